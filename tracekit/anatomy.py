@@ -1,0 +1,185 @@
+"""The parts of a model that capture needs: the inner model, its blocks, and where the residual stream can be read.
+
+Found from the loaded model, not from a list of architectures. Where a block keeps `resid_post_attn` is found by
+arithmetic on a short text: among everything that goes in or out of the block's submodules, the tensor c is searched with
+
+    c = x + a * (output of a submodule)       and       out = c + b * (output of a submodule)
+
+x and out being the block's input and output, up to a LayerNorm after either sum (post-LN blocks). Blocks that add
+attention and MLP to the same x (parallel blocks) have no such tensor; there `x + attention output` is computed and the
+site is marked derived. Element by element the sums must hold to rounding, and must fail without the submodule's output.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tracekit.errors import ModelError
+from tracekit.families import OFF_INTERFACE, Family
+
+__all__ = ["Anatomy", "ResidRule", "block_input", "block_output", "examine", "find_resid_rule"]
+
+_MAX_MISMATCH = 1e-3
+_MIN_CONTRAST = 0.2
+
+
+class ResidRule(NamedTuple):
+    """Where `resid_post_attn` is read in every block."""
+
+    path: str
+    """Submodule of the block."""
+    side: str
+    """`input` or `output` of that submodule, or `derived`: block input plus the submodule's output."""
+
+
+class Anatomy(NamedTuple):
+    """The parts of a model."""
+
+    inner: nn.Module
+    """The model without its head: what the whole model calls once."""
+    blocks: Sequence[nn.Module]
+    """The transformer blocks, first to last."""
+    family: Family | None
+    """The family's row, where attention does not go through the AttentionInterface."""
+    model_type: str
+    """transformers' name of the architecture."""
+
+
+def examine(model: nn.Module, input_ids: Tensor) -> Anatomy:
+    """Find the parts of a model by running it once.
+
+    Raises:
+        ModelError: no list of blocks as long as the configuration says, or no inner model.
+    """
+    from transformers import PreTrainedModel
+
+    called: list[nn.Module] = []
+    with ExitStack() as stack, torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel) and module is not model:
+                handle = module.register_forward_hook(lambda module, args, output: called.append(module))
+                stack.callback(handle.remove)
+        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+    name = type(model).__name__
+    if not called:
+        raise ModelError(f"{name}: no inner model was called; tracekit needs a transformers model with a separate head")
+    inner = called[-1]
+    config: Any = model.config
+    num_layers = config.get_text_config().num_hidden_layers
+    lists = [m for m in inner.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    if not lists:
+        raise ModelError(f"{name}: found no list of {num_layers} blocks inside {type(inner).__name__}")
+    model_type = config.get_text_config().model_type
+    return Anatomy(inner, list(lists[0]), OFF_INTERFACE.get(model_type), model_type)
+
+
+def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The residual stream in the arguments of a block or submodule."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def block_output(output: Any) -> Tensor:
+    """The residual stream in the output of a block or submodule."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class _Seen(NamedTuple):
+    """A tensor that went into or came out of a submodule."""
+
+    path: str
+    side: str
+    value: Tensor
+
+
+def find_resid_rule(model: nn.Module, anatomy: Anatomy, input_ids: Tensor) -> ResidRule | None:
+    """Where `resid_post_attn` can be read, the same for every block; None where no place proves itself."""
+    per_block: list[list[_Seen]] = [[] for _ in anatomy.blocks]
+    with ExitStack() as stack, torch.no_grad():
+        for block, seen in zip(anatomy.blocks, per_block, strict=True):
+            for path, module in block.named_modules():
+                hook = partial(_note, seen, path)
+                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+    if any(not seen or seen[-1].path != "" for seen in per_block):
+        return None
+    for rule in _candidates(per_block[0]):
+        if all(_proves(seen, rule) for seen in per_block[1:]):
+            return rule
+    return None
+
+
+def _note(seen: list[_Seen], path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    """Keep what went in and came out; cloned, because blocks may add in place afterwards."""
+    tensor_in = args[0] if args else kwargs.get("hidden_states")
+    tensor_out = block_output(output)
+    if isinstance(tensor_in, Tensor):
+        seen.append(_Seen(path, "input", tensor_in.detach().clone()))
+    if isinstance(tensor_out, Tensor):
+        seen.append(_Seen(path, "output", tensor_out.detach().clone()))
+
+
+def _candidates(seen: list[_Seen]) -> list[ResidRule]:
+    """Every place in a block that satisfies both sums, best first: plain reads before derived ones."""
+    places = [ResidRule(s.path, s.side) for s in seen if s.path]
+    reads = [rule for rule in places if _proves(seen, rule)]
+    derived = [ResidRule(rule.path, "derived") for rule in places if rule.side == "output"]
+    return reads or [rule for rule in derived if _proves(seen, rule)]
+
+
+def _proves(seen: list[_Seen], rule: ResidRule) -> bool:
+    """Whether one block satisfies the sums at this place."""
+    x = next(s.value for s in seen if s.path == "" and s.side == "input")
+    out = seen[-1].value
+    inside = [s for s in seen if s.path and s.value.numel() == x.numel() and s.value.shape[-1] == x.shape[-1]]
+    shaped = [s._replace(value=s.value.reshape(x.shape)) for s in inside]  # some blocks flatten (B, T, D) to (BT, D)
+    outputs = [s for s in shaped if s.side == "output"]
+    if rule.side == "derived":
+        attention = next((s for s in outputs if s.path == rule.path), None)
+        if attention is None or "att" not in rule.path.lower():
+            return False
+        order = next(i for i, s in enumerate(outputs) if s is attention)
+        carried = x + attention.value
+        return _is_sum(carried, x, [attention]) and _is_sum(out, carried, outputs[order + 1 :])
+    place = next((s for s in shaped if s.path == rule.path and s.side == rule.side), None)
+    if place is None:
+        return False
+    index = next(i for i, s in enumerate(shaped) if s is place)
+    before, after = [[s for s in half if s.side == "output"] for half in (shaped[:index], shaped[index + 1 :])]
+    sums = [place.value, *_before_norm(shaped, place.value)]
+    if not any(_is_sum(c, x, [s for s in before if s.value is not place.value]) for c in sums):
+        return False
+    return any(_is_sum(end, place.value, after) for end in [out, *_before_norm(shaped, out)])
+
+
+def _before_norm(shaped: list[_Seen], value: Tensor) -> list[Tensor]:
+    """Inputs of the LayerNorms whose output is this very tensor."""
+    inputs: list[Tensor] = []
+    for first, second in zip(shaped, shaped[1:], strict=False):
+        same = first.path == second.path and (first.side, second.side) == ("input", "output")
+        if same and "norm" in first.path.lower() and torch.equal(second.value, value):
+            inputs.append(first.value)
+    return inputs
+
+
+def _is_sum(total: Tensor, base: Tensor, terms: list[_Seen]) -> bool:
+    """Whether total = base + scale * term for one of these terms, and not without it."""
+    difference = (total - base).double()
+    scale_of_rounding = (total.abs() + base.abs()).double()
+    eps = torch.finfo(total.dtype).eps * 8
+
+    def mismatch(remainder: Tensor, size: Tensor) -> float:
+        return (remainder.abs() > eps * size + 1e-30).double().mean().item()
+
+    if mismatch(difference, scale_of_rounding) < _MIN_CONTRAST:
+        return False
+    for term in terms:
+        value = term.value.double()
+        fitted = ((difference * value).sum() / value.square().sum().clamp(min=1e-30)).item()
+        for scale in (1.0, fitted):
+            if mismatch(difference - scale * value, scale_of_rounding + abs(scale) * value.abs()) <= _MAX_MISMATCH:
+                return True
+    return False

@@ -1,0 +1,99 @@
+"""Answers: which generated tokens are reasoning, which are the answer, and where each lies in the text.
+
+Reasoning is what stands between a thinking model's markers. Where the template has already opened the reasoning, or
+where it is cut before it ends, everything up to the closing marker (or the end) is reasoning, and no answer.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tracekit.prompts import Prompt, tokens_of
+from tracekit.records import Span
+
+__all__ = ["Answer", "parse_answer", "token_offsets"]
+
+_THINKING = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|channel|>analysis", "<|channel|>final<|message|>"),
+)
+"""Opening and closing markers of reasoning, by model family: Qwen and DeepSeek, others, Magistral, Seed, gpt-oss."""
+
+
+class Answer(NamedTuple):
+    """The generated part of a text, taken apart."""
+
+    whole_text: str
+    """Prompt and generated tokens as text, special tokens included."""
+    text: str
+    """The answer alone."""
+    start_char: int
+    """Where the answer starts in `whole_text`."""
+    offsets: list[list[int]]
+    """Characters of every token, prompt and generated, in `whole_text`."""
+    spans: list[Span]
+    """thinking and answer, those that exist, as token ranges of the whole text."""
+
+    def span(self, name: str) -> Span | None:
+        """A span by name."""
+        return next((span for span in self.spans if span.name == name), None)
+
+
+def parse_answer(tokenizer: Any, prompt: Prompt, token_ids: Sequence[int], *, eos_included: bool) -> Answer:
+    """Find reasoning and answer among the generated tokens.
+
+    A plain prompt's answer ends with its first line: a base model goes on and asks itself the next question.
+    """
+    pieces = token_offsets(tokenizer, token_ids)
+    generated = tokenizer.decode(list(token_ids))
+    base = len(prompt.text)
+    whole = prompt.text + generated
+    offsets = [*prompt.offsets, *[[base + start, base + stop] for start, stop in pieces]]
+    visible = pieces[-1][0] if eos_included and pieces else len(generated)
+    think_end = _end_of_thinking(prompt.text, generated[:visible])
+    start, stop = _strip(generated, think_end, visible)
+    if prompt.template_sha256 is None and "\n" in generated[start:stop]:
+        start, stop = _strip(generated, start, generated.index("\n", start))
+    text = tokenizer.decode(
+        [token for token, (first, last) in zip(token_ids, pieces, strict=True) if first < stop and last > start],
+        skip_special_tokens=True,
+    )
+    text = generated[start:stop] if generated[start:stop] in text else text.strip()
+    spans = []
+    for name, first, last in (("thinking", 0, think_end), ("answer", start, stop)):
+        low, high = tokens_of(offsets[len(prompt.offsets) :], base + first, base + last)
+        if high > low and last > first:
+            spans.append(Span(name=name, start=len(prompt.token_ids) + low, stop=len(prompt.token_ids) + high))
+    return Answer(whole, text, base + start, offsets, spans)
+
+
+def token_offsets(tokenizer: Any, token_ids: Sequence[int]) -> list[list[int]]:
+    """Characters of each token in the decoded text; a character made of several tokens belongs to all of them."""
+    whole = tokenizer.decode(list(token_ids))
+    offsets: list[list[int]] = []
+    start = 0
+    for count in range(1, len(token_ids) + 1):
+        text = tokenizer.decode(list(token_ids[:count]))
+        stop = len(whole) if count == len(token_ids) else min(len(text.rstrip("\ufffd")), len(whole))
+        offsets.append([min(start, stop), max(stop, min(start + 1, len(whole)) if stop <= start else stop)])
+        start = max(start, stop)
+    return offsets
+
+
+def _end_of_thinking(prompt: str, generated: str) -> int:
+    """Where reasoning ends in the generated text; 0 where there is none."""
+    for opening, closing in _THINKING:
+        opened = prompt.rstrip().endswith(opening) or generated.lstrip().startswith(opening)
+        if closing in generated:
+            return generated.rindex(closing) + len(closing)
+        if opened:
+            return len(generated)
+    return 0
+
+
+def _strip(text: str, start: int, stop: int) -> tuple[int, int]:
+    """The range without white space at its ends."""
+    inner = text[start:stop]
+    return start + len(inner) - len(inner.lstrip()), stop - len(inner) + len(inner.rstrip()) if inner.strip() else start

@@ -1,0 +1,393 @@
+"""Capture: token ids in, every requested tensor out, in one teacher-forced pass.
+
+Sequences run right-padded in one batch, so every real token sees exactly what it would see alone; padding is cut off
+while the tensors are copied into buffers of their final shape, layer by layer, while the model runs. Next-token
+numbers come from the raw logits at the positions that need them: the model runs once without its head, then the head
+alone runs over chunks of those rows, so (B, T, V) never exists.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tracekit.config import CaptureConfig
+from tracekit.errors import (
+    CaptureError,
+    ConfigError,
+    DtypeOverflowError,
+    UnsupportedSiteError,
+)
+from tracekit.hooks import record
+from tracekit.sites import ATTENTION_SITES, SITES, resolve_sites
+from tracekit.tensors import TensorSpec, num_packed, pack_indices
+from tracekit.traced import SiteLayout, TracedModel
+
+__all__ = ["Text", "Trace", "capture", "head_logits", "keep_inner_output", "resolve_layers", "to_numpy"]
+
+_HEAD_ROWS = 256
+_ROW_SUM_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+
+
+class Text(NamedTuple):
+    """Prompt and answer as token ids."""
+
+    token_ids: list[int]
+    """Prompt, then answer."""
+    prompt_length: int
+    """Where the answer starts."""
+
+
+class Trace(NamedTuple):
+    """What was captured of one text."""
+
+    tensors: dict[str, np.ndarray]
+    """Stored tensors by name."""
+    specs: list[TensorSpec]
+    """What each of them is."""
+    logprobs: np.ndarray
+    """Log-probability of each answer token under the raw model, nats, float32 (num_answer,)."""
+    entropies: np.ndarray
+    """Entropy of the distribution each answer token was drawn from, nats, float32 (num_answer,)."""
+    predicted_ids: np.ndarray
+    """Most likely token at each answer position, int64 (num_answer,)."""
+
+
+def capture(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig) -> list[Trace]:
+    """Run texts through the model once and keep what the configuration asks for.
+
+    Models whose rows influence one another (int8 with outliers) run one text at a time.
+
+    Raises:
+        CaptureError: an invariant failed: attention rows that do not sum to one, attention to the future, or a value
+            that is not finite.
+        DtypeOverflowError: a value does not fit `store_dtype`.
+        UnsupportedSiteError: the model cannot give a requested site.
+    """
+    if traced.is_row_coupled and len(texts) > 1:
+        return [trace for text in texts for trace in capture(traced, [text], config)]
+    sites = resolve_sites(config.sites)
+    missing = [site for site in sites if site not in traced.layouts and SITES[site].source != "head"]
+    if missing:
+        raise UnsupportedSiteError(_cannot_give(traced, missing))
+    buffers = _Buffers(traced, texts, sites, config)
+    input_ids, attention_mask = _right_pad(texts, traced.device)
+    hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
+    wants_hidden = "hidden_states" in sites
+    with (
+        torch.inference_mode(),
+        keep_inner_output(traced.anatomy.inner) as kept,
+        record(traced.model, traced.anatomy, hooked, buffers.put, resid_rule=traced.resid_rule),
+    ):
+        traced.model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=wants_hidden
+        )
+    output = kept[0]
+    if wants_hidden:
+        for layer, hidden in enumerate(output.hidden_states):
+            buffers.put("hidden_states", layer, hidden)
+    numbers = [_next_tokens(traced, output, i, text, config) for i, text in enumerate(texts)]
+    return [buffers.trace(i, number) for i, number in enumerate(numbers)]
+
+
+def resolve_layers(chosen: Sequence[str], available: Sequence[int]) -> list[int]:
+    """Layer numbers for `all`, numbers (negative from the end) and ranges `4-8`.
+
+    Raises:
+        ConfigError: no such layer, or not a layer at all.
+    """
+    picked: set[int] = set()
+    last = available[-1]
+    for text in chosen:
+        low, dash, high = text.partition("-") if not text.startswith("-") else (text, "", "")
+        try:
+            first = int(low) if text != "all" else 0
+            stop = int(high) if dash else first
+        except ValueError:
+            raise ConfigError(f"layer {text!r} - at `$.capture.layers`; expected all, 12, -1 or 4-8") from None
+        wanted = list(available) if text == "all" else list(range(first, stop + 1))
+        wanted = [number + last + 1 if number < 0 else number for number in wanted]
+        if not wanted or wanted[0] < 0 or wanted[-1] > last:
+            raise ConfigError(f"layer {text!r} - at `$.capture.layers`; the model has layers 0 to {last} there")
+        picked.update(number for number in wanted if number in available)
+    if not picked:
+        raise ConfigError(f"layers {' '.join(chosen)!r} - at `$.capture.layers`; none of them gives this site")
+    return sorted(picked)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor's memory as an array, bfloat16 included."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+@contextmanager
+def keep_inner_output(inner: nn.Module) -> Iterator[list[Any]]:
+    """Keep the inner model's output, and let the head see a single row of it."""
+    kept: list[Any] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        kept[:] = [output]
+        return type(output)(last_hidden_state=output.last_hidden_state[:1, :1])
+
+    handle = inner.register_forward_hook(hook)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def head_logits(traced: TracedModel, rows: Tensor, output_type: Callable[..., Any]) -> Iterator[Tensor]:
+    """Logits (n, V) in float32 for rows (N, D) of the last hidden state, chunk by chunk.
+
+    The model's own forward pass runs with its inner model replaced by the rows, so soft-caps and scales of any head
+    are applied as they should be. `output_type` is the type of the inner model's output.
+    """
+    inner: Any = traced.anatomy.inner
+    own_forward = inner.__dict__.get("forward")
+    token = torch.zeros((1, 1), dtype=torch.long, device=traced.device)
+    for chunk in rows.split(_HEAD_ROWS):
+        inner.forward = lambda *args, chunk=chunk, **kwargs: output_type(last_hidden_state=chunk[None])
+        try:
+            with torch.inference_mode():
+                logits = traced.model(input_ids=token, use_cache=False).logits[0]
+        finally:
+            if own_forward is None:
+                del inner.forward
+            else:
+                inner.forward = own_forward
+        yield logits.float()
+
+
+class _NextTokens(NamedTuple):
+    """Next-token numbers of one text."""
+
+    logprobs: np.ndarray
+    entropies: np.ndarray
+    predicted_ids: np.ndarray
+    topk_ids: np.ndarray
+    topk_logprobs: np.ndarray
+
+
+def _next_tokens(traced: TracedModel, output: Any, i: int, text: Text, config: CaptureConfig) -> _NextTokens:
+    """Numbers of text `i`'s answer tokens, and the top-k of its kept positions where asked for."""
+    sites = resolve_sites(config.sites)
+    start, stop = _kept_positions(text, config)
+    topk_positions = range(start, stop) if "topk_ids" in sites or "topk_logprobs" in sites else range(0)
+    answer_positions = range(text.prompt_length - 1, len(text.token_ids) - 1)
+    positions = sorted({*topk_positions, *answer_positions})
+    logprobs, entropies, predicted, topk = [], [], [], []
+    chunks = head_logits(traced, output.last_hidden_state[i, positions], type(output)) if positions else iter(())
+    done = 0
+    for logits in chunks:
+        logprobs_nV = logits.log_softmax(-1)
+        here = positions[done : done + len(logits)]
+        done += len(logits)
+        answer = [row for row, position in enumerate(here) if position in answer_positions]
+        if answer:
+            targets = torch.tensor([text.token_ids[here[row] + 1] for row in answer], device=logits.device)
+            picked = logprobs_nV[answer]
+            logprobs.append(picked.gather(1, targets[:, None])[:, 0])
+            entropies.append(torch.special.entr(picked.exp()).sum(-1))
+            predicted.append(picked.argmax(-1))
+        rows = [row for row, position in enumerate(here) if position in topk_positions]
+        if rows:
+            topk.append(logprobs_nV[rows].topk(config.topk))
+    return _NextTokens(
+        _joined(logprobs, np.float32),
+        _joined(entropies, np.float32),
+        _joined(predicted, np.int64),
+        _joined([best.indices for best in topk], np.int64),
+        _joined([best.values for best in topk], np.float32),
+    )
+
+
+def _joined(parts: list[Tensor], dtype: type) -> np.ndarray:
+    return torch.cat(parts).cpu().numpy().astype(dtype) if parts else np.zeros(0, dtype)
+
+
+def _kept_positions(text: Text, config: CaptureConfig) -> tuple[int, int]:
+    """`[start, stop)` of the positions that `tokens` keeps."""
+    total, prompt = len(text.token_ids), text.prompt_length
+    return {"all": (0, total), "prompt": (0, prompt), "answer": (prompt, total), "last": (prompt - 1, prompt)}[
+        config.tokens
+    ]
+
+
+def _right_pad(texts: Sequence[Text], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Input ids and attention mask (B, T); what the pad id is does not matter, the mask decides."""
+    longest = max(len(text.token_ids) for text in texts)
+    ids = [text.token_ids + [0] * (longest - len(text.token_ids)) for text in texts]
+    mask = [[1] * len(text.token_ids) + [0] * (longest - len(text.token_ids)) for text in texts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _cannot_give(traced: TracedModel, missing: Sequence[str]) -> str:
+    return (
+        f"{traced.anatomy.model_type} ({traced.info.id}) cannot give {', '.join(missing)}; "
+        f"it can give: {', '.join(traced.layouts)}. Choose with --sites"
+    )
+
+
+@lru_cache(maxsize=256)
+def _pack_indices(start: int, stop: int, row_stride: int) -> Tensor:
+    return torch.from_numpy(pack_indices(np.arange(start, stop), row_stride))
+
+
+def _sees_future(value_HTT: Tensor, length: int) -> bool:
+    """Whether anything above the diagonal of the first `length` rows is not exactly zero (padded rows may be)."""
+    return bool(value_HTT[:, :length, :length].triu(1).any())
+
+
+class _Target(NamedTuple):
+    """One tensor to be stored, for every text of the batch."""
+
+    name: str
+    site: str
+    layers: list[int]
+    layout: str
+    values: list[Tensor]
+
+
+class _Buffers:
+    """The sink of a capture pass: final tensors of every text, filled layer by layer."""
+
+    def __init__(
+        self, traced: TracedModel, texts: Sequence[Text], sites: tuple[str, ...], config: CaptureConfig
+    ) -> None:
+        self._traced, self._texts, self._config = traced, texts, config
+        self._ranges = [_kept_positions(text, config) for text in texts]
+        self._targets: dict[tuple[str, int], tuple[_Target, int]] = {}
+        self._by_name: dict[str, _Target] = {}
+        for site in sites:
+            if SITES[site].source != "head":
+                self._allocate(site, traced.layouts[site])
+
+    def _allocate(self, site: str, layout: SiteLayout) -> None:
+        has_layers = "L" in SITES[site].axes
+        layers = resolve_layers(self._config.layers, layout.layers) if has_layers else [layout.layers[0]]
+        groups = [layers] if layout.is_uniform else [[layer] for layer in layers]
+        dtype = layout.dtype if self._config.store_dtype == "same" else getattr(torch, self._config.store_dtype)
+        form = "dense" if site != "attentions" else "causal" if self._traced.is_causal else "full"
+        for group in groups:
+            tail = layout.tails[layout.layers.index(group[0])]
+            shapes = [self._shape(site, form, tail, i) for i in range(len(self._texts))]
+            lead = (len(group),) if has_layers else ()
+            values = [torch.empty(lead + shape, dtype=dtype) for shape in shapes]
+            name = site if layout.is_uniform else f"{site}.{group[0]}"
+            target = _Target(name, site, group if has_layers else [], form, values)
+            self._by_name[name] = target
+            for row, layer in enumerate(group):
+                self._targets[site, layer] = (target, row)
+
+    def _shape(self, site: str, form: str, tail: tuple[int, ...], i: int) -> tuple[int, ...]:
+        """Shape of one layer of one text."""
+        start, stop = self._ranges[i]
+        if form == "causal":
+            return (tail[0], num_packed(np.arange(start, stop)))
+        if form == "full":
+            return (tail[0], stop - start, len(self._texts[i].token_ids))
+        if site in ATTENTION_SITES:
+            return (tail[0], stop - start, tail[1])
+        return (stop - start, tail[0])
+
+    def put(self, site: str, layer: int, value: Tensor) -> None:
+        """Copy what is kept of a batch tensor (B, ...) into the texts' own tensors."""
+        if (site, layer) not in self._targets:
+            return
+        target, row = self._targets[site, layer]
+        value = value.detach()
+        self._check(site, layer, value, target)
+        if target.layout == "causal":
+            value = value.contiguous()
+        elif value.device.type != "cpu":
+            value = value.cpu()
+        for i, (start, stop) in enumerate(self._ranges):
+            whole = target.values[i]
+            out = whole[row] if target.layers else whole
+            if target.layout == "causal":
+                index = _pack_indices(start, stop, value.shape[-1]).to(value.device)
+                flat = value[i].view(value.shape[1], -1)
+                if out.dtype == flat.dtype and flat.device.type == "cpu":
+                    torch.index_select(flat, 1, index, out=out)
+                else:
+                    out.copy_(flat.index_select(1, index))
+            elif target.layout == "full":
+                out.copy_(value[i, :, start:stop, : len(self._texts[i].token_ids)])
+            elif site in ATTENTION_SITES:
+                out.copy_(value[i, :, start:stop])
+            else:
+                out.copy_(value[i, start:stop])
+
+    def _check(self, site: str, layer: int, value: Tensor, target: _Target) -> None:
+        """The invariants, on the real positions of every text."""
+        if not torch.isfinite(value.sum(dtype=torch.float32)):
+            for i, text in enumerate(self._texts):
+                length = len(text.token_ids)
+                real = value[i, :length] if site not in ATTENTION_SITES else value[i, :, :length]
+                if not torch.isfinite(real).all():
+                    raise CaptureError(
+                        f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype"
+                    )
+        stored = target.values[0].dtype
+        if stored != value.dtype and value.abs().amax() > torch.finfo(stored).max:
+            raise DtypeOverflowError(
+                f"{site}, layer {layer}: {value.abs().amax().item():g} does not fit {stored} "
+                f"(largest {torch.finfo(stored).max:g}); use another --store-dtype"
+            )
+        if site == "attentions":
+            self._check_attention(layer, value)
+
+    def _check_attention(self, layer: int, value_BHTT: Tensor) -> None:
+        sums_BHT = value_BHTT.sum(-1, dtype=torch.float32)
+        slack = _ROW_SUM_TOLERANCE[value_BHTT.dtype]
+        for i, text in enumerate(self._texts):
+            real = sums_BHT[i, :, : len(text.token_ids)]
+            lowest, highest = real.min().item(), real.max().item()
+            if highest > 1 + slack or (self._traced.rows_sum_to_one and lowest < 1 - slack):
+                raise CaptureError(f"attentions, layer {layer}: rows sum to {lowest:g}..{highest:g}, expected 1")
+            if self._traced.is_causal and _sees_future(value_BHTT[i], len(text.token_ids)):
+                raise CaptureError(f"attentions, layer {layer}: a causal model attends to the future")
+
+    def trace(self, i: int, numbers: _NextTokens) -> Trace:
+        """Everything of text `i`."""
+        text = self._texts[i]
+        start, stop = self._ranges[i]
+        positions = [[start, stop]] if stop > start else []
+        tensors: dict[str, np.ndarray] = {}
+        specs: list[TensorSpec] = []
+        for name, target in self._by_name.items():
+            tensors[name] = to_numpy(target.values[i])
+            axes = list(SITES[target.site].axes)
+            if target.layout == "causal":
+                axes = ["L", "H", "S"]
+            keys = len(text.token_ids) if target.site == "attentions" else 0
+            specs.append(_spec(name, tensors[name], axes, target.layers, positions, target.layout, keys))
+        for name in ("topk_ids", "topk_logprobs"):
+            if name in resolve_sites(self._config.sites):
+                array = getattr(numbers, name).reshape(stop - start, self._config.topk)
+                tensors[name] = array
+                specs.append(_spec(name, array, ["T", "k"], [], positions, "dense", 0))
+        return Trace(tensors, specs, numbers.logprobs, numbers.entropies, numbers.predicted_ids)
+
+
+def _spec(
+    name: str, array: np.ndarray, axes: list[str], layers: list[int], positions: list[list[int]], layout: str, keys: int
+) -> TensorSpec:
+    return TensorSpec(
+        name=name,
+        dtype=str(array.dtype),
+        shape=list(array.shape),
+        axes=axes,
+        layers=layers,
+        positions=positions,
+        layout=layout,
+        num_keys=keys,
+        choice_offsets=[],
+    )

@@ -1,0 +1,149 @@
+"""Command lines: `tracekit ...`, and `python -m builders.<task>` through `run_builder`.
+
+tyro turns Structs into flags; their bounds are checked afterwards, once, by tracekit.config.check.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from tracekit.config import RunConfig, check, load_toml
+from tracekit.errors import TracekitError
+
+__all__ = ["main", "run_builder"]
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+_INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The `tracekit` command; returns its exit code."""
+    from tracekit.commands import Command
+
+    command: Any = tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType] - a union of Structs becomes subcommands
+        prog="tracekit",
+        description="Datasets of what happens inside language models: verify, show, merge.",
+        args=argv,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    try:
+        return command.run()
+    except TracekitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # `tracekit show ... | head`
+        sys.stderr.close()
+        return 0
+
+
+def run_builder(builder: Any, config_type: type[ConfigT], argv: list[str] | None = None) -> None:
+    """Parse flags (over `--config FILE.toml`, over defaults), run the builder, say what became of it, and exit."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        default = _take_config_file(arguments, config_type)
+        config: ConfigT = tyro.cli(
+            tyro.conf.OmitArgPrefixes[config_type],  # pyright: ignore[reportInvalidTypeForm]
+            default=default,
+            prog=f"python -m builders.{builder.name}",
+            description=f"{config_type.__doc__}\n\n--config FILE.toml reads settings from a file; flags override it.",
+            args=arguments,
+        )
+        sys.exit(_execute(builder, check(config)))
+    except TracekitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nstopped; every finished batch is kept. Run the same command again to go on", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+
+def _take_config_file(arguments: list[str], config_type: type[ConfigT]) -> ConfigT:
+    """Take `--config FILE` out of the arguments; the defaults of all flags."""
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            if not equals:
+                if position + 1 == len(arguments):
+                    return config_type()
+                value = arguments.pop(position + 1)
+            arguments.pop(position)
+            return load_toml(value, config_type)
+    return config_type()
+
+
+def _execute(builder: Any, config: RunConfig) -> int:
+    from tracekit.run import execute
+
+    folder = Path(config.output.out or default_folder(builder.name, config))
+    outcome = execute(builder, config, folder)
+    if outcome.estimate is not None and config.output.dry_run:
+        _print_estimate(outcome.estimate, folder)
+        return 0
+    if outcome.interrupted:
+        print(f"stopped; every finished batch is in {folder}. Run the same command again to go on", file=sys.stderr)
+        return _INTERRUPTED
+    if outcome.was_complete:
+        print("nothing to do: this run is complete", file=sys.stderr)
+    _print_outcome(folder, outcome)
+    return 0
+
+
+def default_folder(task: str, config: RunConfig) -> str:
+    """A readable name under traces/, from what tells runs apart."""
+    parts = [task, Path(config.model.model.partition("@")[0]).name]
+    if config.model.adapter:
+        parts.append(Path(config.model.adapter).name)
+    if config.model.quantize != "none":
+        parts.append(config.model.quantize)
+    source = config.source.source
+    parts.append(config.source.split if source == "default" else Path(source).stem)
+    return "traces/" + "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)
+
+
+def _print_estimate(estimate: Any, folder: Path) -> None:
+    from tracekit.commands import filesize
+
+    rows = {
+        "examples": f"{estimate.num_examples}",
+        "prompt tokens": f"{estimate.num_prompt_tokens}",
+        "bytes a sample": f"{estimate.bytes_per_sample} ({filesize(estimate.bytes_per_sample)})",
+        "total": f"{estimate.total_bytes} ({filesize(estimate.total_bytes)})",
+        "shards": f"{estimate.num_shards}",
+        "time": f"about {_duration(estimate.seconds)} (from {estimate.num_measured} examples measured here)",
+        "folder": f"{folder} (nothing was written)",
+    }
+    for name, value in rows.items():
+        print(f"{name:15s} {value}")
+
+
+def _print_outcome(folder: Path, outcome: Any) -> None:
+    from tracekit.commands import filesize, verification_lines
+
+    manifest = outcome.manifest
+    print(f"dataset         {folder}")
+    for split in manifest.splits:
+        print(
+            f"{split.name:15s} {split.num_samples} samples, {len(manifest.shards)} shards, {filesize(split.num_bytes)}"
+        )
+    for metric in manifest.metrics:
+        print(f"{metric.name:18s} {metric.value:.4g}")
+    print("\n".join(verification_lines(manifest.verification)))
+    for skipped in manifest.source.skipped:
+        print(f"left out: {skipped}")
+    print(f"next: tracekit verify {folder}", file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

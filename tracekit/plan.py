@@ -1,0 +1,154 @@
+"""Planning: a configuration and its examples in, shard tasks out; and what a run will cost.
+
+Examples go to shards in the source's order. Within a shard batches are made of examples of like prompt length, longest
+first, so that memory runs out at once or not at all, and samples stand in the tar in the order in which they are computed.
+"""
+
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import torch
+
+from tracekit.config import RunConfig
+from tracekit.errors import NoSpaceError, PlanMismatchError
+from tracekit.layout import shard_name
+from tracekit.manifest import Plan, ShardTask, SourceInfo
+from tracekit.records import SCHEMA_VERSION, ModelInfo
+
+__all__ = ["Estimate", "HasIndex", "check_same", "check_space", "make_plan", "public_run", "versions"]
+
+_VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "bitsandbytes", "peft")
+
+
+class HasIndex(Protocol):
+    """An example: all that planning needs to know of it."""
+
+    @property
+    def index(self) -> int:
+        """Row in the source."""
+        ...
+
+
+class Estimate(NamedTuple):
+    """What a run will cost, measured on a small batch."""
+
+    num_examples: int
+    num_prompt_tokens: int
+    bytes_per_sample: int
+    total_bytes: int
+    num_shards: int
+    seconds: float
+    """Time of the whole run, from the measured batch."""
+    num_measured: int
+    """Samples in the measured batch."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages whose behaviour a dataset's bytes depend on."""
+    import tracekit
+
+    return {"tracekit": tracekit.__version__, **{name: version(name) for name in _VERSIONED}}
+
+
+def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[str, Any]:
+    """The configuration as it is written down: no `out`, no `dry_run`, names instead of local paths."""
+    run = msgspec.to_builtins(config)
+    del run["output"]["out"], run["output"]["dry_run"]
+    run["model"]["model"] = model.id if Path(config.model.model).expanduser().exists() else config.model.model
+    if config.model.adapter is not None:
+        run["model"]["adapter"] = str(model.adapter).partition("@")[0]
+    if Path(config.source.source).expanduser().exists():
+        run["source"]["source"] = source.id
+    if config.prompt.chat_template is not None:
+        run["prompt"]["chat_template"] = Path(config.prompt.chat_template).name
+    return run
+
+
+def make_plan(
+    *,
+    name: str,
+    task: str,
+    run: dict[str, Any],
+    config: RunConfig,
+    model: ModelInfo,
+    source: SourceInfo,
+    examples: Sequence[HasIndex],
+    lengths: Sequence[int],
+    batch_size: int,
+    device_type: str,
+) -> Plan:
+    """Deal the examples out to shards and batches. `lengths` are prompt tokens, example by example."""
+    size = config.output.samples_per_shard
+    shards = []
+    for number, start in enumerate(range(0, len(examples), size)):
+        part = list(zip(examples, lengths, strict=True))[start : start + size]
+        ordered = [example.index for example, length in sorted(part, key=lambda pair: (-pair[1], pair[0].index))]
+        batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+        shards.append(ShardTask(name=shard_name(config.source.split, number), number=number, batches=batches))
+    return Plan(
+        schema_version=SCHEMA_VERSION,
+        config=name,
+        task=task,
+        run=run,
+        model=model,
+        source=source,
+        batch_size=batch_size,
+        device_type=device_type,
+        num_threads=torch.get_num_threads(),
+        versions=versions(),
+        shards=shards,
+    )
+
+
+def check_same(plan: Plan, fresh: Plan, folder: str) -> None:
+    """Refuse to go on in a folder that was begun with something else.
+
+    Raises:
+        PlanMismatchError: the message shows every difference.
+    """
+    old, new = (_flat(msgspec.to_builtins(_comparable(p))) for p in (plan, fresh))
+    differences = [
+        f"    {name}: {old.get(name, '(absent)')!r} there, {new.get(name, '(absent)')!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if differences:
+        raise PlanMismatchError(
+            f"{folder} was begun with another plan for {plan.config!r}:\n" + "\n".join(differences) + "\n"
+            "Run the original command to go on with it, or choose another --out (or --dataset-config)"
+        )
+
+
+def check_space(folder: Path, estimate: Estimate) -> None:
+    """Refuse a run that would not fit on the disk.
+
+    Raises:
+        NoSpaceError: with what is needed and what is free.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if estimate.total_bytes > free:
+        raise NoSpaceError(
+            f"this run needs about {estimate.total_bytes / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free. Fewer "
+            "--sites, --layers or --tokens, a smaller --store-dtype or --limit, or another --out"
+        )
+
+
+def _comparable(plan: Plan) -> Plan:
+    """A plan without what follows from the rest of it."""
+    shards: list[ShardTask] = []
+    source = msgspec.structs.replace(plan.source, skipped=[])
+    return msgspec.structs.replace(plan, shards=shards, source=source, batch_size=0, num_threads=0)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    if isinstance(value, dict) and value:
+        return {
+            k: v for name, inner in value.items() for k, v in _flat(inner, f"{path}.{name}" if path else name).items()
+        }
+    return {path: value}

@@ -1,0 +1,186 @@
+"""Prompts: chat messages in, the text and ids that the model reads out, with every part's token range.
+
+With a chat template the rendered text is tokenised without adding special tokens (the template writes its own
+beginning-of-sequence token, a second one would shift everything); without one a plain question/answer text is
+tokenised as the tokenizer does by default. `--bos` overrides both, and never leaves two.
+"""
+
+import datetime
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tracekit.config import PromptConfig, template_kwargs
+from tracekit.errors import ConfigError
+from tracekit.records import Span
+
+__all__ = ["Exchange", "Prompt", "Prompter", "sha256_text"]
+
+
+class Exchange(NamedTuple):
+    """A question, and its answer where it is a solved example."""
+
+    question: str
+    answer: str = ""
+
+
+class Prompt(NamedTuple):
+    """What the model reads."""
+
+    text: str
+    """Rendered prompt."""
+    token_ids: list[int]
+    """Its ids."""
+    offsets: list[list[int]]
+    """Characters of each token in `text`."""
+    spans: list[Span]
+    """system, shots, user and assistant_header, those that exist."""
+    input_text: str
+    """The user's own text."""
+    template_sha256: str | None
+    """Hash of the chat template; None for a plain prompt."""
+
+
+class Prompter:
+    """Renders and tokenises prompts for one tokenizer and one configuration.
+
+    Raises:
+        ConfigError: the chat template cannot be read or does not render.
+    """
+
+    def __init__(self, tokenizer: Any, config: PromptConfig, *, default_system: str) -> None:
+        self._tokenizer, self._config = tokenizer, config
+        self._system = config.system if config.system is not None else default_system
+        self._template = self._read_template()
+        self._arguments = template_kwargs(config)
+        try:
+            self._today = datetime.date.fromisoformat(config.template_date)
+        except ValueError as error:
+            raise ConfigError(
+                f"date {config.template_date!r} - at `$.prompt.template_date`; expected YYYY-MM-DD"
+            ) from error
+
+    @property
+    def variant(self) -> str:
+        """`chat` or `base`."""
+        return "base" if self._template is None else "chat"
+
+    @property
+    def template_sha256(self) -> str | None:
+        """Hash of the chat template; None for a plain prompt."""
+        return None if self._template is None else sha256_text(self._template)
+
+    def prompt(self, question: str, shots: Sequence[Exchange] = ()) -> Prompt:
+        """Render one question after the solved examples."""
+        exchanges = [*shots, Exchange(question)]
+        text, header_start = self._plain(exchanges) if self._template is None else self._chat(exchanges)
+        token_ids, offsets = self._tokenize(text)
+        spans = self._spans(text, offsets, question, header_start, bool(shots))
+        return Prompt(text, token_ids, offsets, spans, question, self.template_sha256)
+
+    def _read_template(self) -> str | None:
+        choice = self._config.chat_template
+        if choice == "none":
+            return None
+        if choice is None:
+            template = getattr(self._tokenizer, "chat_template", None)
+            return template if isinstance(template, str) else None
+        try:
+            return Path(choice).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"chat template {choice!r} - at `$.prompt.chat_template`; cannot be read: {error}"
+            ) from error
+
+    def _plain(self, exchanges: Sequence[Exchange]) -> tuple[str, int]:
+        """Question/answer text, and where the part after the question starts."""
+        solved = [f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in exchanges[:-1]]
+        system = f"{self._system}\n\n" if self._system else ""
+        before = system + "".join(solved) + f"Question: {exchanges[-1].question}"
+        return before + "\nAnswer:", len(before)
+
+    def _chat(self, exchanges: Sequence[Exchange]) -> tuple[str, int]:
+        messages = [{"role": "system", "content": self._system}] if self._system else []
+        for question, answer in exchanges:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": answer})
+        messages.pop()
+        text = self._render(messages, add_generation_prompt=True)
+        before = self._render(messages, add_generation_prompt=False)
+        if text.startswith(before):
+            return text, len(before)
+        return text, text.rindex(exchanges[-1].question) + len(exchanges[-1].question)
+
+    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        import jinja2
+
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=self._today.strftime,
+                **self._arguments,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            hint = (
+                " (this template takes no system message: pass --system '')" if "system" in str(error).lower() else ""
+            )
+            raise ConfigError(f"the chat template does not render: {error}{hint}") from error
+
+    def _tokenize(self, text: str) -> tuple[list[int], list[list[int]]]:
+        encoded = self._tokenizer(
+            text, add_special_tokens=self._template is None and self._config.bos != "never", return_offsets_mapping=True
+        )
+        ids, offsets = list(encoded.input_ids), [list(pair) for pair in encoded.offset_mapping]
+        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        if (
+            self._template is None
+            and ids
+            and eos is not None
+            and ids[-1] == eos
+            and not text.endswith(self._tokenizer.eos_token)
+        ):
+            ids, offsets = ids[:-1], offsets[:-1]  # tokenizers that close every text: the answer comes here
+        if self._config.bos == "always":
+            if bos is None:
+                raise ConfigError("--bos always: this tokenizer has no beginning-of-sequence token")
+            if ids[:1] != [bos]:
+                ids, offsets = [bos, *ids], [[0, 0], *offsets]
+        while self._config.bos == "never" and bos is not None and ids[:1] == [bos]:
+            ids, offsets = ids[1:], offsets[1:]
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids, offsets = ids[1:], offsets[1:]
+        return ids, offsets
+
+    def _spans(
+        self, text: str, offsets: list[list[int]], question: str, header_start: int, has_shots: bool
+    ) -> list[Span]:
+        """Token ranges of the prompt's parts, found in the rendered text."""
+        user = text.rfind(question.strip(), 0, header_start + 1)
+        user = user if user >= 0 else header_start
+        parts: list[tuple[str, int, int]] = []
+        system_start = text.find(self._system.strip()) if self._system and self._system.strip() else -1
+        system_end = 0
+        if 0 <= system_start < user:
+            system_end = system_start + len(self._system.strip())
+            parts.append(("system", system_start, system_end))
+        if has_shots:
+            parts.append(("shots", system_end, user))
+        parts.append(("user", user, min(user + len(question.strip()), header_start)))
+        parts.append(("assistant_header", header_start, len(text)))
+        spans = [(name, *tokens_of(offsets, start, stop)) for name, start, stop in parts]
+        return [Span(name=name, start=start, stop=stop) for name, start, stop in spans if stop > start]
+
+
+def tokens_of(offsets: Sequence[Sequence[int]], start: int, stop: int) -> tuple[int, int]:
+    """`[first, last)` tokens that hold a character of `[start, stop)`."""
+    inside = [i for i, (first, last) in enumerate(offsets) if first < stop and last > start]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def sha256_text(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, hex."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

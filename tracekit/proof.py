@@ -1,0 +1,264 @@
+"""A model proves itself before anything of it is captured; captured samples are replayed alone and compared.
+
+On loading, on a short text: shapes at every requested site, recorded tensors equal to transformers' own, attention
+rows that sum to one (sink models: at most one), no attention to the future in a causal model, hooks that leave the
+logits untouched, sites whose change moves the logits, and a head that gives the same logits row by row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracekit.capture import (
+    Text,
+    Trace,
+    capture,
+    head_logits,
+    keep_inner_output,
+    to_numpy,
+)
+from tracekit.config import CaptureConfig
+from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
+from tracekit.hooks import record
+from tracekit.manifest import SiteError, Verification
+from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
+from tracekit.tensors import TensorSpec, positions_of, unpack_causal
+from tracekit.traced import SiteLayout, TracedModel, tolerance_of
+
+__all__ = ["prove", "replay"]
+
+
+class _Reference(NamedTuple):
+    """What plain transformers says of a text, in eager mode."""
+
+    logits: Tensor
+    hidden_states: Sequence[Tensor]
+    attentions: Sequence[Tensor] | None
+
+
+def prove(traced: TracedModel, sites: Sequence[str]) -> None:
+    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`.
+
+    Raises:
+        UnsupportedSiteError: the architecture cannot give a site.
+        ModelError: a proof failed; the message says which.
+    """
+    ids = traced.probe_ids()
+    before = _plain(traced, ids, attentions="attentions" in sites)
+    _find_causality(traced, ids, before)
+    if "resid_post_attn" in sites:
+        traced.find_resid_rule()
+    _measure(traced, ids, sites, before)
+    for site in sites:
+        if site in RESID_SITES or (site in QKV_SITES and traced.anatomy.family is None):
+            _prove_that_it_matters(traced, ids, site)
+    _prove_head(traced, ids, before)
+    after = _plain(traced, ids, attentions=False)
+    if not torch.equal(before.logits, after.logits):
+        raise _failed(traced, "the logits changed after the hooks were taken off")
+
+
+def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool) -> _Reference:
+    """Plain transformers, eager where the model can switch, one unpadded text (1, T)."""
+    model: Any = traced.model
+    implementation = model.config._attn_implementation
+    switch = traced.anatomy.family is None and implementation != "eager"
+    if switch:
+        model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            output = model(input_ids=ids, use_cache=False, output_hidden_states=True, output_attentions=attentions)
+    finally:
+        if switch:
+            model.set_attn_implementation(implementation)
+    return _Reference(output.logits, output.hidden_states, output.attentions if attentions else None)
+
+
+def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """Whether a change of the last token leaves all earlier positions as they are."""
+    changed = ids.clone()
+    changed[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
+    other = _plain(traced, changed, attentions=False)
+    earlier = [hidden[:, :-1] for hidden in (before.hidden_states[-1], other.hidden_states[-1])]
+    traced.is_causal = _relative(*earlier) < 1e-2
+    if before.attentions is not None:
+        rows = [layer.sum(-1, dtype=torch.float32) for layer in before.attentions if layer is not None]
+        traced.rows_sum_to_one = all(((row - 1).abs() < 4e-2).all() for row in rows)
+        if traced.is_causal and any(layer.triu(1).any() for layer in before.attentions if layer is not None):
+            raise _failed(traced, "a causal model whose attention is not zero above the diagonal")
+
+
+def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Reference) -> None:
+    """Record every site once: shapes, and equality with what plain transformers hands out."""
+    seen: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
+
+    def sink(site: str, layer: int, value: Tensor) -> None:
+        seen[site][layer] = value.detach().clone()
+
+    hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
+    with torch.inference_mode(), record(traced.model, traced.anatomy, hooked, sink, resid_rule=traced.resid_rule):
+        output = traced.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    if hooked and _relative(output.logits, before.logits) > tolerance_of(traced.info).max_rel_error:
+        raise _failed(traced, "the logits differ while hooks are attached")
+    if "hidden_states" in sites:
+        seen["hidden_states"] = dict(enumerate(before.hidden_states))
+    silent = [site for site in sites if SITES[site].source != "head" and not seen[site]]
+    if silent:
+        raise UnsupportedSiteError(
+            f"{traced.anatomy.model_type} ({traced.info.id}): nothing arrived from {', '.join(silent)}; its attention does "
+            "not go through transformers' AttentionInterface and tracekit/families.py has no row for it"
+        )
+    for site, layers in seen.items():
+        if layers:
+            traced.layouts[site] = _layout_of(traced, site, layers, ids.shape[1])
+    if before.attentions is not None:
+        for layer, mine in seen["attentions"].items():
+            if _relative(mine, before.attentions[layer]) > 1e-5 and not traced.info.quantization:
+                raise _failed(traced, f"attention of layer {layer} differs from output_attentions=True")
+    _check_stream(traced, seen)
+
+
+def _check_stream(traced: TracedModel, seen: dict[str, dict[int, Tensor]]) -> None:
+    """Blocks hand the residual stream on unchanged."""
+    for layer, value in seen.get("resid_post_mlp", {}).items():
+        following = seen.get("resid_pre_attn", {}).get(layer + 1)
+        if following is not None and not torch.equal(value, following):
+            raise _failed(traced, f"resid_post_mlp[{layer}] is not resid_pre_attn[{layer + 1}]")
+
+
+def _layout_of(traced: TracedModel, site: str, layers: dict[int, Tensor], num_tokens: int) -> SiteLayout:
+    """Sizes of a site, layer by layer, each checked against the text's length."""
+    order = sorted(layers)
+    tails: list[tuple[int, ...]] = []
+    for layer in order:
+        shape = tuple(layers[layer].shape)
+        if site == "attentions":
+            expected, tail = (1, shape[1], num_tokens, num_tokens), (shape[1],)
+        elif site in ATTENTION_SITES:
+            expected, tail = (1, shape[1], num_tokens, shape[3]), (shape[1], shape[3])
+        else:
+            expected, tail = (1, num_tokens, shape[-1]), (shape[-1],)
+        if shape != expected:
+            raise UnsupportedSiteError(
+                f"{traced.anatomy.model_type}: {site}, layer {layer}, is {shape}, expected {expected}"
+            )
+        tails.append(tail)
+    return SiteLayout(tuple(order), tuple(tails), layers[order[0]].dtype)
+
+
+def _prove_that_it_matters(traced: TracedModel, ids: Tensor, site: str) -> None:
+    """Changing a site moves the logits; resid_post_attn has proven itself by arithmetic (see anatomy)."""
+    if site == "resid_post_attn":
+        return
+
+    def nudge(name: str, layer: int, value: Tensor) -> Tensor:
+        # differs by position and by feature: softmax ignores a shift common to all keys, RMSNorm a common scale
+        along_T, along_D = (torch.linspace(-1, 1, size, device=value.device) for size in value.shape[-2:])
+        return value + (value.abs().mean() * torch.outer(along_T, along_D)).to(value.dtype)
+
+    def watch(name: str, layer: int, value: Tensor) -> None:
+        return None
+
+    logits = []
+    for sink in (watch, nudge):
+        with torch.inference_mode(), record(traced.model, traced.anatomy, (site,), sink, resid_rule=traced.resid_rule):
+            logits.append(traced.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits)
+    if torch.equal(*logits):
+        raise _failed(traced, f"changing {site} does not change the logits")
+
+
+def _prove_head(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """The head alone, row by row, gives the model's logits."""
+    with torch.inference_mode(), keep_inner_output(traced.anatomy.inner) as kept:
+        traced.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    rows = torch.cat(list(head_logits(traced, kept[0].last_hidden_state[0], type(kept[0]))))
+    if _relative(rows, before.logits[0].float()) > tolerance_of(traced.info).max_rel_error:
+        raise _failed(traced, "its head, run alone, gives other logits")
+
+
+def _failed(traced: TracedModel, what: str) -> ModelError:
+    return ModelError(f"{traced.anatomy.model_type} ({traced.info.id}) did not pass its proof: {what}")
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Largest difference divided by the largest value of b."""
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
+
+
+def replay(traced: TracedModel, key: str, text: Text, trace: Trace, config: CaptureConfig) -> Verification:
+    """Compare captured tensors with the same text run alone, unpadded, eager.
+
+    hidden_states and attentions are compared with transformers' own output, every other site with a lone capture.
+
+    Raises:
+        CaptureError: an error is past the tolerance of the model's dtype.
+    """
+    lone = capture(traced, [text], config)[0]
+    plain = _plain(traced, torch.tensor([text.token_ids], device=traced.device), attentions=_has_attentions(trace))
+    result = Verification.nothing()
+    for spec in trace.specs:
+        site = spec.name.split(".")[0]
+        if site == "topk_ids":
+            continue
+        mine, reference = trace.tensors[spec.name], lone.tensors[spec.name]
+        if site in ("hidden_states", "attentions"):
+            reference = _select(plain, spec)
+        if spec.layout == "causal":
+            mine = unpack_causal(mine, positions_of(spec.positions), spec.num_keys)
+        error = _compare(site, mine, reference, tolerance_of(traced.info).max_rel_error)
+        result = result.with_more(Verification(num_replayed=0, num_positions=0, num_agreeing=0, sites=[error]))
+    _check_errors(traced, key, result)
+    predicted = plain.logits[0, text.prompt_length - 1 : -1].argmax(-1).cpu().numpy()
+    return msgspec.structs.replace(
+        result,
+        num_replayed=1,
+        num_positions=len(predicted),
+        num_agreeing=int(
+            (predicted == (trace.predicted_ids if len(trace.predicted_ids) else lone.predicted_ids)).sum()
+        ),
+    )
+
+
+def _has_attentions(trace: Trace) -> bool:
+    return any(spec.name.split(".")[0] == "attentions" for spec in trace.specs)
+
+
+def _check_errors(traced: TracedModel, key: str, result: Verification) -> None:
+    tolerance = tolerance_of(traced.info)
+    for error in result.sites:
+        if not error.max_rel_error <= tolerance.max_rel_error or not error.min_cosine >= tolerance.min_cosine:
+            raise CaptureError(
+                f"sample {key}: {error.site} differs from a lone eager run by {error.max_abs_error:g} (relative "
+                f"{error.max_rel_error:g}, cosine {error.min_cosine:.6f}); tolerance {tolerance.max_rel_error:g} and "
+                f"{tolerance.min_cosine}. Its batch was not written. Try --batch-size 1 or --dtype float32"
+            )
+
+
+def _select(plain: _Reference, spec: TensorSpec) -> np.ndarray:
+    """The stored layers and positions of plain transformers' output."""
+    positions = torch.from_numpy(positions_of(spec.positions))
+    if spec.name.startswith("hidden_states"):
+        chosen = [plain.hidden_states[layer][0].cpu()[positions] for layer in spec.layers]
+    else:
+        assert plain.attentions is not None
+        chosen = [plain.attentions[layer][0].cpu()[:, positions] for layer in spec.layers]
+    return to_numpy(torch.stack(chosen))
+
+
+def _compare(site: str, mine: np.ndarray, reference: np.ndarray, tolerance: float) -> SiteError:
+    a, b = mine.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    if a.size == 0:
+        return SiteError(site=site, max_abs_error=0.0, max_rel_error=0.0, min_cosine=1.0, tolerance=tolerance)
+    largest = float(np.abs(a - b).max())
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return SiteError(
+        site=site,
+        max_abs_error=largest,
+        max_rel_error=largest / max(float(np.abs(b).max()), 1e-12),
+        min_cosine=float(a @ b) / norms if norms else 1.0,
+        tolerance=tolerance,
+    )

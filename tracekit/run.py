@@ -1,0 +1,354 @@
+"""A run: plan, execute, finish. Shards are units of work; done is where the sidecar is.
+
+A builder is anything with the Builder protocol; this module never imports one. Running the same command again does the
+shards that are not done and nothing else. Ctrl-C and SIGTERM finish the batch in hand and say how to go on.
+"""
+
+import json
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import msgspec
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from tqdm import tqdm
+
+from tracekit.capture import Text, Trace
+from tracekit.config import CaptureConfig, RunConfig, check
+from tracekit.errors import DatasetError
+from tracekit.finish import finish
+from tracekit.layout import Layout, write_atomic
+from tracekit.manifest import (
+    Manifest,
+    Plan,
+    ShardTask,
+    SourceInfo,
+    Verification,
+    read_plan,
+    read_struct,
+    to_bytes,
+)
+from tracekit.models import load_model, load_tokenizer, model_info, resolve_device
+from tracekit.plan import (
+    Estimate,
+    HasIndex,
+    check_same,
+    check_space,
+    make_plan,
+    public_run,
+)
+from tracekit.proof import replay
+from tracekit.records import Record, encode_record
+from tracekit.shards import ShardWriter
+from tracekit.sites import resolve_sites
+from tracekit.tensors import encode
+from tracekit.traced import TracedModel
+
+__all__ = ["Builder", "Outcome", "Place", "Sample", "Task", "execute"]
+
+_CPU_BATCH = 8
+_MAX_AUTO_BATCH = 64
+_MEMORY_SHARE = 0.6
+_NUM_MEASURED = 2
+
+ExampleT = TypeVar("ExampleT", bound=HasIndex)
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+class Place(NamedTuple):
+    """Where samples go in the dataset."""
+
+    config: str
+    """Name of the configuration."""
+    shard: int
+    """Number of the shard."""
+    first_index: int
+    """Place of the first of them in its shard."""
+
+
+class Sample(NamedTuple):
+    """One sample, ready to be written."""
+
+    record: Record
+    text: Text
+    trace: Trace
+
+
+class Task(Protocol[ExampleT]):
+    """A builder at work on one configuration."""
+
+    variant: str
+    """`chat` or `base`."""
+
+    def length(self, example: ExampleT) -> int:
+        """Prompt tokens of an example."""
+        ...
+
+    def trace(self, traced: TracedModel, examples: Sequence[ExampleT], place: Place) -> list[Sample]:
+        """Run a batch of examples through the model; samples stand in the order of the examples."""
+        ...
+
+
+class Builder(Protocol[ConfigT, ExampleT]):
+    """What a builder module offers."""
+
+    name: str
+    """Name of the task."""
+
+    def examples(self, config: ConfigT) -> tuple[Sequence[ExampleT], SourceInfo]:
+        """The examples of the source."""
+        ...
+
+    def open(self, config: ConfigT, model_tokenizer: Any, examples: Sequence[ExampleT]) -> Task[ExampleT]:
+        """Get ready to trace them."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    folder: Path
+    config: str
+    manifest: Manifest | None
+    """The finished configuration; None after a dry run or an interruption."""
+    estimate: Estimate | None
+    """What a run will cost; None where nothing had to be planned."""
+    was_complete: bool
+    """True where there was nothing left to do."""
+    interrupted: bool
+    """True where the run was asked to stop."""
+
+
+def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> Outcome:
+    """Run a builder into a folder, or go on with what is there.
+
+    Raises:
+        TracekitError: anything of tracekit.errors; whatever was finished before stays.
+    """
+    config = check(config)
+    name = config.output.dataset_config or builder.name
+    layout = Layout(out, name)
+    _say(f"reading {config.source.source}")
+    examples, source = builder.examples(config)
+    for skipped in source.skipped:
+        _say(f"skipped: {skipped}")
+    tokenizer = load_tokenizer(config.model)
+    task = builder.open(config, tokenizer, examples)
+    info = model_info(config.model, variant=task.variant)
+    lengths = [task.length(example) for example in examples]
+    device = resolve_device(config.model.device)
+
+    def plan_for(batch_size: int) -> Plan:
+        return make_plan(
+            name=name,
+            task=builder.name,
+            run=public_run(config, info, source),
+            config=config,
+            model=info,
+            source=source,
+            examples=examples,
+            lengths=lengths,
+            batch_size=batch_size,
+            device_type=device.type,
+        )
+
+    plan = read_plan(layout) if layout.plan.exists() else None
+    if plan is not None:
+        check_same(plan, plan_for(plan.batch_size), str(out))
+        if layout.manifest.exists() and not config.output.dry_run:
+            return Outcome(out, name, read_struct(layout.manifest, Manifest), None, True, False)
+    elif out.exists() and any(out.iterdir()) and not (out / "plans").is_dir():
+        raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
+    _say(f"loading {info.id}")
+    traced = load_model(config.model, info, tokenizer, resolve_sites(config.capture.sites))
+    run = _Run(traced, task, {example.index: example for example in examples}, layout, config.capture)
+    estimate = None
+    if plan is None or config.output.dry_run:
+        estimate = run.estimate(examples, lengths, config.output.samples_per_shard)
+        if config.output.dry_run:
+            return Outcome(out, name, None, estimate, False, False)
+        check_space(out, estimate)
+        plan = plan_for(run.batch_size(config.output.batch_size, examples, lengths))
+        write_atomic(layout.plan, to_bytes(plan))
+    torch.set_num_threads(plan.num_threads)
+    if run.shards(plan):
+        return Outcome(out, name, None, estimate, False, True)
+    _say("finishing")
+    return Outcome(out, name, finish(layout, plan), estimate, False, False)
+
+
+class _Run(Generic[ExampleT]):
+    """A loaded model at work on shard tasks."""
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        task: Task[ExampleT],
+        by_index: dict[int, ExampleT],
+        layout: Layout,
+        capture: CaptureConfig,
+    ) -> None:
+        self._traced, self._task, self._by_index = traced, task, by_index
+        self._layout, self._capture = layout, capture
+
+    def shards(self, plan: Plan) -> bool:
+        """Do every shard that is not done; returns whether a signal stopped it."""
+        todo = [shard for shard in plan.shards if not self._layout.sidecar(shard.name).exists()]
+        total = sum(len(batch) for shard in plan.shards for batch in shard.batches)
+        left = sum(len(batch) for shard in todo for batch in shard.batches)
+        with _stop_flag() as stopped, tqdm(total=total, initial=total - left, unit="q", desc=plan.config) as bar:
+            for shard in todo:
+                if stopped():
+                    return True
+                if self._shard(shard, plan.config, bar, stopped):
+                    return True
+        return False
+
+    def _shard(self, shard: ShardTask, config_name: str, bar: Any, stopped: Callable[[], bool]) -> bool:
+        """Do one shard from where it stands; returns whether a signal stopped it."""
+        with ShardWriter(self._layout, shard.name, shard.number) as writer:
+            bar.update(sum(len(batch) for batch in shard.batches[: writer.num_batches]))
+            for number in range(writer.num_batches, len(shard.batches)):
+                if stopped():
+                    return True
+                started = time.monotonic()
+                examples = [self._by_index[index] for index in shard.batches[number]]
+                place = Place(config_name, shard.number, writer.num_samples)
+                samples, parts = self._batch(writer, number, examples, place)
+                verification = self._replay(samples) if number == 0 else None
+                encoded = [(s.record.key, encode_record(s.record), encode(s.trace.tensors)) for s in samples]
+                writer.append(encoded, verification)
+                bar.update(len(examples))
+                self._log(shard, number, parts, len(samples), time.monotonic() - started)
+            writer.finish()
+        return False
+
+    def _batch(
+        self, writer: ShardWriter, number: int, examples: list[ExampleT], place: Place
+    ) -> tuple[list[Sample], list[int]]:
+        """Trace one batch, in smaller parts where memory runs out; the parts are journalled before they are used."""
+        parts = writer.parts(number, len(examples))
+        while True:
+            try:
+                samples: list[Sample] = []
+                start = 0
+                for size in parts:
+                    here = place._replace(first_index=place.first_index + len(samples))
+                    samples += self._task.trace(self._traced, examples[start : start + size], here)
+                    start += size
+                return samples, parts
+            except (RuntimeError, MemoryError) as error:
+                if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)) or max(parts) == 1:
+                    raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            size = max(parts) // 2
+            parts = [size] * (len(examples) // size) + [len(examples) % size] * (len(examples) % size > 0)
+            _say(f"out of memory: batch {number} goes on in parts of {size}")
+            writer.note_parts(number, parts)
+
+    def _replay(self, samples: Sequence[Sample]) -> Verification:
+        """Run a few samples again alone: the shortest, which was padded most, first."""
+        ordered = sorted(samples, key=lambda sample: (len(sample.text.token_ids), sample.record.key))
+        count = min(self._capture.num_replays, len(ordered))
+        chosen = [ordered[i * (len(ordered) - 1) // max(count - 1, 1)] for i in range(count)]
+        result = Verification.nothing()
+        for sample in chosen:
+            result = result.with_more(replay(self._traced, sample.record.key, sample.text, sample.trace, self._capture))
+        return result
+
+    def estimate(self, examples: Sequence[ExampleT], lengths: Sequence[int], samples_per_shard: int) -> Estimate:
+        """Trace a small batch of middling length, and reckon up from it."""
+        order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
+        middle = len(order) // 2
+        chosen = [examples[i] for i in order[max(0, middle - _NUM_MEASURED // 2) :][:_NUM_MEASURED]]
+        started = time.monotonic()
+        samples = self._task.trace(self._traced, chosen, Place("", 0, 0))
+        encoded = [len(encode_record(s.record)) + encode(s.trace.tensors).size for s in samples]
+        seconds = time.monotonic() - started
+        per_question = len(samples) / len(chosen)
+        num_answer = sum(len(s.text.token_ids) - s.text.prompt_length for s in samples) / len(samples)
+        total = sum(_scaled_bytes(samples[0], length + num_answer) * per_question for length in lengths)
+        return Estimate(
+            num_examples=len(examples),
+            num_prompt_tokens=sum(lengths),
+            bytes_per_sample=round(total / max(1, len(examples) * per_question)) if encoded else 0,
+            total_bytes=round(total),
+            num_shards=-(-len(examples) // samples_per_shard),
+            seconds=seconds / len(chosen) * len(examples),
+            num_measured=len(chosen),
+        )
+
+    def batch_size(self, asked: int | str, examples: Sequence[ExampleT], lengths: Sequence[int]) -> int:
+        """Questions a batch: as asked, or on an accelerator what its free memory holds of the longest example."""
+        if isinstance(asked, int):
+            return asked
+        if self._traced.device.type != "cuda":
+            return min(_CPU_BATCH, len(examples))
+        longest = max(range(len(examples)), key=lambda i: lengths[i])
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self._task.trace(self._traced, [examples[longest]], Place("", 0, 0))
+        needed = max(1, torch.cuda.max_memory_allocated() - before)
+        free, _ = torch.cuda.mem_get_info()
+        fitting = int(free * _MEMORY_SHARE / needed)
+        return max(1, min(fitting, _MAX_AUTO_BATCH, len(examples)))
+
+    def _log(self, shard: ShardTask, batch: int, parts: list[int], num_samples: int, seconds: float) -> None:
+        """One line a batch in the run log: everything that differs from run to run lives here, not in the data."""
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "shard": shard.name,
+            "batch": batch,
+            "parts": parts,
+            "num_samples": num_samples,
+            "seconds": round(seconds, 3),
+            "max_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "device": str(self._traced.device),
+        }
+        self._layout.log.parent.mkdir(parents=True, exist_ok=True)
+        with self._layout.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _scaled_bytes(sample: Sample, num_tokens: float) -> float:
+    """Bytes of a sample like this one with so many tokens: attention grows with the square, the rest in proportion."""
+    ratio = num_tokens / len(sample.text.token_ids)
+    size = float(len(msgspec.json.encode(sample.record))) * ratio
+    for spec in sample.trace.specs:
+        size += sample.trace.tensors[spec.name].nbytes * (ratio if spec.layout == "dense" else ratio**2)
+    return size
+
+
+@contextmanager
+def _stop_flag() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM asks to stop after the batch, the second stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        _say("stopping after this batch; once more to stop at once")
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: nothing to catch here
+        before = {}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    tqdm.write(f"tracekit: {text}", file=sys.stderr)

@@ -1,0 +1,95 @@
+"""A model ready to be traced: the model itself, its tokenizer, and what was measured of it on loading."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from tracekit.anatomy import Anatomy, ResidRule, examine, find_resid_rule
+from tracekit.records import ModelInfo
+
+__all__ = ["SiteLayout", "Tolerance", "TracedModel", "tolerance_of"]
+
+
+class Tolerance(NamedTuple):
+    """How far a captured tensor may lie from a lone eager run."""
+
+    max_rel_error: float
+    """Largest difference divided by the largest reference value."""
+    min_cosine: float
+    """Smallest cosine of the flattened tensors."""
+
+
+_TOLERANCES = {
+    "float32": Tolerance(1e-3, 0.99999),
+    "float16": Tolerance(3e-2, 0.999),
+    "bfloat16": Tolerance(1e-1, 0.99),
+}
+_QUANTIZED = Tolerance(1e-1, 0.99)
+
+
+def tolerance_of(info: ModelInfo) -> Tolerance:
+    """The tolerance for a model's dtype and quantisation."""
+    return _QUANTIZED if info.quantization else _TOLERANCES[info.dtype]
+
+
+class SiteLayout(NamedTuple):
+    """What a model gives at one site."""
+
+    layers: tuple[int, ...]
+    """Layers that give it."""
+    tails: tuple[tuple[int, ...], ...]
+    """Per layer the sizes that do not depend on the text: (D,), (H, E) or (H,)."""
+    dtype: torch.dtype
+    """dtype in which the model hands it over."""
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers have one shape."""
+        return len(set(self.tails)) <= 1
+
+
+class TracedModel:
+    """A model, its tokenizer, and what its proof found.
+
+    `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.proof.prove`, which every model goes through
+    before anything of it is captured.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, info: ModelInfo, *, is_row_coupled: bool = False) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.info = info
+        self.is_row_coupled = is_row_coupled
+        self.layouts: dict[str, SiteLayout] = {}
+        self.is_causal = False
+        self.rows_sum_to_one = True
+        self.anatomy: Anatomy = examine(self.model, self.probe_ids())
+        self.resid_rule: ResidRule | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's inputs."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.anatomy.blocks)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest text the model has positions for; None where it says nothing."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def probe_ids(self) -> torch.Tensor:
+        """A short text as ids (1, T): a real sentence where there is a tokenizer, else the first ids."""
+        vocab_size = self.model.get_input_embeddings().weight.shape[0]
+        ids: Sequence[int] = [3, 1, 4, 1, 5, 9, 2, 6]
+        if self.tokenizer is not None:
+            ids = self.tokenizer("The cat sat on the mat and looked at the moon.", add_special_tokens=False).input_ids
+        return torch.tensor([[i % vocab_size for i in ids]], device=self.device)
+
+    def find_resid_rule(self) -> None:
+        """Search the place of resid_post_attn."""
+        self.resid_rule = find_resid_rule(self.model, self.anatomy, self.probe_ids())
