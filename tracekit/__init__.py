@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tracekit.store import Sample, TraceStore
-    from tracekit.verify import verify
+    from tracekit.verifier import verify
 
 __all__ = ["Sample", "TraceStore", "__version__", "verify"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Sample": "tracekit.store", "TraceStore": "tracekit.store", "verify": "tracekit.verify"}
+_HOMES = {"Sample": "tracekit.store", "TraceStore": "tracekit.store", "verify": "tracekit.verifier"}
 
 
 def __getattr__(name: str) -> Any:

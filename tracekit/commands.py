@@ -40,7 +40,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
     """Device to replay on."""
 
     def run(self) -> int:
-        from tracekit.verify import verify
+        from tracekit.verifier import verify
 
         root = Path(self.folder)
         total = sum(path.stat().st_size for path in root.glob("data/*/*.tar"))

@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
 
 def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[str, Any]:
     """The configuration as it is written down: no `out`, no `dry_run`, names instead of local paths."""
-    run = msgspec.to_builtins(config)
+    run = msgspec.json.decode(msgspec.json.encode(config))
     del run["output"]["out"], run["output"]["dry_run"]
     run["model"]["model"] = model.id if Path(config.model.model).expanduser().exists() else config.model.model
     if config.model.adapter is not None:

@@ -1,0 +1,46 @@
+"""Running the TriviaQA builder on a tiny checkpoint, from code."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from builders.trivia_qa import TriviaQABuilder, TriviaQAConfig
+from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.run import Outcome, execute
+
+
+def trivia_config(model: Path, **sections: dict[str, Any]) -> TriviaQAConfig:
+    """A small, fast configuration; `sections` override its parts, as `generation={"num_beams": 2}`."""
+    parts = {
+        "model": ModelConfig(model=str(model), device="cpu"),
+        "source": SourceConfig(source="sample", limit=12),
+        "prompt": PromptConfig(),
+        "generation": GenerationConfig(num_beams=1, max_new_tokens=6),
+        "capture": CaptureConfig(num_replays=1),
+        "output": OutputConfig(samples_per_shard=5, batch_size=2),
+    }
+    changed = {name: msgspec.structs.replace(part, **sections.get(name, {})) for name, part in parts.items()}
+    return TriviaQAConfig(**changed)
+
+
+def run_trivia(out: Path, model: Path, **sections: dict[str, Any]) -> Outcome:
+    """Run the builder into a folder."""
+    return execute(TriviaQABuilder(), trivia_config(model, **sections), out)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a dataset, logs left out."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] != "logs"
+    }
+
+
+def log_lines(folder: Path, config: str = "trivia_qa") -> list[dict[str, Any]]:
+    """The run log: one entry a computed batch."""
+    path = folder / "logs" / f"{config}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
