@@ -26,7 +26,7 @@ from tracekit.config import RunConfig
 from tracekit.errors import SourceError
 from tracekit.generation import Generated, answer_deterministically, answer_sampled
 from tracekit.manifest import SourceInfo
-from tracekit.prompts import Exchange, Prompt, Prompter, sha256_text, tokens_of
+from tracekit.prompts import Exchange, Prompter, sha256_text, tokens_of
 from tracekit.records import (
     SCHEMA_VERSION,
     GenerationSettings,

@@ -12,10 +12,10 @@ from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, Output
 from tracekit.run import Outcome, execute
 
 
-def trivia_config(model: Path, **sections: dict[str, Any]) -> TriviaQAConfig:
+def trivia_config(checkpoint: Path, /, **sections: dict[str, Any]) -> TriviaQAConfig:
     """A small, fast configuration; `sections` override its parts, as `generation={"num_beams": 2}`."""
     parts = {
-        "model": ModelConfig(model=str(model), device="cpu"),
+        "model": ModelConfig(model=str(checkpoint), device="cpu"),
         "source": SourceConfig(source="sample", limit=12),
         "prompt": PromptConfig(),
         "generation": GenerationConfig(num_beams=1, max_new_tokens=6),
@@ -26,9 +26,9 @@ def trivia_config(model: Path, **sections: dict[str, Any]) -> TriviaQAConfig:
     return TriviaQAConfig(**changed)
 
 
-def run_trivia(out: Path, model: Path, **sections: dict[str, Any]) -> Outcome:
+def run_trivia(out: Path, checkpoint: Path, /, **sections: dict[str, Any]) -> Outcome:
     """Run the builder into a folder."""
-    return execute(TriviaQABuilder(), trivia_config(model, **sections), out)
+    return execute(TriviaQABuilder(), trivia_config(checkpoint, **sections), out)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -31,7 +31,7 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for a process that dies."""
 
 
@@ -44,7 +44,7 @@ def die_at_batch(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         nonlocal calls
         calls += 1
         if calls == number:
-            raise Stopped
+            raise StoppedError
         return original(self, traced, examples, place)
 
     monkeypatch.setattr(TriviaQATask, "trace", trace)
@@ -75,7 +75,7 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bytes(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         die_at_batch(patch, batch)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run_trivia(out, model)
     done = len(log_lines(out))
     run_trivia(out, model)
@@ -90,7 +90,7 @@ def test_a_tail_that_the_journal_does_not_know_is_cut_off(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         die_at_batch(patch, 4)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run_trivia(out, model)
     (partial,) = out.glob("data/trivia_qa/*.tar.partial")
     with partial.open("ab") as file:
@@ -107,7 +107,7 @@ def test_a_crash_between_rename_and_sidecar_is_mended(finished: Path, model: Pat
 
     def die(path, data):
         if path.parent.parent.name == "sidecars":
-            raise Stopped
+            raise StoppedError
         original(path, data)
 
     import tracekit.shards
@@ -115,7 +115,7 @@ def test_a_crash_between_rename_and_sidecar_is_mended(finished: Path, model: Pat
     original = tracekit.shards.write_atomic
     with monkeypatch.context() as patch:
         patch.setattr(tracekit.shards, "write_atomic", die)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run_trivia(out, model)
     run_trivia(out, model)
     assert hashes(out) == hashes(finished)
@@ -133,12 +133,12 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_a_resume_repeats_it(
         if len(examples) > 2 and place.config:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         if state["calls"] == 5 and state["tight"]:
-            raise Stopped
+            raise StoppedError
         return original(self, traced, examples, place)
 
     monkeypatch.setattr(TriviaQATask, "trace", trace)
     sizes = {"output": {"batch_size": 5}}
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run_trivia(out, model, **sizes)
     state["tight"] = False
     run_trivia(out, model, **sizes)

@@ -52,7 +52,11 @@ def tiny_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(_TEXTS, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
     )
     if chat:
         fast.chat_template = CHAT_TEMPLATE

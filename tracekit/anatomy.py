@@ -1,7 +1,7 @@
 """The parts of a model that capture needs: the inner model, its blocks, and where the residual stream can be read.
 
 Found from the loaded model, not from a list of architectures. Where a block keeps `resid_post_attn` is found by
-arithmetic on a short text: among everything that goes in or out of the block's submodules, the tensor c is searched with
+arithmetic on a short text: among all that goes in or out of the block's submodules, the tensor c is searched with
 
     c = x + a * (output of a submodule)       and       out = c + b * (output of a submodule)
 
@@ -13,6 +13,7 @@ site is marked derived. Element by element the sums must hold to rounding, and m
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -158,7 +159,7 @@ def _proves(seen: list[_Seen], rule: ResidRule) -> bool:
 def _before_norm(shaped: list[_Seen], value: Tensor) -> list[Tensor]:
     """Inputs of the LayerNorms whose output is this very tensor."""
     inputs: list[Tensor] = []
-    for first, second in zip(shaped, shaped[1:], strict=False):
+    for first, second in pairwise(shaped):
         same = first.path == second.path and (first.side, second.side) == ("input", "output")
         if same and "norm" in first.path.lower() and torch.equal(second.value, value):
             inputs.append(first.value)

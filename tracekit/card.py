@@ -1,8 +1,8 @@
 """The card: manifests in, README.md text out. Pure; placeholders are filled in cards/*.md.j2, which hold no logic.
 
 The YAML head declares two configurations for each of ours, both WebDataset, because `datasets` opens a whole
-repository with one module: `<config>_records` (the records alone; the first one is the default) and `<config>` (records and
-tensors). Features are declared, because those that `datasets` infers from five samples lose data silently.
+repository with one module: `<config>_records` (the records alone; the first one is the default) and `<config>` (records
+and tensors). Features are declared, because those that `datasets` infers from five samples lose data silently.
 """
 
 from collections.abc import Sequence

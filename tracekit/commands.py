@@ -24,7 +24,7 @@ _WIDTH = 100
 
 
 class Verify(msgspec.Struct, frozen=True, kw_only=True):
-    """Re-read a dataset and prove it: hashes, counts, structure, every record and tensor. Exit code 1 if it is wrong."""
+    """Re-read a dataset and prove it: hashes, counts, structure, every record and tensor. Exits with 1 if it is wrong."""
 
     folder: tyro.conf.Positional[str]
     """Folder of the dataset."""
@@ -164,9 +164,9 @@ def _show_config(store: TraceStore, num_examples: int, *, as_json: bool) -> None
             print(f"{name:14s} {value}")
     for tensor in info.get("tensors", []):
         print(f"  {tensor['name']:16s} {tensor['dtype']:9s} ({', '.join(tensor['axes'])}) {tensor['layout']}")
-    manifest_path = Layout(Path(str(info["path"])), str(info["config"])).manifest if "path" in info else None
-    if manifest_path is not None and manifest_path.exists():
-        for metric in read_struct(manifest_path, Manifest).metrics:
+    for path, config in zip(info["paths"], info["configs"], strict=False):
+        manifest = Layout(Path(path), config).manifest
+        for metric in read_struct(manifest, Manifest).metrics if manifest.exists() else []:
             print(f"  {metric.name:18s} {metric.value:.4g}")
     for key in store.keys[:num_examples]:
         print(_one_line(store.record(key)))
@@ -192,7 +192,8 @@ def _show_samples(records: list[Any], *, as_json: bool) -> None:
 
 def _one_line(record: Any) -> str:
     """A sample in a line: key, right or wrong, question, answer."""
-    verdict = {True: "right", False: "wrong"}.get(getattr(record, "is_correct", None), "")
+    is_correct = getattr(record, "is_correct", None)
+    verdict = "" if is_correct is None else "right" if is_correct else "wrong"
     question = " ".join(getattr(record, "question", record.prompt).split())
     answer = " ".join(getattr(record, "generated_answer", "").split())
     truth = getattr(record, "ground_truth_answers", [""])[0]

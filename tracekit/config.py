@@ -58,7 +58,7 @@ class SourceConfig(_Part, frozen=True, kw_only=True):
     """Which data, and how much of it."""
 
     source: str = "default"
-    """`default` (the task's own dataset on the Hub), another Hub id, a local JSONL, Parquet or CSV file, or `sample`."""
+    """`default` (the task's own dataset on the Hub), another Hub id, a JSONL, Parquet or CSV file, or `sample`."""
     split: str = "validation"
     """Split of the source; for a local file just the name that is written down."""
     limit: Positive | None = None
@@ -79,7 +79,7 @@ class PromptConfig(_Part, frozen=True, kw_only=True):
     template_kwargs: tuple[str, ...] = ()
     """Arguments for the chat template, `name=value` (`enable_thinking=false`)."""
     num_shots: NonNegative = 0
-    """Solved examples before the question, drawn by seed from the source's other rows."""
+    """Solved examples before the question, drawn by seed from the run's other questions."""
     bos: Literal["auto", "always", "never"] = "auto"
     """Beginning-of-sequence token: `auto` does what tokenizer and template do, never two."""
     template_date: str = "2026-01-01"

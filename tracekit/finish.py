@@ -28,7 +28,7 @@ from tracekit.manifest import (
 from tracekit.metrics import Tally
 from tracekit.records import RECORD_TYPES, decode_record, json_schema
 from tracekit.shards import sha256_file
-from tracekit.tables import write_records_table, write_records_tar
+from tracekit.tables import tensor_summaries, write_records_table, write_records_tar
 
 __all__ = ["finish", "write_index"]
 
@@ -63,7 +63,7 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
     write_atomic(
         layout.schema, msgspec.json.format(msgspec.json.encode(json_schema(RECORD_TYPES[plan.task])), indent=2)
     )
-    manifest = _manifest(layout, plan, split, sidecars())
+    manifest = _manifest(layout, plan, split, sidecars(), tensor_summaries(sidecars()))
     write_atomic(layout.manifest, to_bytes(manifest))
     write_index(layout.root)
     return manifest
@@ -89,27 +89,17 @@ def write_index(root: Path) -> None:
     write_atomic(root / "manifest.json", to_bytes(index))
 
 
-def _manifest(layout: Layout, plan: Plan, split: str, sidecars: Iterator[Sidecar]) -> Manifest:
+def _manifest(
+    layout: Layout, plan: Plan, split: str, sidecars: Iterator[Sidecar], tensors: list[TensorSummary]
+) -> Manifest:
     shards: list[ShardInfo] = []
-    tensors: dict[str, TensorSummary] = {}
     verification = Verification.nothing()
     tally = Tally()
     for sidecar in sidecars:
         shards.append(_shard_info(sidecar, split))
         verification = verification.with_more(sidecar.verification)
         for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
-            record = decode_record(bytes(raw), where=f"{sidecar.name}: {index.key}")
-            tally.add(record)
-            sizes = {entry.name: entry.size for entry in index.tensors}
-            for spec in record.tensors:
-                before = tensors[spec.name].num_bytes if spec.name in tensors else 0
-                tensors[spec.name] = TensorSummary(
-                    name=spec.name,
-                    dtype=spec.dtype,
-                    axes=spec.axes,
-                    layout=spec.layout,
-                    num_bytes=before + sizes[spec.name],
-                )
+            tally.add(decode_record(bytes(raw), where=f"{sidecar.name}: {index.key}"))
     files = [layout.plan, layout.schema, layout.records_table(split), layout.records_tar(split)]
     num_bytes = sum(shard.num_bytes for shard in shards)
     return Manifest(
@@ -127,7 +117,7 @@ def _manifest(layout: Layout, plan: Plan, split: str, sidecars: Iterator[Sidecar
             FileInfo(path=str(path.relative_to(layout.root)), num_bytes=path.stat().st_size, sha256=sha256_file(path))
             for path in files
         ],
-        tensors=list(tensors.values()),
+        tensors=tensors,
         metrics=tally.metrics(),
         invariants=INVARIANTS,
         verification=verification,

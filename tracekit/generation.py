@@ -1,8 +1,8 @@
 """Generation: prompts in, answers out, in batches, with the attention that transformers itself selects.
 
 The deterministic answer is greedy or beam search. Sampled answers use one random generator each, seeded by (run
-seed, key, sample index): the Gumbel-max trick turns argmax over noisy scores into an exact draw from their softmax, so a
-text does not depend on what else is in its batch.
+seed, key, sample index): the Gumbel-max trick turns argmax over noisy scores into an exact draw from their softmax, so
+a text does not depend on what else is in its batch.
 """
 
 import hashlib

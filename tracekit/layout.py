@@ -54,7 +54,7 @@ class Layout(NamedTuple):
         return self.root / "schemas" / f"{self.config}.json"
 
     @property
-    def index(self) -> Path:
+    def dataset_index(self) -> Path:
         return self.root / "manifest.json"
 
     @property

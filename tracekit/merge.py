@@ -79,7 +79,9 @@ def _check(parts: Sequence[_Part]) -> None:
     for part in parts:
         for row in part.rows:
             if row in seen:
-                raise DatasetError(f"row {row} of the source is in {seen[row]} and in {part.layout.root}; slices overlap")
+                raise DatasetError(
+                    f"row {row} of the source is in {seen[row]} and in {part.layout.root}; slices overlap"
+                )
             seen[row] = part.layout.root
 
 

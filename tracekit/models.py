@@ -33,7 +33,7 @@ from tracekit.proof import prove
 from tracekit.records import ModelInfo
 from tracekit.traced import TracedModel
 
-__all__ = ["Reference", "load_model", "load_tokenizer", "model_info", "resolve", "resolve_device"]
+__all__ = ["Reference", "load_model", "load_tokenizer", "max_positions", "model_info", "resolve", "resolve_device"]
 
 _HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
 
@@ -132,6 +132,11 @@ def model_info(config: ModelConfig, *, variant: str) -> ModelInfo:
     )
 
 
+def max_positions(config: ModelConfig) -> int | None:
+    """Longest text a model has positions for; None where it has no limit."""
+    return getattr(_load_config(resolve(config.model), config).get_text_config(), "max_position_embeddings", None)
+
+
 def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str]) -> TracedModel:
     """Load a model, quantised and with its adapter as asked, and have it prove itself at `sites`.
 
@@ -151,7 +156,7 @@ def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequ
     if config.quantize != "none":
         arguments |= {"quantization_config": _quantization(config, info), "device_map": {"": str(device)}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **arguments
         )
     except (OSError, ValueError, KeyError, ImportError) as error:

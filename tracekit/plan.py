@@ -1,7 +1,7 @@
 """Planning: a configuration and its examples in, shard tasks out; and what a run will cost.
 
 Examples go to shards in the source's order. Within a shard batches are made of examples of like prompt length, longest
-first, so that memory runs out at once or not at all, and samples stand in the tar in the order in which they are computed.
+first, so that memory runs out at once or not at all, and samples stand in the tar in the order they are computed in.
 """
 
 import shutil

@@ -109,8 +109,8 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
     silent = [site for site in sites if SITES[site].source != "head" and not seen[site]]
     if silent:
         raise UnsupportedSiteError(
-            f"{traced.anatomy.model_type} ({traced.info.id}): nothing arrived from {', '.join(silent)}; its attention does "
-            "not go through transformers' AttentionInterface and tracekit/families.py has no row for it"
+            f"{traced.anatomy.model_type} ({traced.info.id}): nothing arrived from {', '.join(silent)}; its attention "
+            "does not go through transformers' AttentionInterface and tracekit/families.py has no row for it"
         )
     for site, layers in seen.items():
         if layers:

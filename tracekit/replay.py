@@ -1,7 +1,5 @@
 """Replay of a stored dataset: load its model again, run some samples alone, and compare."""
 
-from pathlib import Path
-
 import msgspec
 
 from tracekit.capture import Text, Trace
@@ -36,8 +34,9 @@ def replay_stored(layout: Layout, count: int, *, model: str | None, adapter: str
     info = model_info(settings, variant=manifest.model.variant)
     if (info.id, info.revision, info.adapter) != (manifest.model.id, manifest.model.revision, manifest.model.adapter):
         raise ModelError(
-            f"{layout.config} was made by {manifest.model.id} at {manifest.model.revision}, adapter {manifest.model.adapter}; "
-            f"this is {info.id} at {info.revision}, adapter {info.adapter}. Give the right one with --model and --adapter"
+            f"{layout.config} was made by {manifest.model.id} at {manifest.model.revision}, adapter "
+            f"{manifest.model.adapter}; this is {info.id} at {info.revision}, adapter {info.adapter}. Give the right one "
+            "with --model and --adapter"
         )
     traced = load_model(settings, info, tokenizer, resolve_sites(capture_config.sites))
     result = Verification.nothing()

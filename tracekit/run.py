@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tracekit.capture import Text, Trace
 from tracekit.config import CaptureConfig, RunConfig, check
-from tracekit.errors import DatasetError
+from tracekit.errors import DatasetError, SourceError
 from tracekit.finish import finish
 from tracekit.layout import Layout, write_atomic
 from tracekit.manifest import (
@@ -35,7 +35,7 @@ from tracekit.manifest import (
     read_struct,
     to_bytes,
 )
-from tracekit.models import load_model, load_tokenizer, model_info, resolve_device
+from tracekit.models import load_model, load_tokenizer, max_positions, model_info, resolve_device
 from tracekit.plan import (
     Estimate,
     HasIndex,
@@ -60,6 +60,8 @@ _NUM_MEASURED = 2
 
 ExampleT = TypeVar("ExampleT", bound=HasIndex)
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ExampleT_contra = TypeVar("ExampleT_contra", bound=HasIndex, contravariant=True)
+ConfigT_contra = TypeVar("ConfigT_contra", bound=RunConfig, contravariant=True)
 
 
 class Place(NamedTuple):
@@ -81,32 +83,32 @@ class Sample(NamedTuple):
     trace: Trace
 
 
-class Task(Protocol[ExampleT]):
+class Task(Protocol[ExampleT_contra]):
     """A builder at work on one configuration."""
 
     variant: str
     """`chat` or `base`."""
 
-    def length(self, example: ExampleT) -> int:
+    def length(self, example: ExampleT_contra) -> int:
         """Prompt tokens of an example."""
         ...
 
-    def trace(self, traced: TracedModel, examples: Sequence[ExampleT], place: Place) -> list[Sample]:
+    def trace(self, traced: TracedModel, examples: Sequence[ExampleT_contra], place: Place) -> list[Sample]:
         """Run a batch of examples through the model; samples stand in the order of the examples."""
         ...
 
 
-class Builder(Protocol[ConfigT, ExampleT]):
+class Builder(Protocol[ConfigT_contra, ExampleT]):
     """What a builder module offers."""
 
     name: str
     """Name of the task."""
 
-    def examples(self, config: ConfigT) -> tuple[Sequence[ExampleT], SourceInfo]:
+    def examples(self, config: ConfigT_contra) -> tuple[Sequence[ExampleT], SourceInfo]:
         """The examples of the source."""
         ...
 
-    def open(self, config: ConfigT, model_tokenizer: Any, examples: Sequence[ExampleT]) -> Task[ExampleT]:
+    def open(self, config: ConfigT_contra, model_tokenizer: Any, examples: Sequence[ExampleT]) -> Task[ExampleT]:
         """Get ready to trace them."""
         ...
 
@@ -137,11 +139,12 @@ def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> 
     layout = Layout(out, name)
     _say(f"reading {config.source.source}")
     examples, source = builder.examples(config)
-    for skipped in source.skipped:
-        _say(f"skipped: {skipped}")
     tokenizer = load_tokenizer(config.model)
     task = builder.open(config, tokenizer, examples)
     info = model_info(config.model, variant=task.variant)
+    examples, source = _that_fit(examples, source, task, config)
+    for skipped in source.skipped:
+        _say(f"skipped: {skipped}")
     lengths = [task.length(example) for example in examples]
     device = resolve_device(config.model.device)
 
@@ -182,6 +185,28 @@ def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> 
         return Outcome(out, name, None, estimate, False, True)
     _say("finishing")
     return Outcome(out, name, finish(layout, plan), estimate, False, False)
+
+
+def _that_fit(
+    examples: Sequence[ExampleT], source: SourceInfo, task: Task[ExampleT], config: RunConfig
+) -> tuple[Sequence[ExampleT], SourceInfo]:
+    """Examples whose prompt and answer the model has positions for; the others are malformed rows.
+
+    Raises:
+        SourceError: one does not fit, and `on_bad_row` is `error`; or none fits.
+    """
+    limit, num_new = max_positions(config.model), config.generation.max_new_tokens
+    too_long = [e for e in examples if limit is not None and task.length(e) + num_new > limit]
+    why = [
+        f"{source.id} row {e.index}: its prompt has {task.length(e)} tokens, with {num_new} new ones more than the "
+        f"model's {limit}"
+        for e in too_long
+    ]
+    if why and (config.source.on_bad_row == "error" or len(why) == len(examples)):
+        raise SourceError(f"{why[0]}. Shorten it, lower --max-new-tokens, or pass --on-bad-row skip")
+    left_out = {example.index for example in too_long}
+    fitting = [example for example in examples if example.index not in left_out]
+    return fitting, msgspec.structs.replace(source, num_used=len(fitting), skipped=[*source.skipped, *why])
 
 
 class _Run(Generic[ExampleT]):

@@ -11,7 +11,8 @@ journal, both named `*.partial`:
                 {"batch": 3, "end": 81920}                 batch 3 is in the tar, synced, up to this byte
 
 A batch is appended, synced, and then noted. A process that dies leaves at most an unnoted tail; the next one cuts it
-off and goes on, and the bytes come out the same. The finished tar is renamed, and its sidecar, written last, means "done".
+off and goes on, and the bytes come out the same. The finished tar is renamed; its sidecar,
+written last, means "done".
 """
 
 import errno
@@ -195,7 +196,7 @@ class ShardWriter:
                 tensors_offset=tensors_offset,
                 tensors_size=payload.size,
                 data_offset=tensors_offset + payload.data_offset,
-                tensors=payload.index,
+                tensors=payload.places,
             )
         )
 
@@ -341,5 +342,6 @@ def _no_space(error: OSError, path: Path) -> OSError:
         return error
     return NoSpaceError(
         errno.ENOSPC,
-        f"the disk is full while writing {path}. Every finished batch is safe; free some space and run the same command again",
+        f"the disk is full while writing {path}. Every finished batch is safe; free some space and "
+        "run the same command again",
     )

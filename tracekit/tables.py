@@ -6,8 +6,8 @@
         tensor_index     list of {name, offset, size}: each tensor in the payload's data part
     records/<config>/<split>.tar       <key>.json members only, for `datasets` and its viewer
 
-Both are made from sidecars alone, one shard in memory at a time, and are sorted by key: shards follow the source's order,
-and each is sorted as it is written.
+Both are made from sidecars alone, one shard in memory at a time, and are sorted by key: shards follow the source's
+order, and each is sorted as it is written.
 """
 
 import os
@@ -21,11 +21,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracekit.layout import PARTIAL_SUFFIX, sync_folder
-from tracekit.manifest import Sidecar
+from tracekit.manifest import Sidecar, TensorSummary
 from tracekit.records import RECORD_TYPES, arrow_schema
 from tracekit.shards import JSON_SUFFIX, tar_header
+from tracekit.tensors import TensorSpec
 
-__all__ = ["INDEX_COLUMNS", "index_schema", "records_table", "write_records_table", "write_records_tar"]
+__all__ = [
+    "INDEX_COLUMNS",
+    "index_schema",
+    "records_table",
+    "tensor_summaries",
+    "write_records_table",
+    "write_records_tar",
+]
 
 INDEX_COLUMNS = ("json_offset", "json_size", "tensors_offset", "tensors_size", "data_offset")
 
@@ -53,6 +61,30 @@ def records_table(task: str, sidecars: Iterable[Sidecar]) -> pa.Table:
             rows.append(row)
     rows.sort(key=lambda row: row["key"])
     return pa.Table.from_pylist(rows, schema=index_schema(task))
+
+
+class _TensorsOnly(msgspec.Struct):
+    """The one field of a record that summaries need."""
+
+    tensors: list[TensorSpec]
+
+
+def tensor_summaries(sidecars: Iterable[Sidecar]) -> list[TensorSummary]:
+    """What the samples of these shards store, added up by name."""
+    summaries: dict[str, TensorSummary] = {}
+    for sidecar in sidecars:
+        for record, sample in zip(sidecar.records, sidecar.samples, strict=True):
+            sizes = {place.name: place.size for place in sample.tensors}
+            for spec in msgspec.json.decode(record, type=_TensorsOnly).tensors:
+                so_far = summaries[spec.name].num_bytes if spec.name in summaries else 0
+                summaries[spec.name] = TensorSummary(
+                    name=spec.name,
+                    dtype=spec.dtype,
+                    axes=spec.axes,
+                    layout=spec.layout,
+                    num_bytes=so_far + sizes[spec.name],
+                )
+    return list(summaries.values())
 
 
 def write_records_table(path: Path, task: str, sidecars: Iterable[Sidecar]) -> None:

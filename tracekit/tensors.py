@@ -104,9 +104,13 @@ class Payload(NamedTuple):
     """An encoded payload: its byte buffers in order, and where each tensor lies."""
 
     buffers: list[bytes | memoryview]
+    """Header and tensors, in order."""
     data_offset: int
+    """Size of the header part."""
     size: int
-    index: list[TensorIndex]
+    """Size of the whole payload."""
+    places: list[TensorIndex]
+    """Where each tensor lies in the data part."""
 
     def tobytes(self) -> bytes:
         """All buffers as one bytes object."""
@@ -144,7 +148,7 @@ def encode(tensors: Mapping[str, np.ndarray]) -> Payload:
     header = msgspec.json.encode(entries)
     header += b" " * (-(8 + len(header)) % _ALIGN)
     buffers: list[bytes | memoryview] = [len(header).to_bytes(8, "little") + header]
-    buffers += [memoryview(arrays[name].reshape(-1).view(np.uint8)) for name in order]
+    buffers += [arrays[name].reshape(-1).view(np.uint8).data for name in order]
     return Payload(buffers, 8 + len(header), 8 + len(header) + offset, index)
 
 
@@ -215,7 +219,7 @@ def decode(payload: bytes | memoryview, *, where: str = "payload") -> dict[str, 
     arrays = {}
     for name, entry in header.entries.items():
         start, stop = (header.data_offset + offset for offset in entry.data_offsets)
-        flat = np.frombuffer(payload[start:stop], dtype=np.uint8).view(_SAFETENSORS_TO_NUMPY[entry.dtype])
+        flat = np.frombuffer(payload, np.uint8, stop - start, start).view(_SAFETENSORS_TO_NUMPY[entry.dtype])
         arrays[name] = flat.reshape(entry.shape)
     return arrays
 

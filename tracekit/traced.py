@@ -77,11 +77,6 @@ class TracedModel:
         """Number of blocks."""
         return len(self.anatomy.blocks)
 
-    @property
-    def max_positions(self) -> int | None:
-        """Longest text the model has positions for; None where it says nothing."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-
     def probe_ids(self) -> torch.Tensor:
         """A short text as ids (1, T): a real sentence where there is a tokenizer, else the first ids."""
         vocab_size = self.model.get_input_embeddings().weight.shape[0]

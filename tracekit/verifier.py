@@ -42,7 +42,7 @@ class Report(NamedTuple):
     """Configurations that are not finished."""
 
 
-def verify(root: Path, *, config: str | None = None, progress: Callable[[int], None] = lambda done: None) -> Report:
+def verify(root: Path, *, config: str | None = None, progress: Callable[[int], object] = lambda done: None) -> Report:
     """Check a dataset folder; `progress` is told of every shard's bytes.
 
     Raises:
@@ -240,7 +240,8 @@ def _strangers(root: Path, names: list[str]) -> list[str]:
         relative = path.relative_to(root).as_posix()
         if path.is_symlink():
             problems.append(f"{relative}: a symbolic link")
-        elif path.is_file() and relative.startswith(("data/", "records/")) and not is_ignored(relative):
-            if relative not in declared:
-                problems.append(f"{relative}: belongs to no plan or manifest of this dataset")
+            continue
+        is_data = path.is_file() and relative.startswith(("data/", "records/")) and not is_ignored(relative)
+        if is_data and relative not in declared:
+            problems.append(f"{relative}: belongs to no plan or manifest of this dataset")
     return problems

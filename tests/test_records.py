@@ -1,0 +1,97 @@
+"""Records: strict decoding, Arrow types that follow from the Structs, and documentation of every field."""
+
+import math
+
+import msgspec
+import pyarrow as pa
+import pytest
+
+from tests.sample_records import trivia_record
+from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.records import (
+    RECORD_TYPES,
+    Record,
+    arrow_schema,
+    decode_record,
+    encode_record,
+    field_docs,
+    json_schema,
+)
+
+
+def test_a_record_survives_the_round_trip():
+    record = trivia_record()
+    assert decode_record(encode_record(record)) == record
+
+
+def test_every_key_is_always_there_and_floats_have_a_point():
+    raw = msgspec.json.decode(encode_record(trivia_record()))
+    names = [field.name for field in msgspec.structs.fields(RECORD_TYPES["trivia_qa"])]
+    assert list(raw) == ["task", *names]
+    assert b'"f1":1.0' in encode_record(trivia_record(f1=1.0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_float_that_is_not_finite_is_an_error(value: float):
+    with pytest.raises(DatasetError, match="not finite"):
+        encode_record(trivia_record(token_logprobs=[0.0, value]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("question"), "missing required field `question`"),
+        (lambda r: r.update(extra=1), "unknown field `extra`"),
+        (lambda r: r.update(prompt_length="3"), r"Expected `int`, got `str` - at `\$.prompt_length`"),
+        (lambda r: r.update(task="poetry"), "unknown task 'poetry'"),
+        (lambda r: r["tensors"][0].update(shape=[1.5]), r"\$.tensors\[0\].shape\[0\]"),
+    ],
+)
+def test_a_record_that_breaks_the_contract_is_named(change, message: str):
+    raw = msgspec.json.decode(encode_record(trivia_record()))
+    change(raw)
+    with pytest.raises(CorruptShardError, match=message):
+        decode_record(msgspec.json.encode(raw), where="here")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b'{"key": 1}'])
+def test_what_is_no_record_is_an_error(data: bytes):
+    with pytest.raises(CorruptShardError, match="here"):
+        decode_record(data, where="here")
+
+
+@pytest.mark.parametrize("task", RECORD_TYPES)
+def test_arrow_takes_a_record_and_gives_it_back(task: str):
+    raw = msgspec.json.decode(encode_record(trivia_record()))
+    table = pa.Table.from_pylist([raw], schema=arrow_schema(RECORD_TYPES[task]))
+    assert table.to_pylist() == [raw]
+
+
+@pytest.mark.parametrize("task", RECORD_TYPES)
+def test_arrow_and_json_schema_declare_the_same_fields_and_nulls(task: str):
+    schema = json_schema(RECORD_TYPES[task])
+    properties = schema["$defs"][RECORD_TYPES[task].__name__]["properties"]
+    arrow = arrow_schema(RECORD_TYPES[task])
+    assert set(arrow.names) == set(properties)
+    for name, spec in properties.items():
+        can_be_null = any(option.get("type") == "null" for option in spec.get("anyOf", []))
+        assert arrow.field(name).nullable == can_be_null, name
+
+
+def test_every_field_of_every_record_is_documented():
+    for record_type in RECORD_TYPES.values():
+        docs = field_docs(record_type)
+        for field in msgspec.structs.fields(record_type):
+            assert len(docs.get(field.name, "")) > 4, field.name
+
+
+def test_no_field_is_a_map():
+    for record_type in RECORD_TYPES.values():
+        for field in arrow_schema(record_type):
+            assert not pa.types.is_map(field.type)
+
+
+def test_the_common_fields_come_first():
+    common = [field.name for field in msgspec.structs.fields(Record)]
+    for record_type in RECORD_TYPES.values():
+        assert [field.name for field in msgspec.structs.fields(record_type)][: len(common)] == common

@@ -1,0 +1,406 @@
+"""The index of a dataset folder: which rows there are, and where the bytes of each lie.
+
+A finished configuration is indexed from its Parquet files, an open one (a plan and sidecars, no manifest yet) from its
+sidecars. Shards are reached through `MappedShards.view` alone. Nothing here knows what the bytes are read for.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
+from tracekit.layout import Layout, config_names
+from tracekit.manifest import Manifest, Plan, Sidecar, SplitInfo, TensorSummary, Verification, read_plan, read_struct
+from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, ModelInfo
+from tracekit.stacking import (
+    TokenMarks,
+)
+from tracekit.tables import INDEX_COLUMNS, records_table, tensor_summaries
+from tracekit.tensors import DTYPES, TensorSpec, num_packed, positions_of
+
+__all__ = [
+    "Folder",
+    "MappedShards",
+    "Part",
+    "Row",
+    "Shard",
+    "Stored",
+    "find_place",
+    "layers_of",
+    "num_query_heads",
+    "open_folder",
+    "shard_codes",
+    "stored_tensors",
+    "together",
+]
+
+_ENTRY_COLUMNS = (
+    "tensors",
+    "tensor_index",
+    "token_ids",
+    "prompt_length",
+    "last_prompt_index",
+    "first_answer_index",
+    "last_answer_index",
+)
+
+
+class Shard(NamedTuple):
+    """One shard: where it lies, its place in the dataset, and the size it must have."""
+
+    path: Path
+    split: str
+    number: int
+    num_bytes: int
+
+
+class Stored(NamedTuple):
+    """One tensor of one sample, and where its bytes start in the shard."""
+
+    spec: TensorSpec
+    dtype: np.dtype
+    start: int
+    num_bytes: int
+
+
+class Row(NamedTuple):
+    """Everything that reading one sample needs."""
+
+    key: str
+    shard: Path
+    json_offset: int
+    json_size: int
+    tensors: dict[str, Stored]
+    marks: TokenMarks
+
+
+class MappedShards:
+    """Bytes of shards. Each is mapped when first read and stays so; no file stays open.
+
+    Shards are reached through `view` alone, so a store that is not on this disk needs only another of these.
+    """
+
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        self._sizes = {shard.path: shard.num_bytes for shard in shards}
+        self._maps: dict[Path, memoryview] = {}
+
+    def view(self, shard_path: Path, offset: int, size: int) -> memoryview:
+        """Bytes `[offset, offset + size)` of a shard, read-only.
+
+        Raises:
+            DatasetError: the shard is missing.
+            CorruptShardError: the shard has not the size it should have, or ends before these bytes.
+        """
+        mapped = self._maps.get(shard_path)
+        if mapped is None:
+            mapped = self._maps[shard_path] = self._map(shard_path)
+        if offset < 0 or size < 0 or offset + size > len(mapped):
+            raise CorruptShardError(
+                f"{shard_path}: bytes {offset} to {offset + size} are asked for, the shard has {len(mapped)}. "
+                "Run `tracekit verify` on the dataset"
+            )
+        return mapped[offset : offset + size]
+
+    def close(self) -> None:
+        """Let go of every map; memory is returned once no array uses it."""
+        self._maps.clear()
+
+    def _map(self, path: Path) -> memoryview:
+        try:
+            # Arrow, because Python's mmap keeps a file descriptor for as long as the map lives
+            with pa.memory_map(str(path)) as file:
+                buffer = file.read_buffer(file.size())
+        except OSError as error:
+            raise DatasetError(
+                f"shard {path} cannot be read: {error}. Was it freed or not downloaded? "
+                "`tracekit verify` lists what is missing"
+            ) from error
+        if buffer.size != self._sizes[path]:
+            raise CorruptShardError(
+                f"{path} has {buffer.size} bytes, expected {self._sizes[path]}. Run `tracekit verify` on the dataset, "
+                "then fetch or make the shard again"
+            )
+        return memoryview(buffer)
+
+
+class Part:
+    """The rows of one split of one folder: a Parquet file, or a table in memory."""
+
+    def __init__(self, source: pq.ParquetFile | pa.Table) -> None:
+        self._source: Any = source
+        self._groups: dict[int, pa.Table] = {}
+        if isinstance(source, pq.ParquetFile):
+            groups = range(source.metadata.num_row_groups)
+            self.schema, lengths = source.schema_arrow, [source.metadata.row_group(i).num_rows for i in groups]
+        else:
+            self.schema, lengths = source.schema, [source.num_rows]
+        self._stops = np.cumsum(lengths)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """These columns of every row."""
+        if isinstance(self._source, pa.Table):
+            return self._source.select(columns)
+        return self._source.read(columns=list(columns))
+
+    def entry(self, row: int) -> dict[str, Any]:
+        """The entry columns of one row, `num_tokens` in place of the tokens."""
+        number = int(np.searchsorted(self._stops, row, side="right"))
+        group = self._groups.get(number)
+        if group is None:
+            group = self._groups[number] = self._read_group(number)
+        return group.slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
+
+    def close(self) -> None:
+        """Close the file."""
+        if not isinstance(self._source, pa.Table):
+            self._source.close()
+
+    def _read_group(self, number: int) -> pa.Table:
+        if isinstance(self._source, pa.Table):
+            group = self._source.select(_ENTRY_COLUMNS)
+        else:
+            group = self._source.read_row_group(number, columns=list(_ENTRY_COLUMNS))
+        num_tokens = pc.call_function("list_value_length", [group["token_ids"]])
+        return group.drop_columns("token_ids").append_column("num_tokens", num_tokens).combine_chunks()
+
+
+class Folder(NamedTuple):
+    """One configuration of one folder, opened."""
+
+    config: str
+    task: str
+    model: ModelInfo
+    splits: list[SplitInfo]
+    shards: list[Shard]
+    parts: list[Part]
+    tensors: list[TensorSummary]
+    verification: Verification
+    is_open: bool
+
+
+def open_folder(root: Path, config: str | None) -> Folder:
+    """Open one configuration of a folder, finished or not."""
+    names = config_names(root)
+    if config is None and len(names) > 1:
+        raise DatasetError(f"{root} holds several configurations ({', '.join(names)}); name one with `config`")
+    chosen = names[0] if config is None else config
+    if chosen not in names:
+        raise DatasetError(f"{root} holds no configuration {chosen!r}; it holds: {', '.join(names)}")
+    layout = Layout(root, chosen)
+    return _open_finished(layout) if layout.manifest.exists() else _open_unfinished(layout)
+
+
+def _open_finished(layout: Layout) -> Folder:
+    """A configuration with a manifest: its rows are in Parquet files."""
+    manifest = read_struct(layout.manifest, Manifest)
+    _check_contract(manifest, layout.manifest)
+    shards = [Shard(layout.shard(one.name), one.split, one.number, one.num_bytes) for one in manifest.shards]
+    return Folder(
+        config=layout.config,
+        task=manifest.task,
+        model=manifest.model,
+        splits=manifest.splits,
+        shards=shards,
+        parts=[Part(_open_parquet(layout.records_table(one.name), one.num_samples)) for one in manifest.splits],
+        tensors=manifest.tensors,
+        verification=manifest.verification,
+        is_open=False,
+    )
+
+
+def _open_unfinished(layout: Layout) -> Folder:
+    """A configuration without a manifest: its rows are in the sidecars of those shards that are done."""
+    plan = read_plan(layout)
+    _check_contract(plan, layout.plan)
+    by_split: dict[str, list[Sidecar]] = {}
+    for task in plan.shards:
+        if layout.sidecar(task.name).exists():
+            split = task.name.rpartition("-")[0]
+            by_split.setdefault(split, []).append(read_struct(layout.sidecar(task.name), Sidecar))
+    shards = [
+        Shard(layout.shard(one.name), split, one.number, one.num_bytes)
+        for split, sidecars in by_split.items()
+        for one in sidecars
+    ]
+    splits = [
+        SplitInfo(
+            name=split,
+            num_samples=sum(len(one.samples) for one in sidecars),
+            num_bytes=sum(one.num_bytes for one in sidecars),
+        )
+        for split, sidecars in by_split.items()
+    ]
+    tables = [records_table(plan.task, sidecars) for sidecars in by_split.values()] or [records_table(plan.task, [])]
+    return Folder(
+        config=layout.config,
+        task=plan.task,
+        model=plan.model,
+        splits=splits,
+        shards=shards,
+        parts=[Part(table) for table in tables],
+        tensors=tensor_summaries(one for sidecars in by_split.values() for one in sidecars),
+        verification=together(one.verification for sidecars in by_split.values() for one in sidecars),
+        is_open=True,
+    )
+
+
+def _check_contract(stored: Manifest | Plan, path: Path) -> None:
+    """Refuse what was written to another contract."""
+    if stored.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0] or stored.task not in RECORD_TYPES:
+        raise DatasetError(
+            f"{path}: task {stored.task!r} with schema {stored.schema_version}; this tracekit reads "
+            f"{', '.join(RECORD_TYPES)} with schema {SCHEMA_VERSION.split('.')[0]}.x. Upgrade tracekit?"
+        )
+
+
+def _open_parquet(path: Path, num_samples: int) -> pq.ParquetFile:
+    """Open a record table and check its length."""
+    try:
+        table = pq.ParquetFile(path, memory_map=True)
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(
+            f"record table {path} cannot be read: {error}. Run `tracekit verify` on the dataset"
+        ) from error
+    missing = {"key", "shard_name", *INDEX_COLUMNS, *_ENTRY_COLUMNS} - {*table.schema_arrow.names}
+    if missing:
+        raise DatasetError(f"{path} is not a record table of tracekit: it has no column {', '.join(sorted(missing))}")
+    if table.metadata.num_rows != num_samples:
+        raise DatasetError(
+            f"{path} has {table.metadata.num_rows} rows, its manifest says {num_samples}. "
+            "Run `tracekit verify` on the dataset"
+        )
+    return table
+
+
+def together(verifications: Iterable[Verification]) -> Verification:
+    """What all replays together showed."""
+    whole = Verification.nothing()
+    for one in verifications:
+        whole = whole.with_more(one)
+    return whole
+
+
+def shard_codes(names: pa.ChunkedArray, code_of: Mapping[str, int]) -> np.ndarray:
+    """Shard names as numbers."""
+    encoded = names.combine_chunks().dictionary_encode()
+    found: Any = encoded.dictionary.to_pylist()
+    unknown = [name for name in found if name not in code_of]
+    if unknown:
+        raise DatasetError(f"a record table names shards that the manifest does not: {', '.join(unknown[:3])}")
+    return np.array([code_of[name] for name in found], dtype=np.int64)[encoded.indices.to_numpy()]
+
+
+def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: str) -> dict[str, Stored]:
+    """Tensors of a row by name, each checked: its bytes, shape and positions have to go together."""
+    specs = msgspec.convert(entry["tensors"], list[TensorSpec])
+    places = {place["name"]: place for place in entry["tensor_index"]}
+    end = offsets["tensors_offset"] + offsets["tensors_size"]
+    tensors: dict[str, Stored] = {}
+    for spec in specs:
+        place, dtype = places.get(spec.name), DTYPES.get(spec.dtype)
+        if place is None or dtype is None:
+            raise DatasetError(f"{where}: tensor {spec.name!r} ({spec.dtype}) has no bytes or an unknown dtype")
+        if spec.choice_offsets:
+            raise DatasetError(
+                f"{where}: tensor {spec.name!r} holds several choices, which this tracekit cannot read yet"
+            )
+        kept = positions_of(spec.positions)
+        num_rows = num_packed(kept) if spec.layout == "causal" else len(kept)
+        letter = "S" if spec.layout == "causal" else "T"
+        start = offsets["data_offset"] + place["offset"]
+        num_bytes = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
+        has_all_rows = letter in spec.axes and spec.shape[spec.axes.index(letter)] == num_rows
+        if place["size"] != num_bytes or start + num_bytes > end or not has_all_rows:
+            raise DatasetError(
+                f"{where}: tensor {spec.name!r} {spec.shape} with {num_rows} rows does not go with its "
+                f"{place['size']} bytes at {start}. Run `tracekit verify` on the dataset"
+            )
+        tensors[spec.name] = Stored(spec, dtype, start, num_bytes)
+    return tensors
+
+
+class _Place(NamedTuple):
+    """Where an asked-for layer stands: in which tensor, at which entry of its first axis (None: all of them)."""
+
+    stored: Stored
+    entry: int | None
+    layers: list[int]
+
+
+def find_place(row: Row, site: str, layer: int | None) -> _Place:
+    """Find a site's tensor and layer, whether its layers are stored together or one by one."""
+    stored = row.tensors.get(site)
+    by_layer = {} if stored else _by_layer(row, site)
+    if not stored and not by_layer:
+        raise SampleNotFoundError(f"sample {row.key!r} stores no {site!r}; stored: {_stored_text(row)}")
+    layers = stored.spec.layers if stored else list(by_layer)
+    if layer is None:
+        if not stored:
+            raise DatasetError(f"the shapes of {site!r} differ by layer in sample {row.key!r}; choose one with `layer`")
+        return _Place(stored, None, layers)
+    if not layers:
+        raise ConfigError(f"{site!r} has no layers; leave `layer` out")
+    number = layers[layer] if -len(layers) <= layer < 0 else layer
+    if number not in layers:
+        raise SampleNotFoundError(
+            f"sample {row.key!r} stores no layer {layer} of {site!r}; stored: {_ranges_text(layers)}"
+        )
+    return _Place(stored, layers.index(number), [number]) if stored else _Place(by_layer[number], 0, [number])
+
+
+def layers_of(row: Row, site: str) -> list[int]:
+    """Numbers of the layers of a site."""
+    stored = row.tensors.get(site)
+    return stored.spec.layers if stored else list(_by_layer(row, site))
+
+
+def _by_layer(row: Row, site: str) -> dict[int, Stored]:
+    """The tensors `site.<layer>` by layer, where a site is stored so."""
+    found = {stored.spec.layers[0]: stored for name, stored in row.tensors.items() if name.startswith(f"{site}.")}
+    return dict(sorted(found.items()))
+
+
+def num_query_heads(row: Row, place: _Place) -> int:
+    """Heads that grouped heads are to be repeated to: those of the queries, or of the attention, in the same layers."""
+    for site in ("queries", "attentions"):
+        by_layer = _by_layer(row, site)
+        found = [row.tensors[site]] if site in row.tensors else [by_layer[n] for n in place.layers if n in by_layer]
+        numbers = sorted({stored.spec.shape[1] for stored in found})
+        if len(numbers) == 1 and numbers[0] % place.stored.spec.shape[1] == 0:
+            return numbers[0]
+        if numbers:
+            raise DatasetError(
+                f"sample {row.key!r}: {place.stored.spec.name!r} has {place.stored.spec.shape[1]} heads, {site!r} "
+                f"{' or '.join(map(str, numbers))}; choose a `layer`, or read them without `expand_heads`"
+            )
+    raise DatasetError(
+        f"sample {row.key!r} stores neither queries nor attentions, so the number of query heads is not known; "
+        "read the heads as stored, without `expand_heads`"
+    )
+
+
+def _stored_text(row: Row) -> str:
+    """What a sample stores, for messages."""
+    texts = [
+        f"{name} (layers {_ranges_text(stored.spec.layers)})" if stored.spec.layers else name
+        for name, stored in row.tensors.items()
+    ]
+    return ", ".join(texts) or "no tensors"
+
+
+def _ranges_text(numbers: Sequence[int]) -> str:
+    """`0-3, 7` for 0 1 2 3 7."""
+    texts: list[str] = []
+    start = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
+            first, last = numbers[start], numbers[i - 1]
+            texts.append(str(first) if first == last else f"{first}-{last}")
+            start = i
+    return ", ".join(texts)
