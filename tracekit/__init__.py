@@ -6,13 +6,13 @@ Public names are loaded when they are first used; importing tracekit, and readin
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tracekit.version import __version__
+
 if TYPE_CHECKING:
     from tracekit.store import Sample, TraceStore
     from tracekit.verifier import verify
 
 __all__ = ["Sample", "TraceStore", "__version__", "verify"]
-
-__version__ = "0.1.0"
 
 _HOMES = {"Sample": "tracekit.store", "TraceStore": "tracekit.store", "verify": "tracekit.verifier"}
 

@@ -24,7 +24,7 @@ _WIDTH = 100
 
 
 class Verify(msgspec.Struct, frozen=True, kw_only=True):
-    """Re-read a dataset and prove it: hashes, counts, structure, every record and tensor. Exits with 1 if it is wrong."""
+    """Re-read a dataset and prove it: hashes, counts, structure, every record and tensor. Exits 1 if it is wrong."""
 
     folder: tyro.conf.Positional[str]
     """Folder of the dataset."""

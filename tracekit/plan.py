@@ -7,6 +7,7 @@ first, so that memory runs out at once or not at all, and samples stand in the t
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from tracekit.errors import NoSpaceError, PlanMismatchError
 from tracekit.layout import shard_name
 from tracekit.manifest import Plan, ShardTask, SourceInfo
 from tracekit.records import SCHEMA_VERSION, ModelInfo
+from tracekit.version import __version__
 
 __all__ = ["Estimate", "HasIndex", "check_same", "check_space", "make_plan", "public_run", "versions"]
 
@@ -49,9 +51,7 @@ class Estimate(NamedTuple):
 
 def versions() -> dict[str, str]:
     """Versions of the packages whose behaviour a dataset's bytes depend on."""
-    import tracekit
-
-    return {"tracekit": tracekit.__version__, **{name: version(name) for name in _VERSIONED}}
+    return {"tracekit": __version__, **{name: version(name) for name in _VERSIONED if find_spec(name)}}
 
 
 def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def replay_stored(layout: Layout, count: int, *, model: str | None, adapter: str
     if (info.id, info.revision, info.adapter) != (manifest.model.id, manifest.model.revision, manifest.model.adapter):
         raise ModelError(
             f"{layout.config} was made by {manifest.model.id} at {manifest.model.revision}, adapter "
-            f"{manifest.model.adapter}; this is {info.id} at {info.revision}, adapter {info.adapter}. Give the right one "
-            "with --model and --adapter"
+            f"{manifest.model.adapter}; this is {info.id} at {info.revision}, adapter {info.adapter}. Give the right "
+            "one with --model and --adapter"
         )
     traced = load_model(settings, info, tokenizer, resolve_sites(capture_config.sites))
     result = Verification.nothing()

@@ -1,0 +1,201 @@
+"""Command lines, run as a user runs them: as processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs_for_tests import hashes
+from tests.tiny_checkpoint import save_tiny_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def trivia(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return call("-m", "builders.trivia_qa", *arguments)
+
+
+def tracekit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return call("-m", "tracekit.cli", *arguments)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def small(model: Path) -> list[str]:
+    return ["--model", str(model), "--source", "sample", "--limit", "4", "--num-beams", "1", "--max-new-tokens", "4"]
+
+
+@pytest.fixture(scope="module")
+def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = trivia(*small, "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert f"next: tracekit verify {folder}" in done.stderr
+    return folder
+
+
+def test_verify_says_ok_and_what_comes_next(finished: Path):
+    done = tracekit("verify", str(finished))
+    assert done.returncode == 0
+    assert done.stdout.startswith("ok: 4 samples")
+    assert done.stderr.endswith(f"next: tracekit show {finished}\n")
+
+
+def test_verify_with_replay_prints_errors_per_site(finished: Path, model: Path):
+    done = tracekit("verify", str(finished), "--replay", "2", "--model", str(model))
+    assert done.returncode == 0, done.stderr
+    assert "replayed 2 samples alone" in done.stdout
+    assert "hidden_states" in done.stdout
+
+
+def test_verify_of_a_damaged_dataset_exits_with_one(finished: Path, tmp_path: Path):
+    import shutil
+
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    shard = next(copy.glob("data/*/*.tar"))
+    os.truncate(shard, 2000)
+    done = tracekit("verify", str(copy))
+    assert done.returncode == 1
+    assert "wrong: data/trivia_qa/validation-00000.tar: 2000 bytes, the manifest says" in done.stdout
+
+
+def test_show_lists_answers_and_one_sample(finished: Path):
+    done = tracekit("show", str(finished))
+    assert done.returncode == 0
+    assert "hidden_states" in done.stdout
+    assert "accuracy" in done.stdout
+    assert "What is the capital city of France?" in done.stdout
+    one = tracekit("show", str(finished), "--key", "000002")
+    assert "prompt_sha256" in one.stdout
+
+
+def test_show_prints_json_that_scripts_read(finished: Path):
+    info = json.loads(tracekit("show", str(finished), "--json").stdout)
+    assert info["num_samples"] == 4
+    record = json.loads(tracekit("show", str(finished), "--key", "000001", "--json").stdout)
+    assert record["key"] == "000001"
+    found = json.loads(tracekit("show", str(finished), "--prompt-sha256", record["prompt_sha256"], "--json").stdout)
+    assert found["key"] == "000001"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "/nowhere"], "error: no such folder: '/nowhere'"),
+        (["verify", str(ROOT / "tests")], "is not a tracekit dataset"),
+        (["merge", "a", "--out", "b"], "merge needs two folders or more"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_one(arguments: list[str], message: str):
+    done = tracekit(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_key_is_an_error_not_a_trace(finished: Path):
+    done = tracekit("show", str(finished), "--key", "999999")
+    assert done.returncode == 1
+    assert "error:" in done.stderr
+    assert "999999" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistyped_flag_gets_a_suggestion():
+    done = trivia("--num-beens", "3")
+    assert done.returncode == 2
+    assert "num-beams" in done.stderr
+
+
+def test_help_lists_the_common_flags():
+    text = trivia("--help").stdout
+    flags = (
+        "--model --adapter --quantize --dtype --device --out --source --split --limit --offset --batch-size --sites "
+        "--layers --tokens --samples-per-shard --seed --dataset-config --dry-run --config --system --chat-template "
+        "--template-kwargs --num-shots --bos --num-beams --max-new-tokens --num-samples --temperature --top-p --top-k "
+        "--trace-samples"
+    )
+    for flag in flags.split():
+        assert flag in text, flag
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "./nowhere"], "error: no model at './nowhere'"),
+        (["--model", "demo", "--source", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--num-beams", "0"], "`$.generation.num_beams`"),
+        (["--sites", "hiden"], "unknown site 'hiden'"),
+        (["--config", "nowhere.toml"], "'nowhere.toml' cannot be read"),
+    ],
+)
+def test_bad_input_is_an_error_that_says_what_to_do(arguments: list[str], message: str, tmp_path: Path):
+    done = trivia("--source", "sample", "--out", str(tmp_path / "run"), *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_prints_the_plan(small: list[str], tmp_path: Path):
+    done = trivia(*small, "--out", str(tmp_path / "run"), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for name in ("examples", "prompt tokens", "bytes a sample", "total", "shards", "time"):
+        assert name in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_override_the_file_and_the_merged_configuration_is_kept(small: list[str], model: Path, tmp_path: Path):
+    toml = tmp_path / "run.toml"
+    toml.write_text(
+        f'[model]\nmodel = "{model}"\n[source]\nsource = "sample"\nlimit = 3\n'
+        "[generation]\nnum_beams = 2\nmax_new_tokens = 4\n"
+    )
+    done = trivia("--config", str(toml), "--limit", "2", "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "run/manifests/trivia_qa.json").read_text())["run"]
+    assert run["generation"]["num_beams"] == 2
+    assert run["source"]["limit"] == 2
+
+
+def test_the_same_command_again_says_that_there_is_nothing_to_do(small: list[str], finished: Path):
+    before = hashes(finished)
+    done = trivia(*small, "--out", str(finished))
+    assert done.returncode == 0
+    assert "nothing to do" in done.stderr
+    assert hashes(finished) == before
+
+
+def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(model: Path, tmp_path: Path):
+    arguments = ["--model", str(model), "--source", "sample", "--num-beams", "4", "--max-new-tokens", "48"]
+    arguments += ["--batch-size", "2", "--samples-per-shard", "64", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "builders.trivia_qa", *arguments]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
+    log = tmp_path / "run/logs/trivia_qa.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Run the same command again to go on" in errors
+    done = tracekit("verify", str(tmp_path / "run"))
+    assert done.returncode == 0
+    assert "open: trivia_qa is not finished" in done.stdout

@@ -1,0 +1,68 @@
+"""kill -9 at random moments, again and again: nothing finished is lost, and the bytes are those of a run left alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.runs_for_tests import hashes, log_lines
+from tests.tiny_checkpoint import save_tiny_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+# One process loads everything once and forks a child for every attempt, so that most kills land inside the run itself.
+_SCRIPT = """
+import os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from tests.runs_for_tests import run_trivia
+
+def attempt(out, seconds):
+    child = os.fork()
+    if child == 0:
+        try:
+            run_trivia(out, model, source={"limit": 24}, generation={"max_new_tokens": 16}, capture={"sites": ("all",)},
+                       output={"samples_per_shard": 10, "batch_size": 1})
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+model, root = Path(sys.argv[1]), Path(sys.argv[2])
+started = time.monotonic()
+assert attempt(root / "whole", 300) == 0
+whole = time.monotonic() - started
+draw, kills = random.Random(1), 0
+for folder in ("a", "b", "c", "d"):
+    for tries in range(100):
+        code = attempt(root / folder, whole * draw.uniform(0.2, 0.8) if tries < 20 else 300)
+        if code == 0:
+            break
+        assert code is None, code
+        kills += 1
+print(kills)
+"""
+
+
+def test_kill_9_at_random_moments_many_times(tmp_path: Path):
+    model = save_tiny_checkpoint(tmp_path / "tiny")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _SCRIPT, str(model), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    kills = int(done.stdout.split()[-1])
+    assert kills >= 5, "the runs were too fast to be killed"
+    for name in "abcd":
+        assert hashes(tmp_path / name) == hashes(tmp_path / "whole")
+        computed = [(line["shard"], line["batch"]) for line in log_lines(tmp_path / name)]
+        assert len(computed) == len(set(computed)), "a finished batch was computed again"

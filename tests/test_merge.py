@@ -1,0 +1,66 @@
+"""Merging joins slices of one source, and refuses everything else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.runs_for_tests import run_trivia
+from tests.tiny_checkpoint import save_tiny_checkpoint
+from tracekit import TraceStore, verify
+from tracekit.errors import DatasetError, PlanMismatchError
+from tracekit.merge import merge
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def slices(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("slices")
+    for offset in (0, 6):
+        run_trivia(root / str(offset), model, source={"offset": offset, "limit": 6})
+    return [root / "0", root / "6"]
+
+
+def test_two_slices_become_what_one_run_would_have_been(slices: list[Path], model: Path, tmp_path: Path):
+    manifest = merge(list(reversed(slices)), tmp_path / "joined")
+    run_trivia(tmp_path / "whole", model)
+    joined, whole = TraceStore(str(tmp_path / "joined")), TraceStore(str(tmp_path / "whole"))
+    assert verify(tmp_path / "joined").problems == []
+    assert manifest.run["source"]["offset"] == 0
+    assert manifest.run["source"]["limit"] == 12
+    assert joined.keys == whole.keys
+    for key in joined.keys:
+        assert joined.record(key).generated_text == whole.record(key).generated_text
+        np.testing.assert_allclose(joined.hidden_states(key), whole.hidden_states(key), atol=1e-4)
+    shards = {joined.record(key).shard for key in joined.keys}
+    assert shards == set(range(len(manifest.shards)))
+
+
+def test_slices_that_overlap_are_refused(slices: list[Path], tmp_path: Path):
+    with pytest.raises(DatasetError, match="row 0 of the source is in"):
+        merge([slices[0], slices[0]], tmp_path / "joined")
+
+
+def test_runs_that_differ_are_refused_with_the_difference(slices: list[Path], model: Path, tmp_path: Path):
+    run_trivia(tmp_path / "other", model, source={"offset": 6, "limit": 6}, generation={"max_new_tokens": 3})
+    with pytest.raises(PlanMismatchError, match=r"run\.generation: .*max_new_tokens': 6"):
+        merge([slices[0], tmp_path / "other"], tmp_path / "joined")
+
+
+def test_a_folder_that_exists_is_not_overwritten(slices: list[Path], tmp_path: Path):
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(DatasetError, match="exists already"):
+        merge(slices, tmp_path)
+
+
+def test_a_run_that_is_not_finished_is_refused(slices: list[Path], tmp_path: Path):
+    import shutil
+
+    open_run = shutil.copytree(slices[1], tmp_path / "open")
+    (open_run / "manifests/trivia_qa.json").unlink()
+    with pytest.raises(DatasetError, match="is not finished"):
+        merge([slices[0], open_run], tmp_path / "joined")

@@ -1,0 +1,174 @@
+"""Verification notices every kind of damage, names the file, and never changes anything."""
+
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.runs_for_tests import hashes, run_trivia
+from tests.tiny_checkpoint import save_tiny_checkpoint
+from tracekit import verify
+from tracekit.errors import CaptureError, DatasetError, ModelError
+from tracekit.layout import Layout
+from tracekit.replay import replay_stored
+
+SHARD = "data/trivia_qa/validation-00001.tar"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_trivia(folder, model)
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path, num_bytes: int) -> None:
+    os.truncate(path, path.stat().st_size - num_bytes)
+
+
+def rewrite_json(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a bit in a tensor": (lambda d: flip(d / SHARD, 9000), "SHA-256 is not the manifest's"),
+    "a bit in a tar header": (lambda d: flip(d / SHARD, 3), "SHA-256|no tar header"),
+    "a shard cut inside": (lambda d: cut(d / SHARD, 3000), "bytes, the manifest says"),
+    "a shard cut at a member boundary": (lambda d: cut(d / SHARD, 1024), "bytes, the manifest says"),
+    "a missing shard": (lambda d: (d / SHARD).unlink(), "missing"),
+    "a stranger in data": (
+        lambda d: shutil.copy(d / SHARD, d / "data/trivia_qa/validation-00099.tar"),
+        "belongs to no",
+    ),
+    "a link": (lambda d: (d / "data/trivia_qa/x.tar").symlink_to("/etc/passwd"), "a symbolic link"),
+    "an altered table": (lambda d: flip(d / "records/trivia_qa/validation.parquet", 50), "SHA-256"),
+    "a missing table": (lambda d: (d / "records/trivia_qa/validation.tar").unlink(), "missing"),
+    "an altered schema": (lambda d: flip(d / "schemas/trivia_qa.json", 5), "SHA-256"),
+    "a missing index": (lambda d: (d / "manifest.json").unlink(), "manifest.json cannot be read"),
+    "an altered manifest": (
+        lambda d: rewrite_json(d / "manifests/trivia_qa.json", lambda m: m["metrics"].clear()),
+        "its entry of trivia_qa is not",
+    ),
+    "a manifest that lies about counts": (
+        lambda d: rewrite_json(d / "manifests/trivia_qa.json", lambda m: m["shards"][1].update(num_samples=3)),
+        "5 samples, the manifest says 3",
+    ),
+    "a plan that is no plan": (lambda d: (d / "plans/trivia_qa.json").write_text("{}"), "is not a tracekit plan"),
+    "a plan of the future": (
+        lambda d: rewrite_json(d / "plans/trivia_qa.json", lambda p: p.update(schema_version="9.0")),
+        "schema 9.0, this tracekit reads",
+    ),
+}
+
+
+def test_an_untouched_dataset_is_right_and_stays_as_it_is(finished: Path):
+    before = hashes(finished)
+    report = verify(finished)
+    assert report.problems == []
+    assert report.num_samples == 12
+    assert report.num_bytes == sum(path.stat().st_size for path in finished.glob("data/*/*.tar"))
+    assert hashes(finished) == before
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_noticed_and_named(copy: Path, name: str):
+    damage, message = DAMAGE[name]
+    damage(copy)
+    problems = verify(copy).problems
+    assert problems
+    import re
+
+    assert any(re.search(message, problem) for problem in problems), problems
+
+
+def rewrite_shard(folder: Path, change: Callable[[str, bytes], bytes]) -> None:
+    """Rewrite a shard and make size and hash in the manifest agree, as one who wants to deceive would."""
+    import hashlib
+
+    from tracekit.shards import tar_header
+
+    path = folder / SHARD
+    with tarfile.open(path) as tar:
+        members = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+    parts = []
+    for name, data in members:
+        changed = change(name, data)
+        parts += [tar_header(name, len(changed)), changed, bytes(-len(changed) % 512)]
+    path.write_bytes(b"".join([*parts, bytes(1024)]))
+    facts = {"num_bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    rewrite_json(folder / "manifests/trivia_qa.json", lambda m: m["shards"][1].update(facts))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (b'"schema_version"', b'"schema_versiom"', "missing required field|unknown field"),
+        (b'"shape":[3,', b'"shape":[4,', "declared float32"),
+        (b'"layers":[0,1,2]', b'"layers":[0,1]', "axis L is 3, its layers and positions say 2"),
+        (b'"dtype":"float32","shape"', b'"dtype":"float16","shape"', "declared float16"),
+        (b'"config":"trivia_qa"', b'"config":"another"', "configuration 'another'"),
+        (b'"name":"attentions"', b'"name":"attentionz"', "tensor 'attentions' is not declared"),
+    ],
+)
+def test_records_and_tensors_are_held_against_each_other(copy: Path, before: bytes, after: bytes, message: str):
+    rewrite_shard(copy, lambda name, data: data.replace(before, after) if name.endswith(".json") else data)
+    import re
+
+    assert any(re.search(message, problem) for problem in verify(copy).problems)
+
+
+def test_a_folder_that_is_no_dataset_is_an_error(tmp_path: Path):
+    with pytest.raises(DatasetError, match="no such folder"):
+        verify(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="is not a tracekit dataset"):
+        verify(tmp_path)
+
+
+def test_an_unknown_configuration_is_an_error(finished: Path):
+    with pytest.raises(DatasetError, match="has no configuration 'x'; it has trivia_qa"):
+        verify(finished, config="x")
+
+
+def test_a_replay_loads_the_model_and_agrees(finished: Path, model: Path):
+    result = replay_stored(Layout(finished, "trivia_qa"), 3, model=str(model), adapter=None, device="cpu")
+    assert result.num_replayed == 3
+    assert result.num_agreeing == result.num_positions
+    assert all(error.max_rel_error < 1e-4 for error in result.sites)
+
+
+def test_a_replay_with_another_model_is_refused(finished: Path, tmp_path: Path):
+    other = save_tiny_checkpoint(tmp_path / "tiny", seed=5)
+    with pytest.raises(ModelError, match=r"was made by tiny at .*Give the right one with --model"):
+        replay_stored(Layout(finished, "trivia_qa"), 1, model=str(other), adapter=None, device="cpu")
+
+
+def test_a_replay_notices_altered_tensors(copy: Path, model: Path):
+    def alter(name: str, data: bytes) -> bytes:
+        middle = len(data) - 400
+        return data[:middle] + bytes(400) if name.endswith(".safetensors") else data
+
+    rewrite_shard(copy, alter)
+    with pytest.raises(CaptureError, match="differs from a lone eager run"):
+        replay_stored(Layout(copy, "trivia_qa"), 12, model=str(model), adapter=None, device="cpu")
