@@ -11,6 +11,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 
+from tests.runs_for_tests import run_trivia
+from tests.tiny_checkpoint import save_tiny_checkpoint
+
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -22,3 +25,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED}: its models, tokenizers and data are not part of the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random checkpoint without chat template."""
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished TriviaQA run of that checkpoint: 12 questions in 3 shards. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_trivia(folder, model)
+    return folder

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.runs_for_tests import hashes
-from tests.tiny_checkpoint import save_tiny_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,11 +26,6 @@ def trivia(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def tracekit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return call("-m", "tracekit.cli", *arguments)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture(scope="module")

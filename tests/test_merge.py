@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 
 from tests.runs_for_tests import run_trivia
-from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
 from tracekit.errors import DatasetError, PlanMismatchError
 from tracekit.merge import merge
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture(scope="module")

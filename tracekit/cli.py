@@ -107,7 +107,7 @@ def default_folder(task: str, config: RunConfig) -> str:
 
 
 def _print_estimate(estimate: Any, folder: Path) -> None:
-    from tracekit.commands import filesize
+    from tracekit.card import filesize
 
     rows = {
         "examples": f"{estimate.num_examples}",
@@ -123,7 +123,8 @@ def _print_estimate(estimate: Any, folder: Path) -> None:
 
 
 def _print_outcome(folder: Path, outcome: Any) -> None:
-    from tracekit.commands import filesize, verification_lines
+    from tracekit.card import filesize
+    from tracekit.commands import verification_lines
 
     manifest = outcome.manifest
     print(f"dataset         {folder}")

@@ -12,12 +12,13 @@ import msgspec
 import tyro
 from tqdm import tqdm
 
+from tracekit.card import filesize
 from tracekit.errors import ConfigError
 from tracekit.layout import Layout, config_names
 from tracekit.manifest import Manifest, read_struct
 from tracekit.store import TraceStore
 
-__all__ = ["Command", "Merge", "Show", "Verify", "filesize", "verification_lines"]
+__all__ = ["Command", "Merge", "Show", "Verify", "verification_lines"]
 
 _NUM_SHOWN = 5
 _WIDTH = 100
@@ -129,15 +130,6 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Command = Verify | Show | Merge
-
-
-def filesize(num_bytes: float) -> str:
-    """A size for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
 
 
 def verification_lines(verification: Any) -> list[str]:

@@ -11,12 +11,14 @@ unless asked for.
 
 import hashlib
 import logging
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,6 +36,9 @@ from tracekit.records import ModelInfo
 from tracekit.traced import TracedModel
 
 __all__ = ["Reference", "load_model", "load_tokenizer", "max_positions", "model_info", "resolve", "resolve_device"]
+
+_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error, SafetensorError)
+"""What transformers, peft and the readers of their files raise for a checkpoint that is missing, damaged or unknown."""
 
 _HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
 
@@ -103,7 +108,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
         )
-    except (OSError, ValueError, KeyError) as error:
+    except _LOAD_ERRORS as error:
         raise _load_error("tokenizer", config.model, error) from error
     if not tokenizer.is_fast:
         raise ModelError(f"{config.model!r} has no fast tokenizer (tokenizer.json); character offsets need one")
@@ -159,7 +164,7 @@ def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequ
         model: Any = AutoModelForCausalLM.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **arguments
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _LOAD_ERRORS as error:
         raise _load_error("model", config.model, error) from error
     if config.quantize == "none":
         model = model.to(device)
@@ -179,7 +184,7 @@ def _load_config(reference: Reference, config: ModelConfig) -> Any:
         return AutoConfig.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
         )
-    except (OSError, ValueError, KeyError) as error:
+    except _LOAD_ERRORS as error:
         raise _load_error("model", config.model, error) from error
 
 
@@ -221,7 +226,7 @@ def _with_adapter(model: Any, adapter: str, tokenizer: Any) -> Any:
     reference = resolve(adapter)
     try:
         wrapped = PeftModel.from_pretrained(model, reference.path, **reference.arguments)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _LOAD_ERRORS as error:
         raise _load_error("adapter", adapter, error) from error
     wrapped.eval()
     ids = torch.tensor([tokenizer("The quick brown fox", add_special_tokens=False).input_ids], device=model.device)

@@ -384,8 +384,8 @@ class TraceStore:
     def stack(
         self,
         site: str,
-        *,
         keys: Sequence[str] | None = None,
+        *,
         layer: int | None = None,
         tokens: Tokens = "last_prompt",
         torch: bool = False,

