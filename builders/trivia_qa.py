@@ -279,7 +279,7 @@ class TriviaQATask:
             token_logprobs=_floats(trace.logprobs),
             token_entropies=_floats(trace.entropies),
             finish_reason=answer.finish_reason,
-            is_truncated=answer.finish_reason == "length",
+            is_truncated=not parsed.has_ended,
             beam_score=float(trace.logprobs.mean()) if settings.num_beams > 1 else None,
             matched_alias=match.alias if match else None,
             matched_alias_span=_alias_tokens(parsed, match.start, match.stop) if match else None,

@@ -35,6 +35,8 @@ class Answer(NamedTuple):
     """Characters of every token, prompt and generated, in `whole_text`."""
     spans: list[Span]
     """thinking and answer, those that exist, as token ranges of the whole text."""
+    has_ended: bool
+    """Whether the answer came to its own end: end of sequence, or for a plain prompt the end of its first line."""
 
     def span(self, name: str) -> Span | None:
         """A span by name."""
@@ -54,7 +56,8 @@ def parse_answer(tokenizer: Any, prompt: Prompt, token_ids: Sequence[int], *, eo
     visible = pieces[-1][0] if eos_included and pieces else len(generated)
     think_end = _end_of_thinking(prompt.text, generated[:visible])
     start, stop = _strip(generated, think_end, visible)
-    if prompt.template_sha256 is None and "\n" in generated[start:stop]:
+    has_more_lines = prompt.template_sha256 is None and "\n" in generated[start:visible]
+    if has_more_lines:
         start, stop = _strip(generated, start, generated.index("\n", start))
     text = tokenizer.decode(
         [token for token, (first, last) in zip(token_ids, pieces, strict=True) if first < stop and last > start],
@@ -66,20 +69,23 @@ def parse_answer(tokenizer: Any, prompt: Prompt, token_ids: Sequence[int], *, eo
         low, high = tokens_of(offsets[len(prompt.offsets) :], base + first, base + last)
         if high > low and last > first:
             spans.append(Span(name=name, start=len(prompt.token_ids) + low, stop=len(prompt.token_ids) + high))
-    return Answer(whole, text, base + start, offsets, spans)
+    return Answer(whole, text, base + start, offsets, spans, eos_included or has_more_lines)
 
 
 def token_offsets(tokenizer: Any, token_ids: Sequence[int]) -> list[list[int]]:
     """Characters of each token in the decoded text; a character made of several tokens belongs to all of them."""
-    whole = tokenizer.decode(list(token_ids))
+    ids = list(token_ids)
+    whole_length = len(tokenizer.decode(ids))
     offsets: list[list[int]] = []
-    start = 0
-    for count in range(1, len(token_ids) + 1):
-        text = tokenizer.decode(list(token_ids[:count]))
-        stop = len(whole) if count == len(token_ids) else min(len(text.rstrip("\ufffd")), len(whole))
-        offsets.append([min(start, stop), max(stop, min(start + 1, len(whole)) if stop <= start else stop)])
-        start = max(start, stop)
-    return offsets
+    start = settled = window = 0  # characters done; tokens done; first token of the window that is decoded
+    for count in range(1, len(ids) + 1):
+        before, after = tokenizer.decode(ids[window:settled]), tokenizer.decode(ids[window:count])
+        is_last = count == len(ids)
+        if is_last or (len(after) > len(before) and not after.endswith("\ufffd")):
+            stop = whole_length if is_last else min(start + len(after) - len(before), whole_length)
+            offsets += [[start, stop]] * (count - settled)
+            start, window, settled = stop, settled, count
+    return [list(pair) for pair in offsets]
 
 
 def _end_of_thinking(prompt: str, generated: str) -> int:

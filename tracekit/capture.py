@@ -236,8 +236,8 @@ def _cannot_give(traced: TracedModel, missing: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _pack_indices(start: int, stop: int, row_stride: int) -> Tensor:
-    return torch.from_numpy(pack_indices(np.arange(start, stop), row_stride))
+def _pack_indices(start: int, stop: int, row_stride: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(pack_indices(np.arange(start, stop), row_stride)).to(device)
 
 
 def _sees_future(value_HTT: Tensor, length: int) -> bool:
@@ -312,7 +312,7 @@ class _Buffers:
             whole = target.values[i]
             out = whole[row] if target.layers else whole
             if target.layout == "causal":
-                index = _pack_indices(start, stop, value.shape[-1]).to(value.device)
+                index = _pack_indices(start, stop, value.shape[-1], value.device)
                 flat = value[i].view(value.shape[1], -1)
                 if out.dtype == flat.dtype and flat.device.type == "cpu":
                     torch.index_select(flat, 1, index, out=out)

@@ -151,17 +151,33 @@ def _show_config(store: TraceStore, num_examples: int, *, as_json: bool) -> None
     if as_json:
         print(json.dumps(info, indent=2))
         return
-    for name, value in info.items():
-        if not isinstance(value, list | dict):
-            print(f"{name:14s} {value}")
-    for tensor in info.get("tensors", []):
-        print(f"  {tensor['name']:16s} {tensor['dtype']:9s} ({', '.join(tensor['axes'])}) {tensor['layout']}")
+    facts = {
+        "folder": ", ".join(info["paths"]),
+        "task": f"{info['task']} ({', '.join(sorted(set(info['configs'])))})" + " - not finished" * info["is_open"],
+        "model": "; ".join(_model_text(model) for model in info["models"]),
+        "samples": "; ".join(f"{split['num_samples']} in {split['name']}" for split in info["splits"]),
+        "size": filesize(info["num_bytes"]),
+    }
+    for name, text in facts.items():
+        print(f"{name:16s} {text}")
+    for tensor in info["tensors"]:
+        axes = f"({', '.join(tensor['axes'])})"
+        print(
+            f"{tensor['name']:16s} {tensor['dtype']:9s} {axes:16s} {tensor['layout']:7s} "
+            f"{filesize(tensor['num_bytes'])}"
+        )
     for path, config in zip(info["paths"], info["configs"], strict=False):
         manifest = Layout(Path(path), config).manifest
         for metric in read_struct(manifest, Manifest).metrics if manifest.exists() else []:
-            print(f"  {metric.name:18s} {metric.value:.4g}")
+            print(f"{metric.name:18s} {metric.value:.4g}")
+    print()
     for key in store.keys[:num_examples]:
         print(_one_line(store.record(key)))
+
+
+def _model_text(model: dict[str, Any]) -> str:
+    extras = [model["dtype"], model["quantization"], model["adapter"] and f"adapter {model['adapter']}"]
+    return f"{model['id']} at {model['revision'][:23]}, {', '.join(extra for extra in extras if extra)}"
 
 
 def _show_samples(records: list[Any], *, as_json: bool) -> None:

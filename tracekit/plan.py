@@ -19,6 +19,7 @@ from tracekit.errors import NoSpaceError, PlanMismatchError
 from tracekit.layout import shard_name
 from tracekit.manifest import Plan, ShardTask, SourceInfo
 from tracekit.records import SCHEMA_VERSION, ModelInfo
+from tracekit.shards import sha256_file
 from tracekit.version import __version__
 
 __all__ = ["Estimate", "HasIndex", "check_same", "check_space", "make_plan", "public_run", "versions"]
@@ -63,8 +64,9 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
         run["model"]["adapter"] = str(model.adapter).partition("@")[0]
     if Path(config.source.source).expanduser().exists():
         run["source"]["source"] = source.id
-    if config.prompt.chat_template is not None:
-        run["prompt"]["chat_template"] = Path(config.prompt.chat_template).name
+    template = config.prompt.chat_template
+    if template is not None and Path(template).is_file():
+        run["prompt"]["chat_template"] = f"{Path(template).name}@sha256:{sha256_file(Path(template))}"
     return run
 
 

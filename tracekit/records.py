@@ -193,7 +193,7 @@ class TriviaQARecord(Record, frozen=True, kw_only=True, tag="trivia_qa", forbid_
     finish_reason: str
     """`stop` (end of sequence) or `length` (cut at max_new_tokens)."""
     is_truncated: bool
-    """True where the answer was cut at max_new_tokens."""
+    """True where max_new_tokens ran out before the answer came to its end (a plain prompt's ends with its line)."""
     beam_score: float | None
     """Score of the winning beam, transformers' `sequences_scores`: summed log-probability divided by the number of
     generated tokens, nats; null without beams."""

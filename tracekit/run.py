@@ -174,6 +174,7 @@ def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> 
     run = _Run(traced, task, {example.index: example for example in examples}, layout, config.capture)
     estimate = None
     if plan is None or config.output.dry_run:
+        _say(f"measuring on {min(_NUM_MEASURED, len(examples))} examples")
         estimate = run.estimate(examples, lengths, config.output.samples_per_shard)
         if config.output.dry_run:
             return Outcome(out, name, None, estimate, False, False)
