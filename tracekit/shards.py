@@ -21,7 +21,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
@@ -45,6 +45,7 @@ TENSORS_SUFFIX = ".safetensors"
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 _CHUNK_BYTES = 1 << 20
+_MAX_BUFFERS = 512  # writev takes 1024 at most on Linux and macOS
 
 
 class Member(NamedTuple):
@@ -98,6 +99,8 @@ class ShardWriter:
         self._parts: dict[int, list[int]] = {}
         self._sha = hashlib.sha256()
         self._hasher = ThreadPoolExecutor(max_workers=1)
+        self._hashed: list[Future[None]] = []
+        self._end = 0
         self.num_batches = 0
         self.verification: Verification | None = None
 
@@ -110,7 +113,7 @@ class ShardWriter:
                     f"{final} is there without its sidecar {self._layout.sidecar(self._name)}; move it away"
                 )
             final.replace(self._partial)
-        self._file = self._partial.open("r+b" if self._partial.exists() else "w+b", buffering=_CHUNK_BYTES)
+        self._file = self._partial.open("r+b" if self._partial.exists() else "w+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._resume()
@@ -126,13 +129,9 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hasher.shutdown()
+        self._hasher.shutdown(cancel_futures=True)
         self._journal.close()
-        try:
-            self._file.close()
-        except OSError as close_error:  # the tail that did not fit is cut off by the next run
-            if close_error.errno != errno.ENOSPC:
-                raise
+        self._file.close()
 
     @property
     def num_samples(self) -> int:
@@ -153,9 +152,8 @@ class ShardWriter:
         try:
             for key, record, payload in samples:
                 self._add(key, record, payload)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._note(JournalLine(batch=self.num_batches, end=self._file.tell(), verification=verification))
+            self._sync()
+            self._note(JournalLine(batch=self.num_batches, end=self._end, verification=verification))
         except OSError as error:
             raise _no_space(error, self._partial) from error
         self.num_batches += 1
@@ -165,14 +163,13 @@ class ShardWriter:
         """Close the tar, give it its name, and write its sidecar."""
         try:
             self._write([_END])
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._sync()
             self._partial.replace(self._layout.shard(self._name))
             sync_folder(self._partial.parent)
             sidecar = Sidecar(
                 name=self._name,
                 number=self._number,
-                num_bytes=self._file.tell(),
+                num_bytes=self._end,
                 sha256=self._sha.hexdigest(),
                 samples=self._samples,
                 records=[msgspec.Raw(record) for record in self._records],
@@ -202,17 +199,28 @@ class ShardWriter:
 
     def _write_member(self, name: str, buffers: Sequence[bytes | memoryview], size: int) -> int:
         """Write one tar member; returns the offset of its bytes."""
-        self._write([tar_header(name, size)])
-        offset = self._file.tell()
-        self._write([*buffers, bytes(-size % _BLOCK)])
+        offset = self._end + _BLOCK
+        self._write([tar_header(name, size), *buffers, bytes(-size % _BLOCK)])
         return offset
 
     def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Write and hash; hashing lets go of the GIL, so both run at once."""
-        hashed = self._hasher.submit(_update, self._sha, buffers)
-        for buffer in buffers:
-            self._file.write(buffer)
-        hashed.result()
+        """Write, and have the hashing thread follow: hashing lets go of the GIL."""
+        self._hashed.append(self._hasher.submit(_update, self._sha, buffers))
+        left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        while left:
+            written = os.writev(self._file.fileno(), left[:_MAX_BUFFERS])
+            self._end += written
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if left:
+                left[0] = left[0][written:]
+
+    def _sync(self) -> None:
+        """Wait until everything written is on the disk, and hashed."""
+        os.fsync(self._file.fileno())
+        for hashed in self._hashed:
+            hashed.result()
+        self._hashed.clear()
 
     def _note(self, line: JournalLine) -> None:
         self._journal.write(msgspec.json.encode(line) + b"\n")
@@ -236,14 +244,15 @@ class ShardWriter:
         if os.fstat(self._file.fileno()).st_size < end:
             raise CorruptShardError(f"{self._partial} is shorter than its journal says; delete both and run again")
         self._file.truncate(end)
-        for chunk in _chunks(self._file, end):
-            self._sha.update(chunk)
-        for sample in iter_samples(self._file, end=end, where=str(self._partial)):
-            self._file.seek(sample.record.offset)
-            self._records.append(self._file.read(sample.record.size))
-            self._file.seek(sample.payload.offset)
-            self._samples.append(_index_of(sample, self._file.read(sample.payload.size)))
-        self._file.seek(end)
+        self._end = self._file.seek(end)
+        with self._partial.open("rb") as file:
+            for chunk in _chunks(file, end):
+                self._sha.update(chunk)
+            for sample in iter_samples(file, end=end, where=str(self._partial)):
+                file.seek(sample.record.offset)
+                self._records.append(file.read(sample.record.size))
+                file.seek(sample.payload.offset)
+                self._samples.append(_index_of(sample, file.read(sample.payload.size)))
 
 
 def tar_header(name: str, size: int) -> bytes:
