@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -109,6 +110,20 @@ def test_a_crash_between_rename_and_sidecar_is_mended(finished: Path, model: Pat
     assert hashes(out) == hashes(finished)
 
 
+@pytest.mark.parametrize("last", ["README.md", "manifests/trivia_qa.json", "records/trivia_qa/validation.tar"])
+def test_a_crash_while_finishing_is_mended_without_loading_the_model(
+    finished: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+):
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name in ("manifest.json", "README.md", "manifests/trivia_qa.json", "records/trivia_qa/validation.tar"):
+        (out / name).unlink()
+        if name == last:
+            break
+    monkeypatch.setattr("tracekit.run.load_model", lambda *arguments: pytest.fail("the model was loaded"))
+    run_trivia(out, model)
+    assert hashes(out) == hashes(finished)
+
+
 def test_a_batch_that_runs_out_of_memory_is_halved_and_a_resume_repeats_it(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -189,8 +204,6 @@ def test_a_disk_that_fills_up_loses_nothing(finished: Path, model: Path, tmp_pat
 
 
 def test_a_run_that_would_not_fit_says_so_before_it_starts(model: Path, tmp_path: Path, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(NoSpaceError, match=r"needs about .* GB"):

@@ -30,7 +30,7 @@ from tracekit.records import RECORD_TYPES, decode_record, json_schema
 from tracekit.shards import sha256_file
 from tracekit.tables import tensor_summaries, write_records_table, write_records_tar
 
-__all__ = ["finish", "write_index"]
+__all__ = ["finish", "is_finished", "write_index"]
 
 INVARIANTS = [
     "every tensor has the model's own shape, unpadded",
@@ -67,6 +67,14 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
     write_atomic(layout.manifest, to_bytes(manifest))
     write_index(layout.root)
     return manifest
+
+
+def is_finished(layout: Layout) -> bool:
+    """Whether a configuration's manifest is there and the index, which is written last, knows it."""
+    if not (layout.manifest.exists() and layout.dataset_index.exists()):
+        return False
+    known = {entry.name: entry.manifest_sha256 for entry in read_struct(layout.dataset_index, Index).configs}
+    return known.get(layout.config) == sha256_file(layout.manifest)
 
 
 def write_index(root: Path) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tracekit.capture import Text, Trace
 from tracekit.config import CaptureConfig, RunConfig, check
 from tracekit.errors import DatasetError, SourceError
-from tracekit.finish import finish
+from tracekit.finish import finish, is_finished
 from tracekit.layout import Layout, write_atomic
 from tracekit.manifest import (
     Manifest,
@@ -165,8 +165,10 @@ def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> 
     plan = read_plan(layout) if layout.plan.exists() else None
     if plan is not None:
         check_same(plan, plan_for(plan.batch_size), str(out))
-        if layout.manifest.exists() and not config.output.dry_run:
-            return Outcome(out, name, read_struct(layout.manifest, Manifest), None, True, False)
+        if not config.output.dry_run and all(layout.sidecar(shard.name).exists() for shard in plan.shards):
+            was_complete = is_finished(layout)
+            manifest = read_struct(layout.manifest, Manifest) if was_complete else finish(layout, plan)
+            return Outcome(out, name, manifest, None, was_complete, False)
     elif out.exists() and any(out.iterdir()) and not (out / "plans").is_dir():
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
     _say(f"loading {info.id}")
