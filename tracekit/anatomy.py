@@ -85,7 +85,7 @@ def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 def block_output(output: Any) -> Tensor:
     """The residual stream in the output of a block or submodule."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 class _Seen(NamedTuple):
@@ -144,7 +144,8 @@ def _proves(seen: list[_Seen], rule: ResidRule) -> bool:
             return False
         order = next(i for i, s in enumerate(outputs) if s is attention)
         carried = x + attention.value
-        return _is_sum(carried, x, [attention]) and _is_sum(out, carried, outputs[order + 1 :])
+        lost = x.abs() + attention.value.abs()  # where both cancel, rounding is that of the parts
+        return _is_sum(carried, x, [attention]) and _is_sum(out, carried, outputs[order + 1 :], lost=lost)
     place = next((s for s in shaped if s.path == rule.path and s.side == rule.side), None)
     if place is None:
         return False
@@ -166,10 +167,10 @@ def _before_norm(shaped: list[_Seen], value: Tensor) -> list[Tensor]:
     return inputs
 
 
-def _is_sum(total: Tensor, base: Tensor, terms: list[_Seen]) -> bool:
-    """Whether total = base + scale * term for one of these terms, and not without it."""
+def _is_sum(total: Tensor, base: Tensor, terms: list[_Seen], *, lost: Tensor | None = None) -> bool:
+    """Whether total = base + scale * term for one of these terms, and not without it; `lost` is rounded away too."""
     difference = (total - base).double()
-    scale_of_rounding = (total.abs() + base.abs()).double()
+    scale_of_rounding = (total.abs() + base.abs() + (0 if lost is None else lost)).double()
     eps = torch.finfo(total.dtype).eps * 8
 
     def mismatch(remainder: Tensor, size: Tensor) -> float:

@@ -28,10 +28,20 @@ from tracekit.sites import ATTENTION_SITES, SITES, resolve_sites
 from tracekit.tensors import TensorSpec, num_packed, pack_indices
 from tracekit.traced import SiteLayout, TracedModel
 
-__all__ = ["Text", "Trace", "capture", "head_logits", "keep_inner_output", "resolve_layers", "to_numpy"]
+__all__ = [
+    "ROW_SUM_TOLERANCE",
+    "Text",
+    "Trace",
+    "capture",
+    "head_logits",
+    "keep_inner_output",
+    "resolve_layers",
+    "to_numpy",
+]
 
 _HEAD_ROWS = 256
-_ROW_SUM_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+ROW_SUM_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+"""How far from 1 the sum of an attention row may lie, by dtype."""
 
 
 class Text(NamedTuple):
@@ -199,12 +209,17 @@ def _next_tokens(traced: TracedModel, output: Any, i: int, text: Text, config: C
         rows = [row for row, position in enumerate(here) if position in topk_positions]
         if rows:
             topk.append(logprobs_nV[rows].topk(config.topk))
+    best_first = [best.values for best in topk]
+    if not all(bool(torch.isfinite(part).all()) for part in [*logprobs, *entropies, *best_first]):
+        raise CaptureError(
+            f"log-probabilities of the next token: not finite in a {traced.info.dtype} model; use another --dtype"
+        )
     return _NextTokens(
         _joined(logprobs, np.float32),
         _joined(entropies, np.float32),
         _joined(predicted, np.int64),
         _joined([best.indices for best in topk], np.int64),
-        _joined([best.values for best in topk], np.float32),
+        _joined(best_first, np.float32),
     )
 
 
@@ -326,27 +341,28 @@ class _Buffers:
                 out.copy_(value[i, start:stop])
 
     def _check(self, site: str, layer: int, value: Tensor, target: _Target) -> None:
-        """The invariants, on the real positions of every text."""
-        if not torch.isfinite(value.sum(dtype=torch.float32)):
-            for i, text in enumerate(self._texts):
-                length = len(text.token_ids)
-                real = value[i, :length] if site not in ATTENTION_SITES else value[i, :, :length]
-                if not torch.isfinite(real).all():
-                    raise CaptureError(
-                        f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype"
-                    )
+        """Finite, and within the dtype it is stored in; looked at closely only where the whole batch does not pass."""
         stored = target.values[0].dtype
-        if stored != value.dtype and value.abs().amax() > torch.finfo(stored).max:
-            raise DtypeOverflowError(
-                f"{site}, layer {layer}: {value.abs().amax().item():g} does not fit {stored} "
-                f"(largest {torch.finfo(stored).max:g}); use another --store-dtype"
-            )
-        if site == "attentions":
-            self._check_attention(layer, value)
+        largest = torch.finfo(stored).max if stored != value.dtype else float("inf")
+        if value.abs().amax().item() < largest:  # false for NaN, too
+            if site == "attentions":
+                self._check_attention(layer, value)
+            return
+        for i, text in enumerate(self._texts):
+            start, stop = self._ranges[i]
+            kept = value[i, start:stop] if site not in ATTENTION_SITES else value[i, :, start:stop]
+            kept = kept[..., : len(text.token_ids)] if site == "attentions" else kept
+            if not torch.isfinite(kept).all():
+                raise CaptureError(f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype")
+            if kept.numel() and kept.abs().amax() > largest:
+                raise DtypeOverflowError(
+                    f"{site}, layer {layer}: {kept.abs().amax().item():g} does not fit {stored} "
+                    f"(largest {largest:g}); use another --store-dtype"
+                )
 
     def _check_attention(self, layer: int, value_BHTT: Tensor) -> None:
         sums_BHT = value_BHTT.sum(-1, dtype=torch.float32)
-        slack = _ROW_SUM_TOLERANCE[value_BHTT.dtype]
+        slack = ROW_SUM_TOLERANCE[value_BHTT.dtype]
         for i, text in enumerate(self._texts):
             real = sums_BHT[i, :, : len(text.token_ids)]
             lowest, highest = real.min().item(), real.max().item()

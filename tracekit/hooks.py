@@ -28,7 +28,7 @@ from tracekit.errors import ModelError, UnsupportedSiteError
 from tracekit.families import QueryKeyValue
 from tracekit.sites import ATTENTION_SITES, QKV_SITES
 
-__all__ = ["EAGER", "SDPA", "Sink", "record"]
+__all__ = ["EAGER", "SDPA", "Sink", "check_attention", "record"]
 
 Sink = Callable[[str, int, Tensor], Tensor | None]
 """Receives (site, layer, tensor with the batch first); may return a tensor to take its place."""
@@ -122,19 +122,37 @@ def _attention_interface(model: Any, sites: tuple[str, ...], sink: Sink) -> Iter
         yield
 
 
+def check_attention(model: Any, anatomy: Anatomy, sites: tuple[str, ...]) -> None:
+    """Refuse what a family that does not use the AttentionInterface cannot give.
+
+    Raises:
+        UnsupportedSiteError: no Q/K/V, or probabilities that transformers itself computes wrongly.
+        ModelError: probabilities are asked for, and the model was not loaded with eager attention.
+    """
+    family = anatomy.family
+    if family is None:
+        return
+    if set(sites) & set(QKV_SITES) and (family.fused is None or family.split is None):
+        raise UnsupportedSiteError(f"{anatomy.model_type} gives no queries, keys or values; it gives attentions")
+    fault = family.eager_fault(model.config.get_text_config())
+    if "attentions" in sites and fault is not None:
+        raise UnsupportedSiteError(
+            f"{anatomy.model_type} gives no attentions: in transformers' eager attention {fault}; it gives all else"
+        )
+    if "attentions" in sites and model.config._attn_implementation != "eager":
+        raise ModelError(
+            f"{anatomy.model_type} was loaded with {model.config._attn_implementation} attention, which returns no "
+            'probabilities; load it with attn_implementation="eager"'
+        )
+
+
 def _attach_attention_modules(
     stack: ExitStack, model: Any, anatomy: Anatomy, sites: tuple[str, ...], sink: Sink
 ) -> None:
     """Hooks on the attention modules of a family that does not use the AttentionInterface."""
     family = anatomy.family
     assert family is not None
-    if set(sites) & set(QKV_SITES) and (family.fused is None or family.split is None):
-        raise UnsupportedSiteError(f"{anatomy.model_type} gives no queries, keys or values; it gives attentions")
-    if model.config._attn_implementation != "eager":
-        raise ModelError(
-            f"{anatomy.model_type} was loaded with {model.config._attn_implementation} attention, which returns no "
-            'probabilities; load it with attn_implementation="eager"'
-        )
+    check_attention(model, anatomy, sites)
     for layer, block in enumerate(anatomy.blocks):
         module = block.get_submodule(family.attention)
         fused: list[Tensor] = []
@@ -183,7 +201,7 @@ def _attach_blocks(
         replacement = sink("resid_post_mlp", layer, block_output(output))
         if replacement is None:
             return None
-        return (replacement, *output[1:]) if isinstance(output, tuple) else replacement
+        return type(output)([replacement, *output[1:]]) if isinstance(output, tuple | list) else replacement
 
     for layer, block in enumerate(anatomy.blocks):
         if "resid_embed" in sites or "resid_pre_attn" in sites:

@@ -156,7 +156,8 @@ def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequ
     if config.quantize != "none" and "gguf_file" in reference.arguments:
         raise ConfigError(f"--quantize {config.quantize} with a GGUF file: it is quantised already; load it without")
     arguments: dict[str, Any] = {"dtype": getattr(torch, info.dtype), **reference.arguments}
-    if settings.get_text_config().model_type in OFF_INTERFACE:
+    family = OFF_INTERFACE.get(settings.get_text_config().model_type)
+    if family is not None and family.eager_fault(settings.get_text_config()) is None:
         arguments["attn_implementation"] = "eager"
     if config.quantize != "none":
         arguments |= {"quantization_config": _quantization(config, info), "device_map": {"": str(device)}}

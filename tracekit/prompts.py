@@ -15,7 +15,15 @@ from tracekit.config import PromptConfig, template_kwargs
 from tracekit.errors import ConfigError
 from tracekit.records import Span
 
-__all__ = ["Exchange", "Prompt", "Prompter", "sha256_text"]
+__all__ = ["Exchange", "Prompt", "Prompter", "sha256_text", "tokens_of"]
+
+_DATE_CODES = ("%-d", "%-m", "%A", "%B", "%H", "%I", "%M", "%S", "%Y", "%a", "%b", "%d", "%e", "%j", "%m", "%p", "%y")
+_FROZEN_CLOCK = (
+    "{%- macro strftime_now(format) -%}{%- set frozen = namespace(text=format) -%}"
+    "{%- for code, value in tracekit_date.items() -%}{%- set frozen.text = frozen.text | replace(code, value) -%}"
+    "{%- endfor -%}{{ frozen.text }}{%- endmacro -%}"
+)
+"""A macro in place of transformers' clock, which takes no date: the same run must give the same bytes."""
 
 
 class Exchange(NamedTuple):
@@ -85,7 +93,7 @@ class Prompter:
             return None
         if choice is None:
             template = getattr(self._tokenizer, "chat_template", None)
-            return template if isinstance(template, str) else None
+            return template.get("default") if isinstance(template, dict) else template
         try:
             return Path(choice).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -110,18 +118,22 @@ class Prompter:
         before = self._render(messages, add_generation_prompt=False)
         if text.startswith(before):
             return text, len(before)
-        return text, text.rindex(exchanges[-1].question) + len(exchanges[-1].question)
+        question = exchanges[-1].question.strip()
+        found = text.rfind(question)
+        return text, found + len(question) if found >= 0 else len(text)
 
     def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         import jinja2
 
+        assert self._template is not None
+
         try:
             return self._tokenizer.apply_chat_template(
                 messages,
-                chat_template=self._template,
+                chat_template=_FROZEN_CLOCK + self._template if "strftime_now" in self._template else self._template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=self._today.strftime,
+                tracekit_date={code: self._today.strftime(code) for code in _DATE_CODES},
                 **self._arguments,
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
@@ -159,7 +171,7 @@ class Prompter:
         self, text: str, offsets: list[list[int]], question: str, header_start: int, has_shots: bool
     ) -> list[Span]:
         """Token ranges of the prompt's parts, found in the rendered text."""
-        user = text.rfind(question.strip(), 0, header_start + 1)
+        user = text.rfind(question.strip(), 0, header_start)
         user = user if user >= 0 else header_start
         parts: list[tuple[str, int, int]] = []
         system_start = text.find(self._system.strip()) if self._system and self._system.strip() else -1

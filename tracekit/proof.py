@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tracekit.capture import (
+    ROW_SUM_TOLERANCE,
     Text,
     Trace,
     capture,
@@ -23,11 +24,11 @@ from tracekit.capture import (
 )
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
-from tracekit.hooks import record
+from tracekit.hooks import check_attention, record
 from tracekit.manifest import SiteError, Verification
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
 from tracekit.tensors import TensorSpec, positions_of, unpack_causal
-from tracekit.traced import SiteLayout, TracedModel, tolerance_of
+from tracekit.traced import SiteLayout, Tolerance, TracedModel, tolerance_of
 
 __all__ = ["prove", "replay"]
 
@@ -38,6 +39,7 @@ class _Reference(NamedTuple):
     logits: Tensor
     hidden_states: Sequence[Tensor]
     attentions: Sequence[Tensor] | None
+    """Of the layers that have attention, in their order."""
 
 
 def prove(traced: TracedModel, sites: Sequence[str]) -> None:
@@ -48,7 +50,10 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
         ModelError: a proof failed; the message says which.
     """
     ids = traced.probe_ids()
+    check_attention(traced.model, traced.anatomy, tuple(sites))
+    _check_family(traced)
     before = _plain(traced, ids, attentions="attentions" in sites)
+    _check_plain(traced, ids, before)
     _find_causality(traced, ids, before)
     if "resid_post_attn" in sites:
         traced.find_resid_rule()
@@ -75,7 +80,33 @@ def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool) -> _Reference:
     finally:
         if switch:
             model.set_attn_implementation(implementation)
-    return _Reference(output.logits, output.hidden_states, output.attentions if attentions else None)
+    given = getattr(output, "attentions", None) if attentions else None
+    return _Reference(output.logits, output.hidden_states, given and [layer for layer in given if layer is not None])
+
+
+def _check_family(traced: TracedModel) -> None:
+    """Families whose eager attention is wrong in transformers itself must not run in it."""
+    family, config = traced.anatomy.family, traced.model.config
+    fault = family.eager_fault(config.get_text_config()) if family is not None else None
+    if fault is not None and config._attn_implementation == "eager":
+        raise _failed(traced, f"in transformers' eager attention {fault}; load it with sdpa attention")
+
+
+def _check_plain(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """Plain transformers gives what can be worked with: finite, one stream, the same whatever the attention."""
+    if not torch.isfinite(before.logits).all():
+        raise _failed(traced, f"its logits are not finite in {traced.info.dtype}; use another --dtype or checkpoint")
+    shapes = {tuple(hidden.shape[:2]) for hidden in before.hidden_states} | {tuple(ids.shape)}
+    if len(shapes) > 1 or any(hidden.dim() != 3 for hidden in before.hidden_states):
+        raise UnsupportedSiteError(
+            f"{traced.anatomy.model_type} ({traced.info.id}): hidden_states are "
+            f"{tuple(before.hidden_states[-1].shape)} for a text of {tuple(ids.shape)}; models with several residual "
+            "streams are not supported"
+        )
+    with torch.inference_mode():
+        selected = traced.model(input_ids=ids, use_cache=False).logits
+    if not _relative(selected, before.logits) <= tolerance_of(traced.info).max_rel_error:
+        raise _failed(traced, "its eager attention computes something else than the attention transformers selects")
 
 
 def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
@@ -85,10 +116,13 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
     other = _plain(traced, changed, attentions=False)
     earlier = [hidden[:, :-1] for hidden in (before.hidden_states[-1], other.hidden_states[-1])]
     traced.is_causal = _relative(*earlier) < 1e-2
-    if before.attentions is not None:
-        rows = [layer.sum(-1, dtype=torch.float32) for layer in before.attentions if layer is not None]
-        traced.rows_sum_to_one = all(((row - 1).abs() < 4e-2).all() for row in rows)
-        if traced.is_causal and any(layer.triu(1).any() for layer in before.attentions if layer is not None):
+    declared = any(getattr(module, "is_causal", False) for block in traced.anatomy.blocks for module in block.modules())
+    if declared and not traced.is_causal:
+        raise _failed(traced, "it attends to the future, and declares itself causal")
+    for layer in before.attentions or []:
+        slack = ROW_SUM_TOLERANCE[layer.dtype] / (20 if layer.dtype == torch.float32 else 2)
+        traced.rows_sum_to_one &= bool(((layer.sum(-1, dtype=torch.float32) - 1).abs() < slack).all())
+        if traced.is_causal and layer.triu(1).any():
             raise _failed(traced, "a causal model whose attention is not zero above the diagonal")
 
 
@@ -102,7 +136,7 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
     with torch.inference_mode(), record(traced.model, traced.anatomy, hooked, sink, resid_rule=traced.resid_rule):
         output = traced.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    if hooked and _relative(output.logits, before.logits) > tolerance_of(traced.info).max_rel_error:
+    if hooked and not _relative(output.logits, before.logits) <= tolerance_of(traced.info).max_rel_error:
         raise _failed(traced, "the logits differ while hooks are attached")
     if "hidden_states" in sites:
         seen["hidden_states"] = dict(enumerate(before.hidden_states))
@@ -116,8 +150,13 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
         if layers:
             traced.layouts[site] = _layout_of(traced, site, layers, ids.shape[1])
     if before.attentions is not None:
-        for layer, mine in seen["attentions"].items():
-            if _relative(mine, before.attentions[layer]) > 1e-5 and not traced.info.quantization:
+        if len(before.attentions) != len(seen["attentions"]):
+            counts = (
+                f"{len(seen['attentions'])} layers gave attention, output_attentions gives {len(before.attentions)}"
+            )
+            raise _failed(traced, counts)
+        for (layer, mine), theirs in zip(sorted(seen["attentions"].items()), before.attentions, strict=True):
+            if not _relative(mine, theirs) <= 1e-5 and not traced.info.quantization:
                 raise _failed(traced, f"attention of layer {layer} differs from output_attentions=True")
     _check_stream(traced, seen)
 
@@ -175,8 +214,9 @@ def _prove_head(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
     """The head alone, row by row, gives the model's logits."""
     with torch.inference_mode(), keep_inner_output(traced.anatomy.inner) as kept:
         traced.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    rows = torch.cat(list(head_logits(traced, kept[0].last_hidden_state[0], type(kept[0]))))
-    if _relative(rows, before.logits[0].float()) > tolerance_of(traced.info).max_rel_error:
+    backwards = kept[0].last_hidden_state[0].flip(0)  # a head that looks at other rows gives something else
+    rows = torch.cat(list(head_logits(traced, backwards, type(kept[0])))).flip(0)
+    if not _relative(rows, before.logits[0].float()) <= tolerance_of(traced.info).max_rel_error:
         raise _failed(traced, "its head, run alone, gives other logits")
 
 
@@ -206,12 +246,13 @@ def replay(traced: TracedModel, key: str, text: Text, trace: Trace, config: Capt
             continue
         mine, reference = trace.tensors[spec.name], lone.tensors[spec.name]
         if site in ("hidden_states", "attentions"):
-            reference = _select(plain, spec)
+            reference = _select(traced, plain, spec)
         if spec.layout == "causal":
             mine = unpack_causal(mine, positions_of(spec.positions), spec.num_keys)
-        error = _compare(site, mine, reference, tolerance_of(traced.info).max_rel_error)
+        tolerance = tolerance_of(traced.info, spec.dtype)
+        error = _compare(site, mine, reference, tolerance.max_rel_error)
+        _check_error(key, error, tolerance)
         result = result.with_more(Verification(num_replayed=0, num_positions=0, num_agreeing=0, sites=[error]))
-    _check_errors(traced, key, result)
     predicted = plain.logits[0, text.prompt_length - 1 : -1].argmax(-1).cpu().numpy()
     return msgspec.structs.replace(
         result,
@@ -227,25 +268,24 @@ def _has_attentions(trace: Trace) -> bool:
     return any(spec.name.split(".")[0] == "attentions" for spec in trace.specs)
 
 
-def _check_errors(traced: TracedModel, key: str, result: Verification) -> None:
-    tolerance = tolerance_of(traced.info)
-    for error in result.sites:
-        if not error.max_rel_error <= tolerance.max_rel_error or not error.min_cosine >= tolerance.min_cosine:
-            raise CaptureError(
-                f"sample {key}: {error.site} differs from a lone eager run by {error.max_abs_error:g} (relative "
-                f"{error.max_rel_error:g}, cosine {error.min_cosine:.6f}); tolerance {tolerance.max_rel_error:g} and "
-                f"{tolerance.min_cosine}. Its batch was not written. Try --batch-size 1 or --dtype float32"
-            )
+def _check_error(key: str, error: SiteError, tolerance: Tolerance) -> None:
+    if not (error.max_rel_error <= tolerance.max_rel_error and error.min_cosine >= tolerance.min_cosine):
+        raise CaptureError(
+            f"sample {key}: {error.site} differs from a lone eager run by {error.max_abs_error:g} (relative "
+            f"{error.max_rel_error:g}, cosine {error.min_cosine:.6f}); tolerance {tolerance.max_rel_error:g} and "
+            f"{tolerance.min_cosine}. Its batch was not written. Try --batch-size 1 or --dtype float32"
+        )
 
 
-def _select(plain: _Reference, spec: TensorSpec) -> np.ndarray:
+def _select(traced: TracedModel, plain: _Reference, spec: TensorSpec) -> np.ndarray:
     """The stored layers and positions of plain transformers' output."""
     positions = torch.from_numpy(positions_of(spec.positions))
     if spec.name.startswith("hidden_states"):
         chosen = [plain.hidden_states[layer][0].cpu()[positions] for layer in spec.layers]
     else:
         assert plain.attentions is not None
-        chosen = [plain.attentions[layer][0].cpu()[:, positions] for layer in spec.layers]
+        order = traced.layouts["attentions"].layers
+        chosen = [plain.attentions[order.index(layer)][0].cpu()[:, positions] for layer in spec.layers]
     return to_numpy(torch.stack(chosen))
 
 

@@ -28,9 +28,11 @@ _TOLERANCES = {
 _QUANTIZED = Tolerance(1e-1, 0.99)
 
 
-def tolerance_of(info: ModelInfo) -> Tolerance:
-    """The tolerance for a model's dtype and quantisation."""
-    return _QUANTIZED if info.quantization else _TOLERANCES[info.dtype]
+def tolerance_of(info: ModelInfo, stored_dtype: str | None = None) -> Tolerance:
+    """The tolerance for a model's dtype and quantisation, and for the dtype its tensors are stored in."""
+    model = _QUANTIZED if info.quantization else _TOLERANCES[info.dtype]
+    stored = _TOLERANCES.get(stored_dtype or info.dtype, model)
+    return Tolerance(max(model.max_rel_error, stored.max_rel_error), min(model.min_cosine, stored.min_cosine))
 
 
 class SiteLayout(NamedTuple):
