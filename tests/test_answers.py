@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import tiny_tokenizer
+from tests.tiny_checkpoint import tiny_tokenizer
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from tracekit.answers import Answer, parse_answer, token_offsets

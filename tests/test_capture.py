@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from tiny_models import (
+from tests.tiny_models import (
     CAUSAL,
     FAMILIES,
     NUM_LAYERS,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCAB_SIZE, tiny_model, token_ids, traced
+from tests.tiny_models import VOCAB_SIZE, tiny_model, token_ids, traced
 from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
 

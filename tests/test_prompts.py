@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_checkpoint import tiny_tokenizer
+from tests.tiny_checkpoint import tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 

@@ -188,7 +188,7 @@ def tiny_model(
     transformers selects the implementation.
     """
     if attention == "plain":
-        attention = "eager" if name in WITH_ATTENTIONS else "sdpa"
+        attention = "sdpa" if name == "falcon_alibi" else "eager"
     config = (FAMILIES | OTHERS)[name]()
     for setting, value in settings.items():
         setattr(config, setting, value)

@@ -250,9 +250,9 @@ def replay(traced: TracedModel, key: str, text: Text, trace: Trace, config: Capt
         if spec.layout == "causal":
             mine = unpack_causal(mine, positions_of(spec.positions), spec.num_keys)
         tolerance = tolerance_of(traced.info, spec.dtype)
-        error = _compare(site, mine, reference, tolerance.max_rel_error)
-        _check_error(key, error, tolerance)
-        result = result.with_more(Verification(num_replayed=0, num_positions=0, num_agreeing=0, sites=[error]))
+        result = result.with_more(_compared(key, site, mine, reference, tolerance, by_layer=bool(spec.layers)))
+    for name, mine, reference in _answer_numbers(plain, text, trace):
+        result = result.with_more(_compared(key, name, mine, reference, tolerance_of(traced.info), by_layer=False))
     predicted = plain.logits[0, text.prompt_length - 1 : -1].argmax(-1).cpu().numpy()
     return msgspec.structs.replace(
         result,
@@ -266,6 +266,36 @@ def replay(traced: TracedModel, key: str, text: Text, trace: Trace, config: Capt
 
 def _has_attentions(trace: Trace) -> bool:
     return any(spec.name.split(".")[0] == "attentions" for spec in trace.specs)
+
+
+def _answer_numbers(plain: _Reference, text: Text, trace: Trace) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Log-probabilities and entropies of the answer tokens: name, captured, by plain transformers."""
+    if not len(trace.logprobs):
+        return []
+    logprobs = plain.logits[0, text.prompt_length - 1 : -1].float().log_softmax(-1)
+    answer = torch.tensor(text.token_ids[text.prompt_length :], device=logprobs.device)
+    picked = logprobs.gather(1, answer[:, None])[:, 0]
+    entropies = torch.special.entr(logprobs.exp()).sum(-1)
+    return [
+        ("token_logprobs", trace.logprobs, picked.cpu().numpy()),
+        ("token_entropies", trace.entropies, entropies.cpu().numpy()),
+    ]
+
+
+def _compared(
+    key: str, site: str, mine: np.ndarray, reference: np.ndarray, tolerance: Tolerance, *, by_layer: bool
+) -> Verification:
+    """The largest errors, layer by layer: a layer is held against its own values, not against the largest of all.
+
+    Raises:
+        CaptureError: an error is past the tolerance.
+    """
+    result = Verification.nothing()
+    for a, b in zip(mine, reference, strict=True) if by_layer else [(mine, reference)]:
+        error = _compare(site, a, b, tolerance.max_rel_error)
+        _check_error(key, error, tolerance)
+        result = result.with_more(Verification(num_replayed=0, num_positions=0, num_agreeing=0, sites=[error]))
+    return result
 
 
 def _check_error(key: str, error: SiteError, tolerance: Tolerance) -> None:

@@ -46,6 +46,9 @@ def replay_stored(layout: Layout, count: int, *, model: str | None, adapter: str
             sample = store[position]
             record = sample.record
             text = Text(record.token_ids, record.prompt_length)
-            lone = Trace(sample.tensors(), record.tensors, np.zeros(0), np.zeros(0), np.zeros(0))
+            logprobs, entropies = (
+                np.array(getattr(record, name, [])) for name in ("token_logprobs", "token_entropies")
+            )
+            lone = Trace(sample.tensors(), record.tensors, logprobs, entropies, np.zeros(0))
             result = result.with_more(replay(traced, record.key, text, lone, capture_config))
     return result
