@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_checkpoint import tiny_tokenizer
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
+from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit.answers import Answer, parse_answer, token_offsets
 from tracekit.config import PromptConfig
 from tracekit.prompts import Prompt, Prompter

@@ -14,6 +14,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaAttention
+
 from tests.tiny_models import (
     CAUSAL,
     FAMILIES,
@@ -27,10 +31,6 @@ from tests.tiny_models import (
     token_ids,
     traced,
 )
-from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaAttention
-
 from tracekit.capture import Text, Trace, capture, resolve_layers
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ConfigError, DtypeOverflowError, UnsupportedSiteError

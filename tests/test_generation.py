@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.tiny_models import VOCAB_SIZE, tiny_model, token_ids, traced
 from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
 
+from tests.tiny_models import VOCAB_SIZE, tiny_model, token_ids, traced
 from tracekit.capture import Text, capture
 from tracekit.config import CaptureConfig, GenerationConfig
 from tracekit.generation import Generated, _GumbelNoise, answer_deterministically, answer_sampled

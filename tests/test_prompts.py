@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny_checkpoint import tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
+from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit.config import PromptConfig
 from tracekit.errors import ConfigError
 from tracekit.prompts import Exchange, Prompt, Prompter, sha256_text, tokens_of

@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from tests.tiny_models import CAUSAL, FAMILIES, WITH_QKV, model_info, proven, sites_of, tiny_model, token_ids, traced
 from torch import Tensor, nn
 from transformers import (
     AttentionMaskInterface,
@@ -24,6 +23,7 @@ from transformers import (
 from transformers.masking_utils import causal_mask_function, eager_mask
 from transformers.models.llama import modeling_llama
 
+from tests.tiny_models import CAUSAL, FAMILIES, WITH_QKV, model_info, proven, sites_of, tiny_model, token_ids, traced
 from tracekit.capture import Text, Trace, capture
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
@@ -580,8 +580,8 @@ def test_a_wrong_layer_is_seen_beside_a_much_larger_one() -> None:
 @pytest.mark.parametrize("numbers", ["logprobs", "entropies"])
 def test_numbers_of_the_answers_tokens_are_replayed(numbers: str) -> None:
     made, traces = captured("llama")
-    wrong = traces[0]._replace(**{numbers: getattr(traces[0], numbers) + 0.5})
-    with pytest.raises(CaptureError):
+    wrong = traces[0]._replace(**{numbers: getattr(traces[0], numbers) + np.float32(0.01)})
+    with pytest.raises(CaptureError, match=f"sample 000007: token_{numbers} differs"):
         replay(made, "000007", TEXTS[0], wrong, CaptureConfig(sites=("all",)))
 
 

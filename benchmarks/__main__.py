@@ -1,0 +1,17 @@
+"""All benchmarks, one after the other."""
+
+import sys
+
+from benchmarks import capture, reading, writing
+from benchmarks.measure import parse_arguments
+
+
+def main() -> int:
+    """Run them all; a benchmark that cannot run says why."""
+    parse_arguments("All benchmarks of tracekit.")
+    done = [benchmark.run() for benchmark in (writing, reading, capture)]
+    return 0 if all(done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
