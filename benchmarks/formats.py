@@ -1,13 +1,13 @@
 """The formats that reading is compared with: each writes the same arrays and reads them back its own usual way.
 
-    TraceStore   tracekit: shards, mapped; attention is handed back unpacked, (L, H, T, T)
+    TraceStore   tracekit: shards, mapped
     pickle       one file with everything; reading anything loads all of it
     LMDB         one pickled dict a sample
     Zarr         one array a sample and site, default chunks and compression
     npy          one file a sample, site and layer
     tar + npy    one tar of npy members, as WebDataset has them; kept open, so its list of members is read once
 
-All others store attention packed, as tracekit does, and hand it back so: they do less.
+All of them store attention packed and hand it back so. `TracekitFormat.scan_unpacked` hands it back as (L, H, T, T).
 """
 
 import io
@@ -24,7 +24,7 @@ import zarr
 from tests.datasets_for_tests import Made, write_dataset
 from tracekit.store import TraceStore
 
-__all__ = ["FORMATS", "Format"]
+__all__ = ["FORMATS", "Format", "TracekitFormat"]
 
 _SAMPLES_PER_SHARD = 64
 _SITE = "hidden_states"
@@ -78,6 +78,12 @@ class TracekitFormat:
     def scan(self) -> Iterator[np.ndarray]:
         for sample in self._store:
             yield from sample.tensors().values()
+
+    def scan_unpacked(self) -> Iterator[np.ndarray]:
+        """Every tensor, attention as (L, H, T, T): more work than any of the others does."""
+        for sample in self._store:
+            yield sample.hidden_states()
+            yield sample.attention()
 
 
 class PickleFormat:

@@ -37,7 +37,6 @@ __all__ = [
     "say",
     "store_results",
     "table",
-    "touch_memory",
 ]
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -46,7 +45,7 @@ _CALM = 0.05
 """Share of its time that a measurement may spend waiting for a core and still count as calm."""
 _SLACK = 0.10
 """Share of the machine that other programs may take beyond the cores that are not needed here."""
-_QUIET_WAIT_SECONDS = 20.0
+_QUIET_WAIT_SECONDS = 10.0
 _QUIET_PROBE_SECONDS = 0.3
 _NUM_TRIES = 3
 """How often a measurement is made at most before its round counts as disturbed."""
@@ -116,11 +115,11 @@ def interleave(
     num_rounds: int,
     max_seconds: float,
     min_rounds: int = 2,
-    between: Callable[[], object] | None = None,
+    before: Callable[[], object] | None = None,
 ) -> list[Round]:
     """Measure all variants round after round, each given the round's number; their order rotates.
 
-    Rounds are added until `num_rounds` of them were calm or the time is over. `between` is called after every
+    Rounds are added until `num_rounds` of them were calm or the time is over. `before` is called before every
     measurement, and not measured.
     """
     rounds: list[Round] = []
@@ -132,7 +131,7 @@ def interleave(
         if number >= min_rounds and time.perf_counter() + longest > end:
             break
         turned = names[number % len(names) :] + names[: number % len(names)]
-        found = {name: _in_peace(partial(variants[name], number), end, between) for name in turned}
+        found = {name: _in_peace(partial(variants[name], number), end, before) for name in turned}
         rounds.append(found)
         times = "  ".join(f"{name} {found[name].seconds:.3g} s" for name in names)
         say(f"  round {number + 1}{'' if _is_calm(found) else ' (disturbed)'}: {times}")
@@ -203,15 +202,6 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def touch_memory(num_bytes: int) -> None:
-    """Write to this much memory and give it back.
-
-    A virtual machine gets memory from its host when a page is first touched, and may return it when it is free: that is
-    ten times slower than a write into the page cache, and happens to whoever comes first.
-    """
-    np.empty(num_bytes, dtype=np.uint8)[::4096] = 1
-
-
 def _is_met(value: float, target: str) -> bool | None:
     if not target:
         return None
@@ -220,14 +210,14 @@ def _is_met(value: float, target: str) -> bool | None:
     return value >= float(bound) if sign == ">=" else value <= float(bound)
 
 
-def _in_peace(work: Callable[[], object], end: float, between: Callable[[], object] | None) -> Measured:
+def _in_peace(work: Callable[[], object], end: float, before: Callable[[], object] | None) -> Measured:
     """The measurement least disturbed of up to `_NUM_TRIES`, each begun when the machine is quiet."""
     tries: list[Measured] = []
     while not tries or (tries[-1].waiting > _CALM and len(tries) < _NUM_TRIES and time.perf_counter() < end):
         _wait_for_quiet(end)
+        if before is not None:
+            before()
         tries.append(measured(work))
-        if between is not None:
-            between()
     return min(tries, key=lambda one: one.waiting)
 
 

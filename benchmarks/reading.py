@@ -13,13 +13,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.formats import FORMATS, Format
+from benchmarks.formats import FORMATS, Format, TracekitFormat
 from benchmarks.measure import (
     Ratio,
     Round,
@@ -37,6 +37,7 @@ from benchmarks.samples import NUM_HIDDEN, make_samples, total_bytes
 NUM_SAMPLES = 200
 LAYER_TARGET_MS = 0.05
 _PAGE = 4096
+_UNPACKED = "TraceStore, attention unpacked"
 _NUM_READS = {"TraceStore": 20_000, "npy": 4_000, "LMDB": 100, "tar + npy": 100, "Zarr": 40, "pickle": 1}
 """Random reads in one measurement, so that each takes a comparable time."""
 
@@ -53,17 +54,20 @@ def read_layers(store: Format, keys: Sequence[str], count: int, seed: int) -> No
         touch(store.layer(rng.choice(keys), rng.randrange(NUM_HIDDEN)))
 
 
-def scan(store: Format) -> None:
+def scan(arrays: Iterable[np.ndarray]) -> None:
     """Read everything."""
-    for array in store.scan():
+    for array in arrays:
         touch(array)
 
 
-def time_layers(store: Format, keys: Sequence[str]) -> dict[str, float]:
-    """Milliseconds of tracekit's single reads: the very first of each sample, then warm ones."""
+def time_layers(folder: Path, keys: Sequence[str]) -> dict[str, float]:
+    """Milliseconds of tracekit's single reads: the first of each sample after opening, then warm ones."""
     rng = random.Random(41)
+    store = TracekitFormat()
+    store.open(folder)
     first = [_milliseconds(store, key, rng.randrange(NUM_HIDDEN)) for key in rng.sample(keys, len(keys))]
     warm = [_milliseconds(store, rng.choice(keys), rng.randrange(NUM_HIDDEN)) for _ in range(20_000)]
+    store.close()
     return {
         "first_of_a_sample_median_ms": statistics.median(first),
         "warm_median_ms": statistics.median(warm),
@@ -84,7 +88,7 @@ def measure_layers(stores: Mapping[str, Format], keys: Sequence[str]) -> list[Ro
         return lambda number: read_layers(stores[name], keys, _NUM_READS[name], number)
 
     say("\none layer (times of many reads together)")
-    rounds = interleave({name: reads(name) for name in stores}, num_rounds=7, max_seconds=70, min_rounds=3)
+    rounds = interleave({name: reads(name) for name in stores}, num_rounds=7, max_seconds=60, min_rounds=3)
     return [
         {name: one._replace(seconds=one.seconds / _NUM_READS[name]) for name, one in found.items()} for found in rounds
     ]
@@ -94,10 +98,14 @@ def measure_scans(stores: Mapping[str, Format]) -> list[Round]:
     """Seconds a scan, every format in turn."""
 
     def scans(name: str) -> Any:
-        return lambda number: scan(stores[name])
+        return lambda number: scan(stores[name].scan())
 
+    ours = stores["TraceStore"]
+    assert isinstance(ours, TracekitFormat)
+    variants = {name: scans(name) for name in stores}
+    variants[_UNPACKED] = lambda number: scan(ours.scan_unpacked())
     say("\nfull scan")
-    return interleave({name: scans(name) for name in stores}, num_rounds=5, max_seconds=120, min_rounds=3)
+    return interleave(variants, num_rounds=5, max_seconds=100, min_rounds=3)
 
 
 def write_all(root: Path) -> tuple[dict[str, Format], list[str], int]:
@@ -123,25 +131,28 @@ def run() -> Mapping[str, Any]:
         stores, keys, num_bytes = write_all(root)
         say(f"reading: {NUM_SAMPLES} samples, {num_bytes / 1e9:.2f} GB of tensors")
         for store in stores.values():
-            scan(store)
-        absolute = time_layers(stores["TraceStore"], keys)
+            scan(store.scan())
+        absolute = time_layers(root / "TraceStore", keys)
         layer_rounds, scan_rounds = measure_layers(stores, keys), measure_scans(stores)
         for store in stores.values():
             store.close()
     finally:
         shutil.rmtree(root)
-    layers, scans = _ratios("one layer", layer_rounds), _ratios("full scan", scan_rounds)
-    say(ratio_table("Reading: time of the other divided by tracekit's", [*layers, *scans]))
+    ratios = _ratios("one layer", layer_rounds, "TraceStore") + _ratios("full scan", scan_rounds, "TraceStore")
+    ratios += _ratios("full scan", scan_rounds, _UNPACKED)
+    say(ratio_table("Reading: times divided", ratios))
     rows = [[name, f"{value:.4f}"] for name, value in absolute.items()]
     say(table(f"TraceStore, one layer (target: warm median <= {LAYER_TARGET_MS} ms)", ["", "ms"], rows))
-    results = {"ratios": [*layers, *scans], "one_layer": absolute, "num_bytes": num_bytes, "num_samples": NUM_SAMPLES}
+    results = {"ratios": ratios, "one_layer": absolute, "num_bytes": num_bytes, "num_samples": NUM_SAMPLES}
     store_results("reading", results)
     return results
 
 
-def _ratios(what: str, rounds: Sequence[Round]) -> list[Ratio]:
-    others = [name for name in rounds[0] if name != "TraceStore"]
-    return [compare(f"{what}: {name}", rounds, name, "TraceStore", target=">= 1") for name in others]
+def _ratios(what: str, rounds: Sequence[Round], ours: str) -> list[Ratio]:
+    """Every other format's time divided by ours."""
+    target = ">= 1" if ours == "TraceStore" else ""
+    others = [name for name in rounds[0] if not name.startswith("TraceStore")]
+    return [compare(f"{what}: {name} / {ours}", rounds, name, ours, target=target) for name in others]
 
 
 if __name__ == "__main__":

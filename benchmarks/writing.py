@@ -5,8 +5,8 @@
     raw, batch sync  the same bytes, an fsync a batch
     sha256           hashing the same bytes, nothing written: no writer that hashes can be faster than this
 
-Between measurements and outside of them files are removed, what is left to write is written, and as much memory as the
-page cache needs is touched.
+The file of the measurement before is removed right before the next, outside of it: memory that was just let go of is
+there to be used, while a virtual machine may have to ask its host for other memory, which takes longer than the write.
 """
 
 import cProfile
@@ -29,7 +29,6 @@ from benchmarks.measure import (
     say,
     store_results,
     table,
-    touch_memory,
 )
 from benchmarks.samples import make_samples, total_bytes
 from tests.datasets_for_tests import Made
@@ -105,7 +104,6 @@ def measure(prepared: Prepared, folder: Path) -> list[Round]:
         shutil.rmtree(folder)
         folder.mkdir()
         os.sync()
-        touch_memory(prepared.num_bytes * 5 // 4)
 
     variants = {
         "tracekit": lambda number: write_tracekit(prepared, folder),
@@ -114,9 +112,9 @@ def measure(prepared: Prepared, folder: Path) -> list[Round]:
         "sha256": lambda number: hash_all(prepared),
     }
     for work in variants.values():
-        work(0)
         clean()
-    return interleave(variants, num_rounds=9, max_seconds=240, min_rounds=5, between=clean)
+        work(0)
+    return interleave(variants, num_rounds=9, max_seconds=240, min_rounds=5, before=clean)
 
 
 _STAGES = {
@@ -154,6 +152,8 @@ def run() -> Mapping[str, Any]:
         folder = root / "out"
         folder.mkdir()
         rounds = measure(prepared, folder)
+        shutil.rmtree(folder)
+        folder.mkdir()
         shares = break_down(prepared, folder)
     finally:
         shutil.rmtree(root)

@@ -866,6 +866,20 @@ def test_rows_that_do_not_sum_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
         capture(made, TEXTS, CaptureConfig(sites=("attn",)))
 
 
+def test_rows_that_do_not_sum_to_one_beside_padding_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = traced("llama")
+    length = len(TEXTS[1].token_ids)
+
+    def change(probs_BHTT: Tensor) -> Tensor:
+        changed = probs_BHTT * 0.9
+        changed[1, :, length:] = torch.nan
+        return changed
+
+    monkeypatch.setattr("tracekit.hooks.own_eager_attention", with_probabilities(change))
+    with pytest.raises(CaptureError, match=r"^attentions, layer 0: rows sum to"):
+        capture(made, TEXTS, CaptureConfig(sites=("attn",)))
+
+
 def test_rows_of_a_sink_model_may_sum_to_less_but_not_to_more(monkeypatch: pytest.MonkeyPatch) -> None:
     made = traced("gpt_oss")
     assert attentions_of(capture(made, TEXTS, CaptureConfig(sites=("attn",)))[0]).sum(-1).min() < 0.9

@@ -1,5 +1,6 @@
 """Prompts: what the model reads, with one beginning at most, and which of its tokens are whose."""
 
+import datetime
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -331,6 +332,36 @@ def test_two_dates_can_be_rendered_in_turns() -> None:
     made = [prompter(tokenizer(DATED), template_date=date) for date in ("2026-01-01", "1999-12-31")]
     years = [rendered.prompt(QUESTION).text.split()[2] for rendered in (*made, *made)]
     assert years == ["2026", "1999", "2026", "1999"]
+
+
+@pytest.mark.parametrize(
+    "form", ["%d %b %Y", "%Y-%m-%d", "%A, %-d %B %Y", "%B %e, %y", "%d/%m/%Y %H:%M:%S %p", "week day %a, day %j of %Y"]
+)
+def test_the_frozen_date_has_any_form(form: str) -> None:
+    template = "{{ strftime_now('" + form + "') }}|" + CHATML
+    text = prompter(tokenizer(template), template_date="2024-02-05").prompt(QUESTION).text
+    assert text.split("|")[0] == datetime.date(2024, 2, 5).strftime(form)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set today = strftime_now('%Y') %}{{ today }}" + CHATML,
+        "{%- if strftime_now is defined %}{{ strftime_now('%Y') }}{%- endif %}\n" + CHATML,
+        "{{- bos_token }}\n{{ strftime_now('%Y') ~ '' }}" + CHATML,
+        "\n{% if true %}{{ strftime_now('%Y') }}{% endif %}\n" + CHATML,
+        "  {% if true %}\n    x{{ strftime_now('%Y') | trim }}\n  {% endif %}\n" + CHATML,
+        "{% macro head() %}[{{ strftime_now('%Y') }}]{% endmacro %}{{ head() }}" + CHATML,
+        "{% for message in messages %}{{ strftime_now('%Y') }}{% endfor %}" + CHATML,
+    ],
+)
+def test_a_template_with_a_frozen_date_renders_as_transformers_does(template: str) -> None:
+    made = tokenizer(template)
+    today = str(datetime.date.today().year)
+    messages = [{"role": "user", "content": "Who?"}]
+    expected = made.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).replace(today, "1987")
+    assert prompter(made, template_date="1987-06-05").prompt("Who?").text == expected
+    assert "1987" in expected
 
 
 @pytest.mark.parametrize("date", ["today", "2026-13-01", "01.01.2026", ""])

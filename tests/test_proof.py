@@ -373,6 +373,20 @@ def test_a_model_without_a_head() -> None:
     )
 
 
+def test_attention_that_does_not_know_its_layer_cannot_be_placed() -> None:
+    model = tiny_model("llama")
+    del model.model.layers[1].self_attn.layer_idx
+    for sites in (("attentions",), ("values",)):
+        assert failure_of(model, "llama", sites) == (
+            "LlamaAttention does not know its layer (layer_idx); its attention cannot be placed"
+        )
+
+
+def test_a_modeling_file_without_eager_attention_is_named() -> None:
+    with pytest.raises(ModelError, match=r"^Linear: its modeling file defines no eager_attention_forward$"):
+        own_eager_attention(nn.Linear(1, 1))
+
+
 def test_a_model_without_a_list_of_blocks() -> None:
     model = tiny_model("llama")
     model.config.num_hidden_layers = 5

@@ -344,21 +344,24 @@ class _Buffers:
         """Finite, and within the dtype it is stored in; looked at closely only where the whole batch does not pass."""
         stored = target.values[0].dtype
         largest = torch.finfo(stored).max if stored != value.dtype else float("inf")
-        if value.abs().amax().item() < largest:  # false for NaN, too
-            if site == "attentions":
-                self._check_attention(layer, value)
-            return
-        for i, text in enumerate(self._texts):
-            start, stop = self._ranges[i]
-            kept = value[i, start:stop] if site not in ATTENTION_SITES else value[i, :, start:stop]
-            kept = kept[..., : len(text.token_ids)] if site == "attentions" else kept
-            if not torch.isfinite(kept).all():
-                raise CaptureError(f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype")
-            if kept.numel() and kept.abs().amax() > largest:
-                raise DtypeOverflowError(
-                    f"{site}, layer {layer}: {kept.abs().amax().item():g} does not fit {stored} "
-                    f"(largest {largest:g}); use another --store-dtype"
-                )
+        if not value.abs().amax().item() < largest:  # true for NaN, too
+            for i in range(len(self._texts)):
+                self._check_closely(site, layer, value[i], i, target.values[i].dtype)
+        if site == "attentions":
+            self._check_attention(layer, value)
+
+    def _check_closely(self, site: str, layer: int, value: Tensor, i: int, stored: torch.dtype) -> None:
+        """The same for what is kept of text `i`."""
+        start, stop = self._ranges[i]
+        kept = value[start:stop] if site not in ATTENTION_SITES else value[:, start:stop]
+        kept = kept[..., : len(self._texts[i].token_ids)] if site == "attentions" else kept
+        if not torch.isfinite(kept).all():
+            raise CaptureError(f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype")
+        if kept.numel() and kept.abs().amax() > torch.finfo(stored).max:
+            raise DtypeOverflowError(
+                f"{site}, layer {layer}: {kept.abs().amax().item():g} does not fit {stored} "
+                f"(largest {torch.finfo(stored).max:g}); use another --store-dtype"
+            )
 
     def _check_attention(self, layer: int, value_BHTT: Tensor) -> None:
         sums_BHT = value_BHTT.sum(-1, dtype=torch.float32)

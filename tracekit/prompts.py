@@ -21,7 +21,7 @@ _DATE_CODES = ("%-d", "%-m", "%A", "%B", "%H", "%I", "%M", "%S", "%Y", "%a", "%b
 _FROZEN_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set frozen = namespace(text=format) -%}"
     "{%- for code, value in tracekit_date.items() -%}{%- set frozen.text = frozen.text | replace(code, value) -%}"
-    "{%- endfor -%}{{ frozen.text }}{%- endmacro -%}"
+    "{%- endfor -%}{{ frozen.text }}{%- endmacro %}\n"
 )
 """A macro in place of transformers' clock, which takes no date: the same run must give the same bytes."""
 
