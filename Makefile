@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: install
-	$(BIN)/python -m builders.trivia_qa --model demo --source sample --limit 24 --correctness alias_in_answer --out $(DEMO)
+	$(BIN)/python -m builders.trivia_qa --model demo --source sample --limit 24 --correctness alias_in_answer --batch-size 4 --out $(DEMO)
 	$(BIN)/tracekit verify $(DEMO)
 	$(BIN)/tracekit show $(DEMO) --examples 8
 

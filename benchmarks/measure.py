@@ -115,12 +115,12 @@ def interleave(
     num_rounds: int,
     max_seconds: float,
     min_rounds: int = 2,
-    before: Callable[[], object] | None = None,
+    before: Callable[[str], object] | None = None,
 ) -> list[Round]:
     """Measure all variants round after round, each given the round's number; their order rotates.
 
-    Rounds are added until `num_rounds` of them were calm or the time is over. `before` is called before every
-    measurement, and not measured.
+    Rounds are added until `num_rounds` of them were calm or the time is over. `before` is called with a
+    variant's name right before its measurement, and not measured.
     """
     rounds: list[Round] = []
     names = list(variants)
@@ -131,7 +131,10 @@ def interleave(
         if number >= min_rounds and time.perf_counter() + longest > end:
             break
         turned = names[number % len(names) :] + names[: number % len(names)]
-        found = {name: _in_peace(partial(variants[name], number), end, before) for name in turned}
+        found = {
+            name: _in_peace(partial(variants[name], number), end, partial(before, name) if before else None)
+            for name in turned
+        }
         rounds.append(found)
         times = "  ".join(f"{name} {found[name].seconds:.3g} s" for name in names)
         say(f"  round {number + 1}{'' if _is_calm(found) else ' (disturbed)'}: {times}")

@@ -22,7 +22,7 @@ from builders.sources import HubSource, Row, read_examples
 from tracekit.answers import Answer, parse_answer
 from tracekit.capture import Text, Trace, capture
 from tracekit.cli import run_builder
-from tracekit.config import RunConfig
+from tracekit.config import RunConfig, SourceConfig
 from tracekit.errors import SourceError
 from tracekit.generation import Generated, answer_deterministically, answer_sampled
 from tracekit.manifest import SourceInfo
@@ -74,10 +74,15 @@ def parse_row(row: Row) -> TriviaExample:
     data = row.data
     question = data.get("question", data.get("context"))
     if not isinstance(question, str) or not _bare(question):
-        raise SourceError(f"no question; expected a text in 'question' (or 'context'), found {question!r}")
+        raise SourceError(
+            f"no question; expected a text in 'question' (or 'context'), found {question!r}; columns: {', '.join(data)}"
+        )
     answers = _answers(data)
     if not answers:
-        raise SourceError("no answer; expected 'answer' ({'value', 'aliases'} or a text), 'answers' or 'aliases'")
+        raise SourceError(
+            "no answer; expected 'answer' (a text, a list, or {'value', 'aliases'}), 'answers' or 'aliases'; "
+            f"columns: {', '.join(data)}"
+        )
     identity = data.get("question_id", data.get("id"))
     return TriviaExample(
         index=row.index,
@@ -91,10 +96,12 @@ def _answers(data: dict[str, Any]) -> list[str]:
     """Accepted answers wherever a row keeps them, in order, each once."""
     answer = data.get("answer")
     nested = answer if isinstance(answer, dict) else {}
-    candidates = [nested.get("value"), answer, *_listed(nested.get("aliases"))]
+    plain = [] if isinstance(answer, dict) else _listed(answer)
+    candidates = [nested.get("value"), *plain, *_listed(nested.get("aliases"))]
     for name in ("answers", "aliases"):
         candidates += _listed(data.get(name))
-    texts = [text.strip() for text in candidates if isinstance(text, str) and text.strip()]
+    known = [value for value in candidates if isinstance(value, str | int | float) and not isinstance(value, bool)]
+    texts = [text for text in (str(value).strip() for value in known) if text]
     return list(dict.fromkeys(texts))
 
 
@@ -106,6 +113,8 @@ def _listed(value: Any) -> list[Any]:
         except msgspec.DecodeError:
             decoded = value
         return decoded if isinstance(decoded, list) else [decoded]
+    if isinstance(value, int | float):
+        return [value]
     return list(value) if isinstance(value, list | tuple) else []
 
 
@@ -135,10 +144,10 @@ class TriviaQATask:
     def __init__(self, config: TriviaQAConfig, tokenizer: Any, examples: Sequence[TriviaExample]) -> None:
         self._config, self._tokenizer = config, tokenizer
         prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
+        whole_sample = SourceConfig(source="sample")
+        self._pool = read_examples(whole_sample, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
         self.variant = prompter.variant
-        self._prompts = {
-            example.index: prompter.prompt(example.question, self._shots(example, examples)) for example in examples
-        }
+        self._prompts = {example.index: prompter.prompt(example.question, self._shots(example)) for example in examples}
 
     def length(self, example: TriviaExample) -> int:
         """Prompt tokens."""
@@ -182,18 +191,18 @@ class TriviaQATask:
         prompt = self._prompts[example.index].token_ids
         return Text(prompt + answer.token_ids, len(prompt))
 
-    def _shots(self, example: TriviaExample, examples: Sequence[TriviaExample]) -> list[Exchange]:
-        """Solved examples for one question: other questions of the run, drawn by its own seed."""
+    def _shots(self, example: TriviaExample) -> list[Exchange]:
+        """Solved examples for one question, drawn by its own seed from the packaged sample.
+
+        Not from the run's questions: those would stand in one another's prompts with their answers, on both sides of
+        any split, and would differ with the slice of the source.
+        """
         count = self._config.prompt.num_shots
-        if count == 0:
-            return []
-        if count >= len(examples):
-            raise SourceError(f"--num-shots {count} needs more than {len(examples)} questions to draw from")
+        if count >= len(self._pool):
+            raise SourceError(f"--num-shots {count} needs more than the {len(self._pool)} sample questions there are")
         draw = random.Random(f"{self._config.output.seed} {example.index}")
-        picked = draw.sample(range(len(examples)), count + 1)
-        return [Exchange(examples[i].question, examples[i].answers[0]) for i in picked if examples[i] is not example][
-            :count
-        ]
+        others = [other for other in self._pool if other.question != example.question]
+        return [Exchange(other.question, other.answers[0]) for other in draw.sample(others, count)]
 
     def _parse(self, example: TriviaExample, answer: Generated) -> Answer:
         prompt = self._prompts[example.index]

@@ -317,7 +317,6 @@ def test_a_line_break_after_reasoning_does_not_end_a_plain_answer(tokenizer: Any
     assert answer.text == "Paris"
 
 
-@pytest.mark.xfail(strict=True, reason="answers._end_of_thinking takes any closing marker for the end of reasoning")
 @pytest.mark.parametrize(
     ("generated", "text"),
     [

@@ -1,5 +1,6 @@
 """Merging joins slices of one source, and refuses everything else."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from tests.runs_for_tests import run_trivia
 from tracekit import TraceStore, verify
-from tracekit.errors import DatasetError, PlanMismatchError
+from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
 from tracekit.merge import merge
 
 
@@ -52,9 +53,17 @@ def test_a_folder_that_exists_is_not_overwritten(slices: list[Path], tmp_path: P
 
 
 def test_a_run_that_is_not_finished_is_refused(slices: list[Path], tmp_path: Path):
-    import shutil
-
     open_run = shutil.copytree(slices[1], tmp_path / "open")
     (open_run / "manifests/trivia_qa.json").unlink()
     with pytest.raises(DatasetError, match="is not finished"):
         merge([slices[0], open_run], tmp_path / "joined")
+
+
+def test_a_shard_that_was_altered_is_not_given_a_new_hash(slices: list[Path], tmp_path: Path):
+    damaged = Path(shutil.copytree(slices[1], tmp_path / "damaged"))
+    shard = next(damaged.glob("data/*/*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CorruptShardError, match="is not what its sidecar says"):
+        merge([slices[0], damaged], tmp_path / "joined")

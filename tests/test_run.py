@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import tracekit.run
 from builders.trivia_qa import TriviaQATask
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -206,7 +207,7 @@ def test_a_disk_that_fills_up_loses_nothing(finished: Path, model: Path, tmp_pat
 def test_a_run_that_would_not_fit_says_so_before_it_starts(model: Path, tmp_path: Path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(NoSpaceError, match=r"needs about .* GB"):
+    with pytest.raises(NoSpaceError, match=r"needs about .* MB"):
         run_trivia(tmp_path / "run", model)
     assert not (tmp_path / "run").exists()
 
@@ -306,3 +307,66 @@ def test_batches_hold_like_lengths_longest_first(finished: Path):
 def test_records_of_the_plan_survive_a_round_trip(finished: Path):
     plan = read_plan(Layout(finished, "trivia_qa"))
     assert msgspec.json.decode(msgspec.json.encode(plan), type=type(plan)) == plan
+
+
+def test_a_shard_that_was_deleted_is_made_again(finished: Path, model: Path, tmp_path: Path):
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    (out / "data/trivia_qa/validation-00001.tar").unlink()
+    run_trivia(out, model)
+    assert hashes(out) == hashes(finished)
+
+
+def test_a_dataset_without_sidecars_as_one_downloads_it_is_complete(finished: Path, model: Path, tmp_path: Path):
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(out / "sidecars")
+    assert run_trivia(out, model).was_complete
+
+
+def test_a_plan_that_was_edited_is_refused(finished: Path, model: Path, tmp_path: Path):
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    plan = read_plan(Layout(out, "trivia_qa"))
+    plan.shards[0].batches[0].pop()
+    (out / "plans/trivia_qa.json").write_bytes(msgspec.json.encode(plan))
+    with pytest.raises(PlanMismatchError, match="was it edited"):
+        run_trivia(out, model)
+
+
+def test_another_process_that_plans_first_wins(finished: Path, model: Path, tmp_path: Path, monkeypatch):
+    original = tracekit.run.create_once
+
+    def second(path: Path, data: bytes) -> bool:
+        original(path, (finished / "plans/trivia_qa.json").read_bytes())
+        return original(path, data)
+
+    monkeypatch.setattr(tracekit.run, "create_once", second)
+    with pytest.raises(PlanMismatchError, match="max_new_tokens: 6 there, 7 now"):
+        run_trivia(tmp_path / "run", model, generation={"max_new_tokens": 7})
+
+
+def test_a_shard_finished_by_another_process_is_left_alone(finished: Path, tmp_path: Path):
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    with ShardWriter(Layout(out, "trivia_qa"), "validation-00001", 1) as writer:
+        assert writer.is_done
+    assert hashes(out) == hashes(finished)
+
+
+def test_a_journal_torn_in_the_middle_goes_back_to_the_last_whole_batch(
+    finished: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        die_at_batch(patch, 4)
+        with pytest.raises(StoppedError):
+            run_trivia(out, model)
+    (journal,) = out.glob("data/trivia_qa/*.journal.partial")
+    first, second = journal.read_bytes().splitlines()
+    journal.write_bytes(first + b"\n" + second[:9] + second + b"\n")
+    run_trivia(out, model)
+    assert hashes(out) == hashes(finished)
+
+
+def test_an_out_that_is_a_file_is_refused(model: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match="is a file; give a folder"):
+            run_trivia(out, model)

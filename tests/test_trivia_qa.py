@@ -46,6 +46,8 @@ def test_the_own_nested_form_is_read():
         ({"answer": "a", "aliases": '["b", "c"]'}, ["a", "b", "c"]),
         ({"answers": "only"}, ["only"]),
         ({"answer": "a", "aliases": "[not json"}, ["a", "[not json"]),
+        ({"answer": 8}, ["8"]),
+        ({"answer": ["4", "four", 4]}, ["4", "four"]),
     ],
 )
 def test_answers_are_found_wherever_a_row_keeps_them(data: dict[str, object], answers: list[str]):
@@ -209,8 +211,8 @@ def test_solved_examples_are_drawn_by_seed_and_never_the_question_itself(model: 
 
 
 def test_more_shots_than_questions_is_an_error(model: Path, tmp_path: Path):
-    with pytest.raises(SourceError, match="--num-shots 5 needs more than 5 questions"):
-        run_trivia(tmp_path / "run", model, source={"limit": 5}, prompt={"num_shots": 5})
+    with pytest.raises(SourceError, match="--num-shots 72 needs more than the 72 sample questions there are"):
+        run_trivia(tmp_path / "run", model, source={"limit": 5}, prompt={"num_shots": 72})
 
 
 def test_a_bad_row_is_reported_or_skipped_and_counted(model: Path, tmp_path: Path):

@@ -17,9 +17,12 @@ _THINKING = (
     ("<thinking>", "</thinking>"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
-    ("<|channel|>analysis", "<|channel|>final<|message|>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel|>", "<|channel|>final<|message|>"),
 )
-"""Opening and closing markers of reasoning, by model family: Qwen and DeepSeek, others, Magistral, Seed, gpt-oss."""
+"""Opening and closing markers of reasoning: Qwen and DeepSeek, others, Magistral, Seed, Command A, gpt-oss last."""
 
 
 class Answer(NamedTuple):
@@ -48,8 +51,9 @@ def parse_answer(tokenizer: Any, prompt: Prompt, token_ids: Sequence[int], *, eo
 
     A plain prompt's answer ends with its first line: a base model goes on and asks itself the next question.
     """
-    pieces = token_offsets(tokenizer, token_ids)
-    generated = tokenizer.decode(list(token_ids))
+    anchor = prompt.token_ids[-1:]
+    pieces = token_offsets(tokenizer, token_ids, anchor=anchor)
+    generated = _decoded_after(tokenizer, anchor, token_ids)
     base = len(prompt.text)
     whole = prompt.text + generated
     offsets = [*prompt.offsets, *[[base + start, base + stop] for start, stop in pieces]]
@@ -72,13 +76,17 @@ def parse_answer(tokenizer: Any, prompt: Prompt, token_ids: Sequence[int], *, eo
     return Answer(whole, text, base + start, offsets, spans, eos_included or has_more_lines)
 
 
-def token_offsets(tokenizer: Any, token_ids: Sequence[int]) -> list[list[int]]:
-    """Characters of each token in the decoded text; a character made of several tokens belongs to all of them."""
-    ids = list(token_ids)
-    whole_length = len(tokenizer.decode(ids))
+def token_offsets(tokenizer: Any, token_ids: Sequence[int], *, anchor: Sequence[int] = ()) -> list[list[int]]:
+    """Characters of each token in the text decoded after `anchor`, the tokens before.
+
+    A character made of several tokens belongs to all of them.
+    """
+    ids = [*anchor, *token_ids]
+    whole_length = len(_decoded_after(tokenizer, anchor, token_ids))
     offsets: list[list[int]] = []
-    start = settled = window = 0  # characters done; tokens done; first token of the window that is decoded
-    for count in range(1, len(ids) + 1):
+    start = window = 0  # characters done; first token of the window that is decoded
+    settled = len(anchor)  # tokens done
+    for count in range(settled + 1, len(ids) + 1):
         before, after = tokenizer.decode(ids[window:settled]), tokenizer.decode(ids[window:count])
         is_last = count == len(ids)
         if is_last or (len(after) > len(before) and not after.endswith("\ufffd")):
@@ -88,14 +96,17 @@ def token_offsets(tokenizer: Any, token_ids: Sequence[int]) -> list[list[int]]:
     return [list(pair) for pair in offsets]
 
 
+def _decoded_after(tokenizer: Any, anchor: Sequence[int], token_ids: Sequence[int]) -> str:
+    """Tokens as they read after the ones before: alone, some tokenizers lose the space at their start."""
+    before, whole = tokenizer.decode(list(anchor)), tokenizer.decode([*anchor, *token_ids])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(list(token_ids))
+
+
 def _end_of_thinking(prompt: str, generated: str) -> int:
-    """Where reasoning ends in the generated text; 0 where there is none."""
+    """Where reasoning ends in the generated text; 0 where there is none. A marker counts where it was opened."""
     for opening, closing in _THINKING:
-        opened = prompt.rstrip().endswith(opening) or generated.lstrip().startswith(opening)
-        if closing in generated:
-            return generated.rindex(closing) + len(closing)
-        if opened:
-            return len(generated)
+        if prompt.rstrip().endswith(opening) or generated.lstrip().startswith(opening):
+            return generated.index(closing) + len(closing) if closing in generated else len(generated)
     return 0
 
 

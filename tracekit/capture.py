@@ -250,7 +250,7 @@ def _cannot_give(traced: TracedModel, missing: Sequence[str]) -> str:
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _pack_indices(start: int, stop: int, row_stride: int, device: torch.device) -> Tensor:
     return torch.from_numpy(pack_indices(np.arange(start, stop), row_stride)).to(device)
 

@@ -18,8 +18,9 @@ import yaml
 from tracekit.axes import LEGEND
 from tracekit.manifest import Manifest
 from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
+from tracekit.sizes import filesize
 
-__all__ = ["card_features", "filesize", "render_card"]
+__all__ = ["card_features", "render_card"]
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -110,12 +111,3 @@ def _feature(arrow_type: pa.DataType) -> dict[str, Any]:
         return {"struct": _struct_features(arrow_type.fields)}
     names = {"double": "float64"}
     return {"dtype": names.get(str(arrow_type), str(arrow_type))}
-
-
-def filesize(num_bytes: float) -> str:
-    """A size for people: three digits and a unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"

@@ -3,6 +3,7 @@
 tyro turns Structs into flags; their bounds are checked afterwards, once, by tracekit.config.check.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,11 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     except TracekitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
     except BrokenPipeError:  # `tracekit show ... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
 
 
 def run_builder(builder: Any, config_type: type[ConfigT], argv: list[str] | None = None) -> None:
@@ -55,7 +59,7 @@ def run_builder(builder: Any, config_type: type[ConfigT], argv: list[str] | None
             args=arguments,
         )
         sys.exit(_execute(builder, check(config)))
-    except TracekitError as error:
+    except (TracekitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -107,7 +111,7 @@ def default_folder(task: str, config: RunConfig) -> str:
 
 
 def _print_estimate(estimate: Any, folder: Path) -> None:
-    from tracekit.card import filesize
+    from tracekit.sizes import duration, filesize
 
     rows = {
         "examples": f"{estimate.num_examples}",
@@ -115,7 +119,7 @@ def _print_estimate(estimate: Any, folder: Path) -> None:
         "bytes a sample": f"{estimate.bytes_per_sample} ({filesize(estimate.bytes_per_sample)})",
         "total": f"{estimate.total_bytes} ({filesize(estimate.total_bytes)})",
         "shards": f"{estimate.num_shards}",
-        "time": f"about {_duration(estimate.seconds)} (from {estimate.num_measured} examples measured here)",
+        "time": f"about {duration(estimate.seconds)} (from {estimate.num_measured} examples measured here)",
         "folder": f"{folder} (nothing was written)",
     }
     for name, value in rows.items():
@@ -123,8 +127,8 @@ def _print_estimate(estimate: Any, folder: Path) -> None:
 
 
 def _print_outcome(folder: Path, outcome: Any) -> None:
-    from tracekit.card import filesize
-    from tracekit.commands import verification_lines
+    from tracekit.commands import metric_lines, verification_lines
+    from tracekit.sizes import filesize
 
     manifest = outcome.manifest
     print(f"dataset         {folder}")
@@ -132,18 +136,11 @@ def _print_outcome(folder: Path, outcome: Any) -> None:
         print(
             f"{split.name:15s} {split.num_samples} samples, {len(manifest.shards)} shards, {filesize(split.num_bytes)}"
         )
-    for metric in manifest.metrics:
-        print(f"{metric.name:18s} {metric.value:.4g}")
+    print("\n".join(metric_lines(manifest)))
     print("\n".join(verification_lines(manifest.verification)))
-    for skipped in manifest.source.skipped:
-        print(f"left out: {skipped}")
-    print(f"next: tracekit verify {folder}", file=sys.stderr)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    if manifest.source.skipped:
+        print(f"left out as malformed: {len(manifest.source.skipped)} rows (listed in the manifest)")
+    print(f"next: tracekit verify {shlex.quote(str(folder))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ stdout is data, stderr is talk; every command ends with the next one to type.
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +13,13 @@ import msgspec
 import tyro
 from tqdm import tqdm
 
-from tracekit.card import filesize
 from tracekit.errors import ConfigError
 from tracekit.layout import Layout, config_names
 from tracekit.manifest import Manifest, read_struct
+from tracekit.sizes import filesize
 from tracekit.store import TraceStore
 
-__all__ = ["Command", "Merge", "Show", "Verify", "verification_lines"]
+__all__ = ["Command", "Merge", "Show", "Verify", "metric_lines", "verification_lines"]
 
 _NUM_SHOWN = 5
 _WIDTH = 100
@@ -57,10 +58,12 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
                 "restore the file from where it was made or published, or delete it and run the builder's command again"
             )
             return 1
-        print(f"ok: {report.num_samples} samples, {filesize(report.num_bytes)} in {self.folder}")
-        if self.replay and not report.open_configs:
+        print(f"ok: {report.num_samples} samples, {filesize(report.num_bytes)} in finished shards of {self.folder}")
+        if self.replay and report.open_configs:
+            print("not replayed: only finished configurations are")
+        elif self.replay:
             self._replay(root)
-        _next(f"tracekit show {self.folder}")
+        _next(f"tracekit show {shlex.quote(self.folder)}")
         return 0
 
     def _replay(self, root: Path) -> None:
@@ -104,7 +107,7 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
             else:
                 _show_config(store, self.examples, as_json=self.json)
                 if not self.json and len(store):
-                    _next(f"tracekit show {self.folder} --key {store.keys[0]}")
+                    _next(f"tracekit show {shlex.quote(self.folder)} --key {store.keys[0]}")
         return 0
 
 
@@ -125,11 +128,23 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"merge needs two folders or more, got {len(self.folders)}")
         manifest = merge([Path(folder) for folder in self.folders], Path(self.out), config=self.dataset_config)
         print(f"{sum(s.num_samples for s in manifest.splits)} samples in {self.out}")
-        _next(f"tracekit verify {self.out}")
+        _next(f"tracekit verify {shlex.quote(self.out)}")
         return 0
 
 
 Command = Verify | Show | Merge
+
+
+def metric_lines(manifest: Manifest) -> list[str]:
+    """The task's numbers, a line each; accuracy with the rule behind it."""
+    rule = manifest.run.get("correctness")
+    lines = []
+    for metric in manifest.metrics:
+        note = f"  (by {rule})" if metric.name == "accuracy" and rule else ""
+        if metric.name == "truncated_share" and metric.value == 1:
+            note = "  (every answer ran into --max-new-tokens: raise it?)"
+        lines.append(f"{metric.name:18s} {metric.value:.4g}{note}")
+    return lines
 
 
 def verification_lines(verification: Any) -> list[str]:
@@ -168,8 +183,8 @@ def _show_config(store: TraceStore, num_examples: int, *, as_json: bool) -> None
         )
     for path, config in zip(info["paths"], info["configs"], strict=False):
         manifest = Layout(Path(path), config).manifest
-        for metric in read_struct(manifest, Manifest).metrics if manifest.exists() else []:
-            print(f"{metric.name:18s} {metric.value:.4g}")
+        if manifest.exists():
+            print("\n".join(metric_lines(read_struct(manifest, Manifest))))
     print()
     for key in store.keys[:num_examples]:
         print(_one_line(store.record(key)))
@@ -206,7 +221,11 @@ def _one_line(record: Any) -> str:
     answer = " ".join(getattr(record, "generated_answer", "").split())
     truth = getattr(record, "ground_truth_answers", [""])[0]
     wanted = f"  (accepted: {truth})" if verdict == "wrong" and truth else ""
-    return f"{record.key}  {verdict:5s}  {question[:70]}  ->  {answer[:60] or '(no answer)'}{wanted}"
+    return f"{record.key}  {verdict:5s}  {_short(question, 70)}  ->  {_short(answer, 70) or '(no answer)'}{wanted}"
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _next(command: str) -> None:

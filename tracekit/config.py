@@ -5,6 +5,7 @@ override the file. Structs do not validate when built in code; `check` runs the 
 refused with its path (`Expected int >= 1 - at $.generation.num_beams`), whichever way it came.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -79,7 +80,7 @@ class PromptConfig(_Part, frozen=True, kw_only=True):
     template_kwargs: tuple[str, ...] = ()
     """Arguments for the chat template, `name=value` (`enable_thinking=false`)."""
     num_shots: NonNegative = 0
-    """Solved examples before the question, drawn by seed from the run's other questions."""
+    """Solved examples before the question, drawn by seed from the task's packaged sample."""
     bos: Literal["auto", "always", "never"] = "auto"
     """Beginning-of-sequence token: `auto` does what tokenizer and template do, never two."""
     template_date: str = "2026-01-01"
@@ -171,6 +172,9 @@ def check(config: ConfigT) -> ConfigT:
         raise ConfigError(f"configuration: {error}") from error
     if isinstance(checked, RunConfig):
         resolve_sites(checked.capture.sites)
+        for layer in checked.capture.layers:
+            if not re.fullmatch(r"all|-?\d+|\d+-\d+", layer):
+                raise ConfigError(f"layer {layer!r} - at `$.capture.layers`; expected all, 12, -1 or 4-8")
         template_kwargs(checked.prompt)
         name = checked.output.dataset_config
         if name is not None and not _is_plain_name(name):

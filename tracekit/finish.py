@@ -30,7 +30,7 @@ from tracekit.records import RECORD_TYPES, decode_record, json_schema
 from tracekit.shards import sha256_file
 from tracekit.tables import tensor_summaries, write_records_table, write_records_tar
 
-__all__ = ["finish", "is_finished", "write_index"]
+__all__ = ["finish", "is_done", "is_finished", "write_index"]
 
 INVARIANTS = [
     "every tensor has the model's own shape, unpadded",
@@ -67,6 +67,16 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
     write_atomic(layout.manifest, to_bytes(manifest))
     write_index(layout.root)
     return manifest
+
+
+def is_done(layout: Layout, name: str) -> bool:
+    """Whether a shard is there and known: by its sidecar, or (a downloaded dataset has none) by a finished manifest."""
+    if not layout.shard(name).exists():
+        return False
+    if layout.sidecar(name).exists():
+        return True
+    known = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
+    return any(shard.name == name and shard.num_bytes == layout.shard(name).stat().st_size for shard in known)
 
 
 def is_finished(layout: Layout) -> bool:

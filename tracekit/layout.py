@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tracekit.errors import DatasetError
 
-__all__ = ["Layout", "config_names", "is_ignored", "shard_name", "sync_folder", "write_atomic"]
+__all__ = ["Layout", "config_names", "create_once", "is_ignored", "shard_name", "sync_folder", "write_atomic"]
 
 IGNORED_FOLDERS = ("logs", "exports", "output")
 PARTIAL_SUFFIX = ".partial"
@@ -108,6 +108,24 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def create_once(path: Path, data: bytes) -> bool:
+    """Write a file that must not be there yet; False, and nothing changed, where another process was first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from tracekit.errors import DatasetError, PlanMismatchError
+from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
 from tracekit.finish import finish
 from tracekit.layout import Layout, config_names, shard_name, write_atomic
 from tracekit.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
 from tracekit.records import decode_record, encode_record
-from tracekit.shards import ShardWriter
+from tracekit.shards import ShardWriter, sha256_file
 from tracekit.tensors import Payload
 
 __all__ = ["merge"]
@@ -121,6 +121,10 @@ def _joined_plan(parts: Sequence[_Part]) -> Plan:
 def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
     """Copy one shard, its records renumbered."""
     sidecar = read_struct(source.sidecar(name), Sidecar)
+    if sha256_file(source.shard(name)) != sidecar.sha256:
+        raise CorruptShardError(
+            f"{source.shard(name)} is not what its sidecar says; run `tracekit verify {source.root}`"
+        )
     pairs = list(zip(sidecar.records, sidecar.samples, strict=True))
     with ShardWriter(target, task.name, task.number) as writer, source.shard(name).open("rb") as file:
         for start in range(0, len(pairs), _SAMPLES_AT_ONCE):

@@ -115,7 +115,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def model_info(config: ModelConfig, *, variant: str) -> ModelInfo:
+def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) -> ModelInfo:
     """What is known of a model before its weights are loaded; enough to recognise a run that is already complete."""
     reference = resolve(config.model)
     settings = _load_config(reference, config)
@@ -133,7 +133,7 @@ def model_info(config: ModelConfig, *, variant: str) -> ModelInfo:
         adapter=f"{adapter.id}@{adapter.revision or adapter.arguments.get('revision', 'main')}" if adapter else None,
         quantization=_quantization_name(config),
         dtype=dtype,
-        attention="eager",
+        attention="eager" if "attentions" in sites else "auto",
     )
 
 
@@ -150,6 +150,7 @@ def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequ
         UnsupportedSiteError: the architecture cannot give a site.
     """
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     reference, device = resolve(config.model), resolve_device(config.device)
     settings = _load_config(reference, config)

@@ -20,6 +20,7 @@ from tracekit.layout import shard_name
 from tracekit.manifest import Plan, ShardTask, SourceInfo
 from tracekit.records import SCHEMA_VERSION, ModelInfo
 from tracekit.shards import sha256_file
+from tracekit.sizes import filesize
 from tracekit.version import __version__
 
 __all__ = ["Estimate", "HasIndex", "check_same", "check_space", "make_plan", "public_run", "versions"]
@@ -59,10 +60,12 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
     """The configuration as it is written down: no `out`, no `dry_run`, names instead of local paths."""
     run = msgspec.json.decode(msgspec.json.encode(config))
     del run["output"]["out"], run["output"]["dry_run"]
-    run["model"]["model"] = model.id if Path(config.model.model).expanduser().exists() else config.model.model
+    is_local = config.model.model != "demo" and Path(config.model.model).expanduser().exists()
+    run["model"]["model"] = model.id if is_local else config.model.model
+    run["model"]["device"] = config.model.device.partition(":")[0]
     if config.model.adapter is not None:
         run["model"]["adapter"] = str(model.adapter).partition("@")[0]
-    if Path(config.source.source).expanduser().exists():
+    if config.source.source not in ("default", "sample") and Path(config.source.source).expanduser().exists():
         run["source"]["source"] = source.id
     template = config.prompt.chat_template
     if template is not None and Path(template).is_file():
@@ -118,6 +121,8 @@ def check_same(plan: Plan, fresh: Plan, folder: str) -> None:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
+    if not differences and plan.shards != fresh.shards:
+        differences = ["    shards: the plan's batches are not those that its own configuration makes; was it edited?"]
     if differences:
         raise PlanMismatchError(
             f"{folder} was begun with another plan for {plan.config!r}:\n" + "\n".join(differences) + "\n"
@@ -135,7 +140,7 @@ def check_space(folder: Path, estimate: Estimate) -> None:
     free = shutil.disk_usage(existing).free
     if estimate.total_bytes > free:
         raise NoSpaceError(
-            f"this run needs about {estimate.total_bytes / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free. Fewer "
+            f"this run needs about {filesize(estimate.total_bytes)}, {existing} has {filesize(free)} free. Fewer "
             "--sites, --layers or --tokens, a smaller --store-dtype or --limit, or another --out"
         )
 

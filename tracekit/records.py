@@ -71,7 +71,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     dtype: str
     """dtype in which the model computes."""
     attention: str
-    """Attention implementation of the capture pass."""
+    """Attention of the capture pass: `eager` where probabilities are captured, else `auto`: transformers' choice."""
 
 
 class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,6 +29,14 @@ def replay_stored(layout: Layout, count: int, *, model: str | None, adapter: str
     settings = msgspec.structs.replace(
         settings, model=model or settings.model, adapter=adapter or settings.adapter, device=device
     )
+    for flag, given, name, revision in (
+        ("--model", model, manifest.model.id, manifest.model.revision),
+        ("--adapter", adapter, manifest.model.adapter or "", (manifest.model.adapter or "").partition("@")[2]),
+    ):
+        if given is None and revision.startswith("sha256:"):
+            raise ModelError(
+                f"{layout.config} was made with the local {name!r} ({revision[:23]}); say where it is: {flag} PATH"
+            )
     capture_config = msgspec.convert(manifest.run["capture"], CaptureConfig)
     tokenizer = load_tokenizer(settings)
     info = model_info(settings, variant=manifest.model.variant)

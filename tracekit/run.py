@@ -4,6 +4,7 @@ A builder is anything with the Builder protocol; this module never imports one. 
 shards that are not done and nothing else. Ctrl-C and SIGTERM finish the batch in hand and say how to go on.
 """
 
+import errno
 import json
 import resource
 import signal
@@ -22,9 +23,9 @@ from tqdm import tqdm
 
 from tracekit.capture import Text, Trace
 from tracekit.config import CaptureConfig, RunConfig, check
-from tracekit.errors import DatasetError, SourceError
-from tracekit.finish import finish, is_finished
-from tracekit.layout import Layout, write_atomic
+from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError
+from tracekit.finish import finish, is_done, is_finished
+from tracekit.layout import Layout, create_once
 from tracekit.manifest import (
     Manifest,
     Plan,
@@ -48,6 +49,7 @@ from tracekit.proof import replay
 from tracekit.records import Record, encode_record
 from tracekit.shards import ShardWriter
 from tracekit.sites import resolve_sites
+from tracekit.sizes import duration, filesize
 from tracekit.tensors import encode
 from tracekit.traced import TracedModel
 
@@ -134,14 +136,27 @@ def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> 
     Raises:
         TracekitError: anything of tracekit.errors; whatever was finished before stays.
     """
-    config = check(config)
+    try:
+        return _execute(builder, check(config), out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not isinstance(error, NoSpaceError):
+            raise NoSpaceError(
+                error.errno, f"the disk is full ({error}). Every finished batch is safe; free some space and run again"
+            ) from error
+        raise
+
+
+def _execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> Outcome:
     name = config.output.dataset_config or builder.name
+    in_the_way = next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None)
+    if in_the_way is not None:
+        raise ConfigError(f"--out {str(out)!r}: {str(in_the_way)!r} is a file; give a folder")
     layout = Layout(out, name)
     _say(f"reading {config.source.source}")
     examples, source = builder.examples(config)
     tokenizer = load_tokenizer(config.model)
     task = builder.open(config, tokenizer, examples)
-    info = model_info(config.model, variant=task.variant)
+    info = model_info(config.model, variant=task.variant, sites=resolve_sites(config.capture.sites))
     examples, source = _that_fit(examples, source, task, config)
     for skipped in source.skipped:
         _say(f"skipped: {skipped}")
@@ -165,7 +180,7 @@ def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> 
     plan = read_plan(layout) if layout.plan.exists() else None
     if plan is not None:
         check_same(plan, plan_for(plan.batch_size), str(out))
-        if not config.output.dry_run and all(layout.sidecar(shard.name).exists() for shard in plan.shards):
+        if not config.output.dry_run and all(is_done(layout, shard.name) for shard in plan.shards):
             was_complete = is_finished(layout)
             manifest = read_struct(layout.manifest, Manifest) if was_complete else finish(layout, plan)
             return Outcome(out, name, manifest, None, was_complete, False)
@@ -180,9 +195,13 @@ def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> 
         estimate = run.estimate(examples, lengths, config.output.samples_per_shard)
         if config.output.dry_run:
             return Outcome(out, name, None, estimate, False, False)
+        _say(f"about {duration(estimate.seconds)} and {filesize(estimate.total_bytes)}")
         check_space(out, estimate)
         plan = plan_for(run.batch_size(config.output.batch_size, examples, lengths))
-        write_atomic(layout.plan, to_bytes(plan))
+        if not create_once(layout.plan, to_bytes(plan)):  # another process was first
+            first = read_plan(layout)
+            check_same(first, plan_for(first.batch_size), str(out))
+            plan = first
     torch.set_num_threads(plan.num_threads)
     if run.shards(plan):
         return Outcome(out, name, None, estimate, False, True)
@@ -228,7 +247,7 @@ class _Run(Generic[ExampleT]):
 
     def shards(self, plan: Plan) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it."""
-        todo = [shard for shard in plan.shards if not self._layout.sidecar(shard.name).exists()]
+        todo = [shard for shard in plan.shards if not is_done(self._layout, shard.name)]
         total = sum(len(batch) for shard in plan.shards for batch in shard.batches)
         left = sum(len(batch) for shard in todo for batch in shard.batches)
         with _stop_flag() as stopped, tqdm(total=total, initial=total - left, unit="q", desc=plan.config) as bar:
@@ -242,6 +261,8 @@ class _Run(Generic[ExampleT]):
     def _shard(self, shard: ShardTask, config_name: str, bar: Any, stopped: Callable[[], bool]) -> bool:
         """Do one shard from where it stands; returns whether a signal stopped it."""
         with ShardWriter(self._layout, shard.name, shard.number) as writer:
+            if writer.is_done:  # by another process, since the list was made
+                return False
             bar.update(sum(len(batch) for batch in shard.batches[: writer.num_batches]))
             for number in range(writer.num_batches, len(shard.batches)):
                 if stopped():
@@ -250,7 +271,7 @@ class _Run(Generic[ExampleT]):
                 examples = [self._by_index[index] for index in shard.batches[number]]
                 place = Place(config_name, shard.number, writer.num_samples)
                 samples, parts = self._batch(writer, number, examples, place)
-                verification = self._replay(samples) if number == 0 else None
+                verification = self._replayed(samples) if number == 0 else None
                 encoded = [(s.record.key, encode_record(s.record), encode(s.trace.tensors)) for s in samples]
                 writer.append(encoded, verification)
                 bar.update(len(examples))
@@ -273,14 +294,24 @@ class _Run(Generic[ExampleT]):
                     start += size
                 return samples, parts
             except (RuntimeError, MemoryError) as error:
-                if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)) or max(parts) == 1:
+                if not _is_out_of_memory(error):
                     raise
+                if max(parts) == 1:
+                    raise _no_memory("one example alone") from error
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             size = max(parts) // 2
             parts = [size] * (len(examples) // size) + [len(examples) % size] * (len(examples) % size > 0)
             _say(f"out of memory: batch {number} goes on in parts of {size}")
             writer.note_parts(number, parts)
+
+    def _replayed(self, samples: Sequence[Sample]) -> Verification:
+        try:
+            return self._replay(samples)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise _no_memory("replaying a sample with all its attention (--num-replays 0 leaves it out)") from error
 
     def _replay(self, samples: Sequence[Sample]) -> Verification:
         """Run a few samples again alone: the shortest, which was padded most, first."""
@@ -345,6 +376,17 @@ class _Run(Generic[ExampleT]):
         self._layout.log.parent.mkdir(parents=True, exist_ok=True)
         with self._layout.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+
+
+def _no_memory(what: str) -> CaptureError:
+    return CaptureError(
+        f"out of memory at {what}. Finished batches are safe. Fewer --sites or --layers, a smaller --max-new-tokens or "
+        "--num-beams, --dtype bfloat16 or --quantize int8 need less"
+    )
 
 
 def _scaled_bytes(sample: Sample, num_tokens: float) -> float:

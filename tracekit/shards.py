@@ -101,37 +101,51 @@ class ShardWriter:
         self._hasher = ThreadPoolExecutor(max_workers=1)
         self._hashed: list[Future[None]] = []
         self._end = 0
+        self.is_done = False
         self.num_batches = 0
         self.verification: Verification | None = None
 
     def __enter__(self) -> Self:
         self._partial.parent.mkdir(parents=True, exist_ok=True)
-        final = self._layout.shard(self._name)
+        self._journal = self._journal_path.open("ab", buffering=0)
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anything is touched
+            self._open()
+        except BlockingIOError as error:
+            self._journal.close()
+            raise ShardLockedError(f"another process is writing {self._partial}; wait for it, or stop it") from error
+        except BaseException:
+            self._journal.close()
+            raise
+        return self
+
+    def _open(self) -> None:
+        """Find out where the shard stands, holding its lock."""
+        final, sidecar = self._layout.shard(self._name), self._layout.sidecar(self._name)
+        if final.exists() and sidecar.exists():
+            self.is_done = True
+            self._journal_path.unlink(missing_ok=True)
+            return
         if final.exists():  # died between the rename and the sidecar
-            if not self._journal_path.exists():
-                raise DatasetError(
-                    f"{final} is there without its sidecar {self._layout.sidecar(self._name)}; move it away"
-                )
+            if not self._journal_path.stat().st_size:
+                self._journal_path.unlink()
+                raise DatasetError(f"{final} is there without its sidecar {sidecar}; move it away")
             final.replace(self._partial)
+        sidecar.unlink(missing_ok=True)  # its shard is gone and is made again
         self._file = self._partial.open("r+b" if self._partial.exists() else "w+b", buffering=0)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._resume()
-            self._journal = self._journal_path.open("ab", buffering=0)
-        except BlockingIOError as error:
-            self._file.close()
-            raise ShardLockedError(f"another process is writing {self._partial}; wait for it, or stop it") from error
         except BaseException:
             self._file.close()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hasher.shutdown(cancel_futures=True)
         self._journal.close()
-        self._file.close()
+        if not self.is_done:
+            self._file.close()
 
     @property
     def num_samples(self) -> int:
@@ -223,24 +237,29 @@ class ShardWriter:
         self._hashed.clear()
 
     def _note(self, line: JournalLine) -> None:
-        self._journal.write(msgspec.json.encode(line) + b"\n")
+        left = memoryview(msgspec.json.encode(line) + b"\n")
+        while left:
+            left = left[self._journal.write(left) :]
         os.fsync(self._journal.fileno())
 
     def _resume(self) -> None:
         """Read the journal, cut the tar back to the last whole batch, and rebuild what is known of it."""
         end = 0
-        if self._journal_path.exists():
-            data = self._journal_path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:
-                os.truncate(self._journal_path, len(whole))
-            for line in whole.splitlines():
-                entry = msgspec.json.decode(line, type=JournalLine)
-                if entry.parts is not None:
-                    self._parts[entry.batch] = entry.parts
-                if entry.end is not None:
-                    end, self.num_batches = entry.end, entry.batch + 1
-                self.verification = entry.verification or self.verification
+        known = 0
+        for line in self._journal_path.read_bytes().splitlines(keepends=True):
+            try:
+                entry = msgspec.json.decode(line, type=JournalLine) if line.endswith(b"\n") else None
+            except msgspec.DecodeError:
+                entry = None
+            if entry is None:  # torn by a crash or a full disk: what follows is not to be trusted
+                break
+            known += len(line)
+            if entry.parts is not None:
+                self._parts[entry.batch] = entry.parts
+            if entry.end is not None:
+                end, self.num_batches = entry.end, entry.batch + 1
+            self.verification = entry.verification or self.verification
+        os.truncate(self._journal_path, known)
         if os.fstat(self._file.fileno()).st_size < end:
             raise CorruptShardError(f"{self._partial} is shorter than its journal says; delete both and run again")
         self._file.truncate(end)

@@ -216,6 +216,8 @@ def _index_problems(root: Path, names: list[str]) -> list[str]:
         index = read_struct(root / "manifest.json", Index)
     except DatasetError as error:
         return [str(error)]
+    if not (root / "README.md").exists():
+        return ["README.md: missing; without it `datasets` does not know the features"]
     listed = {entry.name: entry for entry in index.configs}
     problems = [f"manifest.json: {name} is listed but not there" for name in listed.keys() - set(complete)]
     for name in complete:
