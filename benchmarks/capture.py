@@ -173,22 +173,28 @@ def _ending(traced: TracedModel, *, stops: bool) -> Iterator[None]:
 
 
 def check_agreement(traced: TracedModel, prompts: Prompts) -> dict[str, float]:
-    """That tracekit and stepwise give the same thing: share of equal texts, largest differences of their tensors."""
+    """That tracekit and stepwise give the same: share of equal texts, and the largest differences of their tensors.
+
+    Differences are divided by the largest value of the tensor. Stepwise never sees the last token.
+    """
     ours, theirs = run_tracekit(traced, prompts, BOTH, 1), run_stepwise(traced, prompts, 1)
     same, hidden, attention = 0, 0.0, 0.0
     for text, trace, other in zip(ours.texts, ours.traces, theirs, strict=True):
-        if text.token_ids != other.token_ids:
-            continue
-        same += 1
-        num_tokens = other.hidden_states.shape[1]  # stepwise never sees the last token
-        hidden = max(hidden, np.abs(trace.tensors["hidden_states"][:, :num_tokens] - other.hidden_states).max().item())
-        full = unpack_causal(trace.tensors["attentions"], np.arange(num_tokens + 1), num_tokens + 1)
-        attention = max(attention, np.abs(full[:, :, :-1, :-1] - other.attentions).max().item())
+        if text.token_ids == other.token_ids:
+            same += 1
+            num_tokens = len(text.token_ids)
+            full = unpack_causal(trace.tensors["attentions"], np.arange(num_tokens), num_tokens)
+            hidden = max(hidden, _difference(trace.tensors["hidden_states"][:, :-1], other.hidden_states))
+            attention = max(attention, _difference(full[:, :, :-1, :-1], other.attentions))
     return {
         "same_texts": same / len(prompts),
-        "hidden_states_max_abs_difference": hidden,
-        "attentions_max_abs_difference": attention,
+        "hidden_states_relative_difference": hidden,
+        "attentions_relative_difference": attention,
     }
+
+
+def _difference(values: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.abs(values - reference).max() / np.abs(reference).max())
 
 
 def measure_setting(traced: TracedModel, batches: Sequence[Prompts], setting: Setting) -> list[Ratio]:

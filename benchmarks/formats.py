@@ -5,7 +5,7 @@
     LMDB         one pickled dict a sample
     Zarr         one array a sample and site, default chunks and compression
     npy          one file a sample, site and layer
-    tar + npy    one tar of npy members, as WebDataset has them; kept open, so its list of members is read once
+    tar + npy    one tar of npy members, as WebDataset has them; its list of members is read once
 
 All of them store attention packed and hand it back so. `TracekitFormat.scan_unpacked` hands it back as (L, H, T, T).
 """
@@ -211,14 +211,16 @@ class TarFormat:
 
     def open(self, folder: Path) -> None:
         self._path = folder / "all.tar"
-        self._tar = tarfile.open(self._path)  # noqa: SIM115 - stays open until `close`
-        self._tar.getmembers()
+        self._indexed: tarfile.TarFile | None = None
 
     def close(self) -> None:
-        self._tar.close()
+        if self._indexed is not None:
+            self._indexed.close()
 
     def layer(self, key: str, layer: int) -> np.ndarray:
-        file = self._tar.extractfile(f"{key}.{_SITE}.npy")
+        if self._indexed is None:
+            self._indexed = tarfile.open(self._path)  # noqa: SIM115 - stays open until `close`
+        file = self._indexed.extractfile(f"{key}.{_SITE}.npy")
         assert file is not None
         return np.load(io.BytesIO(file.read()))[layer]
 

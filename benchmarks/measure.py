@@ -41,7 +41,7 @@ __all__ = [
 
 RESULTS = Path(__file__).parent / "results.json"
 
-_CALM = 0.05
+_CALM = 0.10
 """Share of its time that a measurement may spend waiting for a core and still count as calm."""
 _SLACK = 0.10
 """Share of the machine that other programs may take beyond the cores that are not needed here."""

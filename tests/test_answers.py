@@ -283,6 +283,9 @@ def test_a_line_break_inside_a_token_ends_a_plain_answer_too(tokenizer: Any) -> 
         (CHATML, "[THINK]Hm.[/THINK]Paris</s>", "[THINK]Hm.[/THINK]", "Paris"),
         (CHATML, "[THINK]Hm.", "[THINK]Hm.", ""),
         (CHATML, "<seed:think>Hm.</seed:think>Paris</s>", "<seed:think>Hm.</seed:think>", "Paris"),
+        (CHATML, "<thought>Hm.</thought>Paris</s>", "<thought>Hm.</thought>", "Paris"),
+        (CHATML, "<reasoning>Hm. <think></reasoning>Paris</s>", "<reasoning>Hm. <think></reasoning>", "Paris"),
+        (CHATML, "<|START_THINKING|>Hm.<|END_THINKING|>Paris</s>", "<|START_THINKING|>Hm.<|END_THINKING|>", "Paris"),
         (
             GPT_OSS,
             "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Paris<|return|>",

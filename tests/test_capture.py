@@ -34,7 +34,7 @@ from tests.tiny_models import (
 from tracekit.capture import Text, Trace, capture, resolve_layers
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ConfigError, DtypeOverflowError, UnsupportedSiteError
-from tracekit.hooks import record
+from tracekit.hooks import _ACTIVE, _PROBABILITIES, record
 from tracekit.sites import QKV_SITES, SITES
 from tracekit.tensors import TensorSpec, unpack_causal
 from tracekit.traced import TracedModel
@@ -794,6 +794,7 @@ class State(NamedTuple):
 
     attention: str
     hooks: tuple[tuple[str, int, int, bool], ...]
+    sinks: tuple[object, object]
     logits: bytes
 
     @classmethod
@@ -807,7 +808,8 @@ class State(NamedTuple):
         implementations = {
             module.config._attn_implementation for module in made.model.modules() if hasattr(module, "config")
         }
-        return cls(" ".join(sorted(implementations)), hooks, logits.numpy().tobytes())
+        sinks = (_ACTIVE.get(), _PROBABILITIES.get())
+        return cls(" ".join(sorted(implementations)), hooks, sinks, logits.numpy().tobytes())
 
 
 # ---------------------------------------------------------------- refusals
