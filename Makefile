@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := traces/demo
+DATASETS3 := .venv-datasets3
 WORKERS ?= 2
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install demo test lint slow bench clean
+.PHONY: install demo test lint slow bench test-datasets3 clean
 
 install: $(STAMP)
 
@@ -39,8 +40,19 @@ test: install lint
 slow: install
 	$(BIN)/python -m pytest -m slow
 
+# the loading script of a dataset, on the last datasets that runs one
+test-datasets3: install $(DATASETS3)/.installed
+	rm -rf build/datasets3
+	$(BIN)/python -m tests.datasets3_check write build/datasets3
+	$(DATASETS3)/bin/python tests/datasets3_check.py check build/datasets3
+
+$(DATASETS3)/.installed:
+	$(BIN)/python -m venv $(DATASETS3)
+	$(DATASETS3)/bin/python -m pip install --quiet datasets==3.6.0 numpy safetensors
+	touch $@
+
 bench: install
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DATASETS3) build dist .pytest_cache .ruff_cache

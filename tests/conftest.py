@@ -1,6 +1,7 @@
 """What every test has: no network, one thread a worker, and the folder of shared material where there is one."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # read when the libraries are imported
@@ -11,6 +12,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 
+from tests.hub_for_tests import TestHub
 from tests.runs_for_tests import run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
@@ -39,3 +41,19 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     run_trivia(folder, model)
     return folder
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestHub]:
+    """An empty Hub, once for each way in which clients upload. A request it does not know fails the test."""
+    running = TestHub(tmp_path_factory.mktemp("hub"), mode=request.param)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def xet_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestHub]:
+    """An empty Hub whose clients upload as they do by default."""
+    running = TestHub(tmp_path_factory.mktemp("hub"), mode="xet")
+    yield running
+    running.close()

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 from tracekit.version import __version__
 
 if TYPE_CHECKING:
+    from tracekit.loading import load_dataset, wds_decoder
     from tracekit.store import Sample, TraceStore
     from tracekit.verifier import verify
 
-__all__ = ["Sample", "TraceStore", "__version__", "verify"]
+__all__ = ["Sample", "TraceStore", "__version__", "load_dataset", "verify", "wds_decoder"]
 
-_HOMES = {"Sample": "tracekit.store", "TraceStore": "tracekit.store", "verify": "tracekit.verifier"}
+_HOMES = {
+    "Sample": "tracekit.store",
+    "TraceStore": "tracekit.store",
+    "load_dataset": "tracekit.loading",
+    "verify": "tracekit.verifier",
+    "wds_decoder": "tracekit.loading",
+}
 
 
 def __getattr__(name: str) -> Any:

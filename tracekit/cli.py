@@ -12,6 +12,7 @@ import tyro
 
 from tracekit.config import RunConfig, check, load_toml
 from tracekit.errors import TracekitError
+from tracekit.layout import Layout
 
 __all__ = ["main", "run_builder"]
 
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     command: Any = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType] - a union of Structs becomes subcommands
         prog="tracekit",
-        description="Datasets of what happens inside language models: verify, show, merge.",
+        description="Datasets of what happens inside language models: verify, show, merge, publish.",
         args=argv,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("\nstopped; run the same command again to go on", file=sys.stderr)
         return _INTERRUPTED
 
 
@@ -85,7 +87,14 @@ def _execute(builder: Any, config: RunConfig) -> int:
     from tracekit.run import execute
 
     folder = Path(config.output.out or default_folder(builder.name, config))
-    outcome = execute(builder, config, folder)
+    layout = Layout(folder, config.output.dataset_config or builder.name)
+    if config.publish.publish is None or config.output.dry_run:
+        outcome = execute(builder, config, folder)
+    else:
+        from tracekit.stager import Stager
+
+        with Stager(layout, config.publish) as stager:
+            outcome = execute(builder, config, folder, on_shard=stager.add)
     if outcome.estimate is not None and config.output.dry_run:
         _print_estimate(outcome.estimate, folder)
         return 0
@@ -95,6 +104,19 @@ def _execute(builder: Any, config: RunConfig) -> int:
     if outcome.was_complete:
         print("nothing to do: this run is complete", file=sys.stderr)
     _print_outcome(folder, outcome)
+    if config.publish.publish is not None and config.publish.version is not None:
+        from tracekit.commands import Publish
+
+        settings = config.publish
+        command = Publish(
+            folder=str(folder),
+            repo=config.publish.publish,
+            version=config.publish.version,
+            private=settings.private,
+            free_local=settings.free_local,
+        )
+        return command.run()
+    print(f"next: tracekit verify {shlex.quote(str(folder))}", file=sys.stderr)
     return 0
 
 
@@ -140,7 +162,6 @@ def _print_outcome(folder: Path, outcome: Any) -> None:
     print("\n".join(verification_lines(manifest.verification)))
     if manifest.source.skipped:
         print(f"left out as malformed: {len(manifest.source.skipped)} rows (listed in the manifest)")
-    print(f"next: tracekit verify {shlex.quote(str(folder))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

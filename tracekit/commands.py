@@ -19,7 +19,7 @@ from tracekit.manifest import Manifest, read_struct
 from tracekit.sizes import filesize
 from tracekit.store import TraceStore
 
-__all__ = ["Command", "Merge", "Show", "Verify", "metric_lines", "verification_lines"]
+__all__ = ["Command", "Merge", "Publish", "Show", "Verify", "metric_lines", "verification_lines"]
 
 _NUM_SHOWN = 5
 _WIDTH = 100
@@ -58,6 +58,10 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
                 "restore the file from where it was made or published, or delete it and run the builder's command again"
             )
             return 1
+        if report.num_sent:
+            print(
+                f"on the Hub: {report.num_sent} shards are not here; by the journal (hub/) the Hub has them unchanged"
+            )
         print(f"ok: {report.num_samples} samples, {filesize(report.num_bytes)} in finished shards of {self.folder}")
         if self.replay and report.open_configs:
             print("not replayed: only finished configurations are")
@@ -132,7 +136,58 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
 
-Command = Verify | Show | Merge
+class Publish(msgspec.Struct, frozen=True, kw_only=True):
+    """Publish a dataset to the Hub under a version. The same command again sends only what is missing."""
+
+    folder: tyro.conf.Positional[str]
+    """Folder of the dataset."""
+    repo: tyro.conf.Positional[str]
+    """Repository on the Hub, `owner/name`; created if it is not there."""
+    version: str
+    """Version, as `v1.0.0`."""
+    private: bool = False
+    """Create the repository as a private one."""
+    dry_run: bool = False
+    """Say what would be sent, and send nothing."""
+    free_local: bool = False
+    """Delete each shard here once the version is on the Hub."""
+    license: str | None = None
+    """Licence of the dataset, as the Hub writes it (`apache-2.0`, `cc-by-4.0`, ...)."""
+    language: tuple[str, ...] = ()
+    """Languages of the texts, as ISO 639-1 codes."""
+    pretty_name: str | None = None
+    """Title of the dataset."""
+
+    def run(self) -> int:
+        from tracekit.publish import free_shards, publish
+
+        settings = {"license": self.license, "language": list(self.language) or None, "pretty_name": self.pretty_name}
+        done = publish(
+            Path(self.folder),
+            self.repo,
+            self.version,
+            private=self.private,
+            dry_run=self.dry_run,
+            settings={name: value for name, value in settings.items() if value is not None},
+        )
+        for reason in done.change.reasons:
+            print(f"change          {reason}")
+        if self.dry_run:
+            print(f"would send      {done.num_files} files, {filesize(done.num_bytes)}, to {self.repo}")
+            print(f"would release   {done.version} (nothing was sent)")
+            return 0
+        if done.was_there:
+            print(f"nothing to do: {self.repo} has this content as {done.version}")
+        else:
+            print(f"sent            {done.num_files} files, {filesize(done.num_bytes)}")
+            print(f"released        {self.repo} {done.version} (commit {done.commit})")
+        if self.free_local:
+            print(f"freed           {filesize(free_shards(Path(self.folder), self.repo))}")
+        _next(f'datasets.load_dataset("{self.repo}", revision="{done.version}")')
+        return 0
+
+
+Command = Verify | Show | Merge | Publish
 
 
 def metric_lines(manifest: Manifest) -> list[str]:

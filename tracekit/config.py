@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from tracekit.errors import ConfigError
+from tracekit.release import Version
 from tracekit.sites import DEFAULT_SITES, resolve_sites
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "OutputConfig",
     "PromptConfig",
+    "PublishConfig",
     "RunConfig",
     "SourceConfig",
     "check",
@@ -140,6 +142,19 @@ class OutputConfig(_Part, frozen=True, kw_only=True):
     """Print the plan and write nothing."""
 
 
+class PublishConfig(_Part, frozen=True, kw_only=True):
+    """Whether it goes to the Hub. Not part of the dataset: nothing of it is written down."""
+
+    publish: str | None = None
+    """Repository `owner/name` on the Hub to publish to: shards are sent while the run goes on."""
+    version: str | None = None
+    """Version to publish under, as `v1.0.0`."""
+    private: bool = False
+    """Create the repository as a private one."""
+    free_local: bool = False
+    """Delete each shard here once the Hub has it."""
+
+
 class RunConfig(_Part, frozen=True, kw_only=True):
     """A whole run. Builders inherit from it, set their defaults and add parts of their own."""
 
@@ -155,6 +170,8 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """What is recorded."""
     output: OutputConfig = OutputConfig()
     """Where it goes."""
+    publish: PublishConfig = PublishConfig()
+    """Whether it goes to the Hub."""
 
 
 ConfigT = TypeVar("ConfigT", bound=msgspec.Struct)
@@ -181,6 +198,7 @@ def check(config: ConfigT) -> ConfigT:
             raise ConfigError(
                 f"dataset name {name!r} - at `$.output.dataset_config`; letters, digits, '_' and '-' only"
             )
+        _check_publish(checked.publish)
         if not _is_plain_name(checked.source.split):
             raise ConfigError(
                 f"split {checked.source.split!r} - at `$.source.split`; letters, digits, '_' and '-' only"
@@ -224,6 +242,15 @@ def template_kwargs(prompt: PromptConfig) -> dict[str, Any]:
         except msgspec.DecodeError:
             arguments[name] = value
     return arguments
+
+
+def _check_publish(publish: PublishConfig) -> None:
+    if publish.publish is not None and publish.version is None:
+        raise ConfigError("--publish needs --version, as in --version v1.0.0 - at `$.publish.version`")
+    if publish.publish is None and (publish.version is not None or publish.free_local or publish.private):
+        raise ConfigError("--version, --private and --free-local go with --publish owner/name - at `$.publish.publish`")
+    if publish.version is not None:
+        Version.parse(publish.version)
 
 
 def _is_plain_name(name: str) -> bool:

@@ -5,13 +5,13 @@ folder takes three; so it is converted on first use. The package is never import
 """
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tracekit.cache import cache_folder
 from tracekit.errors import ModelError
 
 __all__ = ["DEMO_MODEL_ID", "demo_model_folder", "demo_model_revision"]
@@ -26,7 +26,7 @@ def demo_model_folder() -> Path:
     Raises:
         ModelError: the package is not installed; the message holds the exact pip line.
     """
-    folder = _cache() / f"{DEMO_MODEL_ID}-{demo_model_revision()}"
+    folder = cache_folder("models") / f"{DEMO_MODEL_ID}-{demo_model_revision()}"
     if not (folder / "config.json").exists():
         _convert(_find_gguf(), folder)
     return folder
@@ -35,11 +35,6 @@ def demo_model_folder() -> Path:
 def demo_model_revision() -> str:
     """Version of the package that holds the demo model."""
     return version(_PACKAGE) if importlib.util.find_spec(_MODULE) else _PINNED
-
-
-def _cache() -> Path:
-    root = os.environ.get("TRACEKIT_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "tracekit" / "models"
 
 
 def _find_gguf() -> Path:

@@ -12,6 +12,9 @@
     │   └── CorruptShardError               a shard's bytes are not what its manifest says
     ├── SampleNotFoundError (KeyError)      no such key, prompt, site or layer in a dataset
     ├── ShardLockedError (RuntimeError)     another process is writing this shard
+    ├── HubError (RuntimeError)             the Hub cannot be reached, or refuses
+    │   └── HubAccessError                  not logged in, or no right to do this
+    ├── VersionError (ValueError)           a version is taken, malformed or too small a step
     └── NoSpaceError (OSError)              the disk is, or would be, full
 
 Every message says what was wrong, the value, what was expected, where, and what to do next.
@@ -23,6 +26,8 @@ __all__ = [
     "CorruptShardError",
     "DatasetError",
     "DtypeOverflowError",
+    "HubAccessError",
+    "HubError",
     "ModelError",
     "NoSpaceError",
     "PlanMismatchError",
@@ -31,6 +36,7 @@ __all__ = [
     "SourceError",
     "TracekitError",
     "UnsupportedSiteError",
+    "VersionError",
 ]
 
 
@@ -83,6 +89,18 @@ class SampleNotFoundError(TracekitError, KeyError):
 
 class ShardLockedError(TracekitError, RuntimeError):
     """Another process is writing this shard."""
+
+
+class HubError(TracekitError, RuntimeError):
+    """The Hub cannot be reached, does not have what was asked for, or refuses; nothing published is changed by it."""
+
+
+class HubAccessError(HubError):
+    """The Hub does not know the user, or the user may not do this."""
+
+
+class VersionError(TracekitError, ValueError):
+    """A version is malformed, taken by other content, or too small a step; the message names the next free one."""
 
 
 class NoSpaceError(TracekitError, OSError):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
-from tracekit.card import render_card
+from tracekit.card import CardSettings, own_section, render_card
 from tracekit.errors import DatasetError
+from tracekit.journal import sent_shards
 from tracekit.layout import Layout, config_names, write_atomic
 from tracekit.manifest import (
-    ConfigEntry,
     FileInfo,
     Index,
     Manifest,
@@ -22,15 +22,17 @@ from tracekit.manifest import (
     SplitInfo,
     TensorSummary,
     Verification,
+    index_entry,
     read_struct,
     to_bytes,
 )
 from tracekit.metrics import Tally
 from tracekit.records import RECORD_TYPES, decode_record, json_schema
+from tracekit.script import render_script
 from tracekit.shards import sha256_file
 from tracekit.tables import tensor_summaries, write_records_table, write_records_tar
 
-__all__ = ["finish", "is_done", "is_finished", "write_index"]
+__all__ = ["done_shards", "finish", "is_finished", "write_index"]
 
 INVARIANTS = [
     "every tensor has the model's own shape, unpadded",
@@ -69,14 +71,21 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
     return manifest
 
 
-def is_done(layout: Layout, name: str) -> bool:
-    """Whether a shard is there and known: by its sidecar, or (a downloaded dataset has none) by a finished manifest."""
-    if not layout.shard(name).exists():
-        return False
-    if layout.sidecar(name).exists():
-        return True
-    known = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
-    return any(shard.name == name and shard.num_bytes == layout.shard(name).stat().st_size for shard in known)
+def done_shards(layout: Layout, plan: Plan) -> set[str]:
+    """Names of the shards that need no more work.
+
+    A shard is done that is here with its sidecar; that the Hub has, by the journal, as its sidecar says; or that is
+    here as a finished manifest says (a downloaded dataset has no sidecars).
+    """
+    finished = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
+    sizes = {shard.name: shard.num_bytes for shard in finished}
+    done = sent_shards(layout)
+    for shard in plan.shards:
+        path = layout.shard(shard.name)
+        is_known = layout.sidecar(shard.name).exists()
+        if path.exists() and (is_known or sizes.get(shard.name) == path.stat().st_size):
+            done.add(shard.name)
+    return done
 
 
 def is_finished(layout: Layout) -> bool:
@@ -92,15 +101,13 @@ def write_index(root: Path) -> None:
     layouts = [Layout(root, name) for name in config_names(root)]
     complete = [layout for layout in layouts if layout.manifest.exists()]
     manifests = [read_struct(layout.manifest, Manifest) for layout in complete]
-    write_atomic(root / "README.md", render_card(manifests).encode())
+    card = root / "README.md"
+    section = own_section(card.read_text("utf-8")) if card.exists() else None
+    settings = CardSettings() if section is None else CardSettings(section=section)
+    write_atomic(card, render_card(manifests, settings=settings).encode())
+    write_atomic(root / "load_traces.py", render_script(manifests).encode())
     entries = [
-        ConfigEntry(
-            name=manifest.config,
-            task=manifest.task,
-            num_samples=sum(split.num_samples for split in manifest.splits),
-            num_bytes=sum(split.num_bytes for split in manifest.splits),
-            manifest_sha256=sha256_file(layout.manifest),
-        )
+        index_entry(manifest, layout.manifest.read_bytes())
         for layout, manifest in zip(complete, manifests, strict=True)
     ]
     index = Index(schema_version=max((m.schema_version for m in manifests), default=""), configs=entries)
@@ -116,6 +123,7 @@ def _manifest(
     for sidecar in sidecars:
         shards.append(_shard_info(sidecar, split))
         verification = verification.with_more(sidecar.verification)
+        tally.add_norms(sidecar.hidden_norms)
         for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
             tally.add(decode_record(bytes(raw), where=f"{sidecar.name}: {index.key}"))
     files = [layout.plan, layout.schema, layout.records_table(split), layout.records_tar(split)]
@@ -139,6 +147,9 @@ def _manifest(
         metrics=tally.metrics(),
         invariants=INVARIANTS,
         verification=verification,
+        command=plan.command,
+        templates=tally.templates(),
+        figures=tally.figures(),
     )
 
 

@@ -1,12 +1,13 @@
 """The index of a dataset folder: which rows there are, and where the bytes of each lie.
 
 A finished configuration is indexed from its Parquet files, an open one (a plan and sidecars, no manifest yet) from its
-sidecars. Shards are reached through `MappedShards.view` alone. Nothing here knows what the bytes are read for.
+sidecars. Shards are reached through `ShardBytes` alone: mapped, or by ranges on the Hub. Nothing here knows what the
+bytes are read for.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -14,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tracekit.cache import RangeCache
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
+from tracekit.hub import HubPath
 from tracekit.layout import Layout, config_names
 from tracekit.manifest import Manifest, Plan, Sidecar, SplitInfo, TensorSummary, Verification, read_plan, read_struct
 from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, ModelInfo
-from tracekit.stacking import (
-    TokenMarks,
-)
+from tracekit.remote import ByteRange, RemoteShards, open_remote
+from tracekit.stacking import TokenMarks
 from tracekit.tables import INDEX_COLUMNS, records_table, tensor_summaries
 from tracekit.tensors import DTYPES, TensorSpec, num_packed, positions_of
 
@@ -30,6 +32,7 @@ __all__ = [
     "Part",
     "Row",
     "Shard",
+    "ShardBytes",
     "Stored",
     "find_place",
     "layers_of",
@@ -80,11 +83,24 @@ class Row(NamedTuple):
     marks: TokenMarks
 
 
-class MappedShards:
-    """Bytes of shards. Each is mapped when first read and stays so; no file stays open.
+class ShardBytes(Protocol):
+    """Where the bytes of shards come from."""
 
-    Shards are reached through `view` alone, so a store that is not on this disk needs only another of these.
-    """
+    def view(self, shard: Path, offset: int, size: int, /) -> memoryview:
+        """Bytes `[offset, offset + size)` of a shard."""
+        ...
+
+    def prefetch(self, ranges: Sequence[ByteRange], /) -> None:
+        """Get ready to view these."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+class MappedShards:
+    """Bytes of shards on this disk. Each is mapped when first read and stays so; no file stays open."""
 
     def __init__(self, shards: Iterable[Shard]) -> None:
         self._sizes = {shard.path: shard.num_bytes for shard in shards}
@@ -107,6 +123,9 @@ class MappedShards:
             )
         return mapped[offset : offset + size]
 
+    def prefetch(self, ranges: Sequence[ByteRange]) -> None:
+        """Nothing to do: the shards are here."""
+
     def close(self) -> None:
         """Let go of every map; memory is returned once no array uses it."""
         self._maps.clear()
@@ -118,8 +137,8 @@ class MappedShards:
                 buffer = file.read_buffer(file.size())
         except OSError as error:
             raise DatasetError(
-                f"shard {path} cannot be read: {error}. Was it freed or not downloaded? "
-                "`tracekit verify` lists what is missing"
+                f"shard {path} cannot be read: {error}. Was it freed or not downloaded? `tracekit verify` lists what "
+                "is missing; a published dataset is read by TraceStore('hf://datasets/owner/name@version')"
             ) from error
         if buffer.size != self._sizes[path]:
             raise CorruptShardError(
@@ -135,6 +154,7 @@ class Part:
     def __init__(self, source: pq.ParquetFile | pa.Table) -> None:
         self._source: Any = source
         self._groups: dict[int, pa.Table] = {}
+        self._whole_group: tuple[int, pa.Table] | None = None
         if isinstance(source, pq.ParquetFile):
             groups = range(source.metadata.num_row_groups)
             self.schema, lengths = source.schema_arrow, [source.metadata.row_group(i).num_rows for i in groups]
@@ -155,6 +175,15 @@ class Part:
         if group is None:
             group = self._groups[number] = self._read_group(number)
         return group.slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
+
+    def record(self, row: int) -> dict[str, Any]:
+        """One row with all its columns."""
+        if isinstance(self._source, pa.Table):
+            return self._source.slice(row, 1).to_pylist()[0]
+        number = int(np.searchsorted(self._stops, row, side="right"))
+        if self._whole_group is None or self._whole_group[0] != number:
+            self._whole_group = (number, self._source.read_row_group(number))
+        return self._whole_group[1].slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
 
     def close(self) -> None:
         """Close the file."""
@@ -182,10 +211,16 @@ class Folder(NamedTuple):
     tensors: list[TensorSummary]
     verification: Verification
     is_open: bool
+    bytes_of: ShardBytes
 
 
-def open_folder(root: Path, config: str | None) -> Folder:
-    """Open one configuration of a folder, finished or not."""
+def open_folder(path: Path | HubPath, config: str | None) -> Folder:
+    """Open one configuration of a folder, finished or not, or of a published dataset."""
+    if isinstance(path, HubPath):
+        remote = open_remote(path, config)
+        folder = _open_finished(Layout(remote.root, remote.config))
+        return folder._replace(bytes_of=RemoteShards(remote, RangeCache()))
+    root = path
     names = config_names(root)
     if config is None and len(names) > 1:
         raise DatasetError(f"{root} holds several configurations ({', '.join(names)}); name one with `config`")
@@ -211,6 +246,7 @@ def _open_finished(layout: Layout) -> Folder:
         tensors=manifest.tensors,
         verification=manifest.verification,
         is_open=False,
+        bytes_of=MappedShards(shards),
     )
 
 
@@ -247,6 +283,7 @@ def _open_unfinished(layout: Layout) -> Folder:
         tensors=tensor_summaries(one for sidecars in by_split.values() for one in sidecars),
         verification=together(one.verification for sidecars in by_split.values() for one in sidecars),
         is_open=True,
+        bytes_of=MappedShards(shards),
     )
 
 

@@ -10,6 +10,9 @@
   sidecars/<config>/<split>-00000.json a finished shard's index, records and hash (stays here, not published)
   records/<config>/<split>.parquet     one flat row a sample, and where its bytes are
   records/<config>/<split>.tar         the records alone, as WebDataset
+  load_traces.py                       loading script for `datasets`
+  figures/<config>-*.png               figures of a published card
+  hub/<owner>--<name>.jsonl            what was sent to the Hub (stays here, not published)
   logs/ exports/ output/ *.partial     beside the dataset, neither verified nor published
 """
 
@@ -21,7 +24,7 @@ from tracekit.errors import DatasetError
 
 __all__ = ["Layout", "config_names", "create_once", "is_ignored", "shard_name", "sync_folder", "write_atomic"]
 
-IGNORED_FOLDERS = ("logs", "exports", "output")
+IGNORED_FOLDERS = ("hub", "logs", "exports", "output")
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -60,6 +63,10 @@ class Layout(NamedTuple):
     @property
     def card(self) -> Path:
         return self.root / "README.md"
+
+    @property
+    def script(self) -> Path:
+        return self.root / "load_traces.py"
 
     @property
     def log(self) -> Path:

@@ -8,6 +8,7 @@
 None of them holds a clock or an absolute path, so the whole folder is reproducible.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,8 +21,10 @@ from tracekit.tensors import TensorIndex
 
 __all__ = [
     "ConfigEntry",
+    "FigureData",
     "FileInfo",
     "Index",
+    "LayerNorms",
     "Manifest",
     "Metric",
     "Plan",
@@ -34,6 +37,7 @@ __all__ = [
     "SplitInfo",
     "TensorSummary",
     "Verification",
+    "index_entry",
     "read_plan",
     "read_struct",
     "to_bytes",
@@ -99,6 +103,8 @@ class Plan(_Stored, frozen=True, kw_only=True):
     """Versions of the packages whose behaviour the bytes depend on."""
     shards: list[ShardTask]
     """Every shard task."""
+    command: str = ""
+    """The command line of this run, without `--out`; empty in plans of older versions. Plans are equal without it."""
 
 
 class SampleIndex(_Stored, frozen=True, kw_only=True):
@@ -176,6 +182,25 @@ class Verification(_Stored, frozen=True, kw_only=True):
         )
 
 
+class LayerNorms(_Stored, frozen=True, kw_only=True):
+    """L2 norms of hidden states, added up while the tensors are at hand."""
+
+    layers: list[int]
+    """Layers as `hidden_states` counts them: 0 is the embeddings."""
+    sums: list[float]
+    """Sum over tokens of the norm at each of those layers, added in float64, in the order of the samples."""
+    num_tokens: int
+    """Tokens in each sum."""
+
+    def with_more(self, other: Self | None) -> Self:
+        """Both together; of the same layers."""
+        if other is None:
+            return self
+        assert self.layers == other.layers, (self.layers, other.layers)
+        sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        return type(self)(layers=self.layers, sums=sums, num_tokens=self.num_tokens + other.num_tokens)
+
+
 class Sidecar(_Stored, frozen=True, kw_only=True):
     """A finished shard: everything that finishing the dataset needs, so that the shard itself may be gone by then."""
 
@@ -193,6 +218,8 @@ class Sidecar(_Stored, frozen=True, kw_only=True):
     """The records, in the same order."""
     verification: Verification
     """What replays of its samples showed."""
+    hidden_norms: LayerNorms | None = None
+    """Norms of its hidden states; null where none are stored."""
 
 
 class ShardInfo(_Stored, frozen=True, kw_only=True):
@@ -251,6 +278,27 @@ class Metric(_Stored, frozen=True, kw_only=True):
     """Its value."""
 
 
+class FigureData(_Stored, frozen=True, kw_only=True):
+    """The numbers behind the card's figures; empty lists where a task or a run has none."""
+
+    layers: list[int] = []
+    """Layers of the norms, as `hidden_states` counts them."""
+    mean_norms: list[float] = []
+    """Mean L2 norm of a token's hidden state at each of those layers."""
+    num_tokens: int = 0
+    """Tokens each mean is over."""
+    num_right: int = 0
+    """Answers judged right."""
+    num_wrong: int = 0
+    """Answers judged wrong."""
+    entropy_edges: list[float] = []
+    """Edges of the histogram's bins, one more than there are bins, in nats."""
+    entropy_right: list[int] = []
+    """Right answers by the mean of their `token_entropies`, a count a bin."""
+    entropy_wrong: list[int] = []
+    """Wrong answers, likewise."""
+
+
 class FileInfo(_Stored, frozen=True, kw_only=True):
     """A file of the dataset other than a shard."""
 
@@ -295,6 +343,13 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     """What held for every sample, or it would not be here."""
     verification: Verification
     """What replays showed."""
+    command: str = ""
+    """What to type to make it again, without `--out`; after a merge the commands of the parts, a line each, and the
+    merge. Empty in manifests of older versions."""
+    templates: list[str] = []
+    """SHA-256 of every chat template that prompts were made with, sorted; empty where prompts are plain."""
+    figures: FigureData = FigureData()
+    """The numbers behind the card's figures."""
 
 
 class ConfigEntry(_Stored, frozen=True, kw_only=True):
@@ -310,6 +365,17 @@ class ConfigEntry(_Stored, frozen=True, kw_only=True):
     """Bytes of its shards."""
     manifest_sha256: str
     """SHA-256 of its manifest."""
+
+
+def index_entry(manifest: Manifest, data: bytes) -> ConfigEntry:
+    """The index's entry of a configuration; `data` are the bytes of its manifest's file."""
+    return ConfigEntry(
+        name=manifest.config,
+        task=manifest.task,
+        num_samples=sum(split.num_samples for split in manifest.splits),
+        num_bytes=sum(split.num_bytes for split in manifest.splits),
+        manifest_sha256=hashlib.sha256(data).hexdigest(),
+    )
 
 
 class Index(_Stored, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ Shards are rewritten one by one, because a record names its shard: tensors are c
 shard number. Slices must not overlap; the result is ordered as the source is.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -115,7 +116,31 @@ def _joined_plan(parts: Sequence[_Part]) -> Plan:
             ShardTask(name=shard_name(split, number), number=number, batches=task.batches)
             for number, task in enumerate(tasks)
         ],
+        command=_joined_command([plan.command for plan in plans]),
     )
+
+
+def _joined_command(commands: Sequence[str]) -> str:
+    """The commands of all parts, each into a folder of its own, and the merge; empty where a part's is not known."""
+    if not all(commands):
+        return ""
+    runs = [run for command in commands for run in _runs_of(command)]
+    folders = [f"part-{number}" for number in range(len(runs))]
+    lines = [shlex.join([*run, "--out", folder]) for run, folder in zip(runs, folders, strict=True)]
+    return "\n".join([*lines, shlex.join(["tracekit", "merge", *folders, "--out", "merged"])])
+
+
+def _runs_of(command: str) -> list[list[str]]:
+    """The runs of a command, in words: itself, or what was merged before."""
+    runs: list[list[str]] = []
+    words = shlex.split(command)
+    for position, word in enumerate(words):
+        if words[position : position + 2] == ["python", "-m"]:
+            runs.append([])
+        elif words[position : position + 2] == ["tracekit", "merge"]:
+            break
+        runs[-1].append(word)
+    return [run[:-2] if run[-2] == "--out" else run for run in runs]
 
 
 def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
@@ -129,7 +154,7 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
     with ShardWriter(target, task.name, task.number) as writer, source.shard(name).open("rb") as file:
         for start in range(0, len(pairs), _SAMPLES_AT_ONCE):
             samples = [_renumbered(file, raw, index, task.number) for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]]
-            writer.append(samples, sidecar.verification)
+            writer.append(samples, sidecar.verification, sidecar.hidden_norms if start == 0 else None)
         writer.finish()
 
 

@@ -1,11 +1,19 @@
-"""The numbers over a whole configuration: accuracy, F1, cut answers, lengths. Streamed, record by record."""
+"""The numbers over a whole configuration, streamed: means and class balance by record, norms of hidden states by batch.
 
+Norms need the tensors, so they are added up while a run has them in its hands (`hidden_norms`) and travel in the
+journal and the sidecar; everything else follows from the records when the dataset is finished (`Tally`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tracekit.manifest import Metric
-from tracekit.records import Record
+import numpy as np
 
-__all__ = ["Tally"]
+from tracekit.manifest import FigureData, LayerNorms, Metric
+from tracekit.records import Record
+from tracekit.tensors import TensorSpec
+
+__all__ = ["Tally", "hidden_norms"]
 
 _MEANS = {
     "is_correct": "accuracy",
@@ -13,14 +21,44 @@ _MEANS = {
     "f1": "f1",
     "is_truncated": "truncated_share",
 }
+_HIDDEN = "hidden_states"
+_NUM_BINS = 20
+
+
+def hidden_norms(samples: Iterable[tuple[Sequence[TensorSpec], Mapping[str, np.ndarray]]]) -> LayerNorms | None:
+    """L2 norms of the hidden states (L+1, T, D) of a batch, summed over samples and tokens; None where it has none.
+
+    Layer by layer in float64, so that float16 does not overflow and no copy of a whole tensor is made: about a
+    millisecond for 31 layers of 74 tokens of width 576.
+    """
+    sums: dict[int, float] = {}
+    counts: dict[int, int] = {}
+    for specs, tensors in samples:
+        for spec in specs:
+            if spec.name.partition(".")[0] != _HIDDEN:
+                continue
+            for layer, stored_TD in zip(spec.layers, tensors[spec.name], strict=True):
+                hidden_TD = stored_TD.astype(np.float64)
+                norms_T = np.sqrt(np.einsum("td,td->t", hidden_TD, hidden_TD))
+                sums[layer] = sums.get(layer, 0.0) + float(norms_T.sum())
+                counts[layer] = counts.get(layer, 0) + len(norms_T)
+    if not sums:
+        return None
+    assert len(set(counts.values())) == 1, counts
+    layers = sorted(sums)
+    return LayerNorms(layers=layers, sums=[sums[layer] for layer in layers], num_tokens=counts[layers[0]])
 
 
 class Tally:
-    """Means over records, for the fields that a task has."""
+    """Means over records, for the fields that a task has, and the numbers behind the figures."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
+        self._judged = {True: 0, False: 0}
+        self._entropies: dict[bool, list[float]] = {True: [], False: []}
+        self._templates: set[str] = set()
+        self._norms: LayerNorms | None = None
 
     def add(self, record: Record) -> None:
         """Take in one record; fields that are null do not count."""
@@ -31,7 +69,48 @@ class Tally:
             if value is not None:
                 self._sums[name] = self._sums.get(name, 0.0) + float(value)
                 self._counts[name] = self._counts.get(name, 0) + 1
+        if record.template_sha256 is not None:
+            self._templates.add(record.template_sha256)
+        is_correct: bool | None = getattr(record, "is_correct", None)
+        if is_correct is not None:
+            self._judged[is_correct] += 1
+            entropies: list[float] = getattr(record, "token_entropies", None) or []
+            if entropies:
+                self._entropies[is_correct].append(sum(entropies) / len(entropies))
+
+    def add_norms(self, norms: LayerNorms | None) -> None:
+        """Take in the norms of one shard, where it has any."""
+        self._norms = self._norms.with_more(norms) if self._norms else norms
 
     def metrics(self) -> list[Metric]:
         """The means, by name."""
         return [Metric(name=name, value=self._sums[name] / self._counts[name]) for name in sorted(self._sums)]
+
+    def templates(self) -> list[str]:
+        """SHA-256 of every chat template, sorted."""
+        return sorted(self._templates)
+
+    def figures(self) -> FigureData:
+        """The numbers behind the figures."""
+        edges: list[float] = []
+        binned: dict[bool, list[int]] = {True: [], False: []}
+        everything = [*self._entropies[True], *self._entropies[False]]
+        if everything:
+            top = max(everything) or 1.0  # entropies are at least 0
+            edges = [float(edge) for edge in np.linspace(0.0, top, _NUM_BINS + 1)]
+            binned = {
+                judged: np.histogram(values, bins=_NUM_BINS, range=(0.0, top))[0].tolist()
+                for judged, values in self._entropies.items()
+            }
+        norms = self._norms
+        num_tokens = norms.num_tokens if norms else 0
+        return FigureData(
+            layers=norms.layers if norms and num_tokens else [],
+            mean_norms=[total / num_tokens for total in norms.sums] if norms and num_tokens else [],
+            num_tokens=num_tokens,
+            num_right=self._judged[True],
+            num_wrong=self._judged[False],
+            entropy_edges=edges,
+            entropy_right=binned[True],
+            entropy_wrong=binned[False],
+        )

@@ -4,6 +4,7 @@ Examples go to shards in the source's order. Within a shard batches are made of 
 first, so that memory runs out at once or not at all, and samples stand in the tar in the order they are computed in.
 """
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from tracekit.shards import sha256_file
 from tracekit.sizes import filesize
 from tracekit.version import __version__
 
-__all__ = ["Estimate", "HasIndex", "check_same", "check_space", "make_plan", "public_run", "versions"]
+__all__ = ["Estimate", "HasIndex", "check_same", "check_space", "command_line", "make_plan", "public_run", "versions"]
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "bitsandbytes", "peft")
 
@@ -59,7 +60,7 @@ def versions() -> dict[str, str]:
 def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[str, Any]:
     """The configuration as it is written down: no `out`, no `dry_run`, names instead of local paths."""
     run = msgspec.json.decode(msgspec.json.encode(config))
-    del run["output"]["out"], run["output"]["dry_run"]
+    del run["output"]["out"], run["output"]["dry_run"], run["publish"]
     is_local = config.model.model != "demo" and Path(config.model.model).expanduser().exists()
     run["model"]["model"] = model.id if is_local else config.model.model
     run["model"]["device"] = config.model.device.partition(":")[0]
@@ -71,6 +72,36 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
     if template is not None and Path(template).is_file():
         run["prompt"]["chat_template"] = f"{Path(template).name}@sha256:{sha256_file(Path(template))}"
     return run
+
+
+def command_line(task: str, run: dict[str, Any], config: RunConfig) -> str:
+    """The command that makes a run, from its configuration as it is written down; `--out` is left to whoever types it.
+
+    Only what differs from the defaults of the task's configuration stands in it. Flags are those that tracekit.cli
+    makes: a field's name with dashes, whichever part it is in.
+    """
+    defaults = msgspec.json.decode(msgspec.json.encode(type(config)()))
+    return shlex.join(["python", "-m", f"builders.{task}", *_flags(run, defaults)])
+
+
+def _flags(values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """Flags for what differs from the defaults, in the order of the fields."""
+    flags: list[str] = []
+    for field, value in values.items():
+        name, default = f"--{field.replace('_', '-')}", defaults.get(field)
+        if isinstance(value, dict) and isinstance(default, dict):
+            flags += _flags(value, default)
+        elif value == default:
+            continue
+        elif isinstance(value, bool):
+            flags.append(name if value else f"--no-{name.removeprefix('--')}")
+        elif isinstance(value, list):
+            flags += [name, *map(str, value)]
+        elif str(value).startswith("-"):  # would be taken for a flag
+            flags.append(f"{name}={value}")
+        else:
+            flags += [name, str(value)]
+    return flags
 
 
 def make_plan(
@@ -106,6 +137,7 @@ def make_plan(
         num_threads=torch.get_num_threads(),
         versions=versions(),
         shards=shards,
+        command=command_line(task, run, config),
     )
 
 
@@ -130,17 +162,20 @@ def check_same(plan: Plan, fresh: Plan, folder: str) -> None:
         )
 
 
-def check_space(folder: Path, estimate: Estimate) -> None:
-    """Refuse a run that would not fit on the disk.
+def check_space(folder: Path, estimate: Estimate, *, num_kept: int | None = None) -> None:
+    """Refuse a run that would not fit on the disk; `num_kept` shards of it, where the others are deleted as it goes.
 
     Raises:
         NoSpaceError: with what is needed and what is free.
     """
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
-    if estimate.total_bytes > free:
+    needed = estimate.total_bytes
+    if num_kept is not None:
+        needed = needed * min(num_kept, estimate.num_shards) // max(1, estimate.num_shards)
+    if needed > free:
         raise NoSpaceError(
-            f"this run needs about {filesize(estimate.total_bytes)}, {existing} has {filesize(free)} free. Fewer "
+            f"this run needs about {filesize(needed)}, {existing} has {filesize(free)} free. Fewer "
             "--sites, --layers or --tokens, a smaller --store-dtype or --limit, or another --out"
         )
 
@@ -149,7 +184,7 @@ def _comparable(plan: Plan) -> Plan:
     """A plan without what follows from the rest of it."""
     shards: list[ShardTask] = []
     source = msgspec.structs.replace(plan.source, skipped=[])
-    return msgspec.structs.replace(plan, shards=shards, source=source, batch_size=0, num_threads=0)
+    return msgspec.structs.replace(plan, shards=shards, source=source, batch_size=0, num_threads=0, command="")
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

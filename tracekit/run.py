@@ -8,7 +8,6 @@ import errno
 import json
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from tracekit.capture import Text, Trace
 from tracekit.config import CaptureConfig, RunConfig, check
 from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError
-from tracekit.finish import finish, is_done, is_finished
+from tracekit.finish import done_shards, finish, is_finished
 from tracekit.layout import Layout, create_once
 from tracekit.manifest import (
     Manifest,
@@ -36,6 +35,7 @@ from tracekit.manifest import (
     read_struct,
     to_bytes,
 )
+from tracekit.metrics import hidden_norms
 from tracekit.models import load_model, load_tokenizer, max_positions, model_info, resolve_device
 from tracekit.plan import (
     Estimate,
@@ -50,6 +50,7 @@ from tracekit.records import Record, encode_record
 from tracekit.shards import ShardWriter
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
+from tracekit.talk import say
 from tracekit.tensors import encode
 from tracekit.traced import TracedModel
 
@@ -59,6 +60,8 @@ _CPU_BATCH = 8
 _MAX_AUTO_BATCH = 64
 _MEMORY_SHARE = 0.6
 _NUM_MEASURED = 2
+_NUM_KEPT = 6
+"""Shards on the disk at most where each is deleted once the Hub has it: made, waiting, being sent, and some slack."""
 
 ExampleT = TypeVar("ExampleT", bound=HasIndex)
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -130,14 +133,23 @@ class Outcome(NamedTuple):
     """True where the run was asked to stop."""
 
 
-def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> Outcome:
+def execute(
+    builder: Builder[ConfigT, ExampleT],
+    config: ConfigT,
+    out: Path,
+    *,
+    on_shard: Callable[[str], object] = lambda name: None,
+) -> Outcome:
     """Run a builder into a folder, or go on with what is there.
+
+    `on_shard` is given the name of every finished shard, those of earlier runs first. It may delete the shard once the
+    journal (tracekit.journal) says that the Hub has it.
 
     Raises:
         TracekitError: anything of tracekit.errors; whatever was finished before stays.
     """
     try:
-        return _execute(builder, check(config), out)
+        return _execute(builder, check(config), out, on_shard)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not isinstance(error, NoSpaceError):
             raise NoSpaceError(
@@ -146,20 +158,22 @@ def execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> 
         raise
 
 
-def _execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) -> Outcome:
+def _execute(
+    builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path, on_shard: Callable[[str], object]
+) -> Outcome:
     name = config.output.dataset_config or builder.name
     in_the_way = next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None)
     if in_the_way is not None:
         raise ConfigError(f"--out {str(out)!r}: {str(in_the_way)!r} is a file; give a folder")
     layout = Layout(out, name)
-    _say(f"reading {config.source.source}")
+    say(f"reading {config.source.source}")
     examples, source = builder.examples(config)
     tokenizer = load_tokenizer(config.model)
     task = builder.open(config, tokenizer, examples)
     info = model_info(config.model, variant=task.variant, sites=resolve_sites(config.capture.sites))
     examples, source = _that_fit(examples, source, task, config)
     for skipped in source.skipped:
-        _say(f"skipped: {skipped}")
+        say(f"skipped: {skipped}")
     lengths = [task.length(example) for example in examples]
     device = resolve_device(config.model.device)
 
@@ -180,32 +194,32 @@ def _execute(builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path) ->
     plan = read_plan(layout) if layout.plan.exists() else None
     if plan is not None:
         check_same(plan, plan_for(plan.batch_size), str(out))
-        if not config.output.dry_run and all(is_done(layout, shard.name) for shard in plan.shards):
+        if not config.output.dry_run and done_shards(layout, plan) >= {shard.name for shard in plan.shards}:
             was_complete = is_finished(layout)
             manifest = read_struct(layout.manifest, Manifest) if was_complete else finish(layout, plan)
             return Outcome(out, name, manifest, None, was_complete, False)
     elif out.exists() and any(out.iterdir()) and not (out / "plans").is_dir():
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
-    _say(f"loading {info.id}")
+    say(f"loading {info.id}")
     traced = load_model(config.model, info, tokenizer, resolve_sites(config.capture.sites))
     run = _Run(traced, task, {example.index: example for example in examples}, layout, config.capture)
     estimate = None
     if plan is None or config.output.dry_run:
-        _say(f"measuring on {min(_NUM_MEASURED, len(examples))} examples")
+        say(f"measuring on {min(_NUM_MEASURED, len(examples))} examples")
         estimate = run.estimate(examples, lengths, config.output.samples_per_shard)
         if config.output.dry_run:
             return Outcome(out, name, None, estimate, False, False)
-        _say(f"about {duration(estimate.seconds)} and {filesize(estimate.total_bytes)}")
-        check_space(out, estimate)
+        say(f"about {duration(estimate.seconds)} and {filesize(estimate.total_bytes)}")
+        check_space(out, estimate, num_kept=_NUM_KEPT if config.publish.free_local else None)
         plan = plan_for(run.batch_size(config.output.batch_size, examples, lengths))
         if not create_once(layout.plan, to_bytes(plan)):  # another process was first
             first = read_plan(layout)
             check_same(first, plan_for(first.batch_size), str(out))
             plan = first
     torch.set_num_threads(plan.num_threads)
-    if run.shards(plan):
+    if run.shards(plan, on_shard):
         return Outcome(out, name, None, estimate, False, True)
-    _say("finishing")
+    say("finishing")
     return Outcome(out, name, finish(layout, plan), estimate, False, False)
 
 
@@ -245,9 +259,13 @@ class _Run(Generic[ExampleT]):
         self._traced, self._task, self._by_index = traced, task, by_index
         self._layout, self._capture = layout, capture
 
-    def shards(self, plan: Plan) -> bool:
+    def shards(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it."""
-        todo = [shard for shard in plan.shards if not is_done(self._layout, shard.name)]
+        done = done_shards(self._layout, plan)
+        todo = [shard for shard in plan.shards if shard.name not in done]
+        for shard in plan.shards:
+            if shard.name in done:
+                on_shard(shard.name)
         total = sum(len(batch) for shard in plan.shards for batch in shard.batches)
         left = sum(len(batch) for shard in todo for batch in shard.batches)
         with _stop_flag() as stopped, tqdm(total=total, initial=total - left, unit="q", desc=plan.config) as bar:
@@ -256,6 +274,7 @@ class _Run(Generic[ExampleT]):
                     return True
                 if self._shard(shard, plan.config, bar, stopped):
                     return True
+                on_shard(shard.name)
         return False
 
     def _shard(self, shard: ShardTask, config_name: str, bar: Any, stopped: Callable[[], bool]) -> bool:
@@ -273,7 +292,8 @@ class _Run(Generic[ExampleT]):
                 samples, parts = self._batch(writer, number, examples, place)
                 verification = self._replayed(samples) if number == 0 else None
                 encoded = [(s.record.key, encode_record(s.record), encode(s.trace.tensors)) for s in samples]
-                writer.append(encoded, verification)
+                norms = hidden_norms((s.trace.specs, s.trace.tensors) for s in samples)
+                writer.append(encoded, verification, norms)
                 bar.update(len(examples))
                 self._log(shard, number, parts, len(samples), time.monotonic() - started)
             writer.finish()
@@ -302,7 +322,7 @@ class _Run(Generic[ExampleT]):
                 torch.cuda.empty_cache()
             size = max(parts) // 2
             parts = [size] * (len(examples) // size) + [len(examples) % size] * (len(examples) % size > 0)
-            _say(f"out of memory: batch {number} goes on in parts of {size}")
+            say(f"out of memory: batch {number} goes on in parts of {size}")
             writer.note_parts(number, parts)
 
     def _replayed(self, samples: Sequence[Sample]) -> Verification:
@@ -407,7 +427,7 @@ def _stop_flag() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        _say("stopping after this batch; once more to stop at once")
+        say("stopping after this batch; once more to stop at once")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -418,7 +438,3 @@ def _stop_flag() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _say(text: str) -> None:
-    tqdm.write(f"tracekit: {text}", file=sys.stderr)

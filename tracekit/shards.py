@@ -35,7 +35,7 @@ from tracekit.errors import (
     ShardLockedError,
 )
 from tracekit.layout import Layout, sync_folder, write_atomic
-from tracekit.manifest import SampleIndex, Sidecar, Verification, to_bytes
+from tracekit.manifest import LayerNorms, SampleIndex, Sidecar, Verification, to_bytes
 from tracekit.tensors import Payload, TensorIndex, read_header
 
 __all__ = ["JSON_SUFFIX", "TENSORS_SUFFIX", "Member", "ShardWriter", "iter_members", "iter_samples", "sha256_file"]
@@ -75,6 +75,8 @@ class JournalLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Size of the tar with the whole batch in it."""
     verification: Verification | None = None
     """What replaying samples of the batch showed, where some were."""
+    hidden_norms: LayerNorms | None = None
+    """Norms of the batch's hidden states, where it has any."""
 
 
 class ShardWriter:
@@ -104,6 +106,7 @@ class ShardWriter:
         self.is_done = False
         self.num_batches = 0
         self.verification: Verification | None = None
+        self.hidden_norms: LayerNorms | None = None
 
     def __enter__(self) -> Self:
         self._partial.parent.mkdir(parents=True, exist_ok=True)
@@ -161,17 +164,29 @@ class ShardWriter:
         self._note(JournalLine(batch=batch, parts=list(parts)))
         self._parts[batch] = list(parts)
 
-    def append(self, samples: Sequence[tuple[str, bytes, Payload]], verification: Verification | None = None) -> None:
-        """Add the next batch: key, record and payload of each sample; on return it survives a crash."""
+    def append(
+        self,
+        samples: Sequence[tuple[str, bytes, Payload]],
+        verification: Verification | None = None,
+        hidden_norms: LayerNorms | None = None,
+    ) -> None:
+        """Add the next batch: key, record and payload of each sample; on return it survives a crash.
+
+        `verification` is the whole shard's and replaces what was given before; `hidden_norms` are the batch's and add
+        up.
+        """
         try:
             for key, record, payload in samples:
                 self._add(key, record, payload)
             self._sync()
-            self._note(JournalLine(batch=self.num_batches, end=self._end, verification=verification))
+            line = JournalLine(
+                batch=self.num_batches, end=self._end, verification=verification, hidden_norms=hidden_norms
+            )
+            self._note(line)
         except OSError as error:
             raise _no_space(error, self._partial) from error
         self.num_batches += 1
-        self.verification = verification or self.verification
+        self._take_in(line)
 
     def finish(self) -> Sidecar:
         """Close the tar, give it its name, and write its sidecar."""
@@ -188,6 +203,7 @@ class ShardWriter:
                 samples=self._samples,
                 records=[msgspec.Raw(record) for record in self._records],
                 verification=self.verification or Verification.nothing(),
+                hidden_norms=self.hidden_norms,
             )
             write_atomic(self._layout.sidecar(self._name), to_bytes(sidecar, compact=True))
         except OSError as error:
@@ -242,6 +258,13 @@ class ShardWriter:
             left = left[self._journal.write(left) :]
         os.fsync(self._journal.fileno())
 
+    def _take_in(self, line: JournalLine) -> None:
+        """Add up what a line says: the same in a process that writes it and in one that resumes."""
+        self.verification = line.verification or self.verification
+        if line.hidden_norms is not None:
+            so_far = self.hidden_norms
+            self.hidden_norms = so_far.with_more(line.hidden_norms) if so_far else line.hidden_norms
+
     def _resume(self) -> None:
         """Read the journal, cut the tar back to the last whole batch, and rebuild what is known of it."""
         end = 0
@@ -258,7 +281,7 @@ class ShardWriter:
                 self._parts[entry.batch] = entry.parts
             if entry.end is not None:
                 end, self.num_batches = entry.end, entry.batch + 1
-            self.verification = entry.verification or self.verification
+            self._take_in(entry)
         os.truncate(self._journal_path, known)
         if os.fstat(self._file.fileno()).st_size < end:
             raise CorruptShardError(f"{self._partial} is shorter than its journal says; delete both and run again")

@@ -34,8 +34,9 @@ import pyarrow as pa
 
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
 from tracekit.graphs import Graph, attention_edges
+from tracekit.hub import HubPath
 from tracekit.index import (
-    MappedShards,
+    Part,
     Row,
     Stored,
     find_place,
@@ -47,7 +48,8 @@ from tracekit.index import (
     together,
 )
 from tracekit.manifest import SplitInfo, TensorSummary, Verification
-from tracekit.records import ModelInfo, Record, decode_record
+from tracekit.records import RECORD_TYPES, ModelInfo, Record, decode_record
+from tracekit.remote import ByteRange, RemoteShards
 from tracekit.stacking import (
     Selected,
     Stacked,
@@ -64,12 +66,13 @@ from tracekit.stacking import (
 from tracekit.tables import INDEX_COLUMNS
 from tracekit.tensors import positions_of
 
-__all__ = ["Sample", "Split", "StoreInfo", "TraceStore"]
+__all__ = ["Sample", "Split", "StoreInfo", "TraceStore", "handed_out"]
 
 Array: TypeAlias = Any
 """np.ndarray, or torch.Tensor with `torch=True`."""
 
 _CACHED_ROWS = 4096
+_INDEX_COLUMNS = {*INDEX_COLUMNS, "shard_name", "tensor_index"}
 _QKV = {"q": "queries", "k": "keys", "v": "values"}
 _STAGES = ("embed", "pre_attn", "post_attn", "post_mlp")
 
@@ -125,14 +128,14 @@ class TraceStore:
         paths = [path] if isinstance(path, str | os.PathLike) else list(path)
         if not paths:
             raise DatasetError("no folder was given, expected at least one")
-        self._paths, self._config = [Path(one) for one in paths], config
+        self._paths, self._config = [HubPath.parse(str(one)) or Path(one) for one in paths], config
         self._folders = [open_folder(root, config) for root in self._paths]
         tasks = sorted({folder.task for folder in self._folders})
         if len(tasks) > 1:
             raise DatasetError(f"the folders hold different tasks ({', '.join(tasks)}); read them separately")
         self._shard_list = [shard for folder in self._folders for shard in folder.shards]
         self._parts = [part for folder in self._folders for part in folder.parts]
-        self._shards = MappedShards(self._shard_list)
+        self._bytes_of = {shard.path: folder.bytes_of for folder in self._folders for shard in folder.shards}
         self._is_closed = False
         self._read_index()
         self._cached_row = lru_cache(maxsize=_CACHED_ROWS)(self._read_row)
@@ -146,7 +149,11 @@ class TraceStore:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TraceStore, (self._paths, self._config)
+        pinned = [
+            folder.bytes_of.path if isinstance(folder.bytes_of, RemoteShards) else path
+            for folder, path in zip(self._folders, self._paths, strict=True)
+        ]
+        return TraceStore, ([str(path) for path in pinned], self._config)
 
     def __repr__(self) -> str:
         paths = ", ".join(str(path) for path in self._paths)
@@ -178,7 +185,8 @@ class TraceStore:
         """Let go of all files. Arrays that were handed out stay valid; nothing more can be read."""
         self._is_closed = True
         self._cached_row.cache_clear()
-        self._shards.close()
+        for folder in self._folders:
+            folder.bytes_of.close()
         for part in self._parts:
             part.close()
 
@@ -195,26 +203,33 @@ class TraceStore:
     @cached_property
     def records(self) -> pa.Table:
         """The records of all samples as one table, in row order: every field of the record, no tensors. Read once."""
-        index_columns = {*INDEX_COLUMNS, "shard_name", "tensor_index"}
-        return self._columns([name for name in self._parts[0].schema.names if name not in index_columns])
+        return self._columns([name for name in self._parts[0].schema.names if name not in _INDEX_COLUMNS])
 
     def record(self, key: str) -> Record:
-        """The typed record of a sample, from its shard.
+        """The typed record of a sample, from its shard; of a published dataset from its record table, which is here.
 
         Raises:
             SampleNotFoundError: no such key.
             CorruptShardError: the shard does not hold this record where the index says.
         """
         row = self._row(key)
-        record = decode_record(
-            self._shards.view(row.shard, row.json_offset, row.json_size), where=f"{row.shard}: record {key!r}"
-        )
+        if isinstance(self._bytes_of[row.shard], RemoteShards):
+            return self._record_from_table(key)
+        raw = self._bytes_of[row.shard].view(row.shard, row.json_offset, row.json_size)
+        record = decode_record(raw, where=f"{row.shard}: record {key!r}")
         if record.key != key:
             raise CorruptShardError(
                 f"{row.shard}: found the record of {record.key!r}, the index says it is {key!r}. "
                 "Run `tracekit verify` on the dataset"
             )
         return record
+
+    def _record_from_table(self, key: str) -> Record:
+        number = self._number_of(key)
+        part, first = self._part_of(number)
+        row = part.record(number - first)
+        fields = {name: value for name, value in row.items() if name not in _INDEX_COLUMNS}
+        return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
 
     def by_prompt(self, text_or_sha256: str) -> list["Sample"]:
         """Samples with this prompt: the rendered prompt, the user's own text, or the SHA-256 (64 hex digits) of either.
@@ -315,7 +330,7 @@ class TraceStore:
             options: Any = {"head": head, "tokens": tokens, "expand_heads": expand_heads, "torch": torch}
             return [self.tensor(key, site, layer=one, **options) for one in layers_of(row, site)]
         selected = self._select(row, site, layer=layer, head=head, tokens=tokens, expand=expand_heads)
-        return _handed_out((take_single(selected) if is_single(tokens) else selected).array, torch)
+        return handed_out((take_single(selected) if is_single(tokens) else selected).array, torch)
 
     def tensors(self, key: str) -> dict[str, np.ndarray]:
         """Every tensor of a sample by its stored name, in its stored form: causal attention packed (L, H, S).
@@ -408,11 +423,41 @@ class TraceStore:
         chosen = self._keys if keys is None else list(keys)
         is_mean = isinstance(tokens, str) and tokens == "answer_mean"
         wanted = "answer" if is_mean else tokens
+        self.prefetch(chosen, sites=[site], layers=None if layer is None else [layer])
         samples = [self._select(self._row(key), site, layer=layer, tokens=wanted) for key in chosen]
         stacked = stack_samples(
             samples, list(chosen), reduce="mean" if is_mean else "single" if is_single(tokens) else "pad"
         )
-        return stacked._replace(values=_handed_out(stacked.values, torch), mask=_handed_out(stacked.mask, torch))
+        return stacked._replace(values=handed_out(stacked.values, torch), mask=handed_out(stacked.mask, torch))
+
+    def prefetch(
+        self,
+        keys: Sequence[str] | None = None,
+        *,
+        sites: Sequence[str] | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        """Of a published dataset, fetch what will be read next: many ranges at once, neighbours in one request.
+
+        What is fetched is kept in the cache. Nothing to do for a local folder. `stack` does it by itself.
+
+        Args:
+            keys: Samples; all of them by default.
+            sites: Sites; all that are stored by default. Those that a sample does not store are left out.
+            layers: Layers; all by default.
+
+        Raises:
+            SampleNotFoundError: no such key or layer.
+            HubError: the Hub cannot be reached.
+        """
+        ranges: dict[int, list[ByteRange]] = {}
+        for key in self._keys if keys is None else keys:
+            row = self._row(key)
+            source = self._bytes_of[row.shard]
+            if isinstance(source, RemoteShards):
+                ranges.setdefault(id(source), []).extend(_ranges_of(row, sites, layers))
+        for folder in self._folders:
+            folder.bytes_of.prefetch(ranges.get(id(folder.bytes_of), []))
 
     def split(self, *, test_size: float = 0.2, by: str = "question_id", seed: int = 0) -> Split:
         """Keys of a train and a test set; samples with the same value in column `by` are on the same side.
@@ -471,9 +516,9 @@ class TraceStore:
         edges = attention_edges(matrix_QT, positions_of(spec.positions), top_k=top_k, threshold=threshold)
         x = self._inputs_of(row, weights.layers[0], spec.num_keys)
         return Graph(
-            edge_index=_handed_out(edges.edge_index, torch),
-            edge_weight=_handed_out(edges.edge_weight, torch),
-            x=None if x is None else _handed_out(x, torch),
+            edge_index=handed_out(edges.edge_index, torch),
+            edge_weight=handed_out(edges.edge_weight, torch),
+            x=None if x is None else handed_out(x, torch),
             num_nodes=spec.num_keys,
             tokens=self.record(key).tokens,
             layer=weights.layers[0],
@@ -531,7 +576,7 @@ class TraceStore:
         if entry is not None:
             num_bytes //= shape[0]
             shape, start = shape[1:], start + entry * num_bytes
-        return np.ndarray(shape, stored.dtype, self._shards.view(row.shard, start, num_bytes))
+        return np.ndarray(shape, stored.dtype, self._bytes_of[row.shard].view(row.shard, start, num_bytes))
 
     def _row(self, key: str) -> Row:
         return self._cached_row(self._number_of(key))
@@ -544,10 +589,8 @@ class TraceStore:
 
     def _read_row(self, number: int) -> Row:
         """Entries of one row, from its part's table."""
-        self._check_open()
-        part = int(np.searchsorted(self._part_stops, number, side="right"))
-        first = int(self._part_stops[part - 1]) if part else 0
-        entry = self._parts[part].entry(number - first)
+        part, first = self._part_of(number)
+        entry = part.entry(number - first)
         offsets = {name: int(column[number]) for name, column in self._offsets.items()}
         marks = TokenMarks(
             num_tokens=entry["num_tokens"],
@@ -559,6 +602,12 @@ class TraceStore:
         key, shard = self._keys[number], self._shard_list[self._shard_codes[number]].path
         tensors = stored_tensors(entry, offsets, where=f"{shard}: sample {key!r}")
         return Row(key, shard, offsets["json_offset"], offsets["json_size"], tensors, marks)
+
+    def _part_of(self, number: int) -> tuple[Part, int]:
+        """The part that holds a row, and its first row."""
+        self._check_open()
+        part = int(np.searchsorted(self._part_stops, number, side="right"))
+        return self._parts[part], int(self._part_stops[part - 1]) if part else 0
 
     def _read_index(self) -> None:
         """Keys, shards and offsets of all rows, as arrays."""
@@ -641,6 +690,22 @@ class Sample:
     graphs = _of_sample(TraceStore.graphs)
 
 
+def _ranges_of(row: Row, sites: Sequence[str] | None, layers: Sequence[int] | None) -> Iterator[ByteRange]:
+    """Bytes of these sites and layers of one sample."""
+    for stored in row.tensors.values():
+        site = stored.spec.name.partition(".")[0]
+        if sites is not None and site not in sites:
+            continue
+        if layers is None or not stored.spec.layers:
+            yield ByteRange(row.shard, stored.start, stored.start + stored.num_bytes)
+            continue
+        wanted = {number for layer in layers for number in find_place(row, site, layer).layers}
+        size = stored.num_bytes // stored.spec.shape[0]
+        for entry, number in enumerate(stored.spec.layers):
+            if number in wanted:
+                yield ByteRange(row.shard, stored.start + entry * size, stored.start + (entry + 1) * size)
+
+
 def _no_key(key: str, keys: Sequence[str]) -> str:
     """Message for a key that is not there."""
     if not keys:
@@ -651,7 +716,7 @@ def _no_key(key: str, keys: Sequence[str]) -> str:
     return f"no sample {key!r}; {len(keys)} samples from {ordered[0]!r} to {ordered[-1]!r}, nearest: {near}"
 
 
-def _handed_out(values: np.ndarray, torch: bool) -> Array:
+def handed_out(values: np.ndarray, torch: bool) -> Array:
     """An array as it is, or as a torch tensor; never a tensor over a mapped shard, where writing to it would crash."""
     if not torch:
         return values

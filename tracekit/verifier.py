@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow.parquet as pq
 
 from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.journal import is_sent, read_journal
 from tracekit.layout import Layout, config_names, is_ignored
 from tracekit.manifest import (
     Index,
@@ -40,6 +41,8 @@ class Report(NamedTuple):
     """Bytes of the shards checked."""
     open_configs: list[str]
     """Configurations that are not finished."""
+    num_sent: int
+    """Shards that are not here but, by the journal, on the Hub as their sidecars say; they were not read."""
 
 
 def verify(root: Path, *, config: str | None = None, progress: Callable[[int], object] = lambda done: None) -> Report:
@@ -53,7 +56,7 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
         raise DatasetError(f"{str(root)!r} has no configuration {config!r}; it has {', '.join(names)}")
     problems: list[str] = []
     open_configs: list[str] = []
-    num_samples = num_bytes = 0
+    num_samples = num_bytes = num_sent = 0
     for name in [config] if config is not None else names:
         layout = Layout(root, name)
         try:
@@ -67,6 +70,9 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
         if check.manifest is None:
             open_configs.append(name)
         for shard in check.shards():
+            if check.is_sent(shard):
+                num_sent += 1
+                continue
             problems += check.shard(shard)
             num_samples += shard.num_samples
             num_bytes += shard.num_bytes
@@ -74,7 +80,7 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
         problems += check.files()
     problems += _index_problems(root, names) if config is None else []
     problems += _strangers(root, names) if not problems else []
-    return Report(problems, num_samples, num_bytes, open_configs)
+    return Report(problems, num_samples, num_bytes, open_configs, num_sent)
 
 
 class _Config:
@@ -84,6 +90,7 @@ class _Config:
         self._layout, self._plan = layout, plan
         self.manifest = read_struct(layout.manifest, Manifest) if layout.manifest.exists() else None
         self._keys: set[str] = set()
+        self._journal = read_journal(layout.root)
 
     def shards(self) -> Iterator[ShardInfo]:
         """The shards that should be there: the manifest's, or those that have a sidecar."""
@@ -104,6 +111,12 @@ class _Config:
                     first_key=min(keys),
                     last_key=max(keys),
                 )
+
+    def is_sent(self, shard: ShardInfo) -> bool:
+        """Whether a shard is not here because the Hub has it."""
+        path = self._layout.shard(shard.name)
+        relative = path.relative_to(self._layout.root).as_posix()
+        return not path.exists() and is_sent(self._journal, relative, shard.sha256) is not None
 
     def shard(self, shard: ShardInfo) -> list[str]:
         """What is wrong with one shard."""

@@ -1,0 +1,462 @@
+"""Publishing, end to end: real clients in fresh processes against a Hub of our own, in both ways of uploading."""
+
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hub_for_tests import TestHub
+from tests.publishing_for_tests import COMMAND, REPO, large_files, make_run, publish
+from tracekit import TraceStore
+
+OWN_LINE = "Our own words, which nobody takes away."
+
+
+@pytest.fixture(scope="module")
+def small(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10 questions in 2 shards. Not to be changed."""
+    return make_run(tmp_path_factory.mktemp("small") / "run", model, limit=10)
+
+
+@pytest.fixture(scope="module")
+def made_larger(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("larger") / "run", model, limit=20)
+
+
+@pytest.fixture
+def larger(made_larger: Path, tmp_path: Path) -> Path:
+    """20 questions in 4 shards, the first two those of `small`."""
+    return Path(shutil.copytree(made_larger, tmp_path / "larger"))
+
+
+@pytest.fixture(scope="module")
+def other(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same questions answered at more length: other shards, under the same names. Not to be changed."""
+    return make_run(tmp_path_factory.mktemp("other") / "run", model, 10, generation={"max_new_tokens": 8})
+
+
+@pytest.fixture(scope="module")
+def second(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another configuration. Not to be changed."""
+    return make_run(tmp_path_factory.mktemp("second") / "run", model, 5, output={"dataset_config": "second"})
+
+
+@pytest.fixture
+def folder(small: Path, tmp_path: Path) -> Path:
+    """A copy of `small` of one's own."""
+    return Path(shutil.copytree(small, tmp_path / "run"))
+
+
+def titles(hub: TestHub, branch: str = "main") -> list[str]:
+    """Titles of the commits of a branch, oldest first, the initial one left out."""
+    return [commit.title for commit in reversed(hub.hub.history(REPO, branch))][1:]
+
+
+def is_released(hub: TestHub, folder: Path, version: str) -> bool:
+    """Whether a version holds every large file of a folder."""
+    files = hub.hub.files(REPO, version)
+    return large_files(folder).items() <= files.items()
+
+
+LOAD = """
+import hashlib, sys
+import datasets, numpy as np, tracekit, webdataset as wds
+from huggingface_hub import snapshot_download
+from safetensors.numpy import load
+
+local, repo = tracekit.TraceStore(sys.argv[1]), "tester/traces"
+keys, at = local.keys, {"revision": "v1.0.0"}
+
+records = datasets.load_dataset(repo, **at)["validation"]
+assert sorted(records["__key__"]) == keys and "safetensors" not in records.column_names
+for streaming in (False, True):
+    rows = list(datasets.load_dataset(repo, "trivia_qa", streaming=streaming, **at)["validation"])
+    assert sorted(row["__key__"] for row in rows) == keys
+    for row in rows:
+        assert (load(row["safetensors"])["hidden_states"] == local.hidden_states(row["__key__"])).all()
+        assert row["json"]["question"] == local.record(row["__key__"]).question
+flat = datasets.load_dataset(repo, data_files="records/trivia_qa/validation.parquet", **at)["train"]
+assert flat["key"] == keys
+for streaming in (False, True):
+    rows = list(tracekit.load_dataset(repo, "trivia_qa", split="validation", streaming=streaming, **at))
+    assert sorted(row["key"] for row in rows) == keys
+    for row in rows:
+        assert (row["hidden_states"] == local.hidden_states(row["key"])).all()
+store = tracekit.TraceStore(f"hf://datasets/{repo}@v1.0.0", config="trivia_qa")
+for key in keys:
+    assert store.record(key) == local.record(key)
+    assert (store.attention(key) == local.attention(key)).all()
+    assert store.hidden_states(key, layer=1).dtype == local.hidden_states(key, layer=1).dtype
+url = f"hf://datasets/{repo}@v1.0.0/data/trivia_qa/validation-{{00000..00001}}.tar"
+seen = list(wds.WebDataset(url, shardshuffle=False).decode(tracekit.wds_decoder()))
+assert sorted(sample["__key__"] for sample in seen) == keys
+for sample in seen:
+    assert (sample["safetensors"]["hidden_states"] == local.hidden_states(sample["__key__"])).all()
+folder = snapshot_download(repo, repo_type="dataset", **at)
+report = tracekit.verify(__import__("pathlib").Path(folder))
+assert not [p for p in report.problems if "symbolic" not in p], report.problems
+print("loaded", len(keys), folder)
+"""
+
+
+def test_a_published_version_is_loaded_in_every_way(hub: TestHub, folder: Path):
+    done = publish(hub, folder, "v1.0.0")
+    assert "released" in done.stdout
+    assert titles(hub) == ["Release v1.0.0"]
+    assert is_released(hub, folder, "v1.0.0")
+    assert not any(name.startswith("staging") for name in hub.hub.repos[REPO].branches)
+    names = hub.hub.files(REPO, "v1.0.0")
+    for name in ("README.md", "manifest.json", "load_traces.py", "plans/trivia_qa.json", "schemas/trivia_qa.json"):
+        assert name in names
+    assert not [name for name in names if name.startswith(("sidecars", "logs", "hub"))]
+    assert "loaded 10" in hub.python(LOAD, folder, TRACEKIT_CACHE=str(hub.new_home())).stdout
+
+
+def test_the_same_again_sends_nothing_and_commits_nothing(hub: TestHub, folder: Path):
+    publish(hub, folder, "v1.0.0")
+    hub.log()
+    done = publish(hub, folder, "v1.0.0")
+    assert "nothing to do" in done.stdout
+    assert {request.method for request in hub.log()} <= {"GET", "HEAD"}
+    assert titles(hub) == ["Release v1.0.0"]
+
+
+def test_a_dry_run_sends_nothing(xet_hub: TestHub, folder: Path):
+    done = publish(xet_hub, folder, "v1.0.0", "--dry-run")
+    assert "would send      4 files" in done.stdout
+    assert {request.method for request in xet_hub.log()} <= {"GET", "HEAD"}
+    assert REPO not in xet_hub.hub.repos
+    publish(xet_hub, folder, "v1.0.0")
+    xet_hub.log()
+    assert "would send      0 files" in publish(xet_hub, folder, "v1.0.1", "--dry-run").stdout
+    assert {request.method for request in xet_hub.log()} <= {"GET", "HEAD"}
+
+
+def test_the_ways_of_loading_in_the_readme_are_true(xet_hub: TestHub, folder: Path):
+    publish(xet_hub, folder, "v1.0.0")
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python no-run\n(.*?)```", readme, re.DOTALL)
+    for there, here in (("owner/name", REPO), ("train", "validation"), ("000042", "000004"), ("12", "1")):
+        code = code.replace(there, here)
+    imports = "import tracekit, webdataset as wds\nfrom datasets import load_dataset\nfrom tracekit import TraceStore\n"
+    xet_hub.python(imports + code, TRACEKIT_CACHE=str(xet_hub.new_home()))
+
+
+# ---------------------------------------------------------------- versions
+
+
+def test_other_content_under_a_version_is_refused_with_the_next_free_one(xet_hub: TestHub, folder: Path, larger: Path):
+    publish(xet_hub, folder, "v1.0.0")
+    done = publish(xet_hub, larger, "v1.0.0", check=False)
+    assert done.returncode == 1
+    assert "v1.0.0 already, with other content" in done.stderr
+    assert "is v1.1.0" in done.stderr
+    assert titles(xet_hub) == ["Release v1.0.0"]
+    for version in ("v1.0.1", "v0.9.0"):
+        done = publish(xet_hub, larger, version, check=False)
+        assert done.returncode == 1
+        assert "v1.1.0" in done.stderr
+    assert titles(xet_hub) == ["Release v1.0.0"]
+
+
+def test_added_shards_are_a_minor_version_and_leave_the_published_ones_alone(hub: TestHub, folder: Path, larger: Path):
+    publish(hub, folder, "v1.0.0")
+    before = hub.hub.files(REPO, "v1.0.0")
+    hub.log()
+    done = publish(hub, larger, "v1.1.0")
+    assert "2 shards of trivia_qa are new" in done.stdout
+    sent = sum(request.received for request in hub.log())
+    new = sum((larger / f"data/trivia_qa/validation-0000{n}.tar").stat().st_size for n in (2, 3))
+    assert sent < 1.2 * new + 500_000
+    assert hub.hub.files(REPO, "v1.0.0") == before
+    after = hub.hub.files(REPO, "v1.1.0")
+    for path, sha256 in before.items():
+        if path.startswith("data/"):
+            assert after[path] == sha256
+    assert is_released(hub, larger, "v1.1.0")
+    code = """
+    import datasets
+    for version, expected in (("v1.0.0", 10), ("v1.1.0", 20), ("main", 20)):
+        for name in ("trivia_qa", "trivia_qa_records"):
+            loaded = datasets.load_dataset("tester/traces", name, revision=version)["validation"]
+            assert loaded.num_rows == expected, (version, name, loaded.num_rows)
+    """
+    hub.python(code)
+
+
+def test_changed_shards_need_a_major_version(xet_hub: TestHub, folder: Path, other: Path):
+    publish(xet_hub, folder, "v1.0.0")
+    done = publish(xet_hub, other, "v1.1.0", check=False)
+    assert done.returncode == 1
+    assert "2 published shards of trivia_qa changed or went" in done.stderr
+    assert "v2.0.0" in done.stderr
+    publish(xet_hub, other, "v2.0.0")
+    assert is_released(xet_hub, other, "v2.0.0")
+    assert is_released(xet_hub, folder, "v1.0.0")
+
+
+def test_a_second_configuration_keeps_the_first(xet_hub: TestHub, folder: Path, second: Path):
+    publish(xet_hub, folder, "v1.0.0")
+    done = publish(xet_hub, second, "v1.1.0")
+    assert "configuration second is new" in done.stdout
+    assert is_released(xet_hub, folder, "v1.1.0")
+    assert is_released(xet_hub, second, "v1.1.0")
+    card = xet_hub.hub.read(REPO, "v1.1.0", "README.md").decode()
+    assert card.index("## Configuration `trivia_qa`") < card.index("## Configuration `second`")
+    assert card.index("config_name: trivia_qa_records") < card.index("default: true") < card.index("config_name: second")
+    code = """
+    import datasets, tracekit
+    for name, expected in (("trivia_qa", 10), ("second", 5), ("second_records", 5)):
+        assert datasets.load_dataset("tester/traces", name, revision="v1.1.0")["validation"].num_rows == expected
+    assert len(tracekit.TraceStore("hf://datasets/tester/traces@v1.1.0", config="second")) == 5
+    try:
+        tracekit.TraceStore("hf://datasets/tester/traces@v1.1.0")
+    except tracekit.errors.DatasetError as error:
+        assert "second, trivia_qa" in str(error)
+    """
+    xet_hub.python(code)
+
+
+# ---------------------------------------------------------------- faults
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "creating the repository: 500": {"match": "repos/create", "action": "status"},
+    "creating the repository: answer lost": {"match": "repos/create", "action": "lose_response"},
+    "refs: 503": {"match": "/refs", "action": "status", "status": 503},
+    "branch: 500": {"match": "/branch/", "method": "POST", "action": "status"},
+    "branch: answer lost": {"match": "/branch/", "method": "POST", "action": "lose_response"},
+    "preupload: 429": {
+        "match": "/preupload/",
+        "action": "status",
+        "status": 429,
+        "headers": {"RateLimit": '"api";r=0;t=1', "Retry-After": "1"},
+    },
+    "upload: dropped": {"match": "/_cas/v1/xorbs|/_lfs/[0-9a-f]", "action": "drop", "after": 100_000},
+    "upload: 500": {"match": "/_cas/v1/xorbs|/_lfs/[0-9a-f]", "action": "status"},
+    "staging: 500": {"match": "/commit/staging", "action": "status"},
+    "staging: dropped": {"match": "/commit/staging", "action": "drop"},
+    "staging: answer lost": {"match": "/commit/staging", "action": "lose_response"},
+    "card: 502": {"match": "validate-yaml", "action": "status", "status": 502},
+    "release: 500": {"match": "/commit/main", "action": "status"},
+    "release: 429": {"match": "/commit/main", "action": "status", "status": 429, "headers": {"Retry-After": "1"}},
+    "release: answer lost": {"match": "/commit/main", "action": "lose_response"},
+    "tag: 500": {"match": "/tag/", "action": "status"},
+    "tag: answer lost": {"match": "/tag/", "action": "lose_response"},
+    "cleaning up: answer lost": {"match": "/branch/", "method": "DELETE", "action": "lose_response"},
+}
+
+
+def test_every_fault_that_passes_is_survived_without_a_second_commit(hub: TestHub, folder: Path, tmp_path: Path):
+    for number, (name, fault) in enumerate(FAULTS.items()):
+        hub.hub.repos.clear()
+        hub.faults(fault)
+        fresh = Path(shutil.copytree(folder, tmp_path / f"fault{number}"))
+        done = publish(hub, fresh, "v1.0.0", limits="GROUP_FILES=2", check=False)
+        assert done.returncode == 0, (name, done.stderr)
+        assert titles(hub) == ["Release v1.0.0"], name
+        assert is_released(hub, fresh, "v1.0.0"), name
+        assert list(hub.hub.repos[REPO].branches) == ["main"], name
+
+
+@pytest.mark.parametrize(
+    ("match", "status", "expected"),
+    [("/preupload/", 401, "Log in"), ("/commit/main", 403, "write access"), ("whoami", 401, "Log in")],
+)
+def test_a_refusal_says_what_to_do_and_the_same_command_goes_on(
+    xet_hub: TestHub, folder: Path, match: str, status: int, expected: str
+):
+    xet_hub.faults({"match": match, "action": "status", "status": status, "times": 100})
+    done = publish(xet_hub, folder, "v1.0.0", check=False)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert str(status) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hf_test" not in done.stderr + done.stdout
+    xet_hub.faults()
+    publish(xet_hub, folder, "v1.0.0")
+    assert titles(xet_hub) == ["Release v1.0.0"]
+
+
+def test_a_hub_that_stays_away_ends_in_one_line(xet_hub: TestHub, folder: Path):
+    xet_hub.faults({"match": "/commit/staging", "action": "status", "status": 503, "times": 100})
+    done = publish(xet_hub, folder, "v1.0.0", check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: committing to staging/v1.0.0 of tester/traces: the Hub answers"
+    )
+    assert "what is there is not sent again" in done.stderr
+
+
+def test_nobody_publishes_without_logging_in(xet_hub: TestHub, folder: Path):
+    done = publish(xet_hub, folder, "v1.0.0", check=False, token=None)
+    assert done.returncode == 1
+    assert "hf auth login" in done.stderr
+    done = publish(xet_hub, folder, "v1.0.0", check=False, token="hf_wrongSecretToken")
+    assert done.returncode == 1
+    assert "hf_wrongSecretToken" not in done.stderr + done.stdout
+
+
+def test_no_token_in_any_file(xet_hub: TestHub, folder: Path):
+    publish(xet_hub, folder, "v1.0.0")
+    for path in [*folder.rglob("*"), *(xet_hub.folder / "hub").rglob("*")]:
+        if path.is_file():
+            assert b"hf_test" not in path.read_bytes(), path
+
+
+# ---------------------------------------------------------------- kills, races, damage
+
+
+def killer(process: Any, wait: float) -> Any:
+    """Kills a process a moment later."""
+    return lambda: (time.sleep(wait), process.send_signal(signal.SIGKILL))
+
+
+def test_kill_9_at_random_moments(hub: TestHub, larger: Path, tmp_path: Path):
+    folder, home = Path(shutil.copytree(larger, tmp_path / "run")), hub.new_home()
+    arguments = ("GROUP_FILES=1", "publish", folder, REPO, "--version", "v1.0.0")
+    draw, kills = random.Random(7), 0
+    watched = ["/preupload/", "/xorbs/|/_lfs/", "/commit/staging", "/commit/staging", "/commit/main", "/tag/"]
+    for match in watched:  # at the moment of each kind of request, a little later each time
+        process = hub.start(COMMAND, *arguments, home=home)
+        hub.hub.on(match, killer(process, draw.uniform(0, 0.05)))
+        process.communicate(timeout=60)
+        kills += process.returncode == -signal.SIGKILL
+    publish(hub, folder, "v1.0.0", limits="GROUP_FILES=1", home=home)
+    assert kills >= 4
+    assert titles(hub) == ["Release v1.0.0"]
+    assert is_released(hub, folder, "v1.0.0")
+    staged = [commit.title for commit in hub.hub.repos[REPO].commits.values() if commit.title.startswith("Stage")]
+    assert len(staged) == len(set(staged)) == len(large_files(folder)), "a file was staged twice"
+    total = sum((folder / path).stat().st_size for path in large_files(folder))
+    largest = max((folder / path).stat().st_size for path in large_files(folder))
+    sent = sum(r.received for r in hub.log() if "xorbs" in r.path or "/_lfs/" in r.path)
+    assert sent <= total + kills * largest + 1_000_000
+
+
+def test_a_lost_race_on_main_is_run_again(xet_hub: TestHub, folder: Path, larger: Path):
+    publish(xet_hub, folder, "v1.0.0")
+    card = xet_hub.hub.read(REPO, "main", "README.md").decode()
+    begin = card.index("<!-- yours: begin -->") + len("<!-- yours: begin -->")
+    changed = f"{card[:begin]}\n{OWN_LINE}\n{card[card.index('<!-- yours: end -->') :]}"
+    xet_hub.hub.on(
+        "/commit/main",
+        lambda: xet_hub.hub.commit(REPO, "main", {"README.md": changed.encode()}, "Words"),
+        method="POST",
+    )
+    done = publish(xet_hub, larger, "v1.1.0")
+    assert "somebody else has committed" in done.stderr
+    assert titles(xet_hub) == ["Release v1.0.0", "Words", "Release v1.1.0"]
+    assert OWN_LINE in xet_hub.hub.read(REPO, "v1.1.0", "README.md").decode()
+    assert is_released(xet_hub, larger, "v1.1.0")
+
+
+def test_an_altered_shard_is_not_published(hub: TestHub, folder: Path):
+    shard = folder / "data/trivia_qa/validation-00001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    done = publish(hub, folder, "v1.0.0", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "v1.0.0" not in hub.hub.repos[REPO].tags
+    assert titles(hub) == []
+    shard.write_bytes(whole)
+    publish(hub, folder, "v1.0.0")
+    assert is_released(hub, folder, "v1.0.0")
+
+
+def test_a_wrong_count_in_the_card_is_caught_by_datasets(xet_hub: TestHub, folder: Path):
+    publish(xet_hub, folder, "v1.0.0")
+    card = xet_hub.hub.read(REPO, "main", "README.md")
+    xet_hub.hub.commit(REPO, "main", {"README.md": card.replace(b"num_examples: 10", b"num_examples: 11")}, "wrong")
+    done = xet_hub.python("import datasets; datasets.load_dataset('tester/traces', revision='main')", check=False)
+    assert "NonMatchingSplitsSizesError" in done.stderr
+
+
+def test_a_large_release_gathers_shards_that_no_reader_sees_yet(xet_hub: TestHub, folder: Path, larger: Path):
+    publish(xet_hub, folder, "v1.0.0")
+    publish(xet_hub, larger, "v1.1.0", limits="MAX_COPIES=3")
+    assert [title.split(",")[0] for title in titles(xet_hub)] == [
+        "Release v1.0.0",
+        "Gather shards for v1.1.0",
+        "Release v1.1.0",
+    ]
+    between = xet_hub.hub.history(REPO, "main")[1].oid
+    assert "data/trivia_qa/validation-00002.tar" in xet_hub.hub.files(REPO, between)
+    code = """
+    import datasets, sys, tracekit
+    for streaming in (False, True):
+        rows = datasets.load_dataset("tester/traces", "trivia_qa", revision=sys.argv[1], streaming=streaming)
+        assert len(list(rows["validation"])) == 10
+    assert len(tracekit.TraceStore("hf://datasets/tester/traces@" + sys.argv[1])) == 10
+    """
+    xet_hub.python(code, between)
+    assert is_released(xet_hub, larger, "v1.1.0")
+
+
+# ---------------------------------------------------------------- the card, and what is refused
+
+
+def test_the_own_section_of_the_card_is_kept(xet_hub: TestHub, folder: Path, larger: Path, tmp_path: Path):
+    publish(xet_hub, folder, "v1.0.0", "--license", "cc-by-4.0", "--pretty-name", "Our traces")
+    card = xet_hub.hub.read(REPO, "main", "README.md").decode()
+    begin = card.index("<!-- yours: begin -->") + len("<!-- yours: begin -->")
+    end = card.index("<!-- yours: end -->")
+    edited = f"{card[:begin]}\n{OWN_LINE}\n{card[end:]}"
+    xet_hub.hub.commit(REPO, "main", {"README.md": edited.encode()}, "Words")
+    publish(xet_hub, larger, "v1.1.0")
+    after = xet_hub.hub.read(REPO, "v1.1.0", "README.md").decode()
+    for words in (OWN_LINE, "license: cc-by-4.0", "pretty_name: Our traces"):
+        assert words in after
+    own = Path(shutil.copytree(larger, tmp_path / "own", ignore=shutil.ignore_patterns("hub")))
+    here = (own / "README.md").read_text()
+    begin = here.index("<!-- yours: begin -->") + len("<!-- yours: begin -->")
+    (own / "README.md").write_text(f"{here[:begin]}\nOther words.\n{here[here.index('<!-- yours: end -->') :]}")
+    done = publish(xet_hub, own, "v1.1.1", check=False)
+    assert done.returncode == 1
+    assert "edited here and on the Hub" in done.stderr
+
+
+def test_what_is_refused(xet_hub: TestHub, folder: Path, tmp_path: Path):
+    def refused(*arguments: object) -> str:
+        done = xet_hub.python(COMMAND, "", "publish", *arguments, check=False)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "no semantic version" in refused(folder, REPO, "--version", "1.0")
+    assert "load_traces" in refused(folder, "tester/load_traces", "--version", "v1.0.0")
+    assert "owner/name" in refused(folder, "name", "--version", "v1.0.0")
+    assert "no such folder" in refused(tmp_path / "nothing", REPO, "--version", "v1.0.0")
+    xet_hub.hub.create_repo("tester/foreign")
+    xet_hub.hub.commit("tester/foreign", "main", {"train.csv": b"a,b\n"}, "data")
+    assert "train.csv" in refused(folder, "tester/foreign", "--version", "v1.0.0")
+    (folder / "manifest.json").unlink()
+    assert "not finished" in refused(folder, REPO, "--version", "v1.0.0")
+
+
+def test_a_private_dataset_needs_its_owner(xet_hub: TestHub, folder: Path):
+    publish(xet_hub, folder, "v1.0.0", "--private")
+    assert xet_hub.hub.repos[REPO].private
+    code = """
+    import sys, tracekit
+    try:
+        print(len(tracekit.TraceStore("hf://datasets/tester/traces@v1.0.0")))
+    except tracekit.errors.HubError as error:
+        print(error)
+    """
+    assert xet_hub.python(code).stdout.strip() == "10"
+    assert "log in" in xet_hub.python(code, token=None).stdout.lower()
+
+
+def test_the_store_of_a_folder_goes_on_after_publishing(xet_hub: TestHub, folder: Path):
+    publish(xet_hub, folder, "v1.0.0", "--free-local")
+    assert not list(folder.rglob("data/*/*.tar"))
+    assert len(TraceStore(folder)) == 10
+    done = xet_hub.python(COMMAND, "", "verify", folder)
+    assert "2 shards are not here" in done.stdout
+    assert "nothing to do" in publish(xet_hub, folder, "v1.0.0").stdout

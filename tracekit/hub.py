@@ -1,0 +1,572 @@
+"""The Hub: the one file that talks to it. Every call is made through `_call`, which retries, or says what to do.
+
+    HubPath     hf://datasets/owner/name@v1.0.0, in parts
+    HubRepo     one dataset repository: refs, files, commits, tags
+    HubFile     one file at one revision, read by byte ranges
+
+huggingface_hub (2.4) retries its own GETs and uploads; it does not retry `create_repo`, `create_commit`,
+`create_branch` and `create_tag`. Here they are, and because an answer may be lost after the work was done, the remote
+is looked at before a write is repeated. The token is the client's own affair, by environment or login; it is in no
+message.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from tracekit.errors import CorruptShardError, HubAccessError, HubError
+from tracekit.talk import say
+
+__all__ = [
+    "HubFile",
+    "HubPath",
+    "HubRepo",
+    "Refs",
+    "RemoteFile",
+    "StaleParentError",
+    "Upload",
+    "fetch",
+    "quiet_client",
+    "resolve",
+]
+
+MAX_TRIES = 7
+"""Tries of one call: with waits that double they span about two minutes, longer than a redeployment of the Hub."""
+FIRST_WAIT_SECONDS = 2.0
+"""Wait before the second try; each further one waits twice as long."""
+MAX_WAIT_SECONDS = 300.0
+"""Longest wait, also where the Hub asks for a longer one: its rate limits count in windows of five minutes."""
+
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_SECRET = re.compile(r"hf_[A-Za-z0-9]+|(?<=Bearer )\S+|(?<=\?)\S+")
+_PREFIX = "hf://datasets/"
+
+ResultT = TypeVar("ResultT")
+
+
+class HubPath(NamedTuple):
+    """A dataset repository at a revision."""
+
+    repo_id: str
+    """`owner/name`."""
+    revision: str
+    """Tag, branch or commit."""
+
+    @classmethod
+    def parse(cls, text: str) -> "HubPath | None":
+        """Read `hf://datasets/owner/name[@revision]`; None where the text does not start with `hf://`.
+
+        Raises:
+            HubError: it starts so, and is not such a path.
+        """
+        if not text.startswith("hf://"):
+            return None
+        found = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?", text, re.ASCII)
+        if not found:
+            raise HubError(f"{text!r} is not the path of a dataset; expected {_PREFIX}owner/name@v1.0.0")
+        return cls(found[1], found[2] or "main")
+
+    def at(self, revision: str | None) -> "HubPath":
+        """The same repository at another revision; unchanged where None is given."""
+        return self if revision is None else self._replace(revision=revision)
+
+    def __str__(self) -> str:
+        return f"{_PREFIX}{self.repo_id}@{self.revision}"
+
+
+class RemoteFile(NamedTuple):
+    """A file of a repository."""
+
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """SHA-256; None for small text files, which git keeps."""
+    git_sha1: str
+    """git's own hash of the content (of large files: of the pointer)."""
+
+
+class Upload(NamedTuple):
+    """A file to be sent."""
+
+    path: str
+    """Path in the repository."""
+    source: Path
+    """Where it is here."""
+    num_bytes: int
+    """Size."""
+    sha256: str
+    """What its SHA-256 must be."""
+
+
+class StaleParentError(HubError):
+    """Somebody else has committed in between; read the branch again."""
+
+
+class HubRepo:
+    """One dataset repository.
+
+    Raises:
+        HubAccessError: not logged in, or no right to do this.
+        HubError: no such repository or revision, or the Hub cannot be reached.
+    """
+
+    def __init__(self, repo_id: str) -> None:
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise HubError(f"{repo_id!r} is no name of a repository: {error}") from error
+        if repo_id.count("/") != 1:
+            raise HubError(f"{repo_id!r} is no name of a repository; expected owner/name")
+        if repo_id.endswith("/load_traces"):
+            raise HubError(
+                f"{repo_id!r}: `datasets` refuses a repository that holds a script of its own name, and every dataset "
+                "holds load_traces.py; choose another name"
+            )
+        self.repo_id = repo_id
+        self._api = HfApi(library_name="tracekit")
+
+    def check_access(self) -> None:
+        """See that somebody is logged in."""
+        _call(f"logging in for {self.repo_id}", self._api.whoami)
+
+    def exists(self) -> bool:
+        """Whether there is such a repository, as far as this user may see."""
+        return _call(f"looking for {self.repo_id}", lambda: self._api.repo_exists(self.repo_id, repo_type="dataset"))
+
+    def create(self, *, private: bool) -> None:
+        """Create the repository; one that is there is left as it is."""
+        _call(
+            f"creating {self.repo_id}",
+            lambda: self._api.create_repo(self.repo_id, repo_type="dataset", private=private or None, exist_ok=True),
+        )
+
+    def refs(self) -> "Refs":
+        """Branches and tags, each with its commit."""
+        found = _call(
+            f"reading the branches and tags of {self.repo_id}",
+            lambda: self._api.list_repo_refs(self.repo_id, repo_type="dataset"),
+        )
+        return Refs(
+            branches={ref.name: ref.target_commit for ref in found.branches},
+            tags={ref.name: ref.target_commit for ref in found.tags},
+        )
+
+    def files(self, revision: str) -> dict[str, RemoteFile]:
+        """Every file at a revision, by path."""
+        return _call(f"listing {self.repo_id}@{revision}", lambda: self._files(revision))
+
+    def read(self, path: str, revision: str) -> bytes:
+        """A small file, whole.
+
+        Raises:
+            HubError: there is no such file.
+        """
+        found = fetch(HubPath(self.repo_id, revision), [path]) / path
+        if not found.exists():
+            raise HubError(f"{self.repo_id}@{revision} holds no {path}")
+        return found.read_bytes()
+
+    def files_at(self, paths: Sequence[str], revision: str) -> dict[str, RemoteFile]:
+        """Those of these files that a revision has."""
+        found = _call(
+            f"looking at {self.repo_id}@{revision}",
+            lambda: self._api.get_paths_info(self.repo_id, list(paths), repo_type="dataset", revision=revision),
+        )
+        return {entry.path: _remote_file(entry) for entry in found if hasattr(entry, "blob_id")}
+
+    def create_branch(self, name: str, *, at: str) -> None:
+        """Create a branch at a commit; one that is there is left as it is."""
+        _call(
+            f"creating the branch {name} of {self.repo_id}",
+            lambda: self._api.create_branch(self.repo_id, repo_type="dataset", branch=name, revision=at, exist_ok=True),
+        )
+
+    def delete_branch(self, name: str) -> None:
+        """Delete a branch; one that is gone is no error."""
+        _call(
+            f"deleting the branch {name} of {self.repo_id}",
+            lambda: self._api.delete_branch(self.repo_id, repo_type="dataset", branch=name),
+            done=lambda: True if name not in self.refs().branches else None,
+        )
+
+    def stage(self, branch: str, uploads: Sequence[Upload], *, progress: Callable[[int], object]) -> None:
+        """Send files and commit them to a branch, all of them or none.
+
+        Raises:
+            CorruptShardError: a file is not what its hash says; nothing was committed.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        operations = []
+        for upload in uploads:
+            operation = CommitOperationAdd(upload.path, upload.source)
+            if not _has_xet():  # the client would read the file once more to hash it; the storage checks this hash
+                operation.upload_info.sha256 = bytes.fromhex(upload.sha256)
+            _call(f"sending {upload.path} to {self.repo_id}", lambda op=operation: self._send(op, branch))
+            if operation.upload_info.sha256.hex() != upload.sha256:
+                raise CorruptShardError(
+                    f"{upload.source}: its SHA-256 is {operation.upload_info.sha256.hex()}, expected {upload.sha256}; "
+                    "it was not published. Run `tracekit verify` on the dataset"
+                )
+            operations.append(operation)
+            progress(upload.num_bytes)
+
+        def is_there() -> bool | None:
+            there = self.files_at([upload.path for upload in uploads], branch)
+            return True if all(_is(there.get(upload.path), upload.sha256) for upload in uploads) else None
+
+        first, last = uploads[0].path, uploads[-1].path
+        title = f"Stage {first}" if len(uploads) == 1 else f"Stage {len(uploads)} files, {first} to {last}"
+        _call(
+            f"committing to {branch} of {self.repo_id}",
+            lambda: self._commit(branch, operations, title, None),
+            done=is_there,
+        )
+
+    def release(
+        self,
+        *,
+        parent: str,
+        title: str,
+        copies: Sequence[str],
+        copy_from: str,
+        contents: dict[str, bytes],
+        deleted: Sequence[str],
+    ) -> str:
+        """Make one commit on main: copy files from another branch, write small ones, delete others. Returns its hash.
+
+        Raises:
+            StaleParentError: main is no longer at `parent`; nothing was changed.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+        def operations() -> list[Any]:
+            made: list[Any] = [CommitOperationDelete(path) for path in deleted]
+            made += [CommitOperationCopy(path, path, src_revision=copy_from) for path in copies]
+            return made + [CommitOperationAdd(path, data) for path, data in contents.items()]
+
+        def is_there() -> str | None:
+            head = self.refs().branches.get("main")
+            if head is None or head == parent:
+                return None
+            if self._title(head) != title:
+                raise StaleParentError(f"{self.repo_id}: main has moved on from {parent}")
+            return head
+
+        return _call(
+            f"committing to main of {self.repo_id}",
+            lambda: self._commit("main", operations(), title, parent),
+            done=is_there,
+        )
+
+    def tag(self, name: str, commit: str) -> None:
+        """Tag a commit.
+
+        Raises:
+            HubError: the tag is there and names another commit; it is not moved.
+        """
+
+        def is_there() -> bool | None:
+            target = self.refs().tags.get(name)
+            if target is not None and target != commit:
+                raise HubError(
+                    f"{self.repo_id}: the tag {name} is there at {target}, not at {commit}; it is never moved"
+                )
+            return True if target == commit else None
+
+        if is_there() is None:
+            _call(
+                f"tagging {name} in {self.repo_id}",
+                lambda: self._api.create_tag(self.repo_id, repo_type="dataset", tag=name, revision=commit),
+                done=is_there,
+            )
+
+    def check_card(self, text: str) -> None:
+        """Have the client read, and the Hub validate, a card.
+
+        Raises:
+            HubError: the Hub refuses its YAML; the message is the Hub's.
+        """
+        from huggingface_hub import DatasetCard
+
+        def validate() -> None:
+            try:
+                DatasetCard(text).validate()
+            except ValueError as error:
+                raise HubError(f"the Hub refuses the card: {_clean(str(error))}") from error
+
+        _call("validating the card", validate)
+
+    def _title(self, revision: str) -> str:
+        commits = _call(
+            f"reading the commits of {self.repo_id}",
+            lambda: self._api.list_repo_commits(self.repo_id, repo_type="dataset", revision=revision),
+        )
+        return commits[0].title
+
+    def _files(self, revision: str) -> dict[str, RemoteFile]:
+        tree = self._api.list_repo_tree(self.repo_id, repo_type="dataset", revision=revision, recursive=True)
+        return {entry.path: _remote_file(entry) for entry in tree if hasattr(entry, "blob_id")}
+
+    def _send(self, operation: Any, branch: str) -> None:
+        self._api.preupload_lfs_files(
+            self.repo_id, [operation], repo_type="dataset", revision=branch, free_memory=False
+        )
+
+    def _commit(self, branch: str, operations: Sequence[Any], title: str, parent: str | None) -> str:
+        made = self._api.create_commit(
+            self.repo_id,
+            operations,
+            repo_type="dataset",
+            revision=branch,
+            commit_message=title,
+            parent_commit=parent,
+        )
+        return str(made.oid)
+
+
+class Refs(NamedTuple):
+    """Names that stand for commits."""
+
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+
+class HubFile:
+    """One large file at one revision, read by byte ranges. Its address is resolved once, and again when it expires."""
+
+    def __init__(self, path: HubPath, name: str, *, num_bytes: int, sha256: str) -> None:
+        self._path, self._name, self._num_bytes, self._sha256 = path, name, num_bytes, sha256
+        self._lock = threading.Lock()
+        self._address: str | None = None
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes `[start, stop)`.
+
+        Raises:
+            HubError: the file is not there, or cannot be reached.
+            CorruptShardError: the Hub holds another file than the manifest says.
+        """
+        return _call(f"reading {self._name} of {self._path}", lambda: self._read(start, stop))
+
+    def _read(self, start: int, stop: int) -> bytes:
+        from huggingface_hub.utils import hf_raise_for_status
+
+        address = self._resolve()
+        response = _get(address, start, stop)
+        if response.status_code in (401, 403):  # a signed address lives for about an hour
+            with self._lock:
+                self._address = None if self._address == address else self._address
+            response = _get(self._resolve(), start, stop)
+        hf_raise_for_status(response)
+        data = response.content
+        if response.status_code == 200 and len(data) == self._num_bytes:
+            data = data[start:stop]
+        if len(data) != stop - start:
+            raise ConnectionError(f"{len(data)} bytes came for {stop - start}")
+        return data
+
+    def _resolve(self) -> str:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        with self._lock:
+            if self._address is None:
+                url = hf_hub_url(self._path.repo_id, self._name, repo_type="dataset", revision=self._path.revision)
+                found = get_hf_file_metadata(url, token=None)
+                if found.size != self._num_bytes or found.etag != self._sha256:
+                    raise CorruptShardError(
+                        f"{self._name} of {self._path}: the Hub holds {found.size} bytes with SHA-256 {found.etag}, "
+                        f"the manifest says {self._num_bytes} and {self._sha256}"
+                    )
+                self._address = found.location
+            return self._address
+
+
+@contextmanager
+def quiet_client() -> Iterator[None]:
+    """Keep the client's own progress bars away: there is one of ours."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    was_quiet = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_quiet:
+            enable_progress_bars()
+
+
+def _get(address: str, start: int, stop: int) -> Any:
+    """A ranged GET. The token goes to the Hub itself only, never to the storage that it points to."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    own = build_hf_headers(library_name="tracekit") if address.startswith(f"{constants.ENDPOINT}/") else {}
+    return get_session().get(address, headers={**own, "Range": f"bytes={start}-{stop - 1}"})
+
+
+def resolve(path: HubPath) -> str:
+    """The commit that a revision names now.
+
+    Raises:
+        HubError: no such repository or revision, no right to read it, or no connection.
+    """
+    from huggingface_hub import HfApi
+
+    if re.fullmatch(r"[0-9a-f]{40}", path.revision):
+        return path.revision
+    api = HfApi(library_name="tracekit")
+    found = _call(f"reading {path}", lambda: api.dataset_info(path.repo_id, revision=path.revision))
+    return str(found.sha)
+
+
+def fetch(path: HubPath, patterns: Sequence[str], *, show_progress: bool = False) -> Path:
+    """Download files that match any of these patterns; the local folder that holds them.
+
+    Raises:
+        HubError: no such repository or revision, no right to read it, or no connection.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download() -> str:
+        try:
+            with nullcontext() if show_progress else quiet_client():
+                return snapshot_download(
+                    path.repo_id,
+                    repo_type="dataset",
+                    revision=path.revision,
+                    allow_patterns=list(patterns),
+                    library_name="tracekit",
+                )
+        except LocalEntryNotFoundError as error:  # what is behind it says why
+            raise error.__cause__ or ConnectionError(str(error)) from error
+
+    return Path(_call(f"reading {path}", download))
+
+
+def _call(what: str, function: Callable[[], ResultT], *, done: Callable[[], ResultT | None] | None = None) -> ResultT:
+    """Call, and call again where the failure may pass.
+
+    `done` looks whether a write was made although its answer was lost; what it returns, unless None, is the result.
+    """
+    from huggingface_hub.utils import HfHubHTTPError, OfflineModeIsEnabled, httpx
+
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return function()
+        except OfflineModeIsEnabled as error:
+            raise HubError(f"{what}: HF_HUB_OFFLINE is set; unset it to reach the Hub") from error
+        except (HfHubHTTPError, httpx.HTTPError, ConnectionError, RuntimeError) as error:
+            if isinstance(error, HubError):
+                raise
+            response = _response_of(error)
+            if response is None and isinstance(error, RuntimeError):
+                raise
+            if response is None and re.search(r"\b40[13]\b", str(error)):  # the Xet client wraps them in text
+                raise HubAccessError(
+                    f"{what}: the storage refuses you. Use a token with the right to write to this repository"
+                ) from error
+            if response is not None and response.status_code not in _TRANSIENT:
+                found = done() if done is not None and response.status_code in (404, 409, 412) else None
+                if found is not None:
+                    return found
+                raise _translated(what, error, response) from error
+            if tries == MAX_TRIES:
+                raise HubError(f"{what}: {_short(error)}, {tries} times. {_LATER}") from error
+            wait = _wait_seconds(tries, response)
+            say(f"{what}: {_short(error)}; trying again in {wait:.0f} s")
+            time.sleep(wait)
+            found = done() if done is not None else None
+            if found is not None:
+                return found
+
+
+_LATER = "Run the same command again later; what is there is not sent again"
+
+
+def _translated(what: str, error: Exception, response: Any) -> HubError:
+    """An error that says what to do, without addresses or tokens."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    status = response.status_code
+    server = _clean(getattr(error, "server_message", None) or "")
+    if isinstance(error, RevisionNotFoundError):
+        return HubError(
+            f"{what}: no such revision ({status}). Look at the repository's tags for the versions there are"
+        )
+    if isinstance(error, GatedRepoError):
+        return HubAccessError(f"{what}: the dataset is gated ({status}); ask for access on its page, and log in")
+    if isinstance(error, RepositoryNotFoundError) and status != 401:
+        return HubError(f"{what}: no such dataset ({status}). If it is private, log in as somebody who may read it")
+    if status == 401:
+        return HubAccessError(
+            f"{what}: the Hub does not know you (401), or there is no such dataset. Log in with `hf auth login`, or "
+            "set HF_TOKEN"
+        )
+    if status == 403:
+        return HubAccessError(
+            f"{what}: you may not do this (403): {server}. Ask the owner for write access, or use a token with the "
+            "right to write"
+        )
+    if status == 412:
+        return StaleParentError(f"{what}: somebody else has committed in between (412)")
+    return HubError(f"{what}: the Hub answers {status}: {server or 'no reason given'}")
+
+
+def _response_of(error: BaseException) -> Any:
+    """The HTTP response behind an error, also behind one that the client wrapped; None for a lost connection."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if response is not None:
+            return response
+        seen = seen.__cause__
+    return None
+
+
+def _wait_seconds(tries: int, response: Any) -> float:
+    """Seconds to wait: what the Hub asks for, or twice as long each time."""
+    headers = response.headers if response is not None else {}
+    asked = re.search(r"\d+", headers.get("Retry-After", "")) or re.search(r"(?<=;t=)\d+", headers.get("RateLimit", ""))
+    wait = float(asked[0]) + 1 if asked else FIRST_WAIT_SECONDS * 2 ** (tries - 1)
+    return min(wait, MAX_WAIT_SECONDS)
+
+
+def _short(error: Exception) -> str:
+    """An error in a few words."""
+    response = _response_of(error)
+    if response is not None:
+        return f"the Hub answers {response.status_code}"
+    return f"the connection failed ({_clean(str(error)).splitlines()[0][:100] if str(error) else type(error).__name__})"
+
+
+def _clean(text: str) -> str:
+    """A message without tokens and without the queries of addresses, which hold signatures."""
+    return _SECRET.sub("...", text).strip()
+
+
+def _has_xet() -> bool:
+    """Whether the client uploads by Xet, which hashes while it sends."""
+    from importlib.util import find_spec
+
+    from huggingface_hub import constants
+
+    return find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
+
+
+def _is(file: RemoteFile | None, sha256: str) -> bool:
+    return file is not None and file.sha256 == sha256
+
+
+def _remote_file(entry: Any) -> RemoteFile:
+    return RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
