@@ -4,7 +4,7 @@
     <cache>/ranges/<sha256>/<start>-<stop>    bytes of published shards, named by the shard's SHA-256
 
 Ranges are named by content, so versions and repositories that share a shard share them. A range is there whole or not
-at all. When a process first uses the ranges, the least recently used ones beyond a limit are let go.
+at all. Whenever a tenth of the limit was written, the least recently used ones beyond the limit are let go.
 """
 
 import os
@@ -30,7 +30,8 @@ class RangeCache:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or cache_folder("ranges")
         self._known: dict[str, list[tuple[int, int]]] = {}
-        self._has_trimmed = False
+        self._limit = int(os.environ.get("TRACEKIT_CACHE_BYTES") or MAX_RANGE_BYTES)
+        self._num_unchecked = self._limit  # what other processes left is looked at first
 
     def read(self, sha256: str, start: int, stop: int) -> bytes | None:
         """Bytes `[start, stop)`, from any range that holds them; None where none does."""
@@ -54,7 +55,10 @@ class RangeCache:
 
     def write(self, sha256: str, start: int, data: bytes) -> None:
         """Keep bytes; a full disk is no error here, the bytes are just not kept."""
-        self._trim()
+        self._num_unchecked += len(data)
+        if self._num_unchecked > self._limit // 10:
+            self._num_unchecked = 0
+            self._trim(len(data))
         path = self._path(sha256, start, start + len(data))
         temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
         try:
@@ -81,12 +85,8 @@ class RangeCache:
             self._known[sha256] = found
         return self._known[sha256]
 
-    def _trim(self) -> None:
-        """Let go of the least recently used ranges beyond the limit, once a process."""
-        if self._has_trimmed:
-            return
-        self._has_trimmed = True
-        limit = int(os.environ.get("TRACEKIT_CACHE_BYTES") or MAX_RANGE_BYTES)
+    def _trim(self, num_new: int) -> None:
+        """Let go of the least recently used ranges beyond the limit, bytes about to be written included."""
         found: list[tuple[float, int, Path]] = []
         for path in self._folder.glob("*/*"):
             try:
@@ -94,9 +94,9 @@ class RangeCache:
             except OSError:  # another process has let it go
                 continue
             found.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in found)
+        total = sum(size for _, size, _ in found) + num_new
         for _, size, path in sorted(found):
-            if total <= limit:
+            if total <= self._limit:
                 break
             path.unlink(missing_ok=True)
             self._known.pop(path.parent.name, None)

@@ -14,6 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from tracekit.errors import ConfigError
+from tracekit.hub import HubPath
 from tracekit.layout import Layout, config_names
 from tracekit.manifest import Manifest, read_struct
 from tracekit.sizes import filesize
@@ -84,7 +85,7 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
     """Show a dataset, or one sample of it."""
 
     folder: tyro.conf.Positional[str]
-    """Folder of the dataset."""
+    """Folder of the dataset, or `hf://datasets/owner/name@v1.0.0`."""
     key: str | None = None
     """Key of a sample."""
     prompt_sha256: str | None = None
@@ -97,8 +98,7 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
     """Print JSON."""
 
     def run(self) -> int:
-        root = Path(self.folder)
-        names = config_names(root)
+        names = [] if HubPath.parse(self.folder) else config_names(Path(self.folder))
         if self.dataset_config is None and self.key is None and self.prompt_sha256 is None and len(names) > 1:
             for name in names:
                 _show_config(TraceStore(self.folder, config=name), self.examples, as_json=self.json)

@@ -24,6 +24,8 @@ from tracekit.errors import DatasetError
 
 __all__ = ["Layout", "config_names", "create_once", "is_ignored", "shard_name", "sync_folder", "write_atomic"]
 
+MAX_SHARDS = 10_000
+"""Files in one folder that the Hub takes."""
 IGNORED_FOLDERS = ("hub", "logs", "exports", "output")
 PARTIAL_SUFFIX = ".partial"
 

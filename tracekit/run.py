@@ -24,7 +24,7 @@ from tracekit.capture import Text, Trace
 from tracekit.config import CaptureConfig, RunConfig, check
 from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError
 from tracekit.finish import done_shards, finish, is_finished
-from tracekit.layout import Layout, create_once
+from tracekit.layout import MAX_SHARDS, Layout, create_once
 from tracekit.manifest import (
     Manifest,
     Plan,
@@ -211,6 +211,12 @@ def _execute(
             return Outcome(out, name, None, estimate, False, False)
         say(f"about {duration(estimate.seconds)} and {filesize(estimate.total_bytes)}")
         check_space(out, estimate, num_kept=_NUM_KEPT if config.publish.free_local else None)
+        num_shards = -(-len(examples) // config.output.samples_per_shard)
+        if config.publish.publish is not None and num_shards > MAX_SHARDS:
+            raise ConfigError(
+                f"{num_shards} shards are more than the {MAX_SHARDS} files that the Hub takes in a folder; raise "
+                "--samples-per-shard"
+            )
         plan = plan_for(run.batch_size(config.output.batch_size, examples, lengths))
         if not create_once(layout.plan, to_bytes(plan)):  # another process was first
             first = read_plan(layout)

@@ -10,7 +10,7 @@ from tracekit.card import own_section
 from tracekit.errors import DatasetError
 from tracekit.finish import is_finished
 from tracekit.hub import HubRepo, RemoteFile
-from tracekit.layout import Layout, config_names
+from tracekit.layout import MAX_SHARDS, Layout, config_names
 from tracekit.manifest import ConfigEntry, Index, Manifest, index_entry, read_struct
 from tracekit.records import RECORD_TYPES
 from tracekit.release import State
@@ -52,6 +52,11 @@ def read_local(root: Path) -> Local:
         if not is_finished(layout):
             raise DatasetError(f"{root}: {name} is not finished; run its command again, then publish")
         manifest = manifests[name] = read_struct(layout.manifest, Manifest)
+        if len(manifest.shards) > MAX_SHARDS:
+            raise DatasetError(
+                f"{root}: {name} has {len(manifest.shards)} shards; the Hub takes {MAX_SHARDS} files in a folder. Make it "
+                "again with more --samples-per-shard"
+            )
         entries[name] = index_entry(manifest, layout.manifest.read_bytes())
         schemas[name] = msgspec.json.decode(layout.schema.read_bytes())
         for shard in manifest.shards:

@@ -21,9 +21,8 @@ are repeated, scattered tokens are gathered). Views stay valid after `close`. To
 
 import hashlib
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, lru_cache, wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
@@ -36,24 +35,21 @@ from tracekit.errors import ConfigError, CorruptShardError, DatasetError, Sample
 from tracekit.graphs import Graph, attention_edges
 from tracekit.hub import HubPath
 from tracekit.index import (
-    Part,
     Row,
     Stored,
     find_place,
     layers_of,
     num_query_heads,
     open_folder,
-    shard_codes,
-    stored_tensors,
     together,
 )
 from tracekit.manifest import SplitInfo, TensorSummary, Verification
 from tracekit.records import RECORD_TYPES, ModelInfo, Record, decode_record
 from tracekit.remote import ByteRange, RemoteShards
+from tracekit.rows import Rows, ranges_of
 from tracekit.stacking import (
     Selected,
     Stacked,
-    TokenMarks,
     Tokens,
     expand_heads,
     is_single,
@@ -63,7 +59,6 @@ from tracekit.stacking import (
     take_single,
     token_positions,
 )
-from tracekit.tables import INDEX_COLUMNS
 from tracekit.tensors import positions_of
 
 __all__ = ["Sample", "Split", "StoreInfo", "TraceStore", "handed_out"]
@@ -71,8 +66,6 @@ __all__ = ["Sample", "Split", "StoreInfo", "TraceStore", "handed_out"]
 Array: TypeAlias = Any
 """np.ndarray, or torch.Tensor with `torch=True`."""
 
-_CACHED_ROWS = 4096
-_INDEX_COLUMNS = {*INDEX_COLUMNS, "shard_name", "tensor_index"}
 _QKV = {"q": "queries", "k": "keys", "v": "values"}
 _STAGES = ("embed", "pre_attn", "post_attn", "post_mlp")
 
@@ -133,12 +126,8 @@ class TraceStore:
         tasks = sorted({folder.task for folder in self._folders})
         if len(tasks) > 1:
             raise DatasetError(f"the folders hold different tasks ({', '.join(tasks)}); read them separately")
-        self._shard_list = [shard for folder in self._folders for shard in folder.shards]
-        self._parts = [part for folder in self._folders for part in folder.parts]
         self._bytes_of = {shard.path: folder.bytes_of for folder in self._folders for shard in folder.shards}
-        self._is_closed = False
-        self._read_index()
-        self._cached_row = lru_cache(maxsize=_CACHED_ROWS)(self._read_row)
+        self._rows = Rows(self._folders, where=", ".join(str(path) for path in self._paths))
 
     def __enter__(self) -> "TraceStore":
         return self
@@ -160,13 +149,13 @@ class TraceStore:
         return f"<TraceStore {paths}: {len(self)} samples{', open' if self.is_open else ''}>"
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator["Sample"]:
-        return (Sample(self, key) for key in self._keys)
+        return (Sample(self, key) for key in self.keys)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._row_of
+        return key in self._rows
 
     def __getitem__(self, which: int | np.integer | str) -> "Sample":
         """Sample by key or by row (negative from the end).
@@ -175,20 +164,17 @@ class TraceStore:
             SampleNotFoundError: no such key or row.
         """
         if isinstance(which, str):
-            self._number_of(which)
+            self._rows.number(which)
             return Sample(self, which)
         if not -len(self) <= which < len(self):
             raise SampleNotFoundError(f"no sample {which}; the dataset has {len(self)} samples, counted from 0")
-        return Sample(self, self._keys[which])
+        return Sample(self, self.keys[which])
 
     def close(self) -> None:
         """Let go of all files. Arrays that were handed out stay valid; nothing more can be read."""
-        self._is_closed = True
-        self._cached_row.cache_clear()
+        self._rows.close()
         for folder in self._folders:
             folder.bytes_of.close()
-        for part in self._parts:
-            part.close()
 
     @property
     def is_open(self) -> bool:
@@ -198,12 +184,12 @@ class TraceStore:
     @property
     def keys(self) -> list[str]:
         """Key of every sample, in row order. Not to be changed."""
-        return self._keys
+        return self._rows.keys
 
     @cached_property
     def records(self) -> pa.Table:
         """The records of all samples as one table, in row order: every field of the record, no tensors. Read once."""
-        return self._columns([name for name in self._parts[0].schema.names if name not in _INDEX_COLUMNS])
+        return self._rows.table()
 
     def record(self, key: str) -> Record:
         """The typed record of a sample, from its shard; of a published dataset from its record table, which is here.
@@ -214,7 +200,8 @@ class TraceStore:
         """
         row = self._row(key)
         if isinstance(self._bytes_of[row.shard], RemoteShards):
-            return self._record_from_table(key)
+            fields = self._rows.record_fields(key)
+            return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
         raw = self._bytes_of[row.shard].view(row.shard, row.json_offset, row.json_size)
         record = decode_record(raw, where=f"{row.shard}: record {key!r}")
         if record.key != key:
@@ -223,13 +210,6 @@ class TraceStore:
                 "Run `tracekit verify` on the dataset"
             )
         return record
-
-    def _record_from_table(self, key: str) -> Record:
-        number = self._number_of(key)
-        part, first = self._part_of(number)
-        row = part.record(number - first)
-        fields = {name: value for name, value in row.items() if name not in _INDEX_COLUMNS}
-        return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
 
     def by_prompt(self, text_or_sha256: str) -> list["Sample"]:
         """Samples with this prompt: the rendered prompt, the user's own text, or the SHA-256 (64 hex digits) of either.
@@ -240,8 +220,7 @@ class TraceStore:
         digest = text_or_sha256.lower()
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
             digest = hashlib.sha256(text_or_sha256.encode()).hexdigest()
-        rendered, user_text = self._hashes
-        found = np.flatnonzero((rendered == digest) | (user_text == digest))
+        found = self._rows.with_prompt(digest)
         if not len(found):
             raise SampleNotFoundError(
                 f"no sample with prompt {text_or_sha256[:80]!r} (SHA-256 {digest}); give the prompt exactly as in "
@@ -256,17 +235,8 @@ class TraceStore:
             ConfigError: the dataset has several splits and none was named.
             SampleNotFoundError: no such shard or split.
         """
-        splits = sorted({shard.split for shard in self._shard_list})
-        if split is None and len(splits) > 1:
-            raise ConfigError(f"shard {number} of which split? Name one with `split`: {', '.join(splits)}")
-        wanted = splits[0] if split is None and splits else split
-        codes = [i for i, one in enumerate(self._shard_list) if (one.split, one.number) == (wanted, number)]
-        if not codes:
-            numbers = ", ".join(f"{one.split} {one.number}" for one in self._shard_list[:20])
-            raise SampleNotFoundError(f"no shard {number} in split {wanted!r}; shards: {numbers or 'none yet'}")
-        rows = [np.flatnonzero(self._shard_codes == code) for code in codes]
-        ordered = [row for found in rows for row in found[np.argsort(self._offsets["json_offset"][found])]]
-        return (self[int(row)] for row in ordered)
+        rows = self._rows.in_shard(number, split)
+        return (self[row] for row in rows)
 
     def info(self) -> StoreInfo:
         """Summary: configurations, models, splits, sizes, stored tensors, proven errors."""
@@ -288,7 +258,7 @@ class TraceStore:
             models=[one.model for i, one in enumerate(folders) if one.model not in [f.model for f in folders[:i]]],
             splits=list(splits.values()),
             num_samples=len(self),
-            num_bytes=sum(shard.num_bytes for shard in self._shard_list),
+            num_bytes=sum(shard.num_bytes for shard in self._rows.shards),
             tensors=list(tensors.values()),
             verification=together(folder.verification for folder in folders),
             is_open=self.is_open,
@@ -420,7 +390,7 @@ class TraceStore:
             DatasetError: samples whose shapes differ in more than tokens, or a site whose shapes differ by layer.
             ConfigError: no samples.
         """
-        chosen = self._keys if keys is None else list(keys)
+        chosen = self.keys if keys is None else list(keys)
         is_mean = isinstance(tokens, str) and tokens == "answer_mean"
         wanted = "answer" if is_mean else tokens
         self.prefetch(chosen, sites=[site], layers=None if layer is None else [layer])
@@ -451,11 +421,11 @@ class TraceStore:
             HubError: the Hub cannot be reached.
         """
         ranges: dict[int, list[ByteRange]] = {}
-        for key in self._keys if keys is None else keys:
+        for key in self.keys if keys is None else keys:
             row = self._row(key)
             source = self._bytes_of[row.shard]
             if isinstance(source, RemoteShards):
-                ranges.setdefault(id(source), []).extend(_ranges_of(row, sites, layers))
+                ranges.setdefault(id(source), []).extend(ranges_of(row, sites, layers))
         for folder in self._folders:
             folder.bytes_of.prefetch(ranges.get(id(folder.bytes_of), []))
 
@@ -470,16 +440,16 @@ class TraceStore:
         """
         if not 0 < test_size < 1:
             raise ConfigError(f"test_size is {test_size}, expected more than 0 and less than 1")
-        plain = [field.name for field in self._parts[0].schema if not pa.types.is_nested(field.type)]
+        plain = [field.name for field in self._rows.schema if not pa.types.is_nested(field.type)]
         if by not in plain:
             raise ConfigError(f"cannot split by {by!r}, expected a column of plain values: {', '.join(plain)}")
-        values = self._columns([by])[by].to_pylist()
+        values = self._rows.table([by])[by].to_pylist()
         unique = sorted(set(values), key=lambda value: hashlib.sha256(f"{seed}:{value}".encode()).digest())
         if len(unique) < 2:
             raise ConfigError(f"cannot split by {by!r}: all {len(values)} samples have the same value, {unique}")
         test = set(unique[: min(max(round(test_size * len(unique)), 1), len(unique) - 1)])
         sides: tuple[list[str], list[str]] = ([], [])
-        for key, value in zip(self._keys, values, strict=True):
+        for key, value in zip(self.keys, values, strict=True):
             sides[value in test].append(key)
         return Split(*sides)
 
@@ -579,74 +549,7 @@ class TraceStore:
         return np.ndarray(shape, stored.dtype, self._bytes_of[row.shard].view(row.shard, start, num_bytes))
 
     def _row(self, key: str) -> Row:
-        return self._cached_row(self._number_of(key))
-
-    def _number_of(self, key: str) -> int:
-        number = self._row_of.get(key)
-        if number is None:
-            raise SampleNotFoundError(_no_key(key, self._keys))
-        return number
-
-    def _read_row(self, number: int) -> Row:
-        """Entries of one row, from its part's table."""
-        part, first = self._part_of(number)
-        entry = part.entry(number - first)
-        offsets = {name: int(column[number]) for name, column in self._offsets.items()}
-        marks = TokenMarks(
-            num_tokens=entry["num_tokens"],
-            prompt_length=entry["prompt_length"],
-            last_prompt=entry["last_prompt_index"],
-            first_answer=entry["first_answer_index"],
-            last_answer=entry["last_answer_index"],
-        )
-        key, shard = self._keys[number], self._shard_list[self._shard_codes[number]].path
-        tensors = stored_tensors(entry, offsets, where=f"{shard}: sample {key!r}")
-        return Row(key, shard, offsets["json_offset"], offsets["json_size"], tensors, marks)
-
-    def _part_of(self, number: int) -> tuple[Part, int]:
-        """The part that holds a row, and its first row."""
-        self._check_open()
-        part = int(np.searchsorted(self._part_stops, number, side="right"))
-        return self._parts[part], int(self._part_stops[part - 1]) if part else 0
-
-    def _read_index(self) -> None:
-        """Keys, shards and offsets of all rows, as arrays."""
-        tables: list[pa.Table] = []
-        codes: list[np.ndarray] = []
-        num_shards = 0
-        for folder in self._folders:
-            code_of = {shard.path.stem: num_shards + i for i, shard in enumerate(folder.shards)}
-            num_shards += len(folder.shards)
-            for part in folder.parts:
-                tables.append(part.read(("key", "shard_name", *INDEX_COLUMNS)))
-                codes.append(shard_codes(tables[-1]["shard_name"], code_of))
-        table = pa.concat_tables(tables)
-        self._part_stops = np.cumsum([len(one) for one in tables])
-        self._shard_codes = np.concatenate(codes)
-        self._offsets: dict[str, np.ndarray] = {name: table[name].to_numpy() for name in INDEX_COLUMNS}
-        keys: Any = table["key"].to_pylist()
-        self._keys: list[str] = keys
-        self._row_of = dict(zip(self._keys, range(len(self._keys)), strict=True))
-        if len(self._row_of) < len(self._keys):
-            twice = next(key for row, key in enumerate(self._keys) if self._row_of[key] != row)
-            places = ", ".join(str(path) for path in self._paths)
-            raise DatasetError(
-                f"key {twice!r} is there twice in {places}; "
-                + ("read the folders separately" if len(self._paths) > 1 else "run `tracekit verify` on the dataset")
-            )
-
-    @cached_property
-    def _hashes(self) -> list[np.ndarray]:
-        """SHA-256 of the rendered prompts, and of the users' texts."""
-        return [column.to_numpy() for column in self._columns(("prompt_sha256", "input_sha256")).columns]
-
-    def _columns(self, names: Sequence[str]) -> pa.Table:
-        self._check_open()
-        return pa.concat_tables([part.read(names) for part in self._parts], promote_options="default")
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise DatasetError("the store is closed; open it again to read")
+        return self._rows.row(key)
 
 
 P = ParamSpec("P")
@@ -688,32 +591,6 @@ class Sample:
     resid = _of_sample(TraceStore.resid)
     graph = _of_sample(TraceStore.graph)
     graphs = _of_sample(TraceStore.graphs)
-
-
-def _ranges_of(row: Row, sites: Sequence[str] | None, layers: Sequence[int] | None) -> Iterator[ByteRange]:
-    """Bytes of these sites and layers of one sample."""
-    for stored in row.tensors.values():
-        site = stored.spec.name.partition(".")[0]
-        if sites is not None and site not in sites:
-            continue
-        if layers is None or not stored.spec.layers:
-            yield ByteRange(row.shard, stored.start, stored.start + stored.num_bytes)
-            continue
-        wanted = {number for layer in layers for number in find_place(row, site, layer).layers}
-        size = stored.num_bytes // stored.spec.shape[0]
-        for entry, number in enumerate(stored.spec.layers):
-            if number in wanted:
-                yield ByteRange(row.shard, stored.start + entry * size, stored.start + (entry + 1) * size)
-
-
-def _no_key(key: str, keys: Sequence[str]) -> str:
-    """Message for a key that is not there."""
-    if not keys:
-        return f"no sample {key!r}; the dataset has no sample yet"
-    ordered = sorted(keys)
-    place = bisect_left(ordered, key)
-    near = ", ".join(repr(one) for one in ordered[max(place - 2, 0) : place + 2])
-    return f"no sample {key!r}; {len(keys)} samples from {ordered[0]!r} to {ordered[-1]!r}, nearest: {near}"
 
 
 def handed_out(values: np.ndarray, torch: bool) -> Array:
