@@ -54,8 +54,8 @@ def read_local(root: Path) -> Local:
         manifest = manifests[name] = read_struct(layout.manifest, Manifest)
         if len(manifest.shards) > MAX_SHARDS:
             raise DatasetError(
-                f"{root}: {name} has {len(manifest.shards)} shards; the Hub takes {MAX_SHARDS} files in a folder. Make it "
-                "again with more --samples-per-shard"
+                f"{root}: {name} has {len(manifest.shards)} shards; the Hub takes {MAX_SHARDS} files in a folder. Make "
+                "it again with more --samples-per-shard"
             )
         entries[name] = index_entry(manifest, layout.manifest.read_bytes())
         schemas[name] = msgspec.json.decode(layout.schema.read_bytes())
