@@ -66,6 +66,7 @@ class TestHub:
             "HTTPS_PROXY": NOWHERE,
             "NO_PROXY": "127.0.0.1,localhost",
             "OMP_NUM_THREADS": "1",
+            "TRACEKIT_CACHE": str(home / "tracekit"),
             "PYTHONPATH": str(ROOT),
             **dict.fromkeys(quiet, "1"),
         }

@@ -36,15 +36,27 @@ from tracekit.manifest import Manifest, ShardInfo
 from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
 from tracekit.sizes import filesize
 
-__all__ = ["CardSettings", "card_features", "own_section", "render_card", "shard_globs"]
+__all__ = ["CardSettings", "card_features", "own_section", "render_card", "settings_of", "shard_globs"]
 
 _BEGIN, _END = "<!-- yours: begin -->", "<!-- yours: end -->"
 _INVITATION = (
     "*What is this for, and what did you find? Write it here, between the two comment markers in README.md: this part "
     "is yours and stays as it is when tracekit renders the card again.*"
 )
-MADE_TITLE = "Traces of "
-"""How a title begins that nobody chose."""
+_MADE_TITLE = "Traces of "
+_MADE_KEYS = (
+    "license",
+    "language",
+    "pretty_name",
+    "tags",
+    "size_categories",
+    "task_categories",
+    "base_model",
+    "source_datasets",
+    "configs",
+    "dataset_info",
+)
+_HIDDEN_STATES = "hidden-states"
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")  # from 1,000 on, each ten times the one before
 _TAGS = ("tracekit", "interpretability", "activations", "webdataset")
 _AGENT_TRACES = "agent-traces"  # on the Hub these are sessions of agents, with a viewer of their own
@@ -69,6 +81,8 @@ class CardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Tags besides tracekit's own."""
     section: str | None = None
     """The person's own Markdown; None leaves an invitation to write some."""
+    extra: dict[str, Any] = {}
+    """Further keys of the head, as `extra_gated_prompt`; kept as they are."""
 
 
 def render_card(
@@ -115,6 +129,37 @@ def render_card(
     )
     head = yaml.safe_dump(_metadata(manifests, settings, title), sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{head}---\n\n{text.rstrip()}\n"
+
+
+def settings_of(card_text: str) -> CardSettings:
+    """What a card says that no manifest knows; the defaults where it says nothing.
+
+    Raises:
+        DatasetError: its head is not YAML, or holds something else than the Hub allows there.
+    """
+    kept: dict[str, Any] = {"section": own_section(card_text)}
+    match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card_text.replace("\r\n", "\n"), re.DOTALL | re.MULTILINE)
+    if match is not None:
+        try:
+            head = yaml.safe_load(match[1])
+        except yaml.YAMLError as error:
+            raise DatasetError(f"the head of the card (README.md) is not YAML: {error}; mend it") from error
+        if head is not None and not isinstance(head, dict):
+            raise DatasetError("the head of the card (README.md) is no mapping of names to values; mend it")
+        head = head or {}
+        found = {key: head[key] for key in ("license", "language", "pretty_name", "tags") if key in head}
+        kept["extra"] = {key: value for key, value in head.items() if key not in _MADE_KEYS}
+        for key in ("language", "tags"):  # the Hub takes one alone for a list of one
+            found |= {key: [found[key]]} if isinstance(found.get(key), str) else {}
+        if str(found.get("pretty_name", "")).startswith(_MADE_TITLE):  # nobody's choice: made from the models
+            del found["pretty_name"]
+        if "tags" in found:
+            found["tags"] = [tag for tag in found["tags"] if tag not in (*_TAGS, _HIDDEN_STATES, *RECORD_TYPES)]
+        kept |= {key: value for key, value in found.items() if value is not None}
+    try:
+        return msgspec.convert(kept, CardSettings)
+    except msgspec.ValidationError as error:
+        raise DatasetError(f"the head of the card (README.md): {error}; mend it") from error
 
 
 def own_section(card_text: str) -> str | None:
@@ -180,7 +225,7 @@ def _fence(text: str, language: str) -> str:
 
 
 def _title(manifests: Sequence[Manifest], settings: CardSettings) -> str:
-    return settings.pretty_name or MADE_TITLE + ", ".join(sorted({m.model.id for m in manifests}))
+    return settings.pretty_name or _MADE_TITLE + ", ".join(sorted({m.model.id for m in manifests}))
 
 
 def _task(name: str) -> dict[str, Any]:
@@ -358,6 +403,7 @@ def _metadata(manifests: Sequence[Manifest], settings: CardSettings, title: str)
         **{name: values for name, values in optional.items() if values},
         "configs": configs,
         "dataset_info": infos,
+        **settings.extra,
     }
 
 

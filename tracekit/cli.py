@@ -85,16 +85,23 @@ def _take_config_file(arguments: list[str], config_type: type[ConfigT]) -> Confi
 
 def _execute(builder: Any, config: RunConfig) -> int:
     from tracekit.run import execute
+    from tracekit.sizes import filesize
 
     folder = Path(config.output.out or default_folder(builder.name, config))
     layout = Layout(folder, config.output.dataset_config or builder.name)
-    if config.publish.publish is None or config.output.dry_run:
+    stager = None
+    if config.publish.publish is None:
         outcome = execute(builder, config, folder)
     else:
         from tracekit.stager import Stager
 
-        with Stager(layout, config.publish) as stager:
-            outcome = execute(builder, config, folder, on_shard=stager.add)
+        stager = Stager(layout, config.publish)
+        if config.output.dry_run:
+            stager.check()
+            outcome = execute(builder, config, folder)
+        else:
+            with stager:
+                outcome = execute(builder, config, folder, on_shard=stager.add)
     if outcome.estimate is not None and config.output.dry_run:
         _print_estimate(outcome.estimate, folder)
         return 0
@@ -104,6 +111,9 @@ def _execute(builder: Any, config: RunConfig) -> int:
     if outcome.was_complete:
         print("nothing to do: this run is complete", file=sys.stderr)
     _print_outcome(folder, outcome)
+    if stager is not None and stager.num_shards:
+        freed = ", each deleted here" if config.publish.free_local else ""
+        print(f"staged          {stager.num_shards} shards, {filesize(stager.num_bytes)}, while running{freed}")
     if config.publish.publish is not None and config.publish.version is not None:
         from tracekit.commands import Publish
 
@@ -114,6 +124,7 @@ def _execute(builder: Any, config: RunConfig) -> int:
             version=config.publish.version,
             private=settings.private,
             free_local=settings.free_local,
+            license=settings.license,
         )
         return command.run()
     print(f"next: tracekit verify {shlex.quote(str(folder))}", file=sys.stderr)

@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from tracekit.errors import ConfigError
 from tracekit.hub import HubPath
+from tracekit.journal import Sent
 from tracekit.layout import Layout, config_names
 from tracekit.manifest import Manifest, read_struct
+from tracekit.remote import open_remote
 from tracekit.sizes import filesize
 from tracekit.store import TraceStore
 
@@ -41,6 +43,8 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
     """Where the adapter is, if it was a local one."""
     device: str = "auto"
     """Device to replay on."""
+    hub: bool = False
+    """Ask the Hub whether it has the shards that were sent there and deleted here."""
 
     def run(self) -> int:
         from tracekit.verifier import verify
@@ -59,10 +63,8 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
                 "restore the file from where it was made or published, or delete it and run the builder's command again"
             )
             return 1
-        if report.num_sent:
-            print(
-                f"on the Hub: {report.num_sent} shards are not here; by the journal (hub/) the Hub has them unchanged"
-            )
+        if report.sent and not self._sent(report.sent):
+            return 1
         print(f"ok: {report.num_samples} samples, {filesize(report.num_bytes)} in finished shards of {self.folder}")
         if self.replay and report.open_configs:
             print("not replayed: only finished configurations are")
@@ -70,6 +72,26 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
             self._replay(root)
         _next(f"tracekit show {shlex.quote(self.folder)}")
         return 0
+
+    def _sent(self, entries: list[Sent]) -> bool:
+        """Say where the shards are that are not here, and ask the Hub about them if that is wanted."""
+        from tracekit.snapshot import lost_files
+
+        size = filesize(sum(entry.num_bytes for entry in entries))
+        where = sorted({f"{entry.repo} {entry.version}" for entry in entries})
+        print(f"not here: {len(entries)} shards, {size}; by the journal (hub/) they were sent to {', '.join(where)}")
+        if not self.hub:
+            _next("the same with --hub asks the Hub whether it has them")
+            return True
+        lost = lost_files(entries)
+        for entry in lost:
+            print(f"wrong: {entry.repo} does not have {entry.path} as it was sent")
+        if lost:
+            print(f"FAILED: {len(lost)} of {len(entries)} shards are not on the Hub")
+            _next("delete the journal in hub/ and run the builder's command again, which makes them anew")
+            return False
+        print(f"on the Hub: all {len(entries)} shards, each with its SHA-256")
+        return True
 
     def _replay(self, root: Path) -> None:
         from tracekit.replay import replay_stored
@@ -111,7 +133,8 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
             else:
                 _show_config(store, self.examples, as_json=self.json)
                 if not self.json and len(store):
-                    _next(f"tracekit show {shlex.quote(self.folder)} --key {store.keys[0]}")
+                    named = f" --dataset-config {self.dataset_config}" if self.dataset_config else ""
+                    _next(f"tracekit show {shlex.quote(self.folder)}{named} --key {store.keys[0]}")
         return 0
 
 
@@ -172,18 +195,24 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True):
         )
         for reason in done.change.reasons:
             print(f"change          {reason}")
-        if self.dry_run:
-            print(f"would send      {done.num_files} files, {filesize(done.num_bytes)}, to {self.repo}")
-            print(f"would release   {done.version} (nothing was sent)")
-            return 0
+        if not (done.change.reasons or done.was_there):
+            print("change          none in the data since the latest version")
+        for note in done.notes:
+            print(f"note: {note}", file=sys.stderr)
         if done.was_there:
             print(f"nothing to do: {self.repo} has this content as {done.version}")
+        elif self.dry_run:
+            print(f"would send      {done.num_files} files, {filesize(done.num_bytes)}, to {self.repo}")
+            print(f"would release   {done.version} (nothing was sent)")
         else:
             print(f"sent            {done.num_files} files, {filesize(done.num_bytes)}")
             print(f"released        {self.repo} {done.version} (commit {done.commit})")
-        if self.free_local:
-            print(f"freed           {filesize(free_shards(Path(self.folder), self.repo))}")
-        _next(f'datasets.load_dataset("{self.repo}", revision="{done.version}")')
+        if self.dry_run:
+            return 0
+        if self.free_local and (freed := free_shards(Path(self.folder), self.repo)):
+            print(f"freed           {filesize(freed)} here")
+        name = config_names(Path(self.folder))[0]
+        _next(f'tracekit.load_dataset("{self.repo}", "{name}", revision="{done.version}")')
         return 0
 
 
@@ -237,7 +266,8 @@ def _show_config(store: TraceStore, num_examples: int, *, as_json: bool) -> None
             f"{filesize(tensor['num_bytes'])}"
         )
     for path, config in zip(info["paths"], info["configs"], strict=False):
-        manifest = Layout(Path(path), config).manifest
+        hub = HubPath.parse(path)
+        manifest = Layout(open_remote(hub, config).root if hub else Path(path), config).manifest
         if manifest.exists():
             print("\n".join(metric_lines(read_struct(manifest, Manifest))))
     print()

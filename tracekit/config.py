@@ -153,6 +153,8 @@ class PublishConfig(_Part, frozen=True, kw_only=True):
     """Create the repository as a private one."""
     free_local: bool = False
     """Delete each shard here once the Hub has it."""
+    license: str | None = None
+    """Licence of the published dataset, as the Hub writes it (`apache-2.0`, `cc-by-4.0`, ...)."""
 
 
 class RunConfig(_Part, frozen=True, kw_only=True):
@@ -199,10 +201,9 @@ def check(config: ConfigT) -> ConfigT:
                 f"dataset name {name!r} - at `$.output.dataset_config`; letters, digits, '_' and '-' only"
             )
         _check_publish(checked.publish)
-        if not _is_plain_name(checked.source.split):
-            raise ConfigError(
-                f"split {checked.source.split!r} - at `$.source.split`; letters, digits, '_' and '-' only"
-            )
+        split = checked.source.split
+        if not re.fullmatch(r"\w+(\.\w+)*", split, re.ASCII) or split == "all":  # what `datasets` takes
+            raise ConfigError(f"split {split!r} - at `$.source.split`; letters, digits and '_' only, and not 'all'")
     return checked
 
 
@@ -246,9 +247,10 @@ def template_kwargs(prompt: PromptConfig) -> dict[str, Any]:
 
 def _check_publish(publish: PublishConfig) -> None:
     if publish.publish is not None and publish.version is None:
-        raise ConfigError("--publish needs --version, as in --version v1.0.0 - at `$.publish.version`")
-    if publish.publish is None and (publish.version is not None or publish.free_local or publish.private):
-        raise ConfigError("--version, --private and --free-local go with --publish owner/name - at `$.publish.publish`")
+        raise ConfigError("--publish needs --version, as in --version v1.0.0")
+    others = publish.version is not None or publish.free_local or publish.private or publish.license is not None
+    if publish.publish is None and others:
+        raise ConfigError("--version, --private, --free-local and --license go with --publish owner/name")
     if publish.version is not None:
         Version.parse(publish.version)
 

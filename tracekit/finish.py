@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from tracekit.card import CardSettings, own_section, render_card
+from tracekit.card import CardSettings, render_card, settings_of
 from tracekit.errors import DatasetError
 from tracekit.journal import sent_shards
 from tracekit.layout import Layout, config_names, write_atomic
@@ -23,6 +23,7 @@ from tracekit.manifest import (
     TensorSummary,
     Verification,
     index_entry,
+    newest_schema,
     read_struct,
     to_bytes,
 )
@@ -32,7 +33,7 @@ from tracekit.script import render_script
 from tracekit.shards import sha256_file
 from tracekit.tables import tensor_summaries, write_records_table, write_records_tar
 
-__all__ = ["done_shards", "finish", "is_finished", "write_index"]
+__all__ = ["done_shards", "finish", "is_finished", "ordered_names", "write_index"]
 
 INVARIANTS = [
     "every tensor has the model's own shape, unpadded",
@@ -96,21 +97,31 @@ def is_finished(layout: Layout) -> bool:
     return known.get(layout.config) == sha256_file(layout.manifest)
 
 
+def ordered_names(root: Path) -> list[str]:
+    """Configurations of a folder: those of the index in its order, then new ones by name.
+
+    The first one's records are the default of `load_dataset`, which must not change when another one is added.
+    """
+    index = root / "manifest.json"
+    known = [entry.name for entry in read_struct(index, Index).configs] if index.exists() else []
+    names = config_names(root)
+    return [name for name in known if name in names] + [name for name in names if name not in known]
+
+
 def write_index(root: Path) -> None:
     """Write the card and the index over every complete configuration of a folder."""
-    layouts = [Layout(root, name) for name in config_names(root)]
+    layouts = [Layout(root, name) for name in ordered_names(root)]
     complete = [layout for layout in layouts if layout.manifest.exists()]
     manifests = [read_struct(layout.manifest, Manifest) for layout in complete]
     card = root / "README.md"
-    section = own_section(card.read_text("utf-8")) if card.exists() else None
-    settings = CardSettings() if section is None else CardSettings(section=section)
+    settings = settings_of(card.read_text("utf-8")) if card.exists() else CardSettings()
     write_atomic(card, render_card(manifests, settings=settings).encode())
     write_atomic(root / "load_traces.py", render_script(manifests).encode())
     entries = [
         index_entry(manifest, layout.manifest.read_bytes())
         for layout, manifest in zip(complete, manifests, strict=True)
     ]
-    index = Index(schema_version=max((m.schema_version for m in manifests), default=""), configs=entries)
+    index = Index(schema_version=newest_schema(manifests), configs=entries)
     write_atomic(root / "manifest.json", to_bytes(index))
 
 

@@ -10,6 +10,7 @@ is looked at before a write is repeated. The token is the client's own affair, b
 message.
 """
 
+import hashlib
 import re
 import threading
 import time
@@ -31,7 +32,6 @@ __all__ = [
     "Upload",
     "fetch",
     "quiet_client",
-    "resolve",
 ]
 
 MAX_TRIES = 7
@@ -41,8 +41,11 @@ FIRST_WAIT_SECONDS = 2.0
 MAX_WAIT_SECONDS = 300.0
 """Longest wait, also where the Hub asks for a longer one: its rate limits count in windows of five minutes."""
 
+READ_SECONDS, CONNECT_SECONDS = 60.0, 10.0
+"""Longest silence of a server that is read from; the client itself waits for ever."""
+
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-_SECRET = re.compile(r"hf_[A-Za-z0-9]+|(?<=Bearer )\S+|(?<=\?)\S+")
+_SECRET = re.compile(r"hf_[\w.-]+|(?<=Bearer )\S+|(?<=\?)\S+")
 _PREFIX = "hf://datasets/"
 
 ResultT = TypeVar("ResultT")
@@ -132,13 +135,41 @@ class HubRepo:
         self.repo_id = repo_id
         self._api = HfApi(library_name="tracekit")
 
-    def check_access(self) -> None:
-        """See that somebody is logged in."""
-        _call(f"logging in for {self.repo_id}", self._api.whoami)
+    def check_access(self, *, private: bool = False) -> bool:
+        """See that somebody is logged in who may publish here; returns whether the repository is there.
+
+        Raises:
+            HubAccessError: nobody is logged in, or a new repository would be somebody else's.
+            HubError: `private` is asked for and the repository is public.
+        """
+        who = _call(f"logging in for {self.repo_id}", self._api.whoami)
+        found = _call(f"looking for {self.repo_id}", self._info)
+        owner = self.repo_id.partition("/")[0]
+        names = [who["name"], *(one["name"] for one in who.get("orgs", []))]
+        if found is None and owner not in names:
+            raise HubAccessError(
+                f"{self.repo_id} does not exist, and {who['name']} may not create it; namespaces there are: "
+                f"{', '.join(names)}"
+            )
+        if found is not None and private and not found.private:
+            raise HubError(
+                f"{self.repo_id} is public. Make it private in its settings on the Hub, choose another name, or leave "
+                "--private out"
+            )
+        return found is not None
 
     def exists(self) -> bool:
         """Whether there is such a repository, as far as this user may see."""
-        return _call(f"looking for {self.repo_id}", lambda: self._api.repo_exists(self.repo_id, repo_type="dataset"))
+        return _call(f"looking for {self.repo_id}", self._info) is not None
+
+    def _info(self) -> Any:
+        """What the Hub says of the repository; None where there is none, as far as this user may see."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            return self._api.dataset_info(self.repo_id)
+        except RepositoryNotFoundError:
+            return None
 
     def create(self, *, private: bool) -> None:
         """Create the repository; one that is there is left as it is."""
@@ -235,34 +266,43 @@ class HubRepo:
         *,
         parent: str,
         title: str,
-        copies: Sequence[str],
-        copy_from: str,
+        copies: dict[str, str],
         contents: dict[str, bytes],
         deleted: Sequence[str],
     ) -> str:
-        """Make one commit on main: copy files from another branch, write small ones, delete others. Returns its hash.
+        """Make one commit on main: copy files, write small ones, delete others. Returns its hash.
+
+        Args:
+            parent: Commit at which main has to be.
+            title: Title of the commit.
+            copies: Large files, each with the commit it is copied from.
+            contents: Small files.
+            deleted: Files that go.
 
         Raises:
             StaleParentError: main is no longer at `parent`; nothing was changed.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
+        told = hashlib.sha256(repr((parent, copies, sorted(contents.items()), deleted)).encode()).hexdigest()
+        message = f"tracekit {told}"  # tells our commit from somebody else's of the same title
+
         def operations() -> list[Any]:
             made: list[Any] = [CommitOperationDelete(path) for path in deleted]
-            made += [CommitOperationCopy(path, path, src_revision=copy_from) for path in copies]
+            made += [CommitOperationCopy(path, path, src_revision=source) for path, source in copies.items()]
             return made + [CommitOperationAdd(path, data) for path, data in contents.items()]
 
         def is_there() -> str | None:
             head = self.refs().branches.get("main")
             if head is None or head == parent:
                 return None
-            if self._title(head) != title:
+            if self._message(head) != message:
                 raise StaleParentError(f"{self.repo_id}: main has moved on from {parent}")
             return head
 
         return _call(
             f"committing to main of {self.repo_id}",
-            lambda: self._commit("main", operations(), title, parent),
+            lambda: self._commit("main", operations(), title, parent, message),
             done=is_there,
         )
 
@@ -294,22 +334,23 @@ class HubRepo:
         Raises:
             HubError: the Hub refuses its YAML; the message is the Hub's.
         """
+        import yaml
         from huggingface_hub import DatasetCard
 
         def validate() -> None:
             try:
                 DatasetCard(text).validate()
-            except ValueError as error:
+            except (ValueError, yaml.YAMLError) as error:
                 raise HubError(f"the Hub refuses the card: {_clean(str(error))}") from error
 
         _call("validating the card", validate)
 
-    def _title(self, revision: str) -> str:
+    def _message(self, revision: str) -> str:
         commits = _call(
             f"reading the commits of {self.repo_id}",
             lambda: self._api.list_repo_commits(self.repo_id, repo_type="dataset", revision=revision),
         )
-        return commits[0].title
+        return commits[0].message
 
     def _files(self, revision: str) -> dict[str, RemoteFile]:
         tree = self._api.list_repo_tree(self.repo_id, repo_type="dataset", revision=revision, recursive=True)
@@ -320,13 +361,14 @@ class HubRepo:
             self.repo_id, [operation], repo_type="dataset", revision=branch, free_memory=False
         )
 
-    def _commit(self, branch: str, operations: Sequence[Any], title: str, parent: str | None) -> str:
+    def _commit(self, branch: str, operations: Sequence[Any], title: str, parent: str | None, message: str = "") -> str:
         made = self._api.create_commit(
             self.repo_id,
             operations,
             repo_type="dataset",
             revision=branch,
             commit_message=title,
+            commit_description=message,
             parent_commit=parent,
         )
         return str(made.oid)
@@ -357,20 +399,14 @@ class HubFile:
         return _call(f"reading {self._name} of {self._path}", lambda: self._read(start, stop))
 
     def _read(self, start: int, stop: int) -> bytes:
-        from huggingface_hub.utils import hf_raise_for_status
-
         address = self._resolve()
-        response = _get(address, start, stop)
-        if response.status_code in (401, 403):  # a signed address lives for about an hour
+        data = _get(address, start, stop, self._num_bytes)
+        if data is None:  # a signed address lives for about an hour
             with self._lock:
                 self._address = None if self._address == address else self._address
-            response = _get(self._resolve(), start, stop)
-        hf_raise_for_status(response)
-        data = response.content
-        if response.status_code == 200 and len(data) == self._num_bytes:
-            data = data[start:stop]
-        if len(data) != stop - start:
-            raise ConnectionError(f"{len(data)} bytes came for {stop - start}")
+            data = _get(self._resolve(), start, stop, self._num_bytes)
+        if data is None:
+            raise HubAccessError(f"reading {self._name} of {self._path}: the storage refuses you; log in, or try later")
         return data
 
     def _resolve(self) -> str:
@@ -403,28 +439,49 @@ def quiet_client() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _get(address: str, start: int, stop: int) -> Any:
-    """A ranged GET. The token goes to the Hub itself only, never to the storage that it points to."""
+def _get(address: str, start: int, stop: int, num_bytes: int) -> bytes | None:
+    """Bytes `[start, stop)` of a file of `num_bytes`; None where the address is refused.
+
+    The token goes to the Hub itself only, never to the storage that it points to. An answer counts only if it says that
+    it is exactly these bytes, or is the whole file: what a proxy or a server without ranges sends must not be taken
+    for a tensor.
+    """
     from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx
 
     own = build_hf_headers(library_name="tracekit") if address.startswith(f"{constants.ENDPOINT}/") else {}
-    return get_session().get(address, headers={**own, "Range": f"bytes={start}-{stop - 1}"})
+    headers = {**own, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    with get_session().stream("GET", address, headers=headers, timeout=timeout) as response:
+        if response.status_code in (401, 403):
+            return None
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        range_sent = response.headers.get("Content-Range", "")
+        if response.status_code == 206 and range_sent == f"bytes {start}-{stop - 1}/{num_bytes}":
+            data = response.read()
+        elif response.status_code == 200 and response.headers.get("Content-Length") == str(num_bytes):
+            data = _cut(response.iter_bytes(), start, stop)
+        else:
+            raise ConnectionError(
+                f"asked for bytes {start} to {stop} of {num_bytes}, got status {response.status_code}, {range_sent!r}"
+            )
+    if len(data) != stop - start:
+        raise ConnectionError(f"{len(data)} bytes came for {stop - start}")
+    return data
 
 
-def resolve(path: HubPath) -> str:
-    """The commit that a revision names now.
-
-    Raises:
-        HubError: no such repository or revision, no right to read it, or no connection.
-    """
-    from huggingface_hub import HfApi
-
-    if re.fullmatch(r"[0-9a-f]{40}", path.revision):
-        return path.revision
-    api = HfApi(library_name="tracekit")
-    found = _call(f"reading {path}", lambda: api.dataset_info(path.repo_id, revision=path.revision))
-    return str(found.sha)
+def _cut(blocks: Iterator[bytes], start: int, stop: int) -> bytes:
+    """Bytes `[start, stop)` of a stream, read no further and kept no longer than needed."""
+    kept: list[bytes] = []
+    position = 0
+    for block in blocks:
+        kept.append(block[max(start - position, 0) : max(stop - position, 0)])
+        position += len(block)
+        if position >= stop:
+            break
+    return b"".join(kept)
 
 
 def fetch(path: HubPath, patterns: Sequence[str], *, show_progress: bool = False) -> Path:
@@ -457,6 +514,7 @@ def _call(what: str, function: Callable[[], ResultT], *, done: Callable[[], Resu
 
     `done` looks whether a write was made although its answer was lost; what it returns, unless None, is the result.
     """
+    from huggingface_hub.errors import LocalTokenNotFoundError
     from huggingface_hub.utils import HfHubHTTPError, OfflineModeIsEnabled, httpx
 
     tries = 0
@@ -464,13 +522,17 @@ def _call(what: str, function: Callable[[], ResultT], *, done: Callable[[], Resu
         tries += 1
         try:
             return function()
+        except UnicodeEncodeError:  # of a header: the message would show what could not be encoded
+            raise HubAccessError(f"{what}: the token holds a character that no token has. {_LOG_IN}") from None
+        except LocalTokenNotFoundError as error:
+            raise HubAccessError(f"{what}: nobody is logged in. {_LOG_IN}") from error
         except OfflineModeIsEnabled as error:
             raise HubError(f"{what}: HF_HUB_OFFLINE is set; unset it to reach the Hub") from error
         except (HfHubHTTPError, httpx.HTTPError, ConnectionError, RuntimeError) as error:
             if isinstance(error, HubError):
                 raise
             response = _response_of(error)
-            if response is None and isinstance(error, RuntimeError):
+            if response is None and isinstance(error, RuntimeError) and not _is_lost_connection(error):
                 raise
             if response is None and re.search(r"\b40[13]\b", str(error)):  # the Xet client wraps them in text
                 raise HubAccessError(
@@ -482,7 +544,7 @@ def _call(what: str, function: Callable[[], ResultT], *, done: Callable[[], Resu
                     return found
                 raise _translated(what, error, response) from error
             if tries == MAX_TRIES:
-                raise HubError(f"{what}: {_short(error)}, {tries} times. {_LATER}") from error
+                raise HubError(f"{what}: {_short(error)}, {tries} times. Try again later; nothing is lost") from error
             wait = _wait_seconds(tries, response)
             say(f"{what}: {_short(error)}; trying again in {wait:.0f} s")
             time.sleep(wait)
@@ -491,7 +553,7 @@ def _call(what: str, function: Callable[[], ResultT], *, done: Callable[[], Resu
                 return found
 
 
-_LATER = "Run the same command again later; what is there is not sent again"
+_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN"
 
 
 def _translated(what: str, error: Exception, response: Any) -> HubError:
@@ -499,7 +561,8 @@ def _translated(what: str, error: Exception, response: Any) -> HubError:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = response.status_code
-    server = _clean(getattr(error, "server_message", None) or "")
+    said = getattr(error, "server_message", None) or response.headers.get("X-Error-Message")
+    server = _clean(said or "no reason given")
     if isinstance(error, RevisionNotFoundError):
         return HubError(
             f"{what}: no such revision ({status}). Look at the repository's tags for the versions there are"
@@ -509,10 +572,7 @@ def _translated(what: str, error: Exception, response: Any) -> HubError:
     if isinstance(error, RepositoryNotFoundError) and status != 401:
         return HubError(f"{what}: no such dataset ({status}). If it is private, log in as somebody who may read it")
     if status == 401:
-        return HubAccessError(
-            f"{what}: the Hub does not know you (401), or there is no such dataset. Log in with `hf auth login`, or "
-            "set HF_TOKEN"
-        )
+        return HubAccessError(f"{what}: the Hub does not know you (401), or there is no such dataset. {_LOG_IN}")
     if status == 403:
         return HubAccessError(
             f"{what}: you may not do this (403): {server}. Ask the owner for write access, or use a token with the "
@@ -520,7 +580,19 @@ def _translated(what: str, error: Exception, response: Any) -> HubError:
         )
     if status == 412:
         return StaleParentError(f"{what}: somebody else has committed in between (412)")
-    return HubError(f"{what}: the Hub answers {status}: {server or 'no reason given'}")
+    return HubError(f"{what}: the Hub answers {status}: {server}")
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether a connection was lost behind an error that the client wrapped."""
+    from huggingface_hub.utils import httpx
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, httpx.HTTPError | ConnectionError):
+            return True
+        seen = seen.__cause__
+    return False
 
 
 def _response_of(error: BaseException) -> Any:
@@ -537,7 +609,9 @@ def _response_of(error: BaseException) -> Any:
 def _wait_seconds(tries: int, response: Any) -> float:
     """Seconds to wait: what the Hub asks for, or twice as long each time."""
     headers = response.headers if response is not None else {}
-    asked = re.search(r"\d+", headers.get("Retry-After", "")) or re.search(r"(?<=;t=)\d+", headers.get("RateLimit", ""))
+    asked = re.fullmatch(r"\d+", headers.get("Retry-After", "")) or re.search(
+        r"(?<=;t=)\d+", headers.get("RateLimit", "")
+    )
     wait = float(asked[0]) + 1 if asked else FIRST_WAIT_SECONDS * 2 ** (tries - 1)
     return min(wait, MAX_WAIT_SECONDS)
 

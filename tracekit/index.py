@@ -5,6 +5,7 @@ sidecars. Shards are reached through `ShardBytes` alone: mapped, or by ranges on
 bytes are read for.
 """
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from tracekit.cache import RangeCache
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
 from tracekit.hub import HubPath
+from tracekit.journal import read_journal
 from tracekit.layout import Layout, config_names
 from tracekit.manifest import Manifest, Plan, Sidecar, SplitInfo, TensorSummary, Verification, read_plan, read_struct
 from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, ModelInfo
@@ -137,8 +139,7 @@ class MappedShards:
                 buffer = file.read_buffer(file.size())
         except OSError as error:
             raise DatasetError(
-                f"shard {path} cannot be read: {error}. Was it freed or not downloaded? `tracekit verify` lists what "
-                "is missing; a published dataset is read by TraceStore('hf://datasets/owner/name@version')"
+                f"shard {path} cannot be read ({error.strerror or 'not there'}): {_where_sent(path)}"
             ) from error
         if buffer.size != self._sizes[path]:
             raise CorruptShardError(
@@ -148,11 +149,22 @@ class MappedShards:
         return memoryview(buffer)
 
 
+def _where_sent(path: Path) -> str:
+    """What to do about a shard that is not here."""
+    root = path.parents[2]
+    entries = read_journal(root).get(path.relative_to(root).as_posix())
+    if not entries:
+        return "was it freed or not downloaded? `tracekit verify` lists what is missing"
+    where = f"hf://datasets/{entries[-1].repo}@{entries[-1].version}"
+    return f"it was sent to the Hub and deleted here; once that version is released, TraceStore({where!r}) reads it"
+
+
 class Part:
-    """The rows of one split of one folder: a Parquet file, or a table in memory."""
+    """The rows of one split of one folder: a Parquet file, or a table in memory. Can be used from several threads."""
 
     def __init__(self, source: pq.ParquetFile | pa.Table) -> None:
         self._source: Any = source
+        self._lock = threading.Lock()  # a ParquetFile must not be read by two threads at once
         self._groups: dict[int, pa.Table] = {}
         self._whole_group: tuple[int, pa.Table] | None = None
         if isinstance(source, pq.ParquetFile):
@@ -166,14 +178,16 @@ class Part:
         """These columns of every row."""
         if isinstance(self._source, pa.Table):
             return self._source.select(columns)
-        return self._source.read(columns=list(columns))
+        with self._lock:
+            return self._source.read(columns=list(columns))
 
     def entry(self, row: int) -> dict[str, Any]:
         """The entry columns of one row, `num_tokens` in place of the tokens."""
         number = int(np.searchsorted(self._stops, row, side="right"))
-        group = self._groups.get(number)
-        if group is None:
-            group = self._groups[number] = self._read_group(number)
+        with self._lock:
+            group = self._groups.get(number)
+            if group is None:
+                group = self._groups[number] = self._read_group(number)
         return group.slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
 
     def record(self, row: int) -> dict[str, Any]:
@@ -181,9 +195,11 @@ class Part:
         if isinstance(self._source, pa.Table):
             return self._source.slice(row, 1).to_pylist()[0]
         number = int(np.searchsorted(self._stops, row, side="right"))
-        if self._whole_group is None or self._whole_group[0] != number:
-            self._whole_group = (number, self._source.read_row_group(number))
-        return self._whole_group[1].slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
+        with self._lock:
+            if self._whole_group is None or self._whole_group[0] != number:
+                self._whole_group = (number, self._source.read_row_group(number))
+            group = self._whole_group[1]
+        return group.slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
 
     def close(self) -> None:
         """Close the file."""
@@ -223,7 +239,10 @@ def open_folder(path: Path | HubPath, config: str | None) -> Folder:
     root = path
     names = config_names(root)
     if config is None and len(names) > 1:
-        raise DatasetError(f"{root} holds several configurations ({', '.join(names)}); name one with `config`")
+        raise DatasetError(
+            f"{root} holds several configurations ({', '.join(names)}); name one with `config` (on the "
+            "command line --dataset-config, in load_dataset the second argument)"
+        )
     chosen = names[0] if config is None else config
     if chosen not in names:
         raise DatasetError(f"{root} holds no configuration {chosen!r}; it holds: {', '.join(names)}")
@@ -347,6 +366,11 @@ def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: 
             raise DatasetError(
                 f"{where}: tensor {spec.name!r} holds several choices, which this tracekit cannot read yet"
             )
+        num_tokens = entry["num_tokens"]
+        if not _are_ranges(spec.positions, num_tokens) or spec.num_keys not in (0, num_tokens):
+            raise DatasetError(f"{where}: tensor {spec.name!r} names positions outside a text of {num_tokens} tokens")
+        if "L" in spec.axes and (spec.axes[0] != "L" or len(spec.layers) != spec.shape[0]):
+            raise DatasetError(f"{where}: tensor {spec.name!r} names {len(spec.layers)} layers, it has {spec.shape}")
         kept = positions_of(spec.positions)
         num_rows = num_packed(kept) if spec.layout == "causal" else len(kept)
         letter = "S" if spec.layout == "causal" else "T"
@@ -360,6 +384,16 @@ def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: 
             )
         tensors[spec.name] = Stored(spec, dtype, start, num_bytes)
     return tensors
+
+
+def _are_ranges(positions: Sequence[Sequence[int]], num_tokens: int) -> bool:
+    """Whether these are `[start, stop)` ranges of a text, in order; looked at before anything is made of them."""
+    end = 0
+    for pair in positions:
+        if len(pair) != 2 or not end <= pair[0] < pair[1] <= num_tokens:
+            return False
+        end = pair[1]
+    return True
 
 
 class _Place(NamedTuple):

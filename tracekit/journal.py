@@ -14,7 +14,7 @@ import msgspec
 
 from tracekit.layout import Layout
 
-__all__ = ["Sent", "is_sent", "read_journal", "sent_shards", "write_journal"]
+__all__ = ["Sent", "can_write_journal", "is_last", "is_sent", "read_journal", "sent_shards", "write_journal"]
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +30,11 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     """Size."""
     sha256: str
     """SHA-256."""
+
+    @property
+    def version(self) -> str:
+        """The version it was staged for; where it is once that is released."""
+        return self.branch.removeprefix("staging/")
 
 
 class _Made(msgspec.Struct):
@@ -52,6 +57,17 @@ def write_journal(root: Path, entries: Sequence[Sent]) -> None:
         os.fsync(file.fileno())
 
 
+def can_write_journal(root: Path) -> bool:
+    """Whether a journal can be kept in a folder; a dataset may lie where nothing can be written."""
+    try:
+        (root / "hub").mkdir(parents=True, exist_ok=True)
+        (root / "hub" / "writable.partial").touch()
+        (root / "hub" / "writable.partial").unlink()
+    except OSError:
+        return False
+    return True
+
+
 def read_journal(root: Path) -> dict[str, list[Sent]]:
     """Everything that was sent from a folder, by path. Lines torn by a crash do not count."""
     entries: dict[str, list[Sent]] = {}
@@ -65,18 +81,30 @@ def read_journal(root: Path) -> dict[str, list[Sent]]:
     return entries
 
 
-def is_sent(journal: dict[str, list[Sent]], path: str, sha256: str) -> Sent | None:
-    """The last entry of this file with this content; None where there is none."""
-    return next((entry for entry in reversed(journal.get(path, [])) if entry.sha256 == sha256), None)
+def is_sent(
+    journal: dict[str, list[Sent]], path: str, sha256: str, *, repo: str | None = None, branch: str | None = None
+) -> Sent | None:
+    """The last entry of this file with this content, in this repository and branch if named; None where none is."""
+    for entry in reversed(journal.get(path, [])):
+        if entry.sha256 == sha256 and repo in (None, entry.repo) and branch in (None, entry.branch):
+            return entry
+    return None
+
+
+def is_last(journal: dict[str, list[Sent]], path: str, sha256: str, repo: str) -> bool:
+    """Whether the last entry of this path in a repository has this content."""
+    entries = [entry for entry in journal.get(path, []) if entry.repo == repo]
+    return bool(entries) and entries[-1].sha256 == sha256
 
 
 def sent_shards(layout: Layout) -> set[str]:
-    """Names of the shards that the Hub has exactly as their sidecars say."""
+    """Names of the shards that are not here because the Hub has them, exactly as their sidecars say."""
     names: set[str] = set()
     for path, entries in read_journal(layout.root).items():
         folder, _, file = path.rpartition("/")
         name = file.removesuffix(".tar")
-        if folder != f"data/{layout.config}" or not layout.sidecar(name).exists():
+        is_elsewhere = folder == f"data/{layout.config}" and not layout.shard(name).exists()
+        if not is_elsewhere or not layout.sidecar(name).exists():
             continue
         made = msgspec.json.decode(layout.sidecar(name).read_bytes(), type=_Made)
         if any(entry.sha256 == made.sha256 for entry in entries):

@@ -100,7 +100,13 @@ def config_names(root: Path) -> list[str]:
         DatasetError: the folder does not exist, or holds no plan.
     """
     if not root.is_dir():
-        raise DatasetError(f"no such folder: {str(root)!r}")
+        text = str(root)
+        hint = ""
+        if text.startswith("hf:"):
+            hint = "; this needs a folder: fetch the dataset with huggingface_hub.snapshot_download first"
+        elif text.count("/") == 1 and not text.startswith((".", "~", "/")):
+            hint = f"; if a dataset on the Hub is meant, write hf://datasets/{text}@v1.0.0"
+        raise DatasetError(f"no such folder: {text!r}{hint}")
     names = sorted(path.stem for path in (root / "plans").glob("*.json"))
     if not names:
         raise DatasetError(f"{str(root)!r} is not a tracekit dataset: it holds no plans/<config>.json")

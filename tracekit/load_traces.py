@@ -138,7 +138,8 @@ class LoadTraces(datasets.GeneratorBasedBuilder):
                     where = f"{path}: sample {key!r}"
                     row = _check_record(record, key, entry["features"], where)
                     if has_tensors:
-                        row |= _columns(decode_tensors(payload, where=where), row["tensors"], entry["tensors"], where)
+                        arrays = decode_tensors(payload, where=where)
+                        row |= _columns(arrays, row["tensors"], entry["tensors"], len(row["token_ids"]), where)
                     num_samples += 1
                     yield key, row
             except tarfile.TarError as error:
@@ -270,7 +271,11 @@ def _check_record(data: bytes, key: str, features: dict[str, Any], where: str) -
 
 
 def _columns(
-    arrays: dict[str, np.ndarray], specs: list[dict[str, Any]], declared: list[dict[str, Any]], where: str
+    arrays: dict[str, np.ndarray],
+    specs: list[dict[str, Any]],
+    declared: list[dict[str, Any]],
+    num_tokens: int,
+    where: str,
 ) -> dict[str, Any]:
     """The declared tensors of a sample, attention unpacked; None for one that this sample does not have."""
     spec_of = {spec["name"]: spec for spec in specs}
@@ -286,9 +291,17 @@ def _columns(
         array = arrays.get(name)
         if array is not None:
             if tensor["layout"] == "causal":
-                ranges = [np.arange(start, stop) for start, stop in spec_of[name]["positions"]]
+                spec = spec_of[name]
+                num_keys = spec["num_keys"]
+                # by arithmetic first: a damaged record must not make us build something huge
+                packed = sum((stop * (stop + 1) - start * (start + 1)) // 2 for start, stop in spec["positions"])
+                if packed != array.shape[-1] or num_keys != num_tokens:
+                    raise ValueError(
+                        f"{where}: {name} has {array.shape[-1]} values, its record says {packed}. {_AGAIN}"
+                    )
+                ranges = [np.arange(start, stop) for start, stop in spec["positions"]]
                 try:
-                    array = unpack_causal(array, np.concatenate([np.arange(0), *ranges]), spec_of[name]["num_keys"])
+                    array = unpack_causal(array, np.concatenate([np.arange(0), *ranges]), num_keys)
                 except ValueError as error:
                     raise ValueError(f"{where}: {name} has {error}. {_AGAIN}") from error
             if array.ndim != len(_axes(tensor)) or array.dtype != _dtype(tensor):

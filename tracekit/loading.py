@@ -19,22 +19,26 @@ Streaming, each shard is read in the order of its tar, and shards are what `data
 Nothing here imports torch before it is asked for; `datasets` does it when it streams, where torch is installed.
 """
 
+import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from tracekit.errors import ConfigError, CorruptShardError, DatasetError
+from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
 from tracekit.hub import HubPath, fetch
 from tracekit.layout import Layout
 from tracekit.manifest import Manifest, ShardInfo, read_plan, read_struct
 from tracekit.records import RECORD_TYPES, arrow_schema
 from tracekit.remote import open_remote
+from tracekit.shards import sha256_file
+from tracekit.sites import GROUPS
 from tracekit.store import TraceStore, handed_out
 from tracekit.tensors import decode
 
@@ -45,7 +49,6 @@ __all__ = ["load_dataset", "wds_decoder"]
 
 _PREFETCHED_SAMPLES = 8
 """Samples of a remote shard that are asked for together: enough to merge ranges, and small beside a shard."""
-_OUTPUTS = ("numpy", "torch")
 
 
 class _Source(NamedTuple):
@@ -74,8 +77,8 @@ class _Choice(NamedTuple):
     """Sites whose shapes differ by layer: stored, and handed back, one array a layer."""
     layers: tuple[int, ...] | None
     """Layers to keep, negative from the end; None keeps all."""
-    output: str
-    """`numpy` or `torch`."""
+    torch: bool
+    """Whether tensors are torch's."""
 
 
 def load_dataset(
@@ -85,10 +88,10 @@ def load_dataset(
     split: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
-    columns: Sequence[str] | None = None,
-    sites: Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    output: Literal["numpy", "torch"] = "numpy",
+    columns: str | Sequence[str] | None = None,
+    sites: str | Sequence[str] | None = None,
+    layers: int | Sequence[int] | None = None,
+    torch: bool = False,
 ) -> "datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict":
     """Load a configuration of a finished dataset, each sample one flat row: its record's fields and its tensors.
 
@@ -98,38 +101,42 @@ def load_dataset(
     read-only views of a shard; torch tensors are copies.
 
     Samples differ in length, so a DataLoader needs a `collate_fn` (`list`, to begin with) and, for torch to take its
-    rows, `output="torch"`. One column of all rows is
+    rows, `torch=True`. One column of all rows is
     `ds.select_columns(["is_correct"])["is_correct"]`: without `select_columns`, `datasets` decodes whole rows for it.
 
     Args:
         path: Folder of a dataset, or on the Hub `owner/name`, `owner/name@v1.0.0`, `hf://datasets/owner/name@v1.0.0`.
             A folder that exists comes first.
-        name: Configuration; may be left out where there is one.
+        name: Configuration; may be left out where there is one. `<configuration>_records` gives the records alone.
         split: Split; None gives all of them, as a dict.
         revision: Tag, branch or commit on the Hub, in place of one in `path`.
         streaming: Read shard after shard as an `IterableDataset`. From the Hub by byte ranges, nothing is downloaded
             whole; map-style, the shards of the splits asked for are downloaded first.
-        columns: Fields and sites of a row, in this order; None keeps all.
-        sites: Sites of a row; None keeps those in `columns`.
+        columns: Fields and sites of a row, in this order; None keeps all. Sites named in `sites` are kept as well.
+        sites: Sites of a row, or groups (`hidden attn qkv resid topk none`); None keeps those in `columns`.
         layers: Layers of the sites that have layers, in this order, negative from the end; only these are read.
-        output: `numpy`, or `torch` for tensors.
+        torch: Hand back torch tensors, bfloat16 kept, in place of numpy arrays.
 
     Returns:
         `Dataset`, or with `streaming` `IterableDataset`; without `split` a dict of them.
 
     Raises:
-        ConfigError: no such split, column, site or output, or `datasets` is not installed.
+        ConfigError: no such split, column or site, or `datasets` is not installed.
         DatasetError: no such dataset, several configurations and none named, one that is not finished, or a shard that
             is missing.
         CorruptShardError: a shard is cut, or holds other samples than the manifest says.
         SampleNotFoundError: a layer that is not stored.
         HubError: the Hub has no such dataset, or cannot be reached.
     """
-    if output not in _OUTPUTS:
-        raise ConfigError(f"output is {output!r}, expected {' or '.join(_OUTPUTS)}")
     hf = _import_datasets()
-    source = _open_source(path, name, revision)
-    choice = _choose(source, columns=columns, sites=sites, layers=layers, output=output)
+    source, is_records = _open_named(path, name, revision)
+    choice = _choose(
+        source,
+        columns=[columns] if isinstance(columns, str) else columns,
+        sites=[] if is_records else [sites] if isinstance(sites, str) else sites,
+        layers=[layers] if isinstance(layers, int) else layers,
+        torch=torch,
+    )
     known = [one.name for one in source.manifest.splits]
     if split is not None and split not in known:
         raise ConfigError(
@@ -197,6 +204,17 @@ def _import_datasets() -> Any:
     return datasets
 
 
+def _open_named(path: str | os.PathLike[str], name: str | None, revision: str | None) -> tuple[_Source, bool]:
+    """A configuration, and whether it was named by its records, as the card does (`trivia_qa_records`)."""
+    base = (name or "").removesuffix("_records")
+    if name is None or base == name:
+        return _open_source(path, name, revision), False
+    try:
+        return _open_source(path, name, revision), False
+    except DatasetError:
+        return _open_source(path, base, revision), True
+
+
 def _open_source(path: str | os.PathLike[str], name: str | None, revision: str | None) -> _Source:
     """Find a finished configuration, here or on the Hub."""
     hub = _on_hub(path)
@@ -234,27 +252,29 @@ def _choose(
     columns: Sequence[str] | None,
     sites: Sequence[str] | None,
     layers: Sequence[int] | None,
-    output: str,
+    torch: bool,
 ) -> _Choice:
     """Check what was asked for against what there is."""
     fields = arrow_schema(RECORD_TYPES[source.manifest.task]).names
     tensors = source.manifest.tensors
     stored = list(dict.fromkeys(_site_of(one.name) for one in tensors))
+    if sites is not None:  # groups as builders take them: those of their sites that are stored
+        groups = [site for site in sites if site in GROUPS]
+        members = [site for group in groups for site in GROUPS[group] if site in stored]
+        sites = [*(site for site in sites if site not in groups), *members]
     clash = {*fields} & {*stored}
     assert not clash, f"sites with the name of a field: {clash}"
     for what, asked, known in (("column", columns, [*fields, *stored]), ("site", sites, stored)):
-        unknown = [asked] if isinstance(asked, str) else [one for one in asked or () if one not in known]
+        unknown = [one for one in asked or () if one not in known]
         if unknown:
             raise ConfigError(
                 f"no {what} {', '.join(map(repr, unknown))} in configuration {source.layout.config!r}; expected a list "
                 f"of: {', '.join(known) or 'nothing, no tensor is stored'}"
             )
     wanted = list(dict.fromkeys(columns)) if columns is not None else [*fields, *(stored if sites is None else sites)]
-    left_out = [one for one in sites or () if one not in wanted]
-    if left_out:
-        raise ConfigError(f"`sites` names {', '.join(left_out)}, which `columns` leaves out; name it in both or in one")
     if sites is not None:
         wanted = [one for one in wanted if one in fields or one in sites]
+        wanted += [one for one in dict.fromkeys(sites) if one not in wanted]
     if not wanted:
         raise ConfigError("`columns` leaves nothing of a row; name at least one field or site")
     if layers is not None and not layers:
@@ -266,8 +286,18 @@ def _choose(
         layered=frozenset(_site_of(one.name) for one in tensors if "L" in one.axes),
         ragged=frozenset(_site_of(one.name) for one in tensors if _site_of(one.name) != one.name),
         layers=None if layers is None else tuple(int(layer) for layer in layers),
-        output=output,
+        torch=torch,
     )
+
+
+def _layer(number: int, layers: Sequence[int], site: str) -> int:
+    """A layer's number, negative ones counted from the last that is stored."""
+    if not -len(layers) <= number < 0 and number not in layers:
+        raise SampleNotFoundError(
+            f"no layer {number} of {site!r} is stored; there are {', '.join(map(str, layers))}. `sites` chooses those "
+            "sites that have it"
+        )
+    return layers[number] if number < 0 else number
 
 
 def _site_of(tensor: str) -> str:
@@ -330,7 +360,7 @@ class _Reader:
 
     def _tensor(self, key: str, site: str) -> Any:
         """A site of a sample: an array with all chosen layers, or a list where their shapes differ."""
-        choice, in_torch = self._choice, self._choice.output == "torch"
+        choice, in_torch = self._choice, self._choice.torch
         if choice.layers is None or site not in choice.layered:
             return self._store.tensor(key, site, torch=in_torch)
         parts = [self._store.tensor(key, site, layer=layer, torch=in_torch) for layer in choice.layers]
@@ -353,7 +383,7 @@ class _Reader:
             if self._choice.layers is None or not layers:
                 chosen += of_site
                 continue
-            kept = [layers[n] if n < 0 else n for n in self._choice.layers]
+            kept = [_layer(n, layers, site) for n in self._choice.layers]
             if site in self._choice.ragged:
                 by_layer = {spec["layers"][0]: spec for spec in of_site}
                 chosen += [by_layer[layer] for layer in kept]
@@ -385,10 +415,16 @@ def _mapped(source: _Source, split: str, choice: _Choice) -> "datasets.Dataset":
     if source.hub is not None and shards:  # plan, manifest and record tables are here already
         fetch(source.hub, [layout.shard(shard.name).relative_to(layout.root).as_posix() for shard in shards])
     reader = _reader(source._replace(hub=None), choice, shards)
+    table = str(layout.records_table(split))
+    if "::" in table:
+        raise ConfigError(f"{table!r}: `datasets` takes '::' in a path for an address; rename the folder")
+    # `datasets` knows a file by its path and time alone; by this folder it knows it by its content
+    cache = Path(import_module("datasets.config").HF_DATASETS_CACHE) / "tracekit" / sha256_file(layout.manifest)
     dataset: Any = datasets.Dataset.from_parquet(
-        str(layout.records_table(split)),
+        glob.escape(table),
         split=datasets.NamedSplit(split),
         columns=list(dict.fromkeys(("key", *choice.fields))),
+        cache_dir=str(cache),
     )
     keys = dataset.data.column("key")
     for site in choice.sites:

@@ -9,8 +9,9 @@ None of them holds a clock or an absolute path, so the whole folder is reproduci
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 
@@ -38,10 +39,18 @@ __all__ = [
     "TensorSummary",
     "Verification",
     "index_entry",
+    "newest_schema",
     "read_plan",
     "read_struct",
     "to_bytes",
 ]
+
+
+ShardName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*-\d{5,}$")]
+PlainName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
+FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*(/\w[\w-]*)*(\.\w+)?$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Stored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -225,17 +234,17 @@ class Sidecar(_Stored, frozen=True, kw_only=True):
 class ShardInfo(_Stored, frozen=True, kw_only=True):
     """A shard in the manifest."""
 
-    name: str
+    name: ShardName
     """Name."""
     number: int
     """Number in its split."""
-    split: str
+    split: PlainName
     """Split."""
-    num_samples: int
+    num_samples: Size
     """Samples."""
-    num_bytes: int
+    num_bytes: Size
     """Size of the tar."""
-    sha256: str
+    sha256: Sha256
     """SHA-256 of the tar."""
     first_key: str
     """Smallest key."""
@@ -246,7 +255,7 @@ class ShardInfo(_Stored, frozen=True, kw_only=True):
 class SplitInfo(_Stored, frozen=True, kw_only=True):
     """A split of a configuration."""
 
-    name: str
+    name: PlainName
     """Name."""
     num_samples: int
     """Samples."""
@@ -302,11 +311,11 @@ class FigureData(_Stored, frozen=True, kw_only=True):
 class FileInfo(_Stored, frozen=True, kw_only=True):
     """A file of the dataset other than a shard."""
 
-    path: str
+    path: FilePath
     """Path in the dataset."""
-    num_bytes: int
+    num_bytes: Size
     """Size."""
-    sha256: str
+    sha256: Sha256
     """SHA-256."""
 
 
@@ -355,7 +364,7 @@ class Manifest(_Stored, frozen=True, kw_only=True):
 class ConfigEntry(_Stored, frozen=True, kw_only=True):
     """One configuration in the index."""
 
-    name: str
+    name: PlainName
     """Name."""
     task: str
     """Builder."""
@@ -363,8 +372,14 @@ class ConfigEntry(_Stored, frozen=True, kw_only=True):
     """Samples."""
     num_bytes: int
     """Bytes of its shards."""
-    manifest_sha256: str
+    manifest_sha256: Sha256
     """SHA-256 of its manifest."""
+
+
+def newest_schema(manifests: Iterable[Manifest]) -> str:
+    """The highest schema version among manifests; empty where there is none."""
+    versions = [manifest.schema_version for manifest in manifests]
+    return max(versions, key=lambda version: [int(part) for part in version.split(".")], default="")
 
 
 def index_entry(manifest: Manifest, data: bytes) -> ConfigEntry:

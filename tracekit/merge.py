@@ -146,6 +146,11 @@ def _runs_of(command: str) -> list[list[str]]:
 def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
     """Copy one shard, its records renumbered."""
     sidecar = read_struct(source.sidecar(name), Sidecar)
+    if not source.shard(name).exists():
+        raise DatasetError(
+            f"{source.shard(name)} is not here; merging needs the shards. Fetch a published dataset first "
+            "(huggingface_hub.snapshot_download)"
+        )
     if sha256_file(source.shard(name)) != sidecar.sha256:
         raise CorruptShardError(
             f"{source.shard(name)} is not what its sidecar says; run `tracekit verify {source.root}`"

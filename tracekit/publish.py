@@ -7,7 +7,8 @@
 Nobody reads a staging branch, so a reader at a tag or on main never sees half a release. Every step looks at the Hub
 first and does what is missing, so the same command again goes on wherever it stopped. More than `MAX_COPIES` new
 shards are copied to main in several commits, before the one with the card: a card names exactly the shards of its own
-release, so `datasets` and TraceStore do not see the others yet.
+release, so `datasets` and TraceStore do not see the others yet; where there is no card yet, one that opens nothing
+stands in.
 
 tracekit.stager stages shards while a run still makes them.
 """
@@ -18,20 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-import yaml
 from tqdm import tqdm
 
-from tracekit.card import MADE_TITLE, CardSettings, own_section, render_card
-from tracekit.errors import DatasetError, VersionError
-from tracekit.figures import draw
+from tracekit.contents import Contents, note_section, small_files
+from tracekit.errors import CorruptShardError, DatasetError, VersionError
 from tracekit.hub import HubRepo, RemoteFile, StaleParentError, Upload, quiet_client
-from tracekit.journal import Sent, is_sent, read_journal, write_journal
+from tracekit.journal import Sent, can_write_journal, is_sent, read_journal, write_journal
 from tracekit.layout import Layout, config_names
-from tracekit.manifest import Index, Manifest, read_struct, to_bytes
-from tracekit.release import Change, State, Step, Version, change_between, check_version
-from tracekit.script import render_script
-from tracekit.snapshot import EMPTY, Local, Remote, has_file, merged, read_local, read_remote, state_at
+from tracekit.manifest import Manifest, read_struct
+from tracekit.release import Change, Step, Version, change_between, check_version
+from tracekit.snapshot import EMPTY, Large, Remote, has_file, merged, read_local, read_remote, state_at
 from tracekit.talk import say
 
 __all__ = ["Published", "branch_of", "free_shards", "publish", "send_group"]
@@ -40,10 +37,18 @@ GROUP_FILES, GROUP_BYTES = 50, 10 * 10**9
 """Files and bytes of a commit on the staging branch: the Hub gives it 60 seconds, and advises 50 to 100 files."""
 MAX_COPIES = 500
 """Copies in one commit, for the same reason."""
+_CLOSED_CARD = b"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: not-released-yet/*.tar
+---
+The first version of this dataset is being published.
+"""
+"""Card of a repository whose first release is under way: without one, `datasets` would open whatever is there."""
 MAX_RACES = 5
 """Times that somebody else may commit to main between our reading it and our commit."""
-_SECTION = "README.md#yours"
-"""Path under which the journal keeps the hash of the card's own section."""
 
 
 class Published(NamedTuple):
@@ -54,13 +59,29 @@ class Published(NamedTuple):
     commit: str | None
     """Commit of the version; None after a dry run."""
     was_there: bool
-    """True where this content stood under this version already: nothing was sent."""
+    """True where this content stands under this version already: nothing is sent."""
     change: Change
     """What is new since the latest version."""
     num_files: int
     """Large files sent."""
     num_bytes: int
     """Their bytes."""
+    notes: list[str]
+    """What its author should know."""
+
+
+class _Plan(NamedTuple):
+    """What there is to do, all of it checked."""
+
+    remote: Remote
+    change: Change
+    missing: dict[str, Large]
+    """Large files that main does not have."""
+    elsewhere: dict[str, str]
+    """Those of them that are on another staging branch, by the journal, and its commit."""
+    to_send: dict[str, Large]
+    """Those that no branch has."""
+    contents: Contents
 
 
 def publish(
@@ -74,79 +95,261 @@ def publish(
 ) -> Published:
     """Publish a folder under a version.
 
-    `settings` are fields of tracekit.card.CardSettings; those not given are what the published card says.
+    `settings` are fields of tracekit.card.CardSettings; those not given are what the published card says. Everything
+    is checked before anything is created or sent.
 
     Raises:
         DatasetError: the folder is not finished, a shard is neither here nor on the Hub, or the repository holds
             something else.
         VersionError: the version is taken by other content, not higher than the latest, or too small a step.
-        HubError: the Hub refuses or cannot be reached; the same command goes on.
+        HubError: the Hub refuses or cannot be reached, or `private` is asked for and the repository is public; the same
+            command goes on.
         CorruptShardError: a shard here is not what its manifest says; it was not published.
     """
     with quiet_client():
-        return _publish(root, HubRepo(repo_id), Version.parse(version), private, dry_run, settings or {})
+        return _Publication(root, repo_id, Version.parse(version), private, settings or {}).run(dry_run)
 
 
-def _publish(
-    root: Path, repo: HubRepo, wanted: Version, private: bool, dry_run: bool, settings: dict[str, Any]
-) -> Published:
-    repo_id = repo.repo_id
-    local = read_local(root)
-    repo.check_access()
-    if not repo.exists():
-        if dry_run:
-            return Published(
-                repo_id, wanted, None, False, Change(Step.NONE, ["the repository is new"]), *_total(local.large)
-            )
-        say(f"creating {repo_id}{' (private)' if private else ''}")
-        repo.create(private=private)
-    for _ in range(MAX_RACES):
-        tags = repo.refs().tags
+class _Publication:
+    """One folder on its way to one version."""
+
+    def __init__(self, root: Path, repo_id: str, version: Version, private: bool, settings: dict[str, Any]) -> None:
+        self._local, self._repo, self._version = read_local(root), HubRepo(repo_id), version
+        self._private, self._settings = private, settings
+        self._has_journal = can_write_journal(root)
+        if not self._has_journal:
+            say(f"no journal can be kept in {root}; the Hub is asked about every file instead")
+
+    def run(self, dry_run: bool) -> Published:
+        """Publish, or with `dry_run` say what that would be."""
+        repo_id = self._repo.repo_id
+        exists = self._repo.check_access(private=self._private)
+        for _ in range(MAX_RACES):
+            tags = self._repo.refs().tags if exists else {}
+            if str(self._version) in tags:
+                return self._already(tags)
+            plan = self._plan(tags, exists)
+            total = _total(plan.to_send)
+            if dry_run:
+                return Published(repo_id, self._version, None, False, plan.change, *total, plan.contents.notes)
+            if not exists:
+                say(f"creating {repo_id}{' (private)' if self._private else ''}")
+                self._repo.create(private=self._private)
+                exists = True
+                plan = plan._replace(remote=read_remote(self._repo))
+            self._stage(plan)
+            try:
+                commit = self._release(plan)
+            except StaleParentError:
+                say(f"somebody else has committed to {repo_id}; reading it again")
+                continue
+            self._check(commit)
+            self._repo.tag(str(self._version), commit)
+            self._note(plan.contents.section)
+            self._clean_up(commit)
+            return Published(repo_id, self._version, commit, False, plan.change, *total, plan.contents.notes)
+        raise StaleParentError(
+            f"{repo_id}: others committed to main {MAX_RACES} times meanwhile; run the command again"
+        )
+
+    def _plan(self, tags: dict[str, str], exists: bool) -> _Plan:
+        """Look at the Hub, and check everything that can be checked before something is sent."""
         latest = Version.latest(tags)
-        before = state_at(repo, tags[str(latest)]) if latest else EMPTY
-        if str(wanted) in tags:
-            there = before if wanted == latest else state_at(repo, tags[str(wanted)])
-            return _already(repo, local, wanted, there, tags, before)
-        remote = read_remote(repo)
-        after = merged(remote.state, local)
+        before = state_at(self._repo, tags[str(latest)]) if latest else EMPTY
+        remote = read_remote(self._repo) if exists else Remote("", {}, EMPTY, None)
+        after = merged(remote.state, self._local)
         change = change_between(before, after)
-        check_version(wanted, list(tags), change)
-        missing = {path: info for path, info in local.large.items() if not has_file(remote.files, path, info[1])}
-        if dry_run:
-            staged = _staged(repo, wanted) if missing else {}
-            to_send = {path: info for path, info in missing.items() if not has_file(staged, path, info[1])}
-            return Published(repo_id, wanted, None, False, change, *_total(to_send))
-        sent = _stage(repo, local, wanted, missing)
-        try:
-            commit = _release(repo, local, wanted, remote, after, missing, settings)
-        except StaleParentError:
-            say(f"somebody else has committed to {repo_id}; reading it again")
-            continue
-        _check(repo, commit, local)
-        repo.tag(str(wanted), commit)
-        _note(repo, local, commit)
-        if branch_of(wanted) in repo.refs().branches:
-            repo.delete_branch(branch_of(wanted))
-        return Published(repo_id, wanted, commit, False, change, *_total(sent))
-    raise StaleParentError(f"{repo_id}: others committed to main {MAX_RACES} times meanwhile; run the command again")
+        check_version(self._version, list(tags), change)
+        large = self._local.large
+        missing = {path: info for path, info in large.items() if not has_file(remote.files, path, info.sha256)}
+        elsewhere = self._staged_at(missing) if missing and exists else {}
+        to_send = {path: info for path, info in missing.items() if path not in elsewhere}
+        self._check_here(to_send)
+        contents = small_files(self._repo.repo_id, self._local, self._version, remote, after, self._settings)
+        self._repo.check_card(contents.files["README.md"].decode())
+        return _Plan(remote, change, missing, elsewhere, to_send, contents)
 
+    def _check_here(self, to_send: dict[str, Large]) -> None:
+        """See that what is to be sent is here.
 
-def _already(
-    repo: HubRepo, local: Local, wanted: Version, there: State, tags: dict[str, str], latest: State
-) -> Published:
-    """The version exists: fine if it has this content, an error if not."""
-    if all(there.manifests.get(name) == manifest for name, manifest in local.state.manifests.items()):
-        if branch_of(wanted) in repo.refs().branches:
-            repo.delete_branch(branch_of(wanted))
-        return Published(repo.repo_id, wanted, tags[str(wanted)], True, Change(Step.NONE, []), 0, 0)
-    change = change_between(latest, merged(latest, local))
-    newest = Version.latest(tags)
-    assert newest is not None, tags
-    raise VersionError(
-        f"{repo.repo_id} has {wanted} already, with other content, and a version is never changed. The next free "
-        f"version for this content is {newest.after(change.step)} "
-        f"({'; '.join(change.reasons[:3]) or 'nothing but words changed'})"
-    )
+        Raises:
+            DatasetError: it is not; the message says where it went.
+            CorruptShardError: it has another size than its manifest says.
+        """
+        root, repo_id = self._local.root, self._repo.repo_id
+        for path, info in to_send.items():
+            if (root / path).exists() and (root / path).stat().st_size != info.num_bytes:
+                raise CorruptShardError(
+                    f"{root / path} has {(root / path).stat().st_size} bytes, its manifest says {info.num_bytes}; run "
+                    "`tracekit verify` on the dataset"
+                )
+        gone = [path for path in to_send if not (root / path).exists()]
+        if not gone:
+            return
+        sent = is_sent(read_journal(root), gone[0], to_send[gone[0]].sha256)
+        again = "delete the journal in hub/ and run the builder's command again, which makes them anew"
+        if sent is None or (sent.repo, sent.branch) == (repo_id, branch_of(self._version)):
+            advice = again
+        else:
+            advice = f"they were sent to {sent.repo} as {sent.version}: publish there, or {again}"
+        raise DatasetError(f"{len(gone)} files are neither in {root} nor on the Hub, {gone[0]} first; {advice}")
+
+    def _already(self, tags: dict[str, str]) -> Published:
+        """The version exists: fine if it has this content, an error if not."""
+        newest = Version.latest(tags)
+        assert newest is not None, tags
+        repo_id, local, commit = self._repo.repo_id, self._local, tags[str(self._version)]
+        there = state_at(self._repo, commit)
+        if all(there.manifests.get(name) == manifest for name, manifest in local.state.manifests.items()):
+            notes = self._card_notes(commit, newest) if self._version == newest else []
+            self._clean_up(commit)
+            return Published(repo_id, self._version, commit, True, Change(Step.NONE, []), 0, 0, notes)
+        latest = there if self._version == newest else state_at(self._repo, tags[str(newest)])
+        change = change_between(latest, merged(latest, local))
+        raise VersionError(
+            f"{repo_id} has {self._version} already, with other content, and a version is never changed. The next free "
+            f"version for this content is {newest.after(change.step)} "
+            f"({'; '.join(change.reasons[:3]) or 'nothing but words changed'})"
+        )
+
+    def _card_notes(self, commit: str, newest: Version) -> list[str]:
+        """Whether the card would say something else by now."""
+        remote = read_remote(self._repo)
+        if remote.head != commit:
+            return []
+        after = merged(remote.state, self._local)
+        contents = small_files(self._repo.repo_id, self._local, self._version, remote, after, self._settings)
+        if contents.files["README.md"].decode() == remote.card:
+            self._note(contents.section)
+            return []
+        return [
+            f"the card would differ from the published one; to publish it, give --version {newest.after(Step.PATCH)}"
+        ]
+
+    def _staged_at(self, wanted: dict[str, Large]) -> dict[str, str]:
+        """Commit at which each of these files can be had: of this version's staging branch, or another in the journal.
+
+        A file that was staged for another version, and deleted here, is copied from there.
+        """
+        journal, branches = read_journal(self._local.root), self._repo.refs().branches
+        noted = {entry.branch for path in wanted for entry in journal.get(path, []) if entry.repo == self._repo.repo_id}
+        found: dict[str, str] = {}
+        for branch in [branch_of(self._version), *sorted(noted - {branch_of(self._version)})]:
+            files = self._repo.files(branches[branch]) if branch in branches else {}
+            for path, info in wanted.items():
+                if path not in found and has_file(files, path, info.sha256):
+                    found[path] = branches[branch]
+        return found
+
+    def _stage(self, plan: _Plan) -> None:
+        """Send what is neither on main nor on the staging branch."""
+        if not plan.to_send:
+            return
+        self._repo.create_branch(branch_of(self._version), at="main")
+        root = self._local.root
+        uploads = [Upload(path, root / path, info.num_bytes, info.sha256) for path, info in plan.to_send.items()]
+        total = sum(info.num_bytes for info in plan.missing.values())
+        done = total - sum(upload.num_bytes for upload in uploads)
+        with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="publish") as bar:
+            for group in _groups(uploads):
+                send_group(self._repo, root, self._version, group, bar.update, has_journal=self._has_journal)
+
+    def _release(self, plan: _Plan) -> str:
+        """Bring main to the new state, in one commit; returns it. Where it is there already, nothing is done."""
+        remote, files, large = plan.remote, plan.contents.files, self._local.large
+        changed = {path: data for path, data in files.items() if not _is_same(remote.files.get(path), data)}
+        ours = [path for path in remote.files if self._is_ours(path)]
+        deleted = [path for path in ours if path not in large and path not in files]
+        if not (changed or plan.missing or deleted):
+            return remote.head
+        replaced = [path for path in plan.missing if path in remote.files]
+        if len(replaced) > MAX_COPIES:
+            raise DatasetError(
+                f"{len(replaced)} published shards would be replaced; at most {MAX_COPIES} can be in one commit. "
+                "Publish this data under another --dataset-config, or in another repository"
+            )
+        new = [path for path in plan.missing if path not in remote.files]
+        sources = self._staged_at(plan.missing)
+        lost = [path for path in plan.missing if path not in sources]
+        if lost:
+            raise DatasetError(
+                f"{self._repo.repo_id}: {lost[0]} is not on {branch_of(self._version)} as it was sent; somebody else "
+                "stages other content for this version. Run the command again, or choose another version"
+            )
+        parent = remote.head
+        while new and len(replaced) + len(new) > MAX_COPIES:
+            part, new = new[:MAX_COPIES], new[MAX_COPIES:]
+            say(f"copying {len(part)} shards of {len(plan.missing)}")
+            title = f"Gather shards for {self._version}, {part[0]} first"
+            closed = {} if "README.md" in remote.files else {"README.md": _CLOSED_CARD}
+            parent = self._commit(parent, title, copies={path: sources[path] for path in part}, contents=closed)
+        say(f"releasing {self._version}")
+        copies = {path: sources[path] for path in replaced + new}
+        return self._commit(parent, f"Release {self._version}", copies=copies, contents=changed, deleted=deleted)
+
+    def _commit(
+        self,
+        parent: str,
+        title: str,
+        *,
+        copies: dict[str, str],
+        contents: dict[str, bytes],
+        deleted: Sequence[str] = (),
+    ) -> str:
+        return self._repo.release(
+            parent=parent,
+            title=title,
+            copies=copies,
+            contents=contents,
+            deleted=deleted,
+        )
+
+    def _check(self, commit: str) -> None:
+        """See that the version holds every large file with its hash.
+
+        Raises:
+            DatasetError: it does not.
+        """
+        files = self._repo.files(commit)
+        wrong = [path for path, info in self._local.large.items() if not has_file(files, path, info.sha256)]
+        if wrong:
+            raise DatasetError(
+                f"{self._repo.repo_id}: {len(wrong)} files at {commit} are not what was published, {wrong[0]} first; "
+                "somebody else published at the same moment. It was not tagged; run the command again"
+            )
+
+    def _note(self, section: str | None) -> None:
+        """Note in the journal whatever the Hub has now, and the card's section, to know who edits it next."""
+        if not self._has_journal:
+            return
+        journal, repo_id = read_journal(self._local.root), self._repo.repo_id
+        entries = [
+            Sent(repo=repo_id, branch=branch_of(self._version), path=path, num_bytes=info.num_bytes, sha256=info.sha256)
+            for path, info in self._local.large.items()
+            if is_sent(journal, path, info.sha256, repo=repo_id) is None
+        ]
+        write_journal(self._local.root, entries)
+        note_section(repo_id, self._local, section)
+
+    def _clean_up(self, commit: str) -> None:
+        """Delete staging branches all of whose large files are released; what others stage there stays."""
+        journal, refs = read_journal(self._local.root), self._repo.refs()
+        noted = {entry.branch for entries in journal.values() for entry in entries if entry.repo == self._repo.repo_id}
+        released = self._repo.files(commit)
+        for branch in sorted({branch_of(self._version), *noted} & refs.branches.keys()):
+            staged = self._repo.files(refs.branches[branch])
+            left = [path for path, file in staged.items() if file.sha256 and not has_file(released, path, file.sha256)]
+            if left:
+                say(f"{branch} stays: {len(left)} files on it are not in {self._version}, {left[0]} first")
+            elif branch.startswith("staging/"):
+                self._repo.delete_branch(branch)
+
+    def _is_ours(self, path: str) -> bool:
+        """Whether a published file belongs to one of the configurations that are here."""
+        return any(
+            path.startswith((f"data/{name}/", f"records/{name}/")) or re.fullmatch(rf"figures/{name}-[a-z]+\.png", path)
+            for name in self._local.state.manifests
+        )
 
 
 def branch_of(version: Version) -> str:
@@ -154,42 +357,14 @@ def branch_of(version: Version) -> str:
     return f"staging/{version}"
 
 
-def _staged(repo: HubRepo, version: Version) -> dict[str, RemoteFile]:
-    """Files on the staging branch of a version; none where there is no such branch."""
-    return repo.files(branch_of(version)) if branch_of(version) in repo.refs().branches else {}
-
-
-def _stage(
-    repo: HubRepo, local: Local, version: Version, missing: dict[str, tuple[int, str]]
-) -> dict[str, tuple[int, str]]:
-    """Send what is neither on main nor on the staging branch; returns what was sent."""
-    if not missing:
-        return {}
-    staged = _staged(repo, version)
-    if not staged:
-        repo.create_branch(branch_of(version), at="main")
-    to_send = {path: info for path, info in missing.items() if not has_file(staged, path, info[1])}
-    gone = [path for path in to_send if not (local.root / path).exists()]
-    if gone:
-        sent = is_sent(read_journal(local.root), gone[0], to_send[gone[0]][1])
-        where = (
-            f"; it was staged to {sent.repo} as {sent.branch.removeprefix('staging/')}: publish there" if sent else ""
-        )
-        raise DatasetError(
-            f"{len(gone)} files are neither in {local.root} nor on {branch_of(version)} of {repo.repo_id}, {gone[0]} "
-            f"first{where or '; delete the journal in hub/, and run the command of the builder again to make them'}"
-        )
-    uploads = [Upload(path, local.root / path, size, sha256) for path, (size, sha256) in to_send.items()]
-    num_bytes = sum(upload.num_bytes for upload in uploads)
-    done = sum(size for size, _ in missing.values()) - num_bytes
-    with tqdm(total=num_bytes + done, initial=done, unit="B", unit_scale=True, desc="publish") as bar:
-        for group in _groups(uploads):
-            send_group(repo, local.root, version, group, bar.update)
-    return to_send
-
-
 def send_group(
-    repo: HubRepo, root: Path, version: Version, group: Sequence[Upload], progress: Callable[[int], object]
+    repo: HubRepo,
+    root: Path,
+    version: Version,
+    group: Sequence[Upload],
+    progress: Callable[[int], object],
+    *,
+    has_journal: bool = True,
 ) -> None:
     """Stage a group of files, and note in the journal that the Hub has them; those that it has are only noted."""
     there = repo.files_at([upload.path for upload in group], branch_of(version))
@@ -200,7 +375,8 @@ def send_group(
         Sent(repo=repo.repo_id, branch=branch_of(version), path=u.path, num_bytes=u.num_bytes, sha256=u.sha256)
         for u in group
     ]
-    write_journal(root, entries)
+    if has_journal:
+        write_journal(root, entries)
 
 
 def _groups(uploads: Sequence[Upload]) -> Iterator[list[Upload]]:
@@ -213,161 +389,6 @@ def _groups(uploads: Sequence[Upload]) -> Iterator[list[Upload]]:
         group.append(upload)
     if group:
         yield group
-
-
-def _release(
-    repo: HubRepo,
-    local: Local,
-    version: Version,
-    remote: Remote,
-    after: State,
-    missing: dict[str, tuple[int, str]],
-    settings: dict[str, Any],
-) -> str:
-    """Bring main to the new state, in one commit; returns it. Where it is there already, nothing is done."""
-    contents = _small_files(repo, local, version, remote, after, settings)
-    changed = {p: data for p, data in contents.items() if not _is_same(remote.files.get(p), data)}
-    deleted = [
-        path for path in remote.files if _is_ours(path, local) and path not in local.large and path not in contents
-    ]
-    if not (changed or missing or deleted):
-        return remote.head
-    repo.check_card(contents["README.md"].decode())
-    copies = list(missing)
-    parent = remote.head
-    replaced = [path for path in copies if path in remote.files]
-    if len(copies) > MAX_COPIES and len(replaced) > MAX_COPIES:
-        raise DatasetError(
-            f"{len(replaced)} published shards would be replaced; at most {MAX_COPIES} can be in one commit. Publish "
-            "this data under another --dataset-config, or in another repository"
-        )
-    new = [path for path in copies if path not in remote.files]
-    while len(copies) > MAX_COPIES:
-        part, new = new[:MAX_COPIES], new[MAX_COPIES:]
-        say(f"copying {len(part)} shards of {len(missing)}")
-        parent = repo.release(
-            parent=parent,
-            title=f"Gather shards for {version}, {part[0]} first",
-            copies=part,
-            copy_from=branch_of(version),
-            contents={},
-            deleted=[],
-        )
-        copies = replaced + new
-    say(f"releasing {version}")
-    return repo.release(
-        parent=parent,
-        title=f"Release {version}",
-        copies=copies,
-        copy_from=branch_of(version),
-        contents=changed,
-        deleted=deleted,
-    )
-
-
-def _small_files(
-    repo: HubRepo, local: Local, version: Version, remote: Remote, after: State, settings: dict[str, Any]
-) -> dict[str, bytes]:
-    """Card, index, script, and each of our configurations' own files."""
-    manifests = list(after.manifests.values())
-    contents: dict[str, bytes] = {}
-    for name, manifest in local.state.manifests.items():
-        layout = Layout(local.root, name)
-        for path in (layout.plan, layout.manifest, layout.schema):
-            contents[path.relative_to(local.root).as_posix()] = path.read_bytes()
-        contents |= draw(manifest)
-    contents["load_traces.py"] = render_script(manifests).encode()
-    contents["manifest.json"] = to_bytes(
-        Index(schema_version=max(m.schema_version for m in manifests), configs=list(after.entries.values()))
-    )
-    text = render_card(
-        manifests,
-        here=repo.repo_id,
-        version=str(version),
-        settings=_card_settings(local, remote, settings),
-        has_figures=True,
-    )
-    contents["README.md"] = text.encode()
-    return contents
-
-
-def _card_settings(local: Local, remote: Remote, settings: dict[str, Any]) -> CardSettings:
-    """What was asked for, else what the published card says, else the defaults; and the person's own section."""
-    kept: dict[str, Any] = {}
-    if remote.card is not None and remote.card.startswith("---\n"):
-        try:
-            head = yaml.safe_load(remote.card.split("---\n")[1]) or {}
-        except yaml.YAMLError as error:
-            raise DatasetError(f"the head of the published card is not YAML: {error}. Mend it on the Hub") from error
-        kept = {key: head[key] for key in ("license", "language", "pretty_name", "tags") if key in head}
-        if str(kept.get("pretty_name", "")).startswith(MADE_TITLE):
-            del kept["pretty_name"]  # nobody's choice: it is made anew from the models
-        for key in ("language", "tags"):  # the Hub takes one alone for a list of one
-            kept |= {key: [kept[key]]} if isinstance(kept.get(key), str) else {}
-    chosen = kept | settings | {"section": _section(local, own_section(remote.card) if remote.card else None)}
-    try:
-        return msgspec.convert({key: value for key, value in chosen.items() if value is not None}, CardSettings)
-    except msgspec.ValidationError as error:
-        raise DatasetError(f"the head of the card: {error}") from error
-
-
-def _section(local: Local, remote: str | None) -> str | None:
-    """The person's own section: the one that was edited since this folder was last published.
-
-    Raises:
-        DatasetError: it was edited here and on the Hub, differently.
-    """
-    if local.section is None or remote is None or local.section == remote:
-        return local.section or remote
-    sent = read_journal(local.root).get(_SECTION, [])
-    before = sent[-1].sha256 if sent else None
-    if before == _sha256(remote.encode()):
-        return local.section
-    if before == _sha256(local.section.encode()):
-        return remote
-    raise DatasetError(
-        "the card's own section was edited here and on the Hub, differently. Make README.md here hold the text that is "
-        "to stay; with the Hub's text in it, or without any of its own, publishing goes on"
-    )
-
-
-def _note(repo: HubRepo, local: Local, commit: str) -> None:
-    """Note in the journal whatever the Hub has now, and the card's section, so that it is known who edits it next."""
-    journal = read_journal(local.root)
-    entries = [
-        Sent(repo=repo.repo_id, branch="main", path=path, num_bytes=size, sha256=sha256)
-        for path, (size, sha256) in local.large.items()
-        if (sent := is_sent(journal, path, sha256)) is None or sent.repo != repo.repo_id
-    ]
-    write_journal(local.root, entries)
-    section = own_section(repo.read("README.md", commit).decode())
-    if section is not None:
-        data = section.encode()
-        entry = Sent(repo=repo.repo_id, branch="main", path=_SECTION, num_bytes=len(data), sha256=_sha256(data))
-        write_journal(local.root, [entry])
-
-
-def _check(repo: HubRepo, commit: str, local: Local) -> None:
-    """See that the version holds every large file with its hash.
-
-    Raises:
-        DatasetError: it does not.
-    """
-    files = repo.files(commit)
-    wrong = [path for path, (_, sha256) in local.large.items() if not has_file(files, path, sha256)]
-    if wrong:
-        raise DatasetError(
-            f"{repo.repo_id}: {len(wrong)} files at {commit} are not what was published, {wrong[0]} first; somebody "
-            "else published at the same moment. Publish again under the next version"
-        )
-
-
-def _is_ours(path: str, local: Local) -> bool:
-    """Whether a published file belongs to one of the configurations that are here."""
-    return any(
-        path.startswith((f"data/{name}/", f"records/{name}/")) or re.fullmatch(rf"figures/{name}-[a-z]+\.png", path)
-        for name in local.state.manifests
-    )
 
 
 def _is_same(file: RemoteFile | None, data: bytes) -> bool:
@@ -391,12 +412,12 @@ def free_shards(root: Path, repo_id: str) -> int:
         layout = Layout(root, name)
         for shard in read_struct(layout.manifest, Manifest).shards:
             path = layout.shard(shard.name)
-            sent = is_sent(journal, path.relative_to(root).as_posix(), shard.sha256)
-            if path.exists() and layout.sidecar(shard.name).exists() and sent is not None and sent.repo == repo_id:
+            sent = is_sent(journal, path.relative_to(root).as_posix(), shard.sha256, repo=repo_id)
+            if path.exists() and layout.sidecar(shard.name).exists() and sent is not None:
                 num_bytes += path.stat().st_size
                 path.unlink()
     return num_bytes
 
 
-def _total(files: dict[str, tuple[int, str]]) -> tuple[int, int]:
-    return len(files), sum(size for size, _ in files.values())
+def _total(files: dict[str, Large]) -> tuple[int, int]:
+    return len(files), sum(info.num_bytes for info in files.values())

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tracekit.cache import RangeCache
 from tracekit.errors import CorruptShardError, DatasetError
-from tracekit.hub import HubFile, HubPath, fetch, resolve
+from tracekit.hub import HubFile, HubPath, fetch
 from tracekit.layout import Layout, config_names
 from tracekit.manifest import Manifest, read_struct
 
@@ -53,13 +53,16 @@ def open_remote(path: HubPath, config: str | None) -> Remote:
         HubError: no such repository or revision, or no connection.
         DatasetError: the repository is no tracekit dataset, or has no such configuration.
     """
-    pinned = path.at(resolve(path))
-    root = fetch(pinned, ["manifest.json", "plans/*.json", "manifests/*.json"])
+    root = fetch(path, ["manifest.json", "plans/*.json", "manifests/*.json"])
+    pinned = path.at(root.name)  # the client names the folder for the commit, without a network too
     if not (root / "manifest.json").exists():
         raise DatasetError(f"{path} is not a tracekit dataset: it holds no manifest.json")
     names = config_names(root)
     if config is None and len(names) > 1:
-        raise DatasetError(f"{path} holds several configurations ({', '.join(names)}); name one with `config`")
+        raise DatasetError(
+            f"{path} holds several configurations ({', '.join(names)}); name one with `config` (on the "
+            "command line --dataset-config, in load_dataset the second argument)"
+        )
     chosen = names[0] if config is None else config
     if chosen not in names:
         raise DatasetError(f"{path} holds no configuration {chosen!r}; it holds: {', '.join(names)}")

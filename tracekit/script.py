@@ -31,22 +31,22 @@ _DATASET = "\nDATASET: dict[str, Any] = {}\n"
 
 
 def render_script(manifests: Sequence[Manifest]) -> str:
-    """The loading script of a dataset of these configurations, in whatever order they come.
+    """The loading script of a dataset of these configurations; records of the first are the default.
 
     Raises:
         DatasetError: two configurations would share a name in the script.
     """
-    ordered = sorted(manifests, key=lambda manifest: manifest.config)
-    names = [name for manifest in ordered for name in (manifest.config, f"{manifest.config}_records")]
+    names = [name for manifest in manifests for name in (manifest.config, f"{manifest.config}_records")]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DatasetError(
             f"two configurations of load_traces.py would be named {twice[0]!r}: each configuration also has "
             "<config>_records. Choose another --dataset-config"
         )
+    ordered = sorted(manifests, key=lambda manifest: manifest.config)
     fingerprint = hashlib.sha256(b"".join(to_bytes(manifest) for manifest in ordered)).hexdigest()
     # JSON without booleans and null is Python too, and its layout is the same in every version
-    described = json.dumps({m.config: _describe(m) for m in ordered}, indent=4, ensure_ascii=False)
+    described = json.dumps({m.config: _describe(m) for m in manifests}, indent=4, ensure_ascii=False)
     source = files("tracekit").joinpath("load_traces.py").read_text("utf-8")
     for old, new in ((_FINGERPRINT, f'"{fingerprint}"'), (_DATASET, described)):
         assert source.count(old) == 1, old

@@ -1,24 +1,43 @@
 """Two states of a dataset: the folder here, and the repository as it is. Read and compared, never changed."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from tracekit.card import own_section
 from tracekit.errors import DatasetError
-from tracekit.finish import is_finished
-from tracekit.hub import HubRepo, RemoteFile
-from tracekit.layout import MAX_SHARDS, Layout, config_names
+from tracekit.finish import is_finished, ordered_names
+from tracekit.hub import HubRepo, Refs, RemoteFile
+from tracekit.journal import Sent
+from tracekit.layout import MAX_SHARDS, Layout
 from tracekit.manifest import ConfigEntry, Index, Manifest, index_entry, read_struct
 from tracekit.records import RECORD_TYPES
 from tracekit.release import State
 
-__all__ = ["EMPTY", "Local", "Remote", "has_file", "merged", "read_local", "read_remote", "state_at"]
+__all__ = [
+    "EMPTY",
+    "Large",
+    "Local",
+    "Remote",
+    "has_file",
+    "lost_files",
+    "merged",
+    "read_local",
+    "read_remote",
+    "state_at",
+]
 
 EMPTY = State({}, {}, {})
 """Nothing published."""
+
+
+class Large(NamedTuple):
+    """A file that goes to the Hub's storage of large files."""
+
+    num_bytes: int
+    sha256: str
 
 
 class Local(NamedTuple):
@@ -26,10 +45,10 @@ class Local(NamedTuple):
 
     root: Path
     state: State
-    large: dict[str, tuple[int, str]]
-    """Shards and record tables: size and SHA-256 by path."""
-    section: str | None
-    """The person's own section of the card here."""
+    large: dict[str, Large]
+    """Shards and record tables, by path."""
+    card: str | None
+    """Text of README.md."""
 
 
 class Remote(NamedTuple):
@@ -46,12 +65,17 @@ def read_local(root: Path) -> Local:
     entries: dict[str, ConfigEntry] = {}
     manifests: dict[str, Manifest] = {}
     schemas: dict[str, Any] = {}
-    large: dict[str, tuple[int, str]] = {}
-    for name in config_names(root):
+    large: dict[str, Large] = {}
+    for name in ordered_names(root):
         layout = Layout(root, name)
         if not is_finished(layout):
             raise DatasetError(f"{root}: {name} is not finished; run its command again, then publish")
         manifest = manifests[name] = read_struct(layout.manifest, Manifest)
+        for split in manifest.splits:
+            if not re.fullmatch(r"\w+(\.\w+)*", split.name, re.ASCII) or split.name == "all":
+                raise DatasetError(
+                    f"{root}: `datasets` takes no split named {split.name!r}; make it under another name"
+                )
         if len(manifest.shards) > MAX_SHARDS:
             raise DatasetError(
                 f"{root}: {name} has {len(manifest.shards)} shards; the Hub takes {MAX_SHARDS} files in a folder. Make "
@@ -60,13 +84,12 @@ def read_local(root: Path) -> Local:
         entries[name] = index_entry(manifest, layout.manifest.read_bytes())
         schemas[name] = msgspec.json.decode(layout.schema.read_bytes())
         for shard in manifest.shards:
-            large[layout.shard(shard.name).relative_to(root).as_posix()] = (shard.num_bytes, shard.sha256)
+            large[layout.shard(shard.name).relative_to(root).as_posix()] = Large(shard.num_bytes, shard.sha256)
         for file in manifest.files:
             if file.path.startswith("records/"):
-                large[file.path] = (file.num_bytes, file.sha256)
+                large[file.path] = Large(file.num_bytes, file.sha256)
     card = root / "README.md"
-    section = own_section(card.read_text("utf-8")) if card.exists() else None
-    return Local(root, State(entries, manifests, schemas), large, section)
+    return Local(root, State(entries, manifests, schemas), large, card.read_text("utf-8") if card.exists() else None)
 
 
 def _state(repo: HubRepo, revision: str, files: Mapping[str, RemoteFile]) -> State:
@@ -88,7 +111,7 @@ def _state(repo: HubRepo, revision: str, files: Mapping[str, RemoteFile]) -> Sta
     unknown = [manifest.task for manifest in manifests.values() if manifest.task not in RECORD_TYPES]
     if unknown:
         raise DatasetError(f"{repo.repo_id} holds records of the task {unknown[0]!r}, unknown here; upgrade tracekit")
-    schemas = {name: msgspec.json.decode(repo.read(f"schemas/{name}.json", revision)) for name in manifests}
+    schemas = {name: _decode(repo, f"schemas/{name}.json", revision, dict) for name in manifests}
     return State({entry.name: entry for entry in index.configs}, manifests, schemas)
 
 
@@ -119,7 +142,10 @@ def read_remote(repo: HubRepo) -> Remote:
     """
     head = repo.refs().branches["main"]
     files = repo.files(head)
-    card = repo.read("README.md", head).decode() if "README.md" in files else None
+    try:
+        card = repo.read("README.md", head).decode() if "README.md" in files else None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"README.md of {repo.repo_id} is not UTF-8; mend it on the Hub") from error
     return Remote(head, files, _state(repo, head, files), card)
 
 
@@ -144,6 +170,24 @@ def merged(published: State, local: Local) -> State:
 def _both(published: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """Ours in place of what is published, or after it: the first configuration, the default, stays the first."""
     return dict(published) | dict(ours)
+
+
+def lost_files(entries: Sequence[Sent]) -> list[Sent]:
+    """Those of these files that the Hub does not have, at their version or still on its staging branch.
+
+    Raises:
+        HubError: the Hub cannot be reached.
+    """
+    lost: list[Sent] = []
+    places = {(entry.repo, entry.branch, entry.version) for entry in entries}
+    for repo_id, branch, version in sorted(places):
+        mine = [entry for entry in entries if (entry.repo, entry.branch) == (repo_id, branch)]
+        repo = HubRepo(repo_id)
+        refs = repo.refs() if repo.exists() else Refs({}, {})
+        revision = refs.tags.get(version) or refs.branches.get(branch)
+        files = repo.files(revision) if revision else {}
+        lost += [entry for entry in mine if not has_file(files, entry.path, entry.sha256)]
+    return lost
 
 
 def has_file(files: Mapping[str, RemoteFile], path: str, sha256: str) -> bool:

@@ -13,8 +13,8 @@ from typing import Self
 from tracekit.config import PublishConfig
 from tracekit.errors import DatasetError, VersionError
 from tracekit.finish import is_finished
-from tracekit.hub import HubRepo, Upload, quiet_client
-from tracekit.journal import is_sent, read_journal
+from tracekit.hub import HubRepo, Refs, Upload, quiet_client
+from tracekit.journal import Sent, is_sent, read_journal, sent_shards, write_journal
 from tracekit.layout import Layout
 from tracekit.manifest import Sidecar, read_struct
 from tracekit.publish import branch_of, send_group
@@ -29,7 +29,8 @@ class Stager:
     """Stages shards while they are made. Use as a context manager; give it each shard with `add`.
 
     A thread sends, so the model does not wait; `add` waits only while more than a few shards are unsent, and raises
-    what went wrong in the thread. Leaving the context waits until everything is sent.
+    what went wrong in the thread. Leaving the context waits until everything is sent. `num_shards` and `num_bytes`
+    count what was sent.
 
     Raises:
         VersionError: the version is there already.
@@ -44,14 +45,20 @@ class Stager:
         self._repo = HubRepo(settings.publish)
         self._waiting: queue.Queue[str | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
         self._failure: BaseException | None = None
+        self._there: dict[tuple[str, str], str] = {}  # path and SHA-256 of what the Hub has: its staging branch
+        self.num_shards = self.num_bytes = 0
         self._thread = threading.Thread(target=self._work, daemon=True, name="tracekit-stager")
 
-    def __enter__(self) -> Self:
-        if is_finished(self._layout):  # nothing is made any more; publishing sends what is missing
-            return self
-        self._repo.check_access()
-        self._repo.create(private=self._settings.private)
-        refs = self._repo.refs()
+    def check(self) -> bool:
+        """See that this run may be published so; returns whether the repository is there. Sends nothing.
+
+        Raises: as the class.
+        """
+        exists = self._repo.check_access(private=self._settings.private)
+        refs = self._repo.refs() if exists else Refs({}, {})
+        if is_finished(self._layout):
+            return exists
+        self._look(refs)
         if str(self._version) in refs.tags:
             latest = Version.latest(refs.tags)
             assert latest is not None, refs
@@ -59,8 +66,15 @@ class Stager:
                 f"{self._repo.repo_id} has {self._version} already, and this run is not finished; the next free "
                 f"versions are {latest.after(Step.MINOR)} and {latest.after(Step.MAJOR)}"
             )
-        if branch_of(self._version) not in refs.branches:
-            self._repo.create_branch(branch_of(self._version), at="main")
+        return exists
+
+    def __enter__(self) -> Self:
+        exists = self.check()
+        if is_finished(self._layout):  # nothing is made any more; publishing sends what is missing
+            return self
+        if not exists:
+            self._repo.create(private=self._settings.private)
+        self._repo.create_branch(branch_of(self._version), at="main")
         self._thread.start()
         return self
 
@@ -103,15 +117,40 @@ class Stager:
     def _stage(self, name: str) -> None:
         shard, sidecar = self._layout.shard(name), read_struct(self._layout.sidecar(name), Sidecar)
         path = shard.relative_to(self._layout.root).as_posix()
-        sent = is_sent(read_journal(self._layout.root), path, sidecar.sha256)
-        if sent is None or sent.repo != self._repo.repo_id or sent.branch != branch_of(self._version):
-            if not shard.exists():
-                where = f"{sent.repo} as {sent.branch.removeprefix('staging/')}" if sent else "nowhere"
-                raise DatasetError(
-                    f"{shard} is not here: it was staged to {where}, not to {self._repo.repo_id} as {self._version}. "
-                    "Go on with that --publish and --version"
-                )
+        root, repo_id = self._layout.root, self._repo.repo_id
+        branch = self._there.get((path, sidecar.sha256))
+        if branch is None:
             upload = Upload(path, shard, sidecar.num_bytes, sidecar.sha256)
-            send_group(self._repo, self._layout.root, self._version, [upload], lambda num_bytes: None)
+            send_group(self._repo, root, self._version, [upload], lambda num_bytes: None)
+            self.num_shards, self.num_bytes = self.num_shards + 1, self.num_bytes + sidecar.num_bytes
+        elif is_sent(read_journal(root), path, sidecar.sha256, repo=repo_id) is None:  # killed before it was noted
+            num_bytes, sha256 = sidecar.num_bytes, sidecar.sha256
+            write_journal(root, [Sent(repo=repo_id, branch=branch, path=path, num_bytes=num_bytes, sha256=sha256)])
         if self._settings.free_local:
             shard.unlink(missing_ok=True)
+
+    def _look(self, refs: Refs) -> None:
+        """Find out which files the Hub has, on main or on a staging branch that the journal names.
+
+        Raises:
+            DatasetError: a shard was deleted here, and the Hub does not have it any more.
+        """
+        journal = read_journal(self._layout.root)
+        mine = [entry for entries in journal.values() for entry in entries if entry.repo == self._repo.repo_id]
+        places = {entry.branch for entry in mine} | {entry.version for entry in mine} | {branch_of(self._version)}
+        known = {**refs.branches, **refs.tags}
+        for place in sorted(places & known.keys()):
+            branch = place if place.startswith("staging/") else f"staging/{place}"
+            for path, file in self._repo.files(known[place]).items():
+                if file.sha256 is not None:
+                    self._there.setdefault((path, file.sha256), branch)
+        for name in sorted(sent_shards(self._layout)):
+            path = self._layout.shard(name).relative_to(self._layout.root).as_posix()
+            sidecar = read_struct(self._layout.sidecar(name), Sidecar)
+            if (path, sidecar.sha256) not in self._there:
+                where = is_sent(journal, path, sidecar.sha256)
+                sent = f"it was sent to {where.repo} as {where.version}, and " if where else ""
+                raise DatasetError(
+                    f"{path} is not here: {sent}{self._repo.repo_id} does not have it. Publish to where it was sent, "
+                    "or delete the journal in hub/ and run this command again, which makes it anew"
+                )

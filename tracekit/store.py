@@ -192,15 +192,16 @@ class TraceStore:
         return self._rows.table()
 
     def record(self, key: str) -> Record:
-        """The typed record of a sample, from its shard; of a published dataset from its record table, which is here.
+        """The typed record of a sample, from its shard; where that is not here, from the record table.
 
         Raises:
             SampleNotFoundError: no such key.
             CorruptShardError: the shard does not hold this record where the index says.
         """
         row = self._row(key)
-        if isinstance(self._bytes_of[row.shard], RemoteShards):
+        if isinstance(self._bytes_of[row.shard], RemoteShards) or not row.shard.exists():
             fields = self._rows.record_fields(key)
+            assert fields["key"] == key, (fields["key"], key)
             return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
         raw = self._bytes_of[row.shard].view(row.shard, row.json_offset, row.json_size)
         record = decode_record(raw, where=f"{row.shard}: record {key!r}")

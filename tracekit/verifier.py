@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow.parquet as pq
 
 from tracekit.errors import CorruptShardError, DatasetError
-from tracekit.journal import is_sent, read_journal
+from tracekit.journal import Sent, is_sent, read_journal
 from tracekit.layout import Layout, config_names, is_ignored
 from tracekit.manifest import (
     Index,
@@ -41,8 +41,8 @@ class Report(NamedTuple):
     """Bytes of the shards checked."""
     open_configs: list[str]
     """Configurations that are not finished."""
-    num_sent: int
-    """Shards that are not here but, by the journal, on the Hub as their sidecars say; they were not read."""
+    sent: list[Sent]
+    """Shards that are not here but, by the journal, were sent to the Hub as their sidecars say; they were not read."""
 
 
 def verify(root: Path, *, config: str | None = None, progress: Callable[[int], object] = lambda done: None) -> Report:
@@ -56,7 +56,8 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
         raise DatasetError(f"{str(root)!r} has no configuration {config!r}; it has {', '.join(names)}")
     problems: list[str] = []
     open_configs: list[str] = []
-    num_samples = num_bytes = num_sent = 0
+    num_samples = num_bytes = 0
+    sent: list[Sent] = []
     for name in [config] if config is not None else names:
         layout = Layout(root, name)
         try:
@@ -70,8 +71,8 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
         if check.manifest is None:
             open_configs.append(name)
         for shard in check.shards():
-            if check.is_sent(shard):
-                num_sent += 1
+            if (entry := check.sent(shard)) is not None:
+                sent.append(entry)
                 continue
             problems += check.shard(shard)
             num_samples += shard.num_samples
@@ -80,7 +81,7 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
         problems += check.files()
     problems += _index_problems(root, names) if config is None else []
     problems += _strangers(root, names) if not problems else []
-    return Report(problems, num_samples, num_bytes, open_configs, num_sent)
+    return Report(problems, num_samples, num_bytes, open_configs, sent)
 
 
 class _Config:
@@ -112,11 +113,11 @@ class _Config:
                     last_key=max(keys),
                 )
 
-    def is_sent(self, shard: ShardInfo) -> bool:
-        """Whether a shard is not here because the Hub has it."""
+    def sent(self, shard: ShardInfo) -> Sent | None:
+        """Where a shard that is not here was sent to, by the journal."""
         path = self._layout.shard(shard.name)
         relative = path.relative_to(self._layout.root).as_posix()
-        return not path.exists() and is_sent(self._journal, relative, shard.sha256) is not None
+        return None if path.exists() else is_sent(self._journal, relative, shard.sha256)
 
     def shard(self, shard: ShardInfo) -> list[str]:
         """What is wrong with one shard."""
@@ -253,8 +254,8 @@ def _strangers(root: Path, names: list[str]) -> list[str]:
     problems = []
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root).as_posix()
-        if path.is_symlink():
-            problems.append(f"{relative}: a symbolic link")
+        if path.is_symlink() and (path.is_dir() or not path.exists()):
+            problems.append(f"{relative}: a symbolic link to {'a folder' if path.exists() else 'nothing'}")
             continue
         is_data = path.is_file() and relative.startswith(("data/", "records/")) and not is_ignored(relative)
         if is_data and relative not in declared:
