@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tracekit.cache import RangeCache, cache_folder
+from tracekit.errors import ConfigError
 
 DATA = bytes(range(256)) * 4
 ONE, TWO = "1" * 64, "2" * 64
@@ -150,17 +151,27 @@ def test_a_full_disk_is_no_error(cache: RangeCache, tmp_path: Path, monkeypatch:
     cache.write(ONE, 0, DATA[:100])
     monkeypatch.setattr(Path, "write_bytes", full)
     cache.write(ONE, 100, DATA[100:200])
-    assert not cache.has(ONE, 100, 200)
+    assert cache.read(ONE, 100, 200) == DATA[100:200], "kept in memory, so that it is not fetched again"
+    assert cache.has(ONE, 120, 180)
+    assert RangeCache(tmp_path / "ranges").read(ONE, 100, 200) is None
     assert cache.read(ONE, 0, 100) == DATA[:100]
     assert names(tmp_path) == {f"ranges/{ONE}/0-100"}
 
 
-def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path):
+def test_a_folder_that_cannot_be_made_is_no_error_and_memory_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tracekit.cache.MAX_MEMORY_BYTES", 250)
     (tmp_path / "file").write_bytes(b"in the way")
     cache = RangeCache(tmp_path / "file")
-    cache.write(ONE, 0, DATA[:100])
-    assert cache.read(ONE, 0, 100) is None
+    for start in (0, 100, 200):
+        cache.write(ONE, start, DATA[start : start + 100])
+    assert cache.read(ONE, 0, 100) is None, "the oldest goes first"
     assert not cache.has(ONE, 0, 100)
+    assert cache.read(ONE, 110, 190) == DATA[110:190]
+    assert cache.read(ONE, 150, 250) is None
+    assert cache.read(TWO, 100, 200) is None
+    assert (tmp_path / "file").read_bytes() == b"in the way"
 
 
 def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -206,6 +217,14 @@ def test_threads_that_write_and_let_go_at_once(tmp_path: Path, monkeypatch: pyte
     with ThreadPoolExecutor(max_workers=8) as pool:
         assert list(pool.map(work, range(400))) == [None] * 400
     assert all(path.stat().st_size == 50 and path.suffix == "" for path in (tmp_path / ONE).iterdir())
+
+
+@pytest.mark.parametrize("limit", ["20GB", "-1", "1e9", " 5"])
+def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str):
+    monkeypatch.setenv("TRACEKIT_CACHE_BYTES", limit)
+    with pytest.raises(ConfigError) as caught:
+        RangeCache(tmp_path)
+    assert str(caught.value) == f"TRACEKIT_CACHE_BYTES is {limit!r}, expected a number of bytes, as 20000000000"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from builders.trivia_qa import TriviaQABuilder, TriviaQAConfig
 from tests.runs_for_tests import run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore
-from tracekit.card import CardSettings, card_features, own_section, render_card, shard_globs
+from tracekit.card import CardSettings, card_features, own_section, render_card, settings_of, shard_globs, split_card
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import ConfigError, DatasetError
 from tracekit.layout import shard_name
@@ -313,6 +313,43 @@ def test_the_own_section_comes_back(manifests: list[Manifest]):
 @pytest.mark.parametrize("text", ["", "# A card of someone else's\n", "<!-- yours: begin -->\nnever ended"])
 def test_a_card_without_markers_has_no_own_section(text: str):
     assert own_section(text) is None
+
+
+def test_what_a_person_wrote_into_the_head_comes_back(manifests: list[Manifest]):
+    settings = CardSettings(
+        license="cc-by-4.0",
+        language=["en", "de"],
+        pretty_name="Our traces",
+        tags=["probing"],
+        section="Words.",
+        extra={"extra_gated_prompt": "Say who you are.", "arxiv": ["2601.00001"]},
+    )
+    card = render_card(manifests, here="owner/name", version="v1.0.0", settings=settings)
+    assert settings_of(card) == settings_of(card.replace("\n", "\r\n")) == settings
+    assert settings_of(render_card(manifests)) == CardSettings()
+    assert settings_of("Words alone.") == CardSettings()
+    one = settings_of("---\nlanguage: de\ntags: probing\nlicense:\n---\n")
+    assert one == CardSettings(language=["de"], tags=["probing"])
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("license: [", "is not YAML: "),
+        ("- license", "is no mapping of names to values; mend it"),
+        ("license: 4", r"\(README.md\): Expected `str`, got `int` - at `\$.license`; mend it"),
+        ("tags: {a: b}", r"Expected `array`, got `object` - at `\$.tags`"),
+    ],
+)
+def test_a_head_that_cannot_be_read_is_named(head: str, message: str):
+    with pytest.raises(DatasetError, match=rf"the head of the card .*{message}"):
+        settings_of(f"---\n{head}\n---\nbody")
+
+
+def test_head_and_body_are_told_apart_and_the_order_of_the_head_does_not_count():
+    one, other = "---\na: 1\nb: 2\n---\n# Title\n---\nend", "---  \r\nb: 2\r\na: 1\r\n---\r\n# Title\r\n---\r\nend"
+    assert split_card(one) == split_card(other) == ({"a": 1, "b": 2}, "\n# Title\n---\nend")
+    assert split_card("# Title\n---\n") == ({}, "# Title\n---\n")
 
 
 def test_the_invitation_is_nobodys_section(manifests: list[Manifest]):

@@ -11,6 +11,7 @@ from tracekit.config import (
     ModelConfig,
     OutputConfig,
     PromptConfig,
+    PublishConfig,
     RunConfig,
     SourceConfig,
     check,
@@ -31,6 +32,13 @@ from tracekit.sites import SITES, resolve_sites
         (RunConfig(source=SourceConfig(limit=0)), r"\$.source.limit"),
         (RunConfig(source=SourceConfig(offset=-1)), r"\$.source.offset"),
         (RunConfig(source=SourceConfig(split="../x")), r"split '../x' - at `\$.source.split`"),
+        (RunConfig(source=SourceConfig(split="all")), r"split 'all' - at `\$.source.split`; .* and not 'all'"),
+        (
+            RunConfig(source=SourceConfig(split="dev-1")),
+            r"split 'dev-1' - at `\$.source.split`; letters, digits and '_'",
+        ),
+        (RunConfig(publish=PublishConfig(publish="o/n")), "--publish needs --version, as in --version v1.0.0"),
+        (RunConfig(publish=PublishConfig(license="mit")), "--version, --private, --free-local and --license go with"),
         (RunConfig(output=OutputConfig(batch_size=0)), r"\$.output.batch_size"),
         (RunConfig(output=OutputConfig(dataset_config="a/b")), r"dataset name 'a/b' - at `\$.output.dataset_config`"),
         (
@@ -46,6 +54,11 @@ from tracekit.sites import SITES, resolve_sites
 def test_a_bad_value_is_refused_with_its_path(config: RunConfig, message: str):
     with pytest.raises(ConfigError, match=message):
         check(config)
+
+
+@pytest.mark.parametrize("split", ["train", "dev_1", "a.b", "all2"])
+def test_a_split_that_datasets_takes_is_taken(split: str):
+    assert check(RunConfig(source=SourceConfig(split=split))).source.split == split
 
 
 def test_the_defaults_are_those_of_the_work_this_replaces():

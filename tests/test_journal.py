@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tracekit.journal import Sent, is_sent, read_journal, sent_shards, write_journal
+from tracekit.journal import Sent, can_write_journal, is_last, is_sent, read_journal, sent_shards, write_journal
 from tracekit.layout import Layout
 from tracekit.manifest import Sidecar, read_struct
 
@@ -85,6 +85,8 @@ def test_sent_shards_are_those_that_the_sidecars_know_with_this_content(finished
     names = ["validation-00000", "validation-00001", "validation-00002"]
     made = {name: read_struct(layout.sidecar(name), Sidecar).sha256 for name in names}
     assert sent_shards(layout) == set()
+    for name in [*names, "validation-00007"]:
+        layout.shard(name).unlink(missing_ok=True)
     entries = {
         "data/trivia_qa/validation-00000.tar": made[names[0]],
         "data/trivia_qa/validation-00001.tar": made[names[0]],  # the Hub has other content
@@ -99,5 +101,35 @@ def test_sent_shards_are_those_that_the_sidecars_know_with_this_content(finished
     write_journal(root, [sent("data/trivia_qa/validation-00001.tar", made[names[1]], repo="org/traces")])
     write_journal(root, [sent("data/trivia_qa/validation-00001.tar", "zz")])
     assert sent_shards(layout) == {names[0], names[1]}
+    layout.shard(names[1]).write_bytes(b"made again")  # what is here is not elsewhere
+    assert sent_shards(layout) == {names[0]}
     layout.sidecar(names[0]).unlink()
-    assert sent_shards(layout) == {names[1]}
+    assert sent_shards(layout) == set()
+
+
+def test_the_last_entry_of_a_repository_is_what_counts_there():
+    journal = {PATH: [sent(), sent(sha256="bb"), sent(sha256="aa", repo="org/traces")]}
+    assert is_last(journal, PATH, "bb", "tester/traces")
+    assert not is_last(journal, PATH, "aa", "tester/traces")
+    assert is_last(journal, PATH, "aa", "org/traces")
+    assert not is_last(journal, PATH, "aa", "org/other")
+    assert not is_last({}, PATH, "aa", "org/traces")
+
+
+def test_an_entry_says_at_which_version_it_is_once_that_is_released():
+    assert sent(branch="staging/v1.2.0").version == "v1.2.0"
+    assert sent(branch="main").version == "main"
+
+
+def test_whether_a_journal_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert can_write_journal(tmp_path)
+    assert read_journal(tmp_path) == {}
+    assert list((tmp_path / "hub").iterdir()) == []
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", refuse)  # root may write anywhere
+    assert not can_write_journal(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    assert not can_write_journal(tmp_path / "file")

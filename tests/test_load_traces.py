@@ -25,6 +25,7 @@ from tracekit.errors import DatasetError
 from tracekit.manifest import FileInfo, Manifest, Sidecar, read_struct, to_bytes
 from tracekit.records import RECORD_TYPES, arrow_schema
 from tracekit.script import render_script
+from tracekit.shards import sha256_file
 from tracekit.sites import SITES
 from tracekit.tables import write_records_tar
 from tracekit.tensors import encode, pack_indices
@@ -44,7 +45,7 @@ def write(folder: Path, made: list[Made], **shards: list[Made]) -> Path:
     layout = write_dataset(folder, {"train-00000": made, **shards})
     tar = layout.records_tar("train")
     write_records_tar(tar, (read_struct(path, Sidecar) for path in sorted(layout.sidecar("").parent.glob("*.json"))))
-    info = FileInfo(path=tar.relative_to(folder).as_posix(), num_bytes=tar.stat().st_size, sha256="")
+    info = FileInfo(path=tar.relative_to(folder).as_posix(), num_bytes=tar.stat().st_size, sha256=sha256_file(tar))
     manifest = msgspec.structs.replace(read_struct(layout.manifest, Manifest), files=[info])
     layout.manifest.write_bytes(to_bytes(manifest))
     return add_script(folder)
@@ -325,6 +326,19 @@ def other_rows(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     return [(members[0][0], members[0][1].replace(b'"num_keys":9', b'"num_keys":8')), *members[1:]]
 
 
+def huge_rows(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    return other_positions(members, b"[[4294967296,4294967305]]")
+
+
+def hidden_rows(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    return other_positions(members, b"[[-4294967296,4294967295],[0,9]]")  # these pack to 45 values too
+
+
+def other_positions(members: list[tuple[str, bytes]], positions: bytes) -> list[tuple[str, bytes]]:
+    before, mark, after = members[0][1].partition(b'"name":"attentions"')
+    return [(members[0][0], before + mark + after.replace(b"[[0,9]]", positions, 1)), *members[1:]]
+
+
 def other_key(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     return [(name.replace("000001", "000007"), data) for name, data in members]
 
@@ -348,7 +362,9 @@ def no_json(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
         ),
         (wider_tensors, r"hidden_states is float64 \(4, 9, 8\), expected float32 with axes \(L, T, D\)"),
         (other_field, "sample '000000': the fields query, question are only in the record or only in DATASET"),
-        (other_rows, "sample '000000': attentions has 45 packed values, expected 44 for 9 query rows"),
+        (other_rows, r"sample '000000': attentions has positions \[\[0, 9\]\] of 8 keys, in a text of 9 tokens"),
+        (huge_rows, r"sample '000000': attentions has positions \[\[4294967296, 4294967305\]\] of 9 keys"),
+        (hidden_rows, r"attentions has positions \[\[-4294967296, 4294967295\], \[0, 9\]\] of 9 keys"),
         (other_key, "sample '000007': the record's key is '000001'"),
         (no_json, "sample '000000': the record is not JSON"),
     ],
@@ -411,18 +427,26 @@ def manifests_of(folder: Path) -> list[Manifest]:
     return [read_struct(path, Manifest) for path in sorted((folder / "manifests").glob("*.json"))]
 
 
-def test_rendering_is_pure_and_knows_no_order(finished: Path):
+def test_rendering_is_pure_and_the_first_configuration_is_the_default(finished: Path):
     (manifest,) = manifests_of(finished)
     other = msgspec.structs.replace(manifest, config="also")
     paths = [f"records/also/{split.name}.tar" for split in manifest.splits]
     files = [msgspec.structs.replace(manifest.files[-1], path=path) for path in paths]
     other = msgspec.structs.replace(other, files=files)
-    assert render_script([manifest, other]) == render_script([other, manifest])
-    namespace: dict[str, Any] = {"__file__": "load_traces.py", "__name__": "load_traces"}
-    exec(compile(render_script([manifest, other]), "load_traces.py", "exec"), namespace)  # noqa: S102
-    configs = [config.name for config in namespace["LoadTraces"].BUILDER_CONFIGS]
-    assert configs == ["also_records", "also", "trivia_qa_records", "trivia_qa"]
-    splits = namespace["DATASET"]["trivia_qa"]["splits"]
+    assert render_script([manifest, other]) == render_script([manifest, other])
+
+    def run(*manifests: Manifest) -> dict[str, Any]:
+        namespace: dict[str, Any] = {"__file__": "load_traces.py", "__name__": "load_traces"}
+        exec(compile(render_script(manifests), "load_traces.py", "exec"), namespace)  # noqa: S102
+        return namespace
+
+    one, two = run(manifest, other), run(other, manifest)
+    names = [[config.name for config in made["LoadTraces"].BUILDER_CONFIGS] for made in (one, two)]
+    assert names[0] == ["trivia_qa_records", "trivia_qa", "also_records", "also"]
+    assert names[1] == ["also_records", "also", "trivia_qa_records", "trivia_qa"]
+    assert [made["LoadTraces"].DEFAULT_CONFIG_NAME for made in (one, two)] == [name[0] for name in names]
+    assert one["FINGERPRINT"] == two["FINGERPRINT"], "the same data is cached once"
+    splits = one["DATASET"]["trivia_qa"]["splits"]
     assert [shard["num_samples"] for shard in splits["validation"]] == [5, 5, 2]
     assert splits["validation"][2]["path"] == "data/trivia_qa/validation-00002.tar"
 

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -268,7 +270,7 @@ def test_few_positions_are_described_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layers", [None, [0], [2, 0]])
 def test_torch_tensors_keep_their_dtype(folder: Path, made: list[Made], layers: list[int] | None) -> None:
-    for row in (_mapped(folder, output="torch", layers=layers)[1], next(iter(_streamed(folder, output="torch")))):
+    for row in (_mapped(folder, torch=True, layers=layers)[1], next(iter(_streamed(folder, torch=True)))):
         assert row["key"] == "000001"
         expected = made[1].expected["attentions"]
         expected = expected if layers is None or len(row["attentions"]) == NUM_LAYERS else expected[layers]
@@ -284,28 +286,78 @@ def test_what_is_not_there_is_named_with_what_is(folder: Path) -> None:
         ConfigError, match=r"no column 'hidden', 'q' in configuration 'trivia_qa'; .*: task, .*hidden_st"
     ):
         load_dataset(folder, columns=["key", "hidden", "q"])
-    with pytest.raises(ConfigError, match=r"no column 'key' in .*expected a list of: task, schema_version"):
-        load_dataset(folder, columns="key")
+    with pytest.raises(ConfigError, match=r"no column 'hidden' in .*expected a list of: task, schema_version"):
+        load_dataset(folder, columns="hidden")
     with pytest.raises(ConfigError, match=r"no site 'key' in .*expected a list of: hidden_states, attentions, "):
         load_dataset(folder, sites=["key"])
-    with pytest.raises(ConfigError, match="`sites` names values, which `columns` leaves out"):
-        load_dataset(folder, columns=["question", "keys"], sites=["keys", "values"])
     with pytest.raises(ConfigError, match="leaves nothing of a row"):
         load_dataset(folder, columns=[])
     with pytest.raises(ConfigError, match="`layers` is empty"):
         load_dataset(folder, layers=[])
     with pytest.raises(ConfigError, match=r"no split 'train\[:2\]' in .*; splits: train, test. .*select\(range"):
         load_dataset(folder, split="train[:2]")
-    with pytest.raises(ConfigError, match="output is 'tf', expected numpy or torch"):
-        load_dataset(folder, output="tf")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match=r"revision is 'v1', but .* is a folder"):
         load_dataset(folder, revision="v1")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_layer_that_is_not_stored_is_refused_at_once(folder: Path, streaming: bool) -> None:
-    with pytest.raises(SampleNotFoundError, match="stores no layer 3 of 'attentions'; stored: 0-2"):
-        load_dataset(folder, layers=[3], streaming=streaming)
+@pytest.mark.parametrize("layer", [3, -4, -99])
+def test_a_layer_that_is_not_stored_is_refused_at_once(folder: Path, streaming: bool, layer: int) -> None:
+    with pytest.raises(SampleNotFoundError, match=f"no layer {layer} of '[a-z_]+' is stored; there are 0, 1, 2"):
+        load_dataset(folder, layers=[layer], streaming=streaming)
+
+
+def test_one_of_a_kind_needs_no_list_and_groups_are_their_stored_sites(folder: Path, made: list[Made]) -> None:
+    row = _mapped(folder, columns="key", sites="hidden", layers=1)[2]
+    assert list(row) == ["key", "hidden_states"]
+    np.testing.assert_array_equal(row["hidden_states"], made[2].expected["hidden_states"][[1]])
+    assert list(_mapped(folder, columns="hidden_states")[0]) == ["hidden_states"]
+    groups = {
+        "qkv": ["queries", "keys", "values"],
+        "attn": ["attentions"],
+        "resid": ["resid_embed", "resid_pre_attn", "resid_post_attn", "resid_post_mlp"],
+        "topk": ["topk_ids", "topk_logprobs"],
+        "none": [],
+    }
+    for group, sites in groups.items():
+        assert _mapped(folder, columns=["key"], sites=group).column_names == ["key", *sites]
+    assert _mapped(folder, columns=["key", "values"], sites=["qkv", "keys"]).column_names == [
+        "key",
+        "values",
+        "keys",
+        "queries",
+    ]
+
+
+def test_the_records_alone_are_read_by_the_name_that_the_card_gives_them(folder: Path, made: list[Made]) -> None:
+    for load in (_mapped, _streamed):
+        rows = list(load(folder, name="trivia_qa_records"))
+        assert sorted(row["key"] for row in rows) == [f"{i:06d}" for i in range(6)]
+        assert {*rows[0]} == {*msgspec.to_builtins(made[0].record)}
+    write_dataset(folder, {"train-00000": [made[0]]}, config="other_records")  # a configuration of that very name
+    assert "hidden_states" in _mapped(folder, name="other_records").column_names
+    with pytest.raises(DatasetError, match="holds no configuration 'nothing'"):
+        load_dataset(folder, "nothing_records")
+
+
+def test_odd_names_of_folders(folder: Path, made: list[Made], tmp_path: Path) -> None:
+    for name in ("run[1]", "run*", "a b", "traces?x#y"):
+        folder = folder.rename(tmp_path / name)
+        _check_row(_mapped(folder)[1], made[1])
+        assert len(list(_streamed(folder, sites="none"))) == 6
+    folder = folder.rename(tmp_path / "a::b")
+    with pytest.raises(ConfigError, match=r"'.*a::b.*': `datasets` takes '::' in a path for an address; rename"):
+        load_dataset(folder)
+
+
+def test_two_datasets_at_one_path_and_time_do_not_mix(tmp_path: Path) -> None:
+    for text in ("first", "other"):
+        one = make_sample("000000")
+        record = msgspec.structs.replace(one.record, question=text)
+        layout = write_dataset(tmp_path / "run", {"train-00000": [one._replace(record=record)]})
+        os.utime(layout.records_table("train"), (1_000_000_000, 1_000_000_000))
+        assert _mapped(tmp_path / "run", sites="none")[0]["question"] == text
+        shutil.rmtree(tmp_path / "run")
 
 
 # ---------------------------------------------------------------- datasets that cannot be loaded
@@ -446,7 +498,7 @@ def test_workers_of_a_data_loader_read_every_row_once(
 
 
 def test_a_worker_that_meets_a_bad_shard_ends_the_loader(folder: Path) -> None:
-    dataset = _streamed(folder, output="torch")
+    dataset = _streamed(folder, torch=True)
     Layout(folder, "trivia_qa").shard("train-00001").unlink()
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
     with pytest.raises(DatasetError, match="train-00001"):

@@ -59,6 +59,18 @@ def test_a_run_that_is_not_finished_is_refused(slices: list[Path], tmp_path: Pat
         merge([slices[0], open_run], tmp_path / "joined")
 
 
+def test_a_part_whose_shards_are_on_the_hub_only_is_refused(slices: list[Path], tmp_path: Path):
+    freed = Path(shutil.copytree(slices[1], tmp_path / "freed"))
+    shard = sorted(freed.glob("data/*/*.tar"))[1]
+    shard.unlink()
+    with pytest.raises(DatasetError) as caught:
+        merge([slices[0], freed], tmp_path / "joined")
+    assert str(caught.value) == (
+        f"{shard} is not here; merging needs the shards. Fetch a published dataset first "
+        "(huggingface_hub.snapshot_download)"
+    )
+
+
 def test_a_shard_that_was_altered_is_not_given_a_new_hash(slices: list[Path], tmp_path: Path):
     damaged = Path(shutil.copytree(slices[1], tmp_path / "damaged"))
     shard = next(damaged.glob("data/*/*.tar"))

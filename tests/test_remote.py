@@ -200,6 +200,49 @@ print(1)
     assert sum(r.sent for r in log if "_cas" in r.path) == 0, "the index was fetched again"
 
 
+def test_what_was_read_once_is_read_without_a_network(remote: TestHub, finished: Path, cache: Path):
+    code = """
+for revision in ("v1.0.0", "main", sys.argv[2]):
+    store = open_store(revision)
+    assert (store.stack("hidden_states", layer=1).values == local.stack("hidden_states", layer=1).values).all()
+    assert store.record(local.keys[3]) == local.record(local.keys[3])
+rows = tracekit.load_dataset("tester/traces@v1.0.0", "trivia_qa", split="validation", sites="hidden", layers=1,
+                             streaming=True)
+assert sorted(row["key"] for row in rows) == local.keys
+print(json.dumps([repr(open_store("v1.0.0")), says(lambda: store.attention(local.keys[0])), says(open_store)]))
+"""
+    home, commit = remote.new_home(), remote.hub.repos[REPO].tags["v1.0.0"]
+    read(remote, code.replace("sys.argv[2]", repr(commit)), finished, cache, home=home)
+    remote.log()
+    code = code.replace("sys.argv[2]", repr(commit)).replace("says(open_store)", "says(lambda: open_store('v9.9.9'))")
+    shown, uncached, unknown = read(remote, code, finished, cache, home=home, HF_HUB_OFFLINE="1")
+    assert remote.log() == []
+    assert "tester/traces@v1.0.0: 12 samples" in shown
+    assert uncached.startswith("no error"), "the first run read it"
+    assert unknown.startswith("HubError: reading hf://datasets/tester/traces@v9.9.9: HF_HUB_OFFLINE is set")
+
+
+def test_threads_read_the_right_values(remote: TestHub, finished: Path, cache: Path):
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+asked = [(key, layer) for key in local.keys for layer in (0, 1, 2)] * 4
+expected = {one: local.hidden_states(one[0], layer=one[1]).copy() for one in asked}
+records = {key: local.record(key) for key in local.keys}
+sys.setswitchinterval(1e-5)
+def check(store, one):
+    assert (store.hidden_states(one[0], layer=one[1]) == expected[one]).all()
+    assert store.record(one[0]) == records[one[0]]
+    return store.attention(one[0], layer=0).shape[-1]
+for store in (open_store(), tracekit.TraceStore(sys.argv[1])):
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        found = list(pool.map(lambda one: check(store, one), asked))
+    assert found == [len(records[key].token_ids) for key, _ in asked]
+print(len(asked))
+"""
+    assert read(remote, code, finished, cache) == 144
+    assert max(num_heads(remote.log()).values()) == 1
+
+
 # ---------------------------------------------------------------- what goes wrong
 
 READ_ALL = """
@@ -262,6 +305,10 @@ print(json.dumps({
     "site": says(lambda: store.tensor(key, "nonsense")),
     "prefetched key": says(lambda: store.prefetch(["999999"])),
     "prefetched layer": says(lambda: store.prefetch(layers=[7])),
+    "streamed layer": says(lambda: list(tracekit.load_dataset(
+        "tester/traces", split="validation", layers=[-99], streaming=True))),
+    "mistyped folder": says(lambda: tracekit.load_dataset("traces/dmo")),
+    "mistyped store": says(lambda: tracekit.TraceStore("tester/traces")),
     "loaded": says(lambda: tracekit.load_dataset("tester/traces", revision="v9.9.9")),
     "path": says(lambda: tracekit.TraceStore("hf://tester/traces")),
     "closed": says(lambda: (store.close(), store.hidden_states(key, layer=1))),
@@ -283,6 +330,14 @@ def test_errors_say_what_is_wrong(remote: TestHub, finished: Path, cache: Path):
     assert said["key"].startswith("SampleNotFoundError: no sample '999999'; 12 samples from '000000' to '000011'")
     assert said["layer"].startswith("SampleNotFoundError: sample '000000' stores no layer 7 of 'hidden_states'")
     assert said["site"].startswith("SampleNotFoundError: sample '000000' stores no 'nonsense'; stored: hidden_states")
+    assert "stores no layer -99 of 'hidden_states'; stored: 0-2" in said["streamed layer"]
+    assert said["streamed layer"].startswith("SampleNotFoundError: ")
+    assert said["mistyped folder"].startswith("HubError: reading hf://datasets/traces/dmo@main: no such dataset (404)")
+    assert said["mistyped folder"].endswith(". If a folder is meant: 'traces/dmo' is none here")
+    assert said["mistyped store"] == (
+        "DatasetError: no such folder: 'tester/traces'; if a dataset on the Hub is meant, write "
+        "hf://datasets/tester/traces@v1.0.0"
+    )
     assert said["prefetched key"].startswith("SampleNotFoundError: no sample '999999'")
     assert said["prefetched layer"].startswith("SampleNotFoundError: sample '000000' stores no layer 7")
     assert "no such revision (404)" in said["loaded"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.hub_for_tests import TestHub
-from tests.publishing_for_tests import COMMAND, REPO, large_files
+from tests.publishing_for_tests import COMMAND, REPO, large_files, tell
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tracekit.layout import IGNORED_FOLDERS
 
@@ -137,9 +137,11 @@ def test_a_run_is_published_while_it_is_made_and_leaves_no_shard(
     # the last digit of the replays' cosines depends on the threads of numpy, which are others in this process
     differing = {path.split("/")[0] for path in kept if here[path] != kept[path]}
     assert differing <= {"sidecars", "manifests", "manifest.json", "load_traces.py"}
-    verified = xet_hub.python(COMMAND, "", "verify", out)
-    assert verified.returncode == 0
-    assert f"on the Hub: {NUM_SHARDS} shards are not here" in verified.stdout
+    (verified,) = tell(xet_hub, ["verify", out, "--hub"])
+    assert verified.code == 0
+    assert f"not here: {NUM_SHARDS} shards, " in verified.out
+    assert f"they were sent to {REPO} v1.0.0" in verified.out
+    assert f"on the Hub: all {NUM_SHARDS} shards" in verified.out
     xet_hub.log()
     again = build(xet_hub, model, out, *flags, home=home)
     assert again.returncode == 0, again.stderr
@@ -184,8 +186,8 @@ def test_kill_9_at_many_moments(xet_hub: TestHub, model: Path, whole: Path, tmp_
     for match, skip in MOMENTS:
         process = xet_hub.start(BUILD, json.dumps([command(model, out, *flags)]), home=home)
         kill_at(xet_hub, process, match, skip, signal.SIGKILL)
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL, match
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, (match, said)
         xet_hub.hub.watches.clear()
     done = build(xet_hub, model, out, *flags, home=home)
     assert done.returncode == 0, done.stderr
@@ -219,7 +221,10 @@ def test_ctrl_c_and_a_refusal_in_the_middle_lose_nothing(xet_hub: TestHub, model
     assert "Traceback" not in done.stderr
     made = {path.stem for path in (out / "sidecars" / "trivia_qa").iterdir()}
     assert {*tars(out)} == made - {*shards} != set(), "a shard that the Hub does not have was deleted"
-    assert f"on the Hub: {len(shards)} shards are not here" in xet_hub.python(COMMAND, "", "verify", out).stdout
+    (verified,) = tell(xet_hub, ["verify", out, "--hub"])  # on the staging branch still
+    assert f"not here: {len(shards)} shards, " in verified.out
+    assert f"on the Hub: all {len(shards)} shards" in verified.out
+    assert "open: trivia_qa is not finished" in verified.out
     xet_hub.faults()
     interrupted("/commit/main")  # while it is released
     done = build(xet_hub, model, out, *flags, home=home)
@@ -243,19 +248,30 @@ def test_what_is_refused_is_refused_before_anything_is_computed(
             ["--free-local"],
             ["--publish", REPO, "--version", "1.0"],
             ["--publish", "name", "--version", "v1.1.0"],
+            ["--publish", REPO, "--version", "v1.1.0", "--private"],
+            ["--publish", "other/traces", "--version", "v1.0.0"],
+            ["--publish", "other/traces", "--version", "v1.0.0", "--dry-run"],
             ["--publish", REPO, "--version", "v1.1.0", "--dry-run"],
         )
     ]
     done = xet_hub.python(BUILD, json.dumps(lines))
     assert "Traceback" not in done.stderr
     ends = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "exit "))]
-    assert ends[1::2] == ["exit 1"] * 5, ends
+    assert ends[1::2] == ["exit 1"] * 8, ends
     assert ends[-1] == "exit 0"
     assert ends[0] == (
         f"error: {REPO} has v1.0.0 already, and this run is not finished; the next free versions are v1.1.0 and v2.0.0"
     )
-    for error, expected in zip(ends[2:10:2], ("--version", "--publish", "v1.0.0", "owner/name"), strict=True):
-        assert expected in error
+    expected = (
+        "--version",
+        "--publish",
+        "v1.0.0",
+        "owner/name",
+        f"{REPO} is public",
+        *["tester may not create it"] * 2,
+    )
+    for error, words in zip(ends[2:16:2], expected, strict=True):
+        assert words in error
     assert "(nothing was written)" in done.stdout
     assert not out.exists()
     assert len(xet_hub.hub.repos[REPO].commits) == commits
@@ -264,3 +280,47 @@ def test_what_is_refused_is_refused_before_anything_is_computed(
     assert nobody.returncode == 1
     assert "hf auth login" in nobody.stderr.splitlines()[-1]
     assert not out.exists()
+
+
+def test_a_branch_that_the_hub_has_lost_is_noticed_before_anything_is_computed(
+    xet_hub: TestHub, model: Path, whole: Path, tmp_path: Path
+):
+    kept, freed, home = tmp_path / "kept", tmp_path / "freed", xet_hub.new_home()
+    there = Path(shutil.copytree(model, tmp_path / model.name))
+
+    def interrupted(out: Path, version: str, *flags: str) -> list[str]:
+        """The shards that were sent before the run was interrupted; the Hub loses them."""
+        line = command(there, out, "--publish", REPO, "--version", version, *flags)
+        process = xet_hub.start(BUILD, json.dumps([line]), home=home)
+        kill_at(xet_hub, process, "/commit/staging", 0, signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        lost = xet_hub.hub.repos[REPO].branches.pop(f"staging/{version}")
+        return sorted(Path(path).stem for path in xet_hub.hub.files(REPO, lost) if path.startswith("data/"))
+
+    sent = interrupted(kept, "v1.0.0")
+    assert 1 <= len(sent) < NUM_SHARDS
+    done = build(xet_hub, there, kept, *TRACES, home=home)  # they are here still
+    assert done.returncode == 0, done.stderr
+    assert same_bytes(xet_hub, whole)
+    assert computed_once(kept)
+    assert [*xet_hub.hub.repos[REPO].branches] == ["main"]
+
+    del xet_hub.hub.repos[REPO]
+    sent = interrupted(freed, "v1.0.0", "--free-local")
+    assert tars(freed) == []
+    there.rename(tmp_path / "away")  # if the model were looked for first, the error would name it
+    done = build(xet_hub, there, freed, *TRACES, "--free-local", home=home)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"error: data/trivia_qa/{sent[0]}.tar is not here: it was sent to {REPO} as v1.0.0, and {REPO} does not have it"
+        ". Publish to where it was sent, or delete the journal in hub/ and run this command again, which makes it anew"
+    )
+    assert "staging/v1.0.0" not in xet_hub.hub.repos[REPO].branches
+    (tmp_path / "away").rename(there)
+    shutil.rmtree(freed / "hub")
+    done = build(xet_hub, there, freed, *TRACES, "--free-local", home=home)
+    assert done.returncode == 0, done.stderr
+    assert same_bytes(xet_hub, whole)
+    assert tars(freed) == []

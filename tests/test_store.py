@@ -1,10 +1,12 @@
 """Reading: what was put in comes out, and what is not there is said."""
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -600,6 +602,29 @@ def test_another_contract_is_refused(tmp_path: Path) -> None:
     assert len(TraceStore(tmp_path)) == 1
 
 
+def test_names_in_a_manifest_lead_nowhere_else(tmp_path: Path) -> None:
+    layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000")]})
+    manifest = json.loads(layout.manifest.read_text())
+    file = {"path": "records/c/dev.one.parquet", "num_bytes": 1, "sha256": "0" * 64}
+    for where, field, good, bad in [
+        ("shards", "name", "dev.one-00000", ["../x-00000", "/x-00000", "a/b-00000", "train", ""]),
+        ("shards", "sha256", "a" * 64, ["", "A" * 64, "a" * 63, f"../{'a' * 61}"]),
+        ("shards", "num_bytes", 0, [-1]),
+        ("splits", "name", "dev.one", ["..", "../x", "a/b", ""]),
+        ("files", "path", "records/c/dev.one.parquet", ["../x", "/etc/passwd", "a/../b", "a//b", ".hidden", "a/.b"]),
+        ("files", "sha256", "0" * 64, [""]),
+    ]:
+        for value in [good, *bad]:
+            changed = json.loads(json.dumps({**manifest, "files": [file]}))
+            changed[where][0][field] = value
+            layout.manifest.write_text(json.dumps(changed))
+            if value == good:
+                read_struct(layout.manifest, Manifest)
+                continue
+            with pytest.raises(DatasetError, match=rf"is not a tracekit manifest: .*`\$\.{where}\[0\]\.{field}`"):
+                TraceStore(tmp_path)
+
+
 # ---------------------------------------------------------------- damage
 
 
@@ -609,9 +634,8 @@ def _layout(root: Path) -> Layout:
 
 def test_a_missing_shard_is_named_with_the_next_step(store: TraceStore, tmp_path: Path) -> None:
     _layout(tmp_path).shard("train-00000").unlink()
-    with pytest.raises(
-        DatasetError, match=r"train-00000.tar cannot be read: .*freed or not downloaded.*tracekit verify"
-    ):
+    message = r"train-00000.tar cannot be read \(.*No such file.*\): was it freed or not downloaded\? `tracekit verify`"
+    with pytest.raises(DatasetError, match=message):
         store.hidden_states("000000")
     assert store.hidden_states("000002").shape[1] == 9
 
@@ -675,15 +699,28 @@ def test_a_tensor_that_contradicts_its_entry_is_refused(tmp_path: Path) -> None:
     for change, text in [
         ({"shape": [4, 9, 9]}, "does not go with its"),
         ({"positions": [[0, 8]]}, "with 8 rows does not go"),
+        ({"positions": [[0, 1 << 32]]}, "names positions outside a text of 9 tokens"),
+        ({"positions": [[1 << 32, (1 << 32) + 9]]}, "names positions outside a text"),
+        ({"positions": [[-(1 << 32), 9]]}, "names positions outside a"),
+        ({"positions": [[0, 9], [0, 9]]}, "names positions outside a text of 9"),
+        ({"positions": [[0, 9, 9]]}, "names positions"),
+        ({"num_keys": 1 << 32}, "names positions outside"),
+        ({"layers": [1 << 32]}, r"names 1 layers, it has \[4, 9, 8\]"),
+        ({"shape": [1 << 32, 9, 8]}, "names 4 layers, it has"),
+        ({"shape": [4, 9, 1 << 32]}, "with 9 rows does not go with its"),
+        ({"shape": [4, 9, 1 << 62]}, "does not go with its 1152 bytes"),
         ({"dtype": "complex64"}, "has no bytes or an unknown dtype"),
         ({"choice_offsets": [0, 4, 9]}, "holds several choices"),
     ]:
         specs = [msgspec.structs.replace(one.record.tensors[0], **change), one.record.tensors[1]]
         record = msgspec.structs.replace(one.record, tensors=specs)
-        folder = tmp_path / hashlib.sha256(text.encode()).hexdigest()[:8]
+        folder = tmp_path / hashlib.sha256(repr(change).encode()).hexdigest()[:8]
         write_dataset(folder, {"train-00000": [one._replace(record=record)]})
+        tracemalloc.start()
         with pytest.raises(DatasetError, match=f"sample '000000': tensor 'hidden_states'.*{text}"):
             TraceStore(folder).hidden_states("000000")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        tracemalloc.stop()
 
 
 # ---------------------------------------------------------------- lifetime

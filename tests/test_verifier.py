@@ -50,7 +50,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: shutil.copy(d / SHARD, d / "data/trivia_qa/validation-00099.tar"),
         "belongs to no",
     ),
-    "a link": (lambda d: (d / "data/trivia_qa/x.tar").symlink_to("/etc/passwd"), "a symbolic link"),
+    "a link": (lambda d: (d / "data/trivia_qa/x.tar").symlink_to("/etc/passwd"), r"x\.tar: belongs to no plan"),
+    "a link to a folder": (lambda d: (d / "data/more").symlink_to("/etc"), "data/more: a symbolic link to a folder"),
+    "a link to nothing": (lambda d: (d / "figures").symlink_to(d / "nowhere"), "figures: a symbolic link to nothing"),
     "an altered table": (lambda d: flip(d / "records/trivia_qa/validation.parquet", 50), "SHA-256"),
     "a missing table": (lambda d: (d / "records/trivia_qa/validation.tar").unlink(), "missing"),
     "an altered schema": (lambda d: flip(d / "schemas/trivia_qa.json", 5), "SHA-256"),
@@ -78,6 +80,19 @@ def test_an_untouched_dataset_is_right_and_stays_as_it_is(finished: Path):
     assert report.num_samples == 12
     assert report.num_bytes == sum(path.stat().st_size for path in finished.glob("data/*/*.tar"))
     assert hashes(finished) == before
+
+
+def test_links_to_files_that_the_manifests_know_are_fine(copy: Path, tmp_path: Path):
+    blobs = tmp_path / "blobs"  # as the Hub's client keeps what it downloads
+    blobs.mkdir()
+    for number, path in enumerate(sorted(path for path in copy.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    report = verify(copy)
+    assert report.problems == []
+    assert report.num_samples == 12
+    flip(blobs / str(next(n for n in range(99) if (blobs / str(n)).samefile(copy / SHARD))), 9000)
+    assert verify(copy).problems == [f"{SHARD}: SHA-256 is not the manifest's; its bytes were altered"]
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -117,6 +132,12 @@ def rewrite_shard(folder: Path, change: Callable[[str, bytes], bytes]) -> None:
         (b'"layers":[0,1,2]', b'"layers":[0,1]', "axis L is 3, its layers and positions say 2"),
         (b'"dtype":"float32","shape"', b'"dtype":"float16","shape"', "declared float16"),
         (b'"config":"trivia_qa"', b'"config":"another"', "configuration 'another'"),
+        (
+            b'"positions":[[0,',
+            b'"positions":[[-1,',
+            r"tensor 'hidden_states': positions \[\[-1, \d+\]\] of a text of \d+",
+        ),
+        (b'"positions":[[0,', b'"positions":[[4294967296,4294967299],[0,', "tensor 'attentions': positions "),
         (b'"name":"attentions"', b'"name":"attentionz"', "tensor 'attentions' is not declared"),
     ],
 )

@@ -36,7 +36,7 @@ from tracekit.manifest import Manifest, ShardInfo
 from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
 from tracekit.sizes import filesize
 
-__all__ = ["CardSettings", "card_features", "own_section", "render_card", "settings_of", "shard_globs"]
+__all__ = ["CardSettings", "card_features", "own_section", "render_card", "settings_of", "shard_globs", "split_card"]
 
 _BEGIN, _END = "<!-- yours: begin -->", "<!-- yours: end -->"
 _INVITATION = (
@@ -137,29 +137,39 @@ def settings_of(card_text: str) -> CardSettings:
     Raises:
         DatasetError: its head is not YAML, or holds something else than the Hub allows there.
     """
-    kept: dict[str, Any] = {"section": own_section(card_text)}
-    match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card_text.replace("\r\n", "\n"), re.DOTALL | re.MULTILINE)
-    if match is not None:
-        try:
-            head = yaml.safe_load(match[1])
-        except yaml.YAMLError as error:
-            raise DatasetError(f"the head of the card (README.md) is not YAML: {error}; mend it") from error
-        if head is not None and not isinstance(head, dict):
-            raise DatasetError("the head of the card (README.md) is no mapping of names to values; mend it")
-        head = head or {}
-        found = {key: head[key] for key in ("license", "language", "pretty_name", "tags") if key in head}
-        kept["extra"] = {key: value for key, value in head.items() if key not in _MADE_KEYS}
-        for key in ("language", "tags"):  # the Hub takes one alone for a list of one
-            found |= {key: [found[key]]} if isinstance(found.get(key), str) else {}
-        if str(found.get("pretty_name", "")).startswith(_MADE_TITLE):  # nobody's choice: made from the models
-            del found["pretty_name"]
-        if "tags" in found:
-            found["tags"] = [tag for tag in found["tags"] if tag not in (*_TAGS, _HIDDEN_STATES, *RECORD_TYPES)]
-        kept |= {key: value for key, value in found.items() if value is not None}
+    head, _ = split_card(card_text)
+    found = {key: head[key] for key in ("license", "language", "pretty_name", "tags") if head.get(key) is not None}
+    for key in ("language", "tags"):  # the Hub takes one alone for a list of one
+        found |= {key: [found[key]]} if isinstance(found.get(key), str) else {}
+    if str(found.get("pretty_name", "")).startswith(_MADE_TITLE):  # nobody's choice: made from the models
+        del found["pretty_name"]
+    if isinstance(found.get("tags"), list):
+        found["tags"] = [tag for tag in found["tags"] if tag not in (*_TAGS, _HIDDEN_STATES, *RECORD_TYPES)]
+    extra = {key: value for key, value in head.items() if key not in _MADE_KEYS}
+    kept = {"section": own_section(card_text), "extra": extra, **found}
     try:
         return msgspec.convert(kept, CardSettings)
     except msgspec.ValidationError as error:
         raise DatasetError(f"the head of the card (README.md): {error}; mend it") from error
+
+
+def split_card(card_text: str) -> tuple[dict[Any, Any], str]:
+    """Head and body of a card.
+
+    Raises:
+        DatasetError: its head is not YAML, or no mapping.
+    """
+    text = card_text.replace("\r\n", "\n")
+    match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
+    if match is None:
+        return {}, text
+    try:
+        head = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise DatasetError(f"the head of the card (README.md) is not YAML: {error}; mend it") from error
+    if head is not None and not isinstance(head, dict):
+        raise DatasetError("the head of the card (README.md) is no mapping of names to values; mend it")
+    return head or {}, text[match.end() :]
 
 
 def own_section(card_text: str) -> str | None:

@@ -70,7 +70,9 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
             print("not replayed: only finished configurations are")
         elif self.replay:
             self._replay(root)
-        _next(f"tracekit show {shlex.quote(self.folder)}")
+        unasked = " --hub" if report.sent and not self.hub else ""
+        folder = shlex.quote(self.folder)
+        _next(f"tracekit verify {folder}{unasked}  # asks the Hub" if unasked else f"tracekit show {folder}")
         return 0
 
     def _sent(self, entries: list[Sent]) -> bool:
@@ -81,7 +83,6 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
         where = sorted({f"{entry.repo} {entry.version}" for entry in entries})
         print(f"not here: {len(entries)} shards, {size}; by the journal (hub/) they were sent to {', '.join(where)}")
         if not self.hub:
-            _next("the same with --hub asks the Hub whether it has them")
             return True
         lost = lost_files(entries)
         for entry in lost:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tracekit.card import CardSettings, render_card, settings_of
+from tracekit.card import CardSettings, render_card, settings_of, split_card
 from tracekit.errors import DatasetError
 from tracekit.figures import draw
 from tracekit.journal import Sent, is_last, read_journal, write_journal
@@ -86,7 +86,7 @@ def _settings(repo_id: str, local: Local, remote: Remote, asked: dict[str, Any])
             notes.append(f"README.md here says {name} {ours!r}, the published card {theirs!r}, which stays")
     chosen["section"] = _section(repo_id, local, here.section, there.section)
     manifests = list(local.state.manifests.values())
-    if local.card and local.card != render_card(manifests, settings=here):
+    if local.card and split_card(local.card) != split_card(render_card(manifests, settings=here)):
         notes.append(
             "README.md here holds text that tracekit did not write, outside the part between the two comment markers; "
             "only that part is published"

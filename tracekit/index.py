@@ -5,6 +5,7 @@ sidecars. Shards are reached through `ShardBytes` alone: mapped, or by ranges on
 bytes are read for.
 """
 
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, ModelInfo
 from tracekit.remote import ByteRange, RemoteShards, open_remote
 from tracekit.stacking import TokenMarks
 from tracekit.tables import INDEX_COLUMNS, records_table, tensor_summaries
-from tracekit.tensors import DTYPES, TensorSpec, num_packed, positions_of
+from tracekit.tensors import DTYPES, TensorSpec, are_ranges, num_packed, positions_of
 
 __all__ = [
     "Folder",
@@ -367,7 +368,7 @@ def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: 
                 f"{where}: tensor {spec.name!r} holds several choices, which this tracekit cannot read yet"
             )
         num_tokens = entry["num_tokens"]
-        if not _are_ranges(spec.positions, num_tokens) or spec.num_keys not in (0, num_tokens):
+        if not are_ranges(spec.positions, num_tokens) or spec.num_keys not in (0, num_tokens):
             raise DatasetError(f"{where}: tensor {spec.name!r} names positions outside a text of {num_tokens} tokens")
         if "L" in spec.axes and (spec.axes[0] != "L" or len(spec.layers) != spec.shape[0]):
             raise DatasetError(f"{where}: tensor {spec.name!r} names {len(spec.layers)} layers, it has {spec.shape}")
@@ -375,7 +376,7 @@ def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: 
         num_rows = num_packed(kept) if spec.layout == "causal" else len(kept)
         letter = "S" if spec.layout == "causal" else "T"
         start = offsets["data_offset"] + place["offset"]
-        num_bytes = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
+        num_bytes = math.prod(spec.shape) * dtype.itemsize
         has_all_rows = letter in spec.axes and spec.shape[spec.axes.index(letter)] == num_rows
         if place["size"] != num_bytes or start + num_bytes > end or not has_all_rows:
             raise DatasetError(
@@ -384,16 +385,6 @@ def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: 
             )
         tensors[spec.name] = Stored(spec, dtype, start, num_bytes)
     return tensors
-
-
-def _are_ranges(positions: Sequence[Sequence[int]], num_tokens: int) -> bool:
-    """Whether these are `[start, stop)` ranges of a text, in order; looked at before anything is made of them."""
-    end = 0
-    for pair in positions:
-        if len(pair) != 2 or not end <= pair[0] < pair[1] <= num_tokens:
-            return False
-        end = pair[1]
-    return True
 
 
 class _Place(NamedTuple):

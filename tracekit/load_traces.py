@@ -293,11 +293,12 @@ def _columns(
             if tensor["layout"] == "causal":
                 spec = spec_of[name]
                 num_keys = spec["num_keys"]
-                # by arithmetic first: a damaged record must not make us build something huge
-                packed = sum((stop * (stop + 1) - start * (start + 1)) // 2 for start, stop in spec["positions"])
-                if packed != array.shape[-1] or num_keys != num_tokens:
+                # looked at first: a damaged record must not make us build something huge
+                is_inside = all(0 <= start < stop <= num_tokens for start, stop in spec["positions"])
+                if not is_inside or num_keys != num_tokens:
                     raise ValueError(
-                        f"{where}: {name} has {array.shape[-1]} values, its record says {packed}. {_AGAIN}"
+                        f"{where}: {name} has positions {spec['positions']} of {num_keys} keys, in a text of "
+                        f"{num_tokens} tokens. {_AGAIN}"
                     )
                 ranges = [np.arange(start, stop) for start, stop in spec["positions"]]
                 try:

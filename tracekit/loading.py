@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
+from tracekit.errors import ConfigError, CorruptShardError, DatasetError, HubError, SampleNotFoundError
 from tracekit.hub import HubPath, fetch
 from tracekit.layout import Layout
 from tracekit.manifest import Manifest, ShardInfo, read_plan, read_struct
@@ -219,7 +219,12 @@ def _open_source(path: str | os.PathLike[str], name: str | None, revision: str |
     """Find a finished configuration, here or on the Hub."""
     hub = _on_hub(path)
     if hub is not None:
-        remote = open_remote(hub.at(revision), name)
+        try:
+            remote = open_remote(hub.at(revision), name)
+        except HubError as error:
+            if str(path).startswith("hf:"):
+                raise
+            raise type(error)(f"{error}. If a folder is meant: {str(path)!r} is none here") from error
         layout = Layout(remote.root, remote.config)
         return _Source(remote.path, layout, read_struct(layout.manifest, Manifest))
     if revision is not None:
@@ -259,8 +264,8 @@ def _choose(
     tensors = source.manifest.tensors
     stored = list(dict.fromkeys(_site_of(one.name) for one in tensors))
     if sites is not None:  # groups as builders take them: those of their sites that are stored
-        groups = [site for site in sites if site in GROUPS]
-        members = [site for group in groups for site in GROUPS[group] if site in stored]
+        groups = {**GROUPS, "none": ()}
+        members = [site for name in sites for site in groups.get(name, ()) if site in stored]
         sites = [*(site for site in sites if site not in groups), *members]
     clash = {*fields} & {*stored}
     assert not clash, f"sites with the name of a field: {clash}"

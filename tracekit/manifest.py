@@ -48,7 +48,7 @@ __all__ = [
 
 ShardName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*-\d{5,}$")]
 PlainName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
-FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*(/\w[\w-]*)*(\.\w+)?$")]
+FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*(/\w[\w-]*)*(\.\w+)*$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 

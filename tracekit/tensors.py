@@ -20,7 +20,7 @@ of one sample is one contiguous range of bytes.
 This module knows numpy and nothing of models, records or shards.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import ml_dtypes
@@ -34,6 +34,7 @@ __all__ = [
     "Payload",
     "TensorIndex",
     "TensorSpec",
+    "are_ranges",
     "decode",
     "dtype_name",
     "encode",
@@ -222,6 +223,16 @@ def decode(payload: bytes | memoryview, *, where: str = "payload") -> dict[str, 
         flat = np.frombuffer(payload, np.uint8, stop - start, start).view(_SAFETENSORS_TO_NUMPY[entry.dtype])
         arrays[name] = flat.reshape(entry.shape)
     return arrays
+
+
+def are_ranges(positions: Sequence[Sequence[int]], num_tokens: int) -> bool:
+    """Whether these are `[start, stop)` ranges of a text, in order; to be asked before anything is made of them."""
+    end = 0
+    for pair in positions:
+        if len(pair) != 2 or not end <= pair[0] < pair[1] <= num_tokens:
+            return False
+        end = pair[1]
+    return True
 
 
 def positions_of(ranges: Iterable[Iterable[int]]) -> np.ndarray:

@@ -25,7 +25,7 @@ from tracekit.manifest import (
 )
 from tracekit.records import SCHEMA_VERSION, Record, decode_record
 from tracekit.shards import RawSample, iter_samples, sha256_file
-from tracekit.tensors import HeaderEntry, num_packed, positions_of, read_header
+from tracekit.tensors import HeaderEntry, are_ranges, num_packed, positions_of, read_header
 
 __all__ = ["Report", "verify"]
 
@@ -203,6 +203,9 @@ def _tensor_problems(record: Record, entries: dict[str, HeaderEntry]) -> list[st
         if dtype != spec.dtype or entry.shape != spec.shape:
             problems.append(f"tensor {name!r} is {dtype} {entry.shape}, declared {spec.dtype} {spec.shape}")
             continue
+        if not are_ranges(spec.positions, len(record.token_ids)):
+            problems.append(f"tensor {name!r}: positions {spec.positions} of a text of {len(record.token_ids)} tokens")
+            continue
         rows = positions_of(spec.positions)
         expected = {"L": len(spec.layers), "T": len(rows)}
         if spec.layout == "causal":
@@ -214,8 +217,6 @@ def _tensor_problems(record: Record, entries: dict[str, HeaderEntry]) -> list[st
                 )
         if spec.layout == "full" and spec.shape[-1] != spec.num_keys:
             problems.append(f"tensor {name!r}: {spec.shape[-1]} keys, declared {spec.num_keys}")
-        if len(rows) and rows[-1] >= len(record.token_ids):
-            problems.append(f"tensor {name!r}: position {rows[-1]} of a text of {len(record.token_ids)} tokens")
     if not len(record.token_ids) == len(record.tokens) == len(record.token_offsets):
         problems.append("token_ids, tokens and token_offsets differ in length")
     return problems
