@@ -2,6 +2,7 @@
 
     python -m benchmarks             all of them; prints tables and writes benchmarks/results.json
     python -m benchmarks.capture     generation and capture, beside stepwise capture and plain generation
+    python -m benchmarks.next_token  next-token traces, beside a bare forward pass of the same batches
     python -m benchmarks.writing     shards, beside a raw write of the same bytes
     python -m benchmarks.reading     one layer and a full scan, beside pickle, LMDB, Zarr, .npy and tar
     python -m benchmarks.loading     rows of tracekit.load_dataset, beside `datasets` with .npy

@@ -34,7 +34,7 @@ from tracekit.records import (
     TriviaQARecord,
 )
 from tracekit.run import Place, Sample
-from tracekit.traced import TracedModel
+from tracekit.traced import Head, TracedModel
 
 __all__ = ["BUILDER", "TriviaExample", "TriviaQABuilder", "TriviaQAConfig", "parse_row"]
 
@@ -147,11 +147,16 @@ class TriviaQATask:
         whole_sample = SourceConfig(source="sample")
         self._pool = read_examples(whole_sample, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
         self.variant = prompter.variant
+        self.head: Head = "lm"
         self._prompts = {example.index: prompter.prompt(example.question, self._shots(example)) for example in examples}
 
     def length(self, example: TriviaExample) -> int:
         """Prompt tokens."""
         return len(self._prompts[example.index].token_ids)
+
+    def num_positions(self, example: TriviaExample) -> int:
+        """Prompt and longest answer."""
+        return self.length(example) + self._config.generation.max_new_tokens
 
     def trace(self, traced: TracedModel, examples: Sequence[TriviaExample], place: Place) -> list[Sample]:
         """Answer a batch, then capture it; sampled answers follow their question's own where they are traced."""

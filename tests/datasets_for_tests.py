@@ -3,6 +3,10 @@
 made = make_sample("000000", num_tokens=9, prompt_length=5)
 write_dataset(tmp_path, {"train-00000": [made]})
 made.expected["hidden_states"]          # what TraceStore has to hand back, whole
+
+made = make_choices("000000", lengths=(3, 2, 4))
+write_dataset(tmp_path, {"train-00000": [made]}, config="csqa_mcq")
+made.expected["hidden_states"][1]       # of the second choice
 """
 
 import hashlib
@@ -10,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from tracekit.layout import Layout, write_atomic
@@ -26,7 +31,17 @@ from tracekit.manifest import (
     Verification,
     to_bytes,
 )
-from tracekit.records import SCHEMA_VERSION, GenerationSettings, ModelInfo, Span, TriviaQARecord, encode_record
+from tracekit.records import (
+    SCHEMA_VERSION,
+    Choice,
+    CsqaMcqRecord,
+    GenerationSettings,
+    ModelInfo,
+    Record,
+    Span,
+    TriviaQARecord,
+    encode_record,
+)
 from tracekit.shards import ShardWriter
 from tracekit.sites import SITES
 from tracekit.tables import write_records_table
@@ -118,6 +133,83 @@ def make_sample(
     return Made(record, stored, expected)
 
 
+class MadeChoices(NamedTuple):
+    """A sample of several choices that was made up."""
+
+    record: CsqaMcqRecord
+    """Its record."""
+    stored: dict[str, np.ndarray]
+    """Tensors as they go into the shard: the choices one after the other."""
+    expected: dict[str, list[np.ndarray]]
+    """By site, what a reader hands back of each choice: attention as (L, H, T_c, T_c)."""
+
+
+CHOICE_SITES = tuple(site for site in SITES if not site.startswith("topk"))
+"""What an encoder can give."""
+
+
+def make_choices(
+    key: str,
+    *,
+    lengths: Sequence[int] = (3, 2, 4),
+    sites: Sequence[str] = CHOICE_SITES,
+    dtype: str = "float32",
+    split: str = "train",
+) -> MadeChoices:
+    """A sample of choices of these lengths with random tensors, the same for the same key."""
+    rng = np.random.default_rng(int(hashlib.sha256(key.encode()).hexdigest()[:8], 16))
+    offsets = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    stored: dict[str, np.ndarray] = {}
+    expected: dict[str, list[np.ndarray]] = {}
+    specs: list[TensorSpec] = []
+    for site in sites:
+        ((name, layers, num_heads),) = _tensors_of(site, None, {})
+        arrays = [_random(rng, site, len(layers), num_heads, length, dtype) for length in lengths]
+        axes, layout = list(SITES[site].axes), "dense"
+        if site == "attentions":
+            axes, layout = ["L", "H", "S"], "full"
+            flat = [array.reshape(len(layers), num_heads, -1) for array in arrays]
+            stored[name] = np.concatenate(flat, axis=-1)
+        else:
+            stored[name] = np.concatenate(arrays, axis=axes.index("T"))
+        expected[name] = arrays
+        spec = _spec(name, stored[name], axes, layers, [[0, offsets[-1]]], layout, 0)
+        specs.append(msgspec.structs.replace(spec, choice_offsets=offsets))
+    base = make_record(
+        key,
+        specs,
+        num_tokens=offsets[-1],
+        prompt_length=offsets[-1],
+        has_answer=False,
+        question_id=f"q{key}",
+        split=split,
+        model=MODEL,
+    )
+    shared = {name: getattr(base, name) for name in Record.__struct_fields__}
+    num_choices = len(lengths)
+    record = CsqaMcqRecord(
+        **{**shared, "config": "csqa_mcq", "eos_included": False},
+        question=base.question,
+        concept=None,
+        choices=[Choice(label="ABCDE"[i], text=f"option {i}") for i in range(num_choices)],
+        label_idx=0,
+        gold_label="A",
+        pred_idx=0,
+        pred_label="A",
+        is_correct=True,
+        entropy=0.5,
+        margin=0.25,
+        num_layers=NUM_LAYERS,
+        num_truncated=0,
+        choice_offsets=offsets,
+        choice_logits=[0.5] * num_choices,
+        choice_probs=[1 / num_choices] * num_choices,
+        is_head_fresh=False,
+        token_type_ids=None,
+    )
+    return MadeChoices(record, stored, expected)
+
+
 def make_record(
     key: str,
     specs: list[TensorSpec],
@@ -186,7 +278,7 @@ def make_record(
 
 def write_dataset(
     root: Path,
-    shards: Mapping[str, Sequence[Made]],
+    shards: Mapping[str, Sequence[Made] | Sequence[MadeChoices]],
     *,
     config: str = "trivia_qa",
     planned: Sequence[str] = (),
@@ -199,11 +291,12 @@ def write_dataset(
     layout = Layout(root, config)
     made = [sample for samples in shards.values() for sample in samples]
     model = made[0].record.model if made else MODEL
+    task = made[0].record.task_name() if made else "trivia_qa"
     names = [*shards, *planned]
     plan = Plan(
         schema_version=SCHEMA_VERSION,
         config=config,
-        task="trivia_qa",
+        task=task,
         run={},
         model=model,
         source=_source(len(made)),
@@ -220,7 +313,7 @@ def write_dataset(
     return layout
 
 
-def write_shard(layout: Layout, name: str, samples: Sequence[Made]) -> Sidecar:
+def write_shard(layout: Layout, name: str, samples: Sequence[Made] | Sequence[MadeChoices]) -> Sidecar:
     """Write one shard and its sidecar."""
     layout.sidecar(name).parent.mkdir(parents=True, exist_ok=True)
     with ShardWriter(layout, name, int(name[-5:])) as writer:
@@ -229,13 +322,13 @@ def write_shard(layout: Layout, name: str, samples: Sequence[Made]) -> Sidecar:
         return writer.finish()
 
 
-def _finish(layout: Layout, plan: Plan, sidecars: Mapping[str, Sidecar], made: Sequence[Made]) -> None:
+def _finish(layout: Layout, plan: Plan, sidecars: Mapping[str, Sidecar], made: Sequence[Made | MadeChoices]) -> None:
     """Tables and manifest, as a finished run has them."""
     by_split: dict[str, list[Sidecar]] = {}
     for name, sidecar in sidecars.items():
         by_split.setdefault(name[:-6], []).append(sidecar)
     for split, of_split in by_split.items():
-        write_records_table(layout.records_table(split), "trivia_qa", of_split)
+        write_records_table(layout.records_table(split), plan.task, of_split)
     summaries = {
         spec.name: TensorSummary(name=spec.name, dtype=spec.dtype, axes=spec.axes, layout=spec.layout, num_bytes=1)
         for sample in made
@@ -244,7 +337,7 @@ def _finish(layout: Layout, plan: Plan, sidecars: Mapping[str, Sidecar], made: S
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         config=layout.config,
-        task="trivia_qa",
+        task=plan.task,
         model=plan.model,
         source=plan.source,
         run={},

@@ -1,4 +1,4 @@
-"""A literal record for tests."""
+"""Literal records for tests."""
 
 from typing import Any
 
@@ -6,11 +6,17 @@ import msgspec
 
 from tracekit.records import (
     SCHEMA_VERSION,
+    Choice,
+    CsqaMcqRecord,
+    CsqaRecord,
     GenerationSettings,
     ModelInfo,
+    NextTokenRecord,
+    Record,
     SampledAnswer,
     Span,
     TriviaQARecord,
+    Word,
 )
 from tracekit.tensors import TensorSpec
 
@@ -96,3 +102,123 @@ def trivia_record(**changes: Any) -> TriviaQARecord:
         ],
     )
     return msgspec.structs.replace(record, **changes)
+
+
+def next_token_record(**changes: Any) -> NextTokenRecord:
+    """One literal record of a text of three tokens, with changes."""
+    common = msgspec.structs.asdict(trivia_record())
+    record = NextTokenRecord(
+        **{name.name: common[name.name] for name in msgspec.structs.fields(Record)}
+        | {
+            "prompt": "ab c",
+            "prompt_length": 3,
+            "token_offsets": [[0, 1], [1, 2], [2, 4]],
+            "spans": [],
+            "last_prompt_index": 2,
+            "first_answer_index": None,
+            "last_answer_index": None,
+            "generation": GenerationSettings(
+                do_sample=False, num_beams=1, max_new_tokens=0, temperature=1.0, top_p=1.0, top_k=0
+            ),
+        },
+        text="ab c",
+        kind="ud_ewt",
+        document_id="s-1",
+        window_index=0,
+        window_start=0,
+        num_context=0,
+        num_document_tokens=3,
+        num_layers=1,
+        words=[
+            Word(
+                id="1",
+                form="ab",
+                lemma="ab",
+                upos="NOUN",
+                head=0,
+                deprel="root",
+                start_char=0,
+                stop_char=2,
+                start_token=0,
+                stop_token=2,
+            )
+        ],
+        labels=[],
+        question=None,
+        answer=None,
+        next_pos=[0, 1],
+        next_true_id=[2, 3],
+        next_pred_id=[2, 9],
+        next_correct=[True, False],
+        next_true_prob=[0.5, 0.125],
+        next_true_logprob=[-0.6931471805599453, -2.0794415416798357],
+        next_pred_prob=[0.5, 0.25],
+        next_entropy=[1.0, 1.5],
+        next_topk_ids=[[2], [9]],
+        next_topk_tokens=[["b"], ["x"]],
+        next_topk_probs=[[0.5], [0.25]],
+        num_scored=2,
+        loss=1.3862943611198906,
+        perplexity=4.0,
+    )
+    return msgspec.structs.replace(record, **changes)
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "question": "Where is a bed?",
+        "concept": "bed",
+        "choices": [Choice(label="A", text="in a room"), Choice(label="B", text="on the moon")],
+        "label_idx": 0,
+        "gold_label": "A",
+        "pred_idx": 1,
+        "pred_label": "B",
+        "is_correct": False,
+        "entropy": 0.5,
+        "margin": 0.25,
+        "num_layers": 2,
+        "num_truncated": 0,
+    }
+
+
+def _shared(**changes: Any) -> dict[str, Any]:
+    """The fields that every record has."""
+    return {field: getattr(trivia_record(), field) for field in Record.__struct_fields__} | changes
+
+
+def csqa_record(**changes: Any) -> CsqaRecord:
+    """A question as a prompt."""
+    scores: dict[str, Any] = {
+        "letter_token_ids": [[1], [2]],
+        "letter_logprobs": [-1.5, -0.5],
+        "letter_probs": [0.25, 0.75],
+        "text_token_ids": [[3, 4], [5]],
+        "text_logprobs": [-3.0, -2.0],
+        "text_logprobs_normalized": [-1.5, -2.0],
+        "pred_idx_by_text": 0,
+        "is_correct_by_text": True,
+    }
+    return CsqaRecord(**(_shared(config="csqa") | _options() | scores | changes))
+
+
+def csqa_mcq_record(**changes: Any) -> CsqaMcqRecord:
+    """A question for an encoder."""
+    scores: dict[str, Any] = {
+        "choice_offsets": [0, 2, 3],
+        "choice_logits": [0.5, 1.5],
+        "choice_probs": [0.25, 0.75],
+        "is_head_fresh": True,
+        "token_type_ids": [0, 1, 1],
+    }
+    return CsqaMcqRecord(**(_shared(config="csqa_mcq") | _options() | scores | changes))
+
+
+def record_of(task: str) -> Record:
+    """A record of a task."""
+    made = {
+        "trivia_qa": trivia_record,
+        "next_token": next_token_record,
+        "csqa": csqa_record,
+        "csqa_mcq": csqa_mcq_record,
+    }
+    return made[task]()

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.datasets_for_tests import Made, make_sample, write_dataset
+from tests.datasets_for_tests import Made, MadeChoices, make_choices, make_sample, write_dataset
 from tracekit import TraceStore
 from tracekit.errors import DatasetError
 from tracekit.manifest import FileInfo, Manifest, Sidecar, read_struct, to_bytes
@@ -40,9 +40,11 @@ def add_script(folder: Path) -> Path:
     return folder
 
 
-def write(folder: Path, made: list[Made], **shards: list[Made]) -> Path:
+def write(
+    folder: Path, made: list[Made] | list[MadeChoices], *, config: str = "trivia_qa", **shards: list[Made]
+) -> Path:
     """A finished dataset folder of made-up samples, loading script included."""
-    layout = write_dataset(folder, {"train-00000": made, **shards})
+    layout = write_dataset(folder, {"train-00000": made, **shards}, config=config)
     tar = layout.records_tar("train")
     write_records_tar(tar, (read_struct(path, Sidecar) for path in sorted(layout.sidecar("").parent.glob("*.json"))))
     info = FileInfo(path=tar.relative_to(folder).as_posix(), num_bytes=tar.stat().st_size, sha256=sha256_file(tar))
@@ -418,6 +420,46 @@ def test_a_shard_that_is_not_there_is_named(folder: Path, imported: Import):
     (folder / "data/trivia_qa/validation-00001.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"validation-00001\.tar"):
         load(imported(folder)(config_name="trivia_qa"))
+
+
+# ---------------------------------------------------------------- choices
+
+
+@pytest.fixture
+def choices(tmp_path: Path) -> list[MadeChoices]:
+    """Samples of three and of two choices, with their loading script, in `tmp_path / "choices"`."""
+    made = [
+        make_choices(f"{i:06d}", lengths=lengths, dtype="bfloat16") for i, lengths in enumerate([(3, 2, 4), (5, 1)])
+    ]
+    write(tmp_path / "choices", made, config="csqa_mcq")
+    return made
+
+
+@pytest.mark.parametrize("read", [load, stream])
+def test_attention_of_choices_is_a_list_of_them(
+    tmp_path: Path, imported: Import, choices: list[MadeChoices], read: Callable[[Any], Any]
+):
+    builder = imported(tmp_path / "choices")(config_name="csqa_mcq")
+    assert "attentions: (C, L, H, T, T), widened from bfloat16, a list of choices" in builder.info.description
+    for row, one in zip(read(builder), choices, strict=True):
+        assert row["choice_offsets"] == one.record.choice_offsets
+        for name, stored in one.stored.items():
+            if name != "attentions":
+                np.testing.assert_array_equal(np.asarray(row[name]), stored.astype(np.float64))
+        for array, expected in zip(row["attentions"], one.expected["attentions"], strict=True):
+            np.testing.assert_array_equal(np.asarray(array), expected.astype(np.float64))
+
+
+def test_choices_that_do_not_go_with_their_attention_are_named(
+    tmp_path: Path, imported: Import, choices: list[MadeChoices]
+):
+    def other_choices(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        changed = members[0][1].replace(b'"choice_offsets":[0,3,5,9]', b'"choice_offsets":[0,4,5,9]')
+        return [(members[0][0], changed), *members[1:]]
+
+    rewrite(tmp_path / "choices/data/csqa_mcq/train-00000.tar", other_choices)
+    with pytest.raises(ValueError, match=r"attentions has 29 packed values, expected 33 for choices at \[0, 4, 5, 9\]"):
+        stream(imported(tmp_path / "choices")(config_name="csqa_mcq"))
 
 
 # ---------------------------------------------------------------- rendering

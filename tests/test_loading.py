@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
-from datasets_for_tests import NUM_LAYERS, Made, make_sample, write_dataset
+from datasets_for_tests import NUM_LAYERS, Made, MadeChoices, make_choices, make_sample, write_dataset
 from torch.utils.data import DataLoader
 from webdataset.autodecode import DecodingError
 
@@ -257,6 +257,48 @@ def test_sites_whose_shapes_differ_by_layer_are_lists(tmp_path: Path) -> None:
         assert [spec["name"] for spec in row["tensors"]] == ["hidden_states", *(f"keys.{layer}" for layer in layers)]
         for array, layer in zip(row["keys"], layers, strict=True):
             np.testing.assert_array_equal(array, one.expected[f"keys.{layer}"][0])
+
+
+@pytest.fixture
+def choices(tmp_path: Path) -> list[MadeChoices]:
+    """Two samples of three and of two choices, in a dataset in `tmp_path / "choices"`."""
+    made = [
+        make_choices(f"{i:06d}", lengths=lengths, dtype="bfloat16") for i, lengths in enumerate([(3, 2, 4), (5, 1)])
+    ]
+    write_dataset(tmp_path / "choices", {"train-00000": made}, config="csqa_mcq")
+    return made
+
+
+@pytest.mark.parametrize("load", [_mapped, _streamed])
+@pytest.mark.parametrize("layers", [None, [1], [2, 0]])
+def test_choices_stand_one_after_the_other_and_their_attention_is_a_list(
+    load: Any, layers: list[int] | None, tmp_path: Path, choices: list[MadeChoices]
+) -> None:
+    rows = list(load(tmp_path / "choices", layers=layers))
+    taken: Any = slice(None) if layers is None else layers
+    for row, one in zip(rows, choices, strict=True):
+        np.testing.assert_array_equal(row["hidden_states"], one.stored["hidden_states"][taken])
+        np.testing.assert_array_equal(row["queries"], one.stored["queries"][taken])
+        np.testing.assert_array_equal(row["resid_embed"], one.stored["resid_embed"])
+        assert isinstance(row["attentions"], list)
+        for array, expected in zip(row["attentions"], one.expected["attentions"], strict=True):
+            assert array.dtype == expected.dtype
+            np.testing.assert_array_equal(array, expected[taken])
+        specs = {spec["name"]: spec for spec in row["tensors"]}
+        assert specs["hidden_states"]["shape"] == list(row["hidden_states"].shape)
+        sizes = [array[0, 0].size for array in row["attentions"]]
+        assert specs["attentions"]["shape"] == [*row["attentions"][0].shape[:2], sum(sizes)]
+        assert specs["attentions"]["choice_offsets"] == row["choice_offsets"] == one.record.choice_offsets
+        assert row["choices"] == msgspec.to_builtins(one.record.choices)
+
+
+@pytest.mark.parametrize("layers", [None, [2, 0]])
+def test_choices_as_torch_tensors(tmp_path: Path, choices: list[MadeChoices], layers: list[int] | None) -> None:
+    row = _mapped(tmp_path / "choices", torch=True, sites=["attentions"], layers=layers)[1]
+    for tensor, expected in zip(row["attentions"], choices[1].expected["attentions"], strict=True):
+        assert tensor.dtype == torch.bfloat16
+        expected = expected if layers is None else expected[layers]
+        assert torch.equal(tensor.float(), torch.from_numpy(expected.astype(np.float32)))
 
 
 def test_few_positions_are_described_as_they_are(tmp_path: Path) -> None:

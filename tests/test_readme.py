@@ -14,6 +14,7 @@ from tracekit.sites import SITES
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BUILDERS = (ROOT / "builders/README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -31,6 +32,21 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run([sys.executable, *shorter], capture_output=True, text=True, cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder
+
+
+def test_the_workflow_of_the_builders_runs(workplace: Path):
+    (command,) = re.findall(r"python (-m builders\.next_token --model demo .*?traces/ewt)", BUILDERS)
+    (code,) = re.findall(r"```python\n(.*?)```", BUILDERS, re.DOTALL)
+    for arguments in ([*command.split(), "--limit", "3"], ["-c", code]):
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-2]) < 1e-5, "attention recomputed from queries and keys is another"
+
+
+def test_every_builder_is_named():
+    for path in (ROOT / "builders").glob("*.py"):
+        if "run_builder(BUILDER" in path.read_text("utf-8"):
+            assert f"`{path.stem}`" in BUILDERS
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -64,6 +80,6 @@ def test_every_module_is_in_the_tree():
 def test_every_field_and_every_tensor_is_in_the_tables():
     for record_type in RECORD_TYPES.values():
         for field in msgspec.structs.fields(record_type):
-            assert re.search(rf"\b{field.name}\b", TEXT), field.name
+            assert re.search(rf"\b{field.name}\b", BUILDERS), field.name
     for site in SITES:
         assert f"`{site}`" in TEXT, site

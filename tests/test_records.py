@@ -6,7 +6,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from tests.sample_records import trivia_record
+from tests.sample_records import record_of, trivia_record
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.records import (
     RECORD_TYPES,
@@ -62,7 +62,7 @@ def test_what_is_no_record_is_an_error(data: bytes):
 
 @pytest.mark.parametrize("task", RECORD_TYPES)
 def test_arrow_takes_a_record_and_gives_it_back(task: str):
-    raw = msgspec.json.decode(encode_record(trivia_record()))
+    raw = msgspec.json.decode(encode_record(record_of(task)))
     table = pa.Table.from_pylist([raw], schema=arrow_schema(RECORD_TYPES[task]))
     assert table.to_pylist() == [raw]
 

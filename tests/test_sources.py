@@ -122,14 +122,16 @@ def test_missing_file_is_named(source: str) -> None:
 def test_what_is_neither_file_nor_hub_id_is_refused(source: str) -> None:
     assert error_of(source) == (
         f"source {source!r} is neither a file nor a dataset on the Hub; expected `default`, `sample`, a file "
-        "(.jsonl .ndjson .json .parquet .csv) or org/name[:subset][@revision]"
+        "(.jsonl .ndjson .json .parquet .csv .tsv .conllu .txt .raw .tokens) or org/name[:subset][@revision]"
     )
 
 
 def test_file_of_another_format_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.pkl", b"x")
-    expected = f"{str(path)!r} has suffix '.pkl'; expected a file with one of .jsonl .ndjson .json .parquet .csv"
-    assert error_of(path) == expected
+    assert error_of(path) == (
+        f"{str(path)!r} has suffix '.pkl'; expected a file with one of .jsonl .ndjson .json .parquet .csv .tsv .conllu "
+        ".txt .raw .tokens"
+    )
 
 
 def test_folder_is_refused_and_the_hub_dataset_of_its_name_is_pointed_to(

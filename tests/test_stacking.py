@@ -1,5 +1,6 @@
 """Choosing tokens and heads, and putting samples of different lengths together."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -7,8 +8,12 @@ from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
 from tracekit.stacking import (
     Selected,
     TokenMarks,
+    check_choice_tokens,
     expand_heads,
     is_single,
+    one_choice,
+    stack_choices,
+    stack_layers,
     stack_samples,
     take_head,
     take_rows,
@@ -155,3 +160,59 @@ def test_samples_that_do_not_go_together_are_named() -> None:
     ):
         with pytest.raises(DatasetError, match=r"cannot stack .* with .*float32 D=3 layers=\[0\].*choose samples"):
             stack_samples([first, other], ["a", "b"], reduce="pad")
+
+
+# ---------------------------------------------------------------- choices
+
+
+def test_a_choice_is_a_sample_of_its_own() -> None:
+    packed = np.arange(2 * 9).reshape(2, 9)  # the second of the choices [0, 2, 5]
+    spec = msgspec.structs.replace(_spec("full", [[0, 5]]), choice_offsets=[0, 2, 5])
+    selected, own = one_choice(_selected(packed, "HS"), spec, 1)
+    assert (selected.axes, selected.array.tolist()) == ("HTT", packed.reshape(2, 3, 3).tolist())
+    assert np.shares_memory(selected.array, packed)
+    assert (own.positions, own.num_keys, own.choice_offsets) == ([[0, 3]], 3, [])
+    dense = one_choice(_selected(np.ones((2, 4)), "TD"), msgspec.structs.replace(spec, layout="dense"), 0)
+    assert (dense.selected.axes, dense.spec.positions, dense.spec.num_keys) == ("TD", [[0, 2]], 0)
+
+
+def test_of_the_names_only_all_has_a_meaning_in_choices() -> None:
+    for tokens in (None, "all", 0, -1, [0], slice(2)):
+        check_choice_tokens(tokens, where="x")
+    with pytest.raises(
+        ConfigError, match=r"x holds choices, in which there are no tokens 'answer'; expected all, a pos"
+    ):
+        check_choice_tokens("answer", where="x")
+
+
+def _attention(length: int) -> Selected:
+    return _selected(np.full((2, length, length), length, np.float16), "HTT")
+
+
+def test_choices_are_padded_and_masked_whatever_their_number() -> None:
+    samples = [[_attention(1), _attention(3)], [_attention(2)]]
+    stacked = stack_choices(samples, ["a", "b"], reduce="pad")
+    assert stacked.values.shape == (2, 2, 2, 3, 3)
+    assert stacked.values.dtype == np.float16
+    assert stacked.mask.tolist() == [[[1, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 0]]]
+    assert stacked.values.sum(axis=(2, 3, 4)).tolist() == [[2, 54], [16, 0]]
+    assert stacked.values[1, 0, 0].tolist() == [[2, 2, 0], [2, 2, 0], [0, 0, 0]]
+    assert stacked.keys == ["a", "b"]
+    even = stack_choices([samples[0], samples[0]], ["a", "b"], reduce="pad")
+    assert even.values.shape == (2, 2, 2, 3, 3)
+    assert even.values[1].tolist() == stacked.values[0].tolist()
+    with pytest.raises(ConfigError, match="nothing to stack"):
+        stack_choices([], [], reduce="pad")
+
+
+def test_one_token_of_each_choice_is_stacked() -> None:
+    dense = [[_selected(np.full((length, 2), length), "TD") for length in lengths] for lengths in ([1, 0], [1])]
+    stacked = stack_choices(dense, ["a", "b"], reduce="single")
+    assert stacked.values.tolist() == [[[1, 1], [0, 0]], [[1, 1], [0, 0]]]
+    assert stacked.mask.tolist() == [[True, False], [True, False]]
+
+
+def test_layers_are_put_together_in_their_order() -> None:
+    layers = [_selected(np.full((2, 3), number), "TD")._replace(layers=[number]) for number in (4, 1)]
+    whole = stack_layers(layers)
+    assert (whole.axes, whole.layers, whole.array[:, 0, 0].tolist()) == ("LTD", [4, 1], [4, 1])

@@ -7,13 +7,16 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
 from datasets_for_tests import (
+    CHOICE_SITES,
     D_MODEL,
     MODEL,
     NUM_HEADS,
@@ -21,6 +24,8 @@ from datasets_for_tests import (
     NUM_LAYERS,
     VERIFICATION,
     Made,
+    MadeChoices,
+    make_choices,
     make_sample,
     write_dataset,
 )
@@ -28,7 +33,9 @@ from datasets_for_tests import (
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
 from tracekit.layout import Layout, write_atomic
 from tracekit.manifest import Manifest, read_struct, to_bytes
+from tracekit.remote import ByteRange, RemoteShards
 from tracekit.sites import SITES
+from tracekit.stacking import Stacked
 from tracekit.store import TraceStore
 
 
@@ -486,7 +493,179 @@ def test_a_graph_of_few_query_rows_keeps_the_places_of_tokens(tmp_path: Path) ->
     assert graph.x is None  # two of nine tokens' states are stored
 
 
+# ---------------------------------------------------------------- many samples of several choices
+
+
+CHOSEN = ((3, 2, 4), (5, 1), (2, 2, 2))
+"""Lengths of the choices of three samples."""
+
+
+@pytest.fixture
+def made_choices() -> list[MadeChoices]:
+    return [make_choices(f"{i:06d}", lengths=lengths, dtype="bfloat16") for i, lengths in enumerate(CHOSEN)]
+
+
+@pytest.fixture
+def choices(tmp_path: Path, made_choices: list[MadeChoices]) -> TraceStore:
+    write_dataset(tmp_path, {"train-00000": made_choices[:2], "train-00001": made_choices[2:]}, config="csqa_mcq")
+    return TraceStore(tmp_path)
+
+
+def _check_choices(stacked: Stacked, made: list[MadeChoices], site: str, index: Any) -> None:
+    """That each choice stands at its place, and that all else is zero and masked."""
+    axis = SITES[site].axes.index("T")
+    num_real = 0
+    for values, mask, one in zip(stacked.values, stacked.mask, made, strict=True):
+        for number, expected in enumerate(one.expected[site]):
+            length = expected.shape[axis]
+            expected = expected[index]
+            assert mask[number].tolist() == [True] * length + [False] * (5 - length)
+            place = tuple(slice(length) for length in expected.shape)
+            np.testing.assert_array_equal(values[number][place], expected)
+            num_real += np.count_nonzero(expected.astype(np.float32))
+        assert not mask[len(one.expected[site]) :].any()
+    assert np.count_nonzero(stacked.values.astype(np.float32)) == num_real
+
+
+@pytest.mark.parametrize("site", CHOICE_SITES)
+def test_choices_are_stacked_and_masked(choices: TraceStore, made_choices: list[MadeChoices], site: str) -> None:
+    stacked = choices.stack(site)
+    assert stacked.values.shape[:2] == (3, 3)
+    assert stacked.mask.shape == (3, 3, 5)
+    assert stacked.values.dtype == made_choices[0].stored[site].dtype
+    assert stacked.keys == choices.keys
+    _check_choices(stacked, made_choices, site, ())
+    if "L" in SITES[site].axes:
+        _check_choices(choices.stack(site, layer=-1, tokens="all"), made_choices, site, -1)
+
+
+def test_stacks_of_choices_have_their_shapes(choices: TraceStore) -> None:
+    assert choices.stack("hidden_states").values.shape == (3, 3, NUM_LAYERS + 1, 5, D_MODEL)
+    assert choices.stack("hidden_states", layer=1).values.shape == (3, 3, 5, D_MODEL)
+    assert choices.stack("attentions", layer=1).values.shape == (3, 3, NUM_HEADS, 5, 5)
+    assert choices.stack("keys", ["000001"], layer=1).values.shape == (1, 2, NUM_KV_HEADS, 5, 3)
+    assert choices.stack("hidden_states", layer=1, tokens=slice(2)).values.shape == (3, 3, 2, D_MODEL)
+    torch = pytest.importorskip("torch")
+    stacked = choices.stack("hidden_states", layer=1, torch=True)
+    assert (stacked.values.dtype, stacked.mask.dtype) == (torch.bfloat16, torch.bool)
+
+
+def test_the_first_and_a_late_token_of_each_choice(choices: TraceStore, made_choices: list[MadeChoices]) -> None:
+    first = choices.stack("hidden_states", layer=2, tokens=0)
+    assert first.values.shape == (3, 3, D_MODEL)
+    assert first.mask.tolist() == [[True] * 3, [True, True, False], [True] * 3]
+    np.testing.assert_array_equal(first.values[1, 1], made_choices[1].expected["hidden_states"][1][2, 0])
+    assert choices.stack("hidden_states", layer=2, tokens=3).mask.tolist() == [
+        [False, False, True],
+        [True, False, False],
+        [False] * 3,
+    ]
+    last = choices.stack("attentions", tokens=-1)
+    assert last.values.shape == (3, 3, NUM_LAYERS, NUM_HEADS, 5)
+    np.testing.assert_array_equal(last.values[0, 2, 1, 1, :4], made_choices[0].expected["attentions"][2][1, 1, 3])
+
+
+@pytest.mark.parametrize("tokens", ["last_prompt", "answer_mean", "answer", "prompt"])
+def test_stacks_of_choices_know_no_answer(choices: TraceStore, tokens: str) -> None:
+    with pytest.raises(ConfigError, match=f"hidden_states of sample '000000' holds choices, .* no tokens '{tokens}'"):
+        choices.stack("hidden_states", tokens=tokens)
+
+
+def test_samples_with_and_without_choices_do_not_go_together(tmp_path: Path) -> None:
+    plain = make_sample("000000", sites=("hidden_states",))
+    one = make_choices("000001", sites=("hidden_states",))
+    plain = plain._replace(record=msgspec.structs.replace(one.record, key="000000", tensors=plain.record.tensors))
+    write_dataset(tmp_path, {"train-00000": [plain, one]}, config="csqa_mcq")
+    with pytest.raises(DatasetError, match="cannot stack hidden_states of sample '000000', which has no choices, with"):
+        TraceStore(tmp_path).stack("hidden_states", layer=0)
+
+
+class _Noted(RemoteShards):
+    """Shards far away that only note what would be fetched."""
+
+    def __init__(self) -> None:
+        self.asked: list[ByteRange] = []
+
+    def prefetch(self, ranges: Sequence[ByteRange]) -> None:
+        self.asked = list(ranges)
+
+
+def test_of_a_published_dataset_the_bytes_of_one_choice_are_fetched(choices: TraceStore) -> None:
+    noted = _Noted()
+    choices._bytes_of = dict.fromkeys(choices._bytes_of, noted)
+    choices._folders = [folder._replace(bytes_of=noted) for folder in choices._folders]
+    choices.prefetch(["000001"], sites=["hidden_states"], layers=[0, 2], choice=-1)
+    start = choices._row("000001").tensors["hidden_states"].start
+    item = D_MODEL * 2  # bfloat16; six tokens a layer, of which the last is the second choice
+    assert [(one.start, one.stop) for one in noted.asked] == [
+        (start + 6 * item * layer + 5 * item, start + 6 * item * (layer + 1)) for layer in (0, 2)
+    ]
+    choices.prefetch(["000001"], sites=["hidden_states"], layers=[0])
+    assert [(one.start, one.stop) for one in noted.asked] == [(start, start + 6 * item)]
+
+
+# ---------------------------------------------------------------- everything at once
+
+
+def test_arrays_are_stacks_of_every_site(store: TraceStore, made: list[Made]) -> None:
+    arrays = store.arrays()
+    assert {*arrays} == {*SITES}
+    for site, stacked in arrays.items():
+        whole = store.stack(site, tokens="all")
+        np.testing.assert_array_equal(stacked.values, whole.values)
+        np.testing.assert_array_equal(stacked.mask, whole.mask)
+    chosen = store.arrays(["attentions", "resid_embed"], layers=[-1, 0], keys=["000003", "000000"])
+    assert {site: one.values.shape for site, one in chosen.items()} == {
+        "attentions": (2, 2, NUM_HEADS, 10, 10),
+        "resid_embed": (2, 10, D_MODEL),
+    }
+    assert chosen["attentions"].keys == ["000003", "000000"]
+    np.testing.assert_array_equal(chosen["attentions"].values[0], made[3].expected["attentions"][[-1, 0]])
+    np.testing.assert_array_equal(chosen["attentions"].values[1, :, :, :7, :7], made[0].expected["attentions"][[-1, 0]])
+
+
+def test_arrays_of_choices(choices: TraceStore, made_choices: list[MadeChoices]) -> None:
+    arrays = choices.arrays()
+    assert {*arrays} == {*CHOICE_SITES}
+    for site, stacked in arrays.items():
+        _check_choices(stacked, made_choices, site, ())
+    chosen = choices.arrays(["hidden_states"], layers=[2, 0])["hidden_states"]
+    assert chosen.values.shape == (3, 3, 2, 5, D_MODEL)
+    np.testing.assert_array_equal(chosen.values[0, 1, :, :2], made_choices[0].expected["hidden_states"][1][[2, 0]])
+
+
+def test_arrays_of_shapes_that_differ_by_layer_are_one_a_layer(tmp_path: Path) -> None:
+    one = make_sample("000000", sites=("hidden_states", "keys"), heads_by_layer={"keys": [2, 4, 1]})
+    store = _only(tmp_path, one)
+    assert [*store.arrays()] == ["hidden_states", "keys.0", "keys.1", "keys.2"]
+    assert store.arrays()["keys.1"].values.shape == (1, 4, 9, 3)
+    chosen = store.arrays(["keys"], layers=[-1])
+    np.testing.assert_array_equal(chosen["keys.2"].values[0], one.expected["keys.2"][0])
+    with pytest.raises(SampleNotFoundError, match="stores no 'queries'"):
+        store.arrays(["queries"])
+    with pytest.raises(ConfigError, match="nothing to stack"):
+        store.arrays(keys=[])
+    with pytest.raises(ConfigError, match="`layers` is empty; leave it out"):
+        store.arrays(layers=[])
+
+
 # ---------------------------------------------------------------- datasets
+
+
+def test_meta_is_what_the_manifest_says(store: TraceStore, tmp_path: Path, made: list[Made]) -> None:
+    manifest = read_struct(Layout(tmp_path, "trivia_qa").manifest, Manifest)
+    plain = msgspec.to_builtins(manifest)
+    meta = store.meta
+    shared = {*plain} & {*meta}
+    assert shared >= {"model", "source", "run", "versions", "tensors", "splits", "schema_version", "verification"}
+    assert {name: meta[name] for name in shared} == {name: plain[name] for name in shared}
+    assert (meta["num_samples"], meta["num_shards"], meta["is_open"]) == (4, 2, False)
+    assert meta["num_bytes"] == sum(path.stat().st_size for path in (tmp_path / "data").rglob("*.tar"))
+    msgspec.json.encode(meta)
+    write_dataset(tmp_path / "b", {"train-00000": [make_sample("000009")]}, planned=["train-00001"], is_finished=False)
+    both = TraceStore([tmp_path, tmp_path / "b"]).meta
+    assert both[0] == meta
+    assert (both[1]["num_samples"], both[1]["is_open"], both[1]["model"]["id"]) == (1, True, "test/model")
 
 
 def test_info_sums_up(store: TraceStore, tmp_path: Path) -> None:
@@ -596,7 +775,7 @@ def test_another_contract_is_refused(tmp_path: Path) -> None:
     manifest = read_struct(layout.manifest, Manifest)
     for change in ({"schema_version": "2.0"}, {"task": "chess"}):
         write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, **change)))
-        with pytest.raises(DatasetError, match=r"this tracekit reads trivia_qa with schema 1.x. Upgrade tracekit"):
+        with pytest.raises(DatasetError, match=r"this tracekit reads trivia_qa, .* with schema 1.x. Upgrade tracekit"):
             TraceStore(tmp_path)
     write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, schema_version="1.7")))
     assert len(TraceStore(tmp_path)) == 1
@@ -710,7 +889,7 @@ def test_a_tensor_that_contradicts_its_entry_is_refused(tmp_path: Path) -> None:
         ({"shape": [4, 9, 1 << 32]}, "with 9 rows does not go with its"),
         ({"shape": [4, 9, 1 << 62]}, "does not go with its 1152 bytes"),
         ({"dtype": "complex64"}, "has no bytes or an unknown dtype"),
-        ({"choice_offsets": [0, 4, 9]}, "holds several choices"),
+        ({"choice_offsets": [0, 4, 8]}, r"positions \[\[0, 9\]\] and num_keys 0, expected \[\[0, 8\]\] and 0"),
     ]:
         specs = [msgspec.structs.replace(one.record.tensors[0], **change), one.record.tensors[1]]
         record = msgspec.structs.replace(one.record, tensors=specs)

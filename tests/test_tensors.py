@@ -3,6 +3,7 @@
 import json
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,7 +14,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tracekit.errors import CorruptShardError, DatasetError
-from tracekit.tensors import DTYPES, decode, encode, num_packed, pack_indices, positions_of, read_header, unpack_causal
+from tracekit.tensors import (
+    DTYPES,
+    TensorSpec,
+    choice_spans,
+    choices_problem,
+    decode,
+    encode,
+    num_packed,
+    pack_indices,
+    positions_of,
+    read_header,
+    site_of,
+    unpack_causal,
+)
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=8).filter(
     lambda name: name != "__metadata__"
@@ -134,3 +148,31 @@ def test_damage_is_named(data: bytes, message: str):
 def test_safetensors_metadata_is_passed_over():
     data = safetensors.numpy.save({"a": np.zeros(2)}, metadata={"format": "pt"})
     assert read_header(data).entries.keys() == {"a"}
+
+
+def test_choices_lie_where_their_lengths_and_squares_say():
+    spec = TensorSpec(
+        name="x",
+        dtype="float32",
+        shape=[2, 5, 4],
+        axes=["L", "T", "D"],
+        layers=[0, 1],
+        positions=[[0, 5]],
+        layout="dense",
+        num_keys=0,
+        choice_offsets=[0, 2, 5],
+    )
+    assert choice_spans(spec) == [slice(0, 2), slice(2, 5)]
+    assert choices_problem(spec) is None
+    attention = msgspec.structs.replace(spec, shape=[2, 4, 13], axes=["L", "H", "S"], layout="full")
+    assert choice_spans(attention) == [slice(0, 4), slice(4, 13)]
+    assert choices_problem(attention) is None
+    plain = msgspec.structs.replace(spec, choice_offsets=[])
+    assert (choice_spans(plain), choices_problem(plain)) == ([], None)
+    assert choices_problem(msgspec.structs.replace(spec, shape=[2, 6, 4])) == (
+        "axis T is 6, its choice_offsets [0, 2, 5] say 5"
+    )
+
+
+def test_the_site_of_a_tensor_is_its_name_without_a_layer():
+    assert [site_of(name) for name in ("keys", "keys.12", "a.b", ".3")] == ["keys", "keys", "a.b", ".3"]

@@ -6,9 +6,12 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from tests.datasets_for_tests import MadeChoices, make_choices, make_sample, write_dataset
 from tests.runs_for_tests import hashes
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import verify
@@ -181,3 +184,63 @@ def test_a_replay_notices_altered_tensors(copy: Path, model: Path):
     rewrite_shard(copy, alter)
     with pytest.raises(CaptureError, match="differs from a lone eager run"):
         replay_stored(Layout(copy, "trivia_qa"), 12, model=str(model), adapter=None, device="cpu")
+
+
+def problems_of(folder: Path, made: Any) -> list[str]:
+    """What is wrong with a sample, written as it is."""
+    write_dataset(folder, {"train-00000": [made]}, config=made.record.config, is_finished=False)
+    return verify(folder).problems
+
+
+def with_spec(made: MadeChoices, number: int, **changes: Any) -> MadeChoices:
+    specs = list(made.record.tensors)
+    specs[number] = msgspec.structs.replace(specs[number], **changes)
+    return made._replace(record=msgspec.structs.replace(made.record, tensors=specs))
+
+
+def test_choices_that_are_right_have_no_problem(tmp_path: Path):
+    assert problems_of(tmp_path, make_choices("000000")) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "message"),
+    [
+        (
+            0,
+            {"choice_offsets": [0, 2, 5, 9]},
+            r"'hidden_states': choices at [0, 2, 5, 9], its record says [0, 3, 5, 9]",
+        ),
+        (0, {"choice_offsets": []}, "'hidden_states': choices at [], its record says [0, 3, 5, 9]"),
+        (0, {"choice_offsets": [0, 5, 3, 9]}, "choice_offsets [0, 5, 3, 9], expected 0 and then larger"),
+        (0, {"positions": [[0, 8]]}, "axis T is 9, its layers and positions say 8"),
+        (0, {"positions": [[1, 10]]}, "of a text of 9 tokens"),
+        (1, {"choice_offsets": [0, 4, 5, 9]}, "'attentions': axis S is 29, its choice_offsets [0, 4, 5, 9] say 33"),
+        (1, {"num_keys": 9}, "'attentions': positions [[0, 9]] and num_keys 9, expected [[0, 9]] and 0"),
+        (1, {"choice_offsets": []}, "'attentions': 29 keys, declared 0"),
+        (2, {"layers": [0, 1]}, "'queries': axis L is 3, its layers and positions say 2"),
+    ],
+)
+def test_choices_are_held_against_the_tensors(tmp_path: Path, number: int, changes: dict[str, Any], message: str):
+    problems = problems_of(tmp_path, with_spec(make_choices("000000"), number, **changes))
+    assert any(message in problem and "train-00000.tar: 000000: tensor" in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"choice_offsets": [0, 3, 5, 10]}, "choices end at token 10 of 9"),
+        ({"choice_offsets": [0, 5, 9]}, "choice_offsets [0, 5, 9] are not those of 3 choices"),
+        ({"choice_offsets": []}, "choice_offsets [] are not those of 3 choices"),
+        ({"choice_offsets": [1, 3, 5, 9]}, "choice_offsets [1, 3, 5, 9] are not those"),
+        ({"choice_offsets": [0, 5, 5, 9]}, "choice_offsets [0, 5, 5, 9] are not those"),
+    ],
+)
+def test_choices_are_held_against_the_tokens(tmp_path: Path, changes: dict[str, Any], message: str):
+    made = make_choices("000000", sites=())
+    made = made._replace(record=msgspec.structs.replace(made.record, **changes))
+    assert [problem for problem in problems_of(tmp_path, made) if message in problem]
+
+
+def test_choices_in_a_task_without_them_are_noticed(tmp_path: Path):
+    made = with_spec(make_sample("000000"), 0, choice_offsets=[0, 4, 9])  # type: ignore[arg-type]
+    assert [one for one in problems_of(tmp_path, made) if "'hidden_states': holds choices, its record none" in one]

@@ -10,7 +10,7 @@ attention and MLP to the same x (parallel blocks) have no such tensor; there `x 
 site is marked derived. Element by element the sums must hold to rounding, and must fail without the submodule's output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
@@ -50,8 +50,8 @@ class Anatomy(NamedTuple):
     """transformers' name of the architecture."""
 
 
-def examine(model: nn.Module, input_ids: Tensor) -> Anatomy:
-    """Find the parts of a model by running it once.
+def examine(model: nn.Module, run: Callable[[], object]) -> Anatomy:
+    """Find the parts of a model; `run` runs it once, on a short text.
 
     Raises:
         ModelError: no list of blocks as long as the configuration says, or no inner model.
@@ -64,7 +64,7 @@ def examine(model: nn.Module, input_ids: Tensor) -> Anatomy:
             if isinstance(module, PreTrainedModel) and module is not model:
                 handle = module.register_forward_hook(lambda module, args, output: called.append(module))
                 stack.callback(handle.remove)
-        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+        run()
     name = type(model).__name__
     if not called:
         raise ModelError(f"{name}: no inner model was called; tracekit needs a transformers model with a separate head")
@@ -96,7 +96,7 @@ class _Seen(NamedTuple):
     value: Tensor
 
 
-def find_resid_rule(model: nn.Module, anatomy: Anatomy, input_ids: Tensor) -> ResidRule | None:
+def find_resid_rule(anatomy: Anatomy, run: Callable[[], object]) -> ResidRule | None:
     """Where `resid_post_attn` can be read, the same for every block; None where no place proves itself."""
     per_block: list[list[_Seen]] = [[] for _ in anatomy.blocks]
     with ExitStack() as stack, torch.no_grad():
@@ -104,7 +104,7 @@ def find_resid_rule(model: nn.Module, anatomy: Anatomy, input_ids: Tensor) -> Re
             for path, module in block.named_modules():
                 hook = partial(_note, seen, path)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+        run()
     if any(not seen or seen[-1].path != "" for seen in per_block):
         return None
     for rule in _candidates(per_block[0]):

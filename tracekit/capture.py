@@ -7,7 +7,7 @@ alone runs over chunks of those rows, so (B, T, V) never exists.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,12 +30,15 @@ from tracekit.traced import SiteLayout, TracedModel
 
 __all__ = [
     "ROW_SUM_TOLERANCE",
+    "Buffers",
+    "Rows",
     "Text",
     "Trace",
     "capture",
     "head_logits",
     "keep_inner_output",
     "resolve_layers",
+    "run_rows",
     "to_numpy",
 ]
 
@@ -51,6 +54,16 @@ class Text(NamedTuple):
     """Prompt, then answer."""
     prompt_length: int
     """Where the answer starts."""
+    scored_from: int | None = None
+    """First token whose log-probability is wanted; the answer's first by default."""
+    token_type_ids: list[int] | None = None
+    """Segment of each token, for encoders that have segments."""
+
+    @property
+    def scored(self) -> range:
+        """Positions whose next token is scored: one before each scored token."""
+        first = self.prompt_length if self.scored_from is None else self.scored_from
+        return range(first - 1, len(self.token_ids) - 1)
 
 
 class Trace(NamedTuple):
@@ -61,15 +74,21 @@ class Trace(NamedTuple):
     specs: list[TensorSpec]
     """What each of them is."""
     logprobs: np.ndarray
-    """Log-probability of each answer token under the raw model, nats, float32 (num_answer,)."""
+    """Log-probability of each scored token (the answer's) under the raw model, nats, float32 (num_scored,)."""
     entropies: np.ndarray
-    """Entropy of the distribution each answer token was drawn from, nats, float32 (num_answer,)."""
+    """Entropy of the distribution of each scored token, nats, float32 (num_scored,)."""
     predicted_ids: np.ndarray
-    """Most likely token at each answer position, int64 (num_answer,)."""
+    """Most likely token in the place of each scored one, int64 (num_scored,)."""
+    best_ids: np.ndarray
+    """Most likely tokens in the place of each scored one, best first, int64 (num_scored, num_best)."""
+    best_logprobs: np.ndarray
+    """Their log-probabilities, nats, float32 (num_scored, num_best)."""
 
 
-def capture(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig) -> list[Trace]:
+def capture(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig, *, num_best: int = 0) -> list[Trace]:
     """Run texts through the model once and keep what the configuration asks for.
+
+    `num_best` most likely tokens are kept in the place of each scored one.
 
     Models whose rows influence one another (int8 with outliers) run one text at a time.
 
@@ -80,29 +99,44 @@ def capture(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig) -
         UnsupportedSiteError: the model cannot give a requested site.
     """
     if traced.is_row_coupled and len(texts) > 1:
-        return [trace for text in texts for trace in capture(traced, [text], config)]
+        return [trace for text in texts for trace in capture(traced, [text], config, num_best=num_best)]
+    rows = run_rows(traced, texts, config)
+    output, buffers = rows.output, rows.buffers
+    numbers = _next_tokens(traced, output, texts, config, num_best)
+    return [buffers.trace(i, number) for i, number in enumerate(numbers)]
+
+
+class Rows(NamedTuple):
+    """What came of a batch: captured tensors, and the model's output (of an LM, its inner model's)."""
+
+    buffers: "Buffers"
+    output: Any
+
+
+def run_rows(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig) -> Rows:
+    """Run texts as rows of one batch and capture what the configuration asks for, next-token numbers left out.
+
+    Raises: as `capture`.
+    """
     sites = resolve_sites(config.sites)
     missing = [site for site in sites if site not in traced.layouts and SITES[site].source != "head"]
     if missing:
         raise UnsupportedSiteError(_cannot_give(traced, missing))
-    buffers = _Buffers(traced, texts, sites, config)
-    input_ids, attention_mask = _right_pad(texts, traced.device)
+    buffers = Buffers(traced, texts, sites, config)
+    inputs = _right_pad(texts, traced.device)
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
     wants_hidden = "hidden_states" in sites
     with (
         torch.inference_mode(),
-        keep_inner_output(traced.anatomy.inner) as kept,
+        keep_inner_output(traced.anatomy.inner) if traced.head == "lm" else nullcontext([]) as kept,
         record(traced.model, traced.anatomy, hooked, buffers.put, resid_rule=traced.resid_rule),
     ):
-        traced.model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=wants_hidden
-        )
-    output = kept[0]
+        whole = traced.run(**inputs, output_hidden_states=wants_hidden)
+    output = kept[0] if kept else whole
     if wants_hidden:
         for layer, hidden in enumerate(output.hidden_states):
             buffers.put("hidden_states", layer, hidden)
-    numbers = [_next_tokens(traced, output, i, text, config) for i, text in enumerate(texts)]
-    return [buffers.trace(i, number) for i, number in enumerate(numbers)]
+    return Rows(buffers, output)
 
 
 def resolve_layers(chosen: Sequence[str], available: Sequence[int]) -> list[int]:
@@ -181,50 +215,93 @@ class _NextTokens(NamedTuple):
     logprobs: np.ndarray
     entropies: np.ndarray
     predicted_ids: np.ndarray
+    best_ids: np.ndarray
+    best_logprobs: np.ndarray
     topk_ids: np.ndarray
     topk_logprobs: np.ndarray
 
 
-def _next_tokens(traced: TracedModel, output: Any, i: int, text: Text, config: CaptureConfig) -> _NextTokens:
-    """Numbers of text `i`'s answer tokens, and the top-k of its kept positions where asked for."""
+class _Scores(NamedTuple):
+    """Numbers of rows of logits, one each."""
+
+    logprobs: Tensor
+    """Log-probability of the token that follows (n,); of no meaning where none does."""
+    entropies: Tensor
+    """Entropy (n,)."""
+    best: Tensor
+    """Most likely tokens, best first (n, k)."""
+    best_logprobs: Tensor
+    """Their log-probabilities (n, k)."""
+
+
+def _next_tokens(
+    traced: TracedModel, output: Any, texts: Sequence[Text], config: CaptureConfig, num_best: int
+) -> list[_NextTokens]:
+    """Numbers of each text's scored tokens, and the top-k of its kept positions where asked for.
+
+    The rows of all texts go through the head together, in chunks: texts may be short, and the head's weights large.
+    """
     sites = resolve_sites(config.sites)
-    start, stop = _kept_positions(text, config)
-    topk_positions = range(start, stop) if "topk_ids" in sites or "topk_logprobs" in sites else range(0)
-    answer_positions = range(text.prompt_length - 1, len(text.token_ids) - 1)
-    positions = sorted({*topk_positions, *answer_positions})
-    logprobs, entropies, predicted, topk = [], [], [], []
-    chunks = head_logits(traced, output.last_hidden_state[i, positions], type(output)) if positions else iter(())
+    wants_topk = "topk_ids" in sites or "topk_logprobs" in sites
+    kept = [range(*_kept_positions(text, config)) if wants_topk else range(0) for text in texts]
+    positions = [sorted({*some, *text.scored}) for some, text in zip(kept, texts, strict=True)]
+    if not any(positions):
+        return [_numbers_of(None, text, [], range(0), config, num_best) for text in texts]
+    rows = torch.cat([output.last_hidden_state[i, some] for i, some in enumerate(positions)])
+    following = [
+        text.token_ids[p + 1] if p in text.scored else -1
+        for text, some in zip(texts, positions, strict=True)
+        for p in some
+    ]
+    width = max(1, num_best, config.topk if wants_topk else 0)
+    parts: list[_Scores] = []
     done = 0
-    for logits in chunks:
-        logprobs_nV = logits.log_softmax(-1)
-        here = positions[done : done + len(logits)]
+    for logits in head_logits(traced, rows, type(output)):
+        targets = torch.tensor(following[done : done + len(logits)], device=logits.device)
+        parts.append(_scores(logits, targets, width))
         done += len(logits)
-        answer = [row for row, position in enumerate(here) if position in answer_positions]
-        if answer:
-            targets = torch.tensor([text.token_ids[here[row] + 1] for row in answer], device=logits.device)
-            picked = logprobs_nV[answer]
-            logprobs.append(picked.gather(1, targets[:, None])[:, 0])
-            entropies.append(torch.special.entr(picked.exp()).sum(-1))
-            predicted.append(picked.argmax(-1))
-        rows = [row for row, position in enumerate(here) if position in topk_positions]
-        if rows:
-            topk.append(logprobs_nV[rows].topk(config.topk))
-    best_first = [best.values for best in topk]
-    if not all(bool(torch.isfinite(part).all()) for part in [*logprobs, *entropies, *best_first]):
+    scores = _Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+    if not all(bool(torch.isfinite(part).all()) for part in (scores.logprobs, scores.entropies, scores.best_logprobs)):
         raise CaptureError(
             f"log-probabilities of the next token: not finite in a {traced.info.dtype} model; use another --dtype"
         )
+    stops = np.cumsum([len(some) for some in positions]).tolist()
+    return [
+        _numbers_of(
+            _Scores(*(column[stop - len(some) : stop] for column in scores)), text, some, some_kept, config, num_best
+        )
+        for text, some, some_kept, stop in zip(texts, positions, kept, stops, strict=True)
+    ]
+
+
+def _scores(logits_nV: Tensor, targets: Tensor, width: int) -> _Scores:
+    logprobs_nV = logits_nV.log_softmax(-1)
+    entropies = -(logprobs_nV.exp().mul_(logprobs_nV)).sum(-1)
+    if not torch.isfinite(entropies).all():  # 0 times -inf, where a head rules tokens out: entr knows it for 0, slowly
+        entropies = torch.special.entr(logprobs_nV.exp()).sum(-1)
+    best = logprobs_nV.topk(width)
+    targets = torch.where(targets < 0, best.indices[:, 0], targets)  # nothing follows, or nobody asks
+    return _Scores(logprobs_nV.gather(1, targets[:, None])[:, 0], entropies, best.indices, best.values)
+
+
+def _numbers_of(
+    scores: _Scores | None, text: Text, positions: list[int], kept: range, config: CaptureConfig, num_best: int
+) -> _NextTokens:
+    """One text's share of the rows."""
+    if scores is None:
+        none = torch.zeros(0)
+        scores = _Scores(none, none, none.reshape(0, max(1, num_best)), none.reshape(0, max(1, num_best)))
+    scored = [row for row, position in enumerate(positions) if position in text.scored]
+    topk = [row for row, position in enumerate(positions) if position in kept]
     return _NextTokens(
-        _joined(logprobs, np.float32),
-        _joined(entropies, np.float32),
-        _joined(predicted, np.int64),
-        _joined([best.indices for best in topk], np.int64),
-        _joined(best_first, np.float32),
+        scores.logprobs[scored].numpy().astype(np.float32),
+        scores.entropies[scored].numpy().astype(np.float32),
+        scores.best[scored, 0].numpy().astype(np.int64),
+        scores.best[scored, :num_best].numpy().astype(np.int64),
+        scores.best_logprobs[scored, :num_best].numpy().astype(np.float32),
+        scores.best[topk, : config.topk].numpy().astype(np.int64),
+        scores.best_logprobs[topk, : config.topk].numpy().astype(np.float32),
     )
-
-
-def _joined(parts: list[Tensor], dtype: type) -> np.ndarray:
-    return torch.cat(parts).cpu().numpy().astype(dtype) if parts else np.zeros(0, dtype)
 
 
 def _kept_positions(text: Text, config: CaptureConfig) -> tuple[int, int]:
@@ -235,12 +312,20 @@ def _kept_positions(text: Text, config: CaptureConfig) -> tuple[int, int]:
     ]
 
 
-def _right_pad(texts: Sequence[Text], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Input ids and attention mask (B, T); what the pad id is does not matter, the mask decides."""
+def _right_pad(texts: Sequence[Text], device: torch.device) -> dict[str, Tensor]:
+    """Input ids, attention mask and, where there are, segments (B, T); the pad id does not matter, the mask decides."""
     longest = max(len(text.token_ids) for text in texts)
-    ids = [text.token_ids + [0] * (longest - len(text.token_ids)) for text in texts]
-    mask = [[1] * len(text.token_ids) + [0] * (longest - len(text.token_ids)) for text in texts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def padded(rows: Sequence[list[int]]) -> Tensor:
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+
+    inputs = {
+        "input_ids": padded([text.token_ids for text in texts]),
+        "attention_mask": padded([[1] * len(text.token_ids) for text in texts]),
+    }
+    segments = [text.token_type_ids for text in texts if text.token_type_ids is not None]
+    assert len(segments) in (0, len(texts)), "segments are given for all texts or for none"
+    return inputs | ({"token_type_ids": padded(segments)} if segments else {})
 
 
 def _cannot_give(traced: TracedModel, missing: Sequence[str]) -> str:
@@ -270,7 +355,7 @@ class _Target(NamedTuple):
     values: list[Tensor]
 
 
-class _Buffers:
+class Buffers:
     """The sink of a capture pass: final tensors of every text, filled layer by layer."""
 
     def __init__(
@@ -289,7 +374,8 @@ class _Buffers:
         layers = resolve_layers(self._config.layers, layout.layers) if has_layers else [layout.layers[0]]
         groups = [layers] if layout.is_uniform else [[layer] for layer in layers]
         dtype = layout.dtype if self._config.store_dtype == "same" else getattr(torch, self._config.store_dtype)
-        form = "dense" if site != "attentions" else "causal" if self._traced.is_causal else "full"
+        is_packed = self._traced.is_causal and self._traced.head == "lm"
+        form = "dense" if site != "attentions" else "causal" if is_packed else "full"
         for group in groups:
             tail = layout.tails[layout.layers.index(group[0])]
             shapes = [self._shape(site, form, tail, i) for i in range(len(self._texts))]
@@ -374,8 +460,8 @@ class _Buffers:
             if self._traced.is_causal and _sees_future(value_BHTT[i], len(text.token_ids)):
                 raise CaptureError(f"attentions, layer {layer}: a causal model attends to the future")
 
-    def trace(self, i: int, numbers: _NextTokens) -> Trace:
-        """Everything of text `i`."""
+    def tensors(self, i: int) -> tuple[dict[str, np.ndarray], list[TensorSpec]]:
+        """Captured tensors of text `i`, and what they are."""
         text = self._texts[i]
         start, stop = self._ranges[i]
         positions = [[start, stop]] if stop > start else []
@@ -388,12 +474,27 @@ class _Buffers:
                 axes = ["L", "H", "S"]
             keys = len(text.token_ids) if target.site == "attentions" else 0
             specs.append(_spec(name, tensors[name], axes, target.layers, positions, target.layout, keys))
+        return tensors, specs
+
+    def trace(self, i: int, numbers: _NextTokens) -> Trace:
+        """Everything of text `i`."""
+        tensors, specs = self.tensors(i)
+        start, stop = self._ranges[i]
+        positions = [[start, stop]] if stop > start else []
         for name in ("topk_ids", "topk_logprobs"):
             if name in resolve_sites(self._config.sites):
                 array = getattr(numbers, name).reshape(stop - start, self._config.topk)
                 tensors[name] = array
                 specs.append(_spec(name, array, ["T", "k"], [], positions, "dense", 0))
-        return Trace(tensors, specs, numbers.logprobs, numbers.entropies, numbers.predicted_ids)
+        return Trace(
+            tensors,
+            specs,
+            numbers.logprobs,
+            numbers.entropies,
+            numbers.predicted_ids,
+            numbers.best_ids,
+            numbers.best_logprobs,
+        )
 
 
 def _spec(

@@ -60,7 +60,7 @@ _HIDDEN_STATES = "hidden-states"
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")  # from 1,000 on, each ten times the one before
 _TAGS = ("tracekit", "interpretability", "activations", "webdataset")
 _AGENT_TRACES = "agent-traces"  # on the Hub these are sessions of agents, with a viewer of their own
-_TASK_CATEGORIES = {"trivia_qa": "question-answering"}
+_TASK_CATEGORIES = {"trivia_qa": "question-answering", "csqa": "multiple-choice", "csqa_mcq": "multiple-choice"}
 _DEMO = ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")  # its package is no repository on the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -118,6 +118,7 @@ def render_card(
     text = body.render(
         title=title,
         manifests=[_for_template(manifest, has_figures=has_figures) for manifest in manifests],
+        writing=[manifest for manifest in manifests if _generates(manifest)],
         int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
         tasks=[_task(name) for name in dict.fromkeys(manifest.task for manifest in manifests)],
         load=_loading(manifests, here, version),
@@ -266,8 +267,12 @@ def _for_template(manifest: Manifest, *, has_figures: bool) -> dict[str, Any]:
         "making": _making(manifest),
         "commands": [manifest.command] if manifest.command else [],
         "run_json": json.dumps(manifest.run, indent=1, ensure_ascii=False),
-        "replays": f"{replayed.num_replayed} samples were run again alone, unpadded, in plain eager transformers; both "
-        f"runs predict the same token at {replayed.num_agreeing} of {replayed.num_positions} answer positions."
+        "replays": f"{replayed.num_replayed} samples were run again alone, unpadded, in plain eager transformers"
+        + (
+            f"; both runs predict the same token at {replayed.num_agreeing} of {replayed.num_positions} positions."
+            if replayed.num_positions
+            else "."
+        )
         if replayed.num_replayed
         else "No sample was replayed (`num_replays = 0`).",
     }
@@ -285,6 +290,11 @@ def _decoding(generation: dict[str, Any]) -> str:
     return words
 
 
+def _generates(manifest: Manifest) -> bool:
+    """Whether the model wrote anything."""
+    return any(metric.name == "mean_answer_tokens" for metric in manifest.metrics)
+
+
 def _making(manifest: Manifest) -> list[tuple[str, str]]:
     """How a configuration was made, row by row."""
     model, source, run = manifest.model, manifest.source, manifest.run
@@ -300,7 +310,7 @@ def _making(manifest: Manifest) -> list[tuple[str, str]]:
         ("rows", f"split {source.split}: {source.num_used} of {source.num_rows} used, {len(source.skipped)} malformed"),
         ("prompt template", f"chat template, SHA-256 {templates}" if templates else "none: a plain prompt"),
         ("solved examples", str(prompt.get("num_shots", 0))),
-        ("answers", _decoding(run.get("generation", {}))),
+        ("answers", _decoding(run.get("generation", {})) if _generates(manifest) else "nothing is generated"),
         ("captured", f"layers {' '.join(capture.get('layers', ['?']))}, tokens: {capture.get('tokens', '?')}"),
         ("attention", f"{model.attention} in the capture pass"),
         ("device", manifest.device_type),

@@ -39,6 +39,8 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
     """Load the model and run so many samples again."""
     model: str | None = None
     """Where the model is, if it was a local one."""
+    model_path: str | None = None
+    """Where the fine-tuned checkpoint is, if it was a local one."""
     adapter: str | None = None
     """Where the adapter is, if it was a local one."""
     device: str = "auto"
@@ -99,7 +101,12 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
 
         for name in [self.dataset_config] if self.dataset_config else config_names(root):
             result = replay_stored(
-                Layout(root, name), self.replay, model=self.model, adapter=self.adapter, device=self.device
+                Layout(root, name),
+                self.replay,
+                model=self.model,
+                model_path=self.model_path,
+                adapter=self.adapter,
+                device=self.device,
             )
             print("\n".join(verification_lines(result)))
 
@@ -228,15 +235,18 @@ def metric_lines(manifest: Manifest) -> list[str]:
         note = f"  (by {rule})" if metric.name == "accuracy" and rule else ""
         if metric.name == "truncated_share" and metric.value == 1:
             note = "  (every answer ran into --max-new-tokens: raise it?)"
+        if metric.name == "fresh_head_share" and metric.value:
+            note = "  (the multiple-choice head was drawn at random: predictions mean nothing)"
         lines.append(f"{metric.name:18s} {metric.value:.4g}{note}")
     return lines
 
 
 def verification_lines(verification: Any) -> list[str]:
     """What replays showed, a line a site."""
+    same = f": same token at {verification.num_agreeing} of {verification.num_positions} positions"
     lines = [
-        f"replayed {verification.num_replayed} samples alone in plain eager transformers: same token at "
-        f"{verification.num_agreeing} of {verification.num_positions} answer positions"
+        f"replayed {verification.num_replayed} samples alone in plain eager transformers"
+        + (same if verification.num_positions else "")
     ]
     for error in verification.sites:
         lines.append(
@@ -303,11 +313,9 @@ def _one_line(record: Any) -> str:
     """A sample in a line: key, right or wrong, question, answer."""
     is_correct = getattr(record, "is_correct", None)
     verdict = "" if is_correct is None else "right" if is_correct else "wrong"
-    question = " ".join(getattr(record, "question", record.prompt).split())
-    answer = " ".join(getattr(record, "generated_answer", "").split())
-    truth = getattr(record, "ground_truth_answers", [""])[0]
-    wanted = f"  (accepted: {truth})" if verdict == "wrong" and truth else ""
-    return f"{record.key}  {verdict:5s}  {_short(question, 70)}  ->  {_short(answer, 70) or '(no answer)'}{wanted}"
+    asked, outcome, wanted = (" ".join(text.split()) for text in record.summary())
+    accepted = f"  (accepted: {wanted})" if wanted else ""
+    return f"{record.key}  {verdict:5s}  {_short(asked, 70)}  ->  {_short(outcome, 70)}{accepted}"
 
 
 def _short(text: str, width: int) -> str:

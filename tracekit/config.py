@@ -21,6 +21,7 @@ __all__ = [
     "GenerationConfig",
     "ModelConfig",
     "OutputConfig",
+    "Positive",
     "PromptConfig",
     "PublishConfig",
     "RunConfig",
@@ -43,6 +44,8 @@ class ModelConfig(_Part, frozen=True, kw_only=True):
 
     model: str = "demo"
     """Hub id (`org/name` or `org/name@revision`), local folder, `.gguf` file, or `demo` (SmolLM2-135M-Instruct)."""
+    model_path: str | None = None
+    """Fine-tuned checkpoint of the model: its weights are used, and its tokenizer where it has one."""
     adapter: str | None = None
     """LoRA adapter: local folder or Hub id (`@revision` allowed)."""
     quantize: Literal["none", "int8", "nf4"] = "none"
@@ -61,7 +64,7 @@ class SourceConfig(_Part, frozen=True, kw_only=True):
     """Which data, and how much of it."""
 
     source: str = "default"
-    """`default` (the task's own dataset on the Hub), another Hub id, a JSONL, Parquet or CSV file, or `sample`."""
+    """`default` (the task's own dataset on the Hub), another Hub id, a JSONL, Parquet, CSV or TSV file, or `sample`."""
     split: str = "validation"
     """Split of the source; for a local file just the name that is written down."""
     limit: Positive | None = None

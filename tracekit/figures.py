@@ -6,22 +6,18 @@
 They are drawn from `Manifest.figures` alone. A figure whose numbers are missing is left out.
 """
 
-import io
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tracekit.errors import ConfigError
 from tracekit.manifest import FigureData, Manifest
+from tracekit.plots import BLUE, INK, ORANGE, canvas, grid, png, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
 __all__ = ["Figure", "draw", "figures_of"]
 
 _ENTROPY_TITLE, _NORMS_TITLE = "Answer correctness against entropy", "Hidden-state norm by layer"
-_RIGHT, _WRONG, _LINE = "#0072B2", "#E69F00", "#222222"  # Okabe and Ito: told apart with any colour vision, and in grey
-_WIDTH_INCHES, _DPI = 8, 150  # text of 12 points is 17 pixels high when the picture is shown 800 pixels wide
 _LOG_FROM = 20  # largest norm over smallest, from which on only a logarithmic axis shows both
 _Z = 1.96  # standard errors either side that hold 95 %
 
@@ -67,18 +63,8 @@ def draw(manifest: Manifest) -> dict[str, bytes]:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ConfigError(
-            "figures of the card need matplotlib, which is not installed: pip install 'tracekit-llm[publish]'"
-        ) from error
     drawn: dict[str, bytes] = {}
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a person's own style would change the bytes
-        mpl.rcParams.update(
-            {"font.size": 12, "axes.titlesize": 13, "axes.spines.top": False, "axes.spines.right": False}
-        )
+    with style():
         if _has_entropy(manifest.figures):
             drawn[_entropy_path(manifest)] = _entropy_png(manifest)
         if manifest.figures.mean_norms:
@@ -102,15 +88,15 @@ def _entropy_png(manifest: Manifest) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     data = manifest.figures
-    figure = _canvas(height=6.4)
+    figure = canvas(height=6.4)
     counts, shares = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     edges = data.entropy_edges
     width = edges[1] - edges[0]
     centres = [edge + width / 2 for edge in edges[:-1]]
     look: dict[str, Any] = {"width": width, "edgecolor": "white", "linewidth": 0.8}
     right, wrong = data.entropy_right, data.entropy_wrong
-    counts.bar(centres, wrong, color=_WRONG, hatch="//", label=f"wrong ({data.num_wrong})", **look)
-    counts.bar(centres, right, bottom=wrong, color=_RIGHT, label=f"right ({data.num_right})", **look)
+    counts.bar(centres, wrong, color=ORANGE, hatch="//", label=f"wrong ({data.num_wrong})", **look)
+    counts.bar(centres, right, bottom=wrong, color=BLUE, label=f"right ({data.num_right})", **look)
     counts.set_ylabel("answers per bin")
     counts.yaxis.set_major_locator(MaxNLocator(integer=True))
     counts.legend(title="answer", frameon=False)
@@ -126,33 +112,33 @@ def _entropy_png(manifest: Manifest) -> bytes:
             [100 * high - point for point, (_, high) in zip(points, intervals, strict=True)],
         ],
         fmt="o",
-        color=_RIGHT,
+        color=BLUE,
         ecolor="#888888",
         capsize=3,
         label="per bin, with 95 % interval",
     )
     judged = data.num_right + data.num_wrong
-    shares.axhline(100 * data.num_right / judged, color=_LINE, linestyle="--", linewidth=1, label="all answers")
+    shares.axhline(100 * data.num_right / judged, color=INK, linestyle="--", linewidth=1, label="all answers")
     shares.set_ylim(-5, 105)
     shares.set_xlim(0, edges[-1])
     shares.set_ylabel("right answers (%)")
     shares.set_xlabel("mean entropy of an answer's tokens (nats)")
     shares.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=11)
-    _grid(counts)
-    _grid(shares)
-    return _png(figure)
+    grid(counts)
+    grid(shares)
+    return png(figure)
 
 
 def _norms_png(manifest: Manifest) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     data = manifest.figures
-    figure = _canvas(height=4.6)
+    figure = canvas(height=4.6)
     axes = figure.subplots()
     axes.plot(
         data.layers,
         data.mean_norms,
-        color=_RIGHT,
+        color=BLUE,
         marker="o",
         markersize=5,
         label=f"mean over {data.num_tokens} tokens",
@@ -168,24 +154,12 @@ def _norms_png(manifest: Manifest) -> bytes:
     axes.set_xlabel("layer of hidden_states (0: embeddings; the model's last: after its final norm)")
     axes.legend(frameon=False)
     _title(axes, _NORMS_TITLE, manifest)
-    _grid(axes)
-    return _png(figure)
-
-
-def _canvas(*, height: float) -> "Canvas":
-    """An empty figure of its own, with no state shared through pyplot."""
-    from matplotlib.figure import Figure as Canvas
-
-    return Canvas(figsize=(_WIDTH_INCHES, height), dpi=_DPI, layout="constrained", facecolor="white")
+    grid(axes)
+    return png(figure)
 
 
 def _title(axes: "Axes", text: str, manifest: Manifest) -> None:
     axes.set_title(f"{text}\n{manifest.config}, {manifest.model.id}", loc="left", parse_math=False)
-
-
-def _grid(axes: "Axes") -> None:
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _interval(num_right: int, total: int) -> tuple[float, float]:
@@ -194,11 +168,3 @@ def _interval(num_right: int, total: int) -> tuple[float, float]:
     centre = (share + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
     half = _Z / (1 + _Z**2 / total) * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
-def _png(figure: "Canvas") -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})  # the version would be in the bytes
-    return out.getvalue()

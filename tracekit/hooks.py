@@ -6,16 +6,17 @@
 Attention is read in functions registered with transformers' `AttentionInterface`, each with the mask function of the
 implementation that it calls. One calls the model's own `eager_attention_forward`, so soft-caps, sinks, sliding
 windows and grouped heads are right by construction; the other calls sdpa, for Q/K/V without probabilities. Layers are
-told apart by the module's `layer_idx`, never by the order of calls. The tensors handed over belong to the model: a
-sink copies what it keeps. A sink may also return a changed tensor for queries, keys, values and the block sites, which
-then takes the original's place.
+told apart by the module's `layer_idx`, or by the block it is in, never by the order of calls. The tensors handed over
+belong to the model: a sink copies what it keeps. A sink may also return a changed tensor for queries, keys, values and
+the block sites, which then takes the original's place.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ def record(
     with ExitStack() as stack:
         if set(sites) & set(ATTENTION_SITES):
             if anatomy.family is None:
-                stack.enter_context(_attention_interface(model, sites, sink))
+                stack.enter_context(_attention_interface(model, anatomy, sites, sink))
             else:
                 _attach_attention_modules(stack, model, anatomy, sites, sink)
         _attach_blocks(stack, anatomy, sites, sink, resid_rule)
@@ -99,8 +100,9 @@ def record(
 
 
 @contextmanager
-def _attention_interface(model: Any, sites: tuple[str, ...], sink: Sink) -> Iterator[None]:
+def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], sink: Sink) -> Iterator[None]:
     """Switch the model to a recording attention implementation, and back."""
+    block_of = {module: number for number, block in enumerate(anatomy.blocks) for module in block.modules()}
     wants_probabilities = "attentions" in sites
     before = model.config._attn_implementation
     sdpa_is_safe = before == "sdpa" and not wants_probabilities
@@ -109,10 +111,10 @@ def _attention_interface(model: Any, sites: tuple[str, ...], sink: Sink) -> Iter
     def take(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> QueryKeyValue:
         if not wanted_qkv:
             return QueryKeyValue(query, key, value)
-        return _offer(sink, sites, _layer_of(module), QueryKeyValue(query, key, value))
+        return _offer(sink, sites, _layer_of(module, block_of), QueryKeyValue(query, key, value))
 
     def take_probabilities(module: nn.Module, probabilities: Tensor) -> None:
-        sink("attentions", _layer_of(module), probabilities)
+        sink("attentions", _layer_of(module, block_of), probabilities)
 
     with ExitStack() as stack:
         stack.callback(_ACTIVE.reset, _ACTIVE.set(take))
@@ -132,7 +134,7 @@ def check_attention(model: Any, anatomy: Anatomy, sites: tuple[str, ...]) -> Non
     family = anatomy.family
     if family is None:
         return
-    if set(sites) & set(QKV_SITES) and (family.fused is None or family.split is None):
+    if set(sites) & set(QKV_SITES) and not family.projections:
         raise UnsupportedSiteError(f"{anatomy.model_type} gives no queries, keys or values; it gives attentions")
     fault = family.eager_fault(model.config.get_text_config())
     if "attentions" in sites and fault is not None:
@@ -155,16 +157,16 @@ def _attach_attention_modules(
     check_attention(model, anatomy, sites)
     for layer, block in enumerate(anatomy.blocks):
         module = block.get_submodule(family.attention)
-        fused: list[Tensor] = []
-        if family.fused is not None:
-            projection = module.get_submodule(family.fused)
-            stack.callback(projection.register_forward_hook(partial(_keep_last, fused)).remove)
+        kept: list[list[Tensor]] = [[] for _ in family.projections]
+        for path, outputs in zip(family.projections, kept, strict=True):
+            projection = module.get_submodule(path)
+            stack.callback(projection.register_forward_hook(partial(_keep_first, outputs)).remove)
 
-        def after(
-            module: nn.Module, args: Any, kwargs: Any, output: Any, layer: int = layer, fused: Any = fused
-        ) -> None:
-            if family.split is not None and set(sites) & set(QKV_SITES):
-                _offer(sink, sites, layer, family.split(module, fused.pop(), kwargs))
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any, layer: int = layer, kept: Any = kept) -> None:
+            if family.projections and set(sites) & set(QKV_SITES):
+                _offer(sink, sites, layer, family.split(module, [outputs[0] for outputs in kept], kwargs))
+            for outputs in kept:
+                outputs.clear()
             if "attentions" in sites:
                 sink("attentions", layer, output[1])
 
@@ -174,11 +176,17 @@ def _attach_attention_modules(
 
 
 def _ask_for_attention(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    names = [*signature(module.forward).parameters]
+    place = names.index("output_attentions") if "output_attentions" in names else len(args)
+    if place < len(args):  # some callers pass it by position
+        return (*args[:place], True, *args[place + 1 :]), kwargs
     return args, {**kwargs, "output_attentions": True}
 
 
-def _keep_last(kept: list[Tensor], module: nn.Module, args: Any, output: Tensor) -> None:
-    kept[:] = [output]
+def _keep_first(kept: list[Tensor], module: nn.Module, args: Any, output: Tensor) -> None:
+    """DeBERTa runs the same projections a second time, over its relative positions."""
+    if not kept:
+        kept.append(output)
 
 
 def _attach_blocks(
@@ -244,8 +252,11 @@ def _offer(sink: Sink, sites: tuple[str, ...], layer: int, qkv: QueryKeyValue) -
     return QueryKeyValue(*parts)
 
 
-def _layer_of(module: nn.Module) -> int:
+def _layer_of(module: nn.Module, block_of: Mapping[nn.Module, int]) -> int:
     layer = getattr(module, "layer_idx", None)
+    layer = block_of.get(module) if layer is None else layer
     if layer is None:
-        raise ModelError(f"{type(module).__name__} does not know its layer (layer_idx); its attention cannot be placed")
+        raise ModelError(
+            f"{type(module).__name__} knows no layer_idx and is in no block; its attention cannot be placed"
+        )
     return int(layer)

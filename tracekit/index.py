@@ -5,44 +5,34 @@ sidecars. Shards are reached through `ShardBytes` alone: mapped, or by ranges on
 bytes are read for.
 """
 
-import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tracekit.cache import RangeCache
-from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
+from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.hub import HubPath
 from tracekit.journal import read_journal
 from tracekit.layout import Layout, config_names
 from tracekit.manifest import Manifest, Plan, Sidecar, SplitInfo, TensorSummary, Verification, read_plan, read_struct
 from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, ModelInfo
 from tracekit.remote import ByteRange, RemoteShards, open_remote
-from tracekit.stacking import TokenMarks
 from tracekit.tables import INDEX_COLUMNS, records_table, tensor_summaries
-from tracekit.tensors import DTYPES, TensorSpec, are_ranges, num_packed, positions_of
 
 __all__ = [
     "Folder",
     "MappedShards",
     "Part",
-    "Row",
     "Shard",
     "ShardBytes",
-    "Stored",
-    "find_place",
-    "layers_of",
-    "num_query_heads",
     "open_folder",
     "shard_codes",
-    "stored_tensors",
     "together",
 ]
 
@@ -64,26 +54,6 @@ class Shard(NamedTuple):
     split: str
     number: int
     num_bytes: int
-
-
-class Stored(NamedTuple):
-    """One tensor of one sample, and where its bytes start in the shard."""
-
-    spec: TensorSpec
-    dtype: np.dtype
-    start: int
-    num_bytes: int
-
-
-class Row(NamedTuple):
-    """Everything that reading one sample needs."""
-
-    key: str
-    shard: Path
-    json_offset: int
-    json_size: int
-    tensors: dict[str, Stored]
-    marks: TokenMarks
 
 
 class ShardBytes(Protocol):
@@ -219,6 +189,8 @@ class Part:
 class Folder(NamedTuple):
     """One configuration of one folder, opened."""
 
+    description: Manifest | Plan
+    """Its manifest; of an open one its plan."""
     config: str
     task: str
     model: ModelInfo
@@ -257,6 +229,7 @@ def _open_finished(layout: Layout) -> Folder:
     _check_contract(manifest, layout.manifest)
     shards = [Shard(layout.shard(one.name), one.split, one.number, one.num_bytes) for one in manifest.shards]
     return Folder(
+        description=manifest,
         config=layout.config,
         task=manifest.task,
         model=manifest.model,
@@ -294,6 +267,7 @@ def _open_unfinished(layout: Layout) -> Folder:
     ]
     tables = [records_table(plan.task, sidecars) for sidecars in by_split.values()] or [records_table(plan.task, [])]
     return Folder(
+        description=plan,
         config=layout.config,
         task=plan.task,
         model=plan.model,
@@ -351,118 +325,3 @@ def shard_codes(names: pa.ChunkedArray, code_of: Mapping[str, int]) -> np.ndarra
     if unknown:
         raise DatasetError(f"a record table names shards that the manifest does not: {', '.join(unknown[:3])}")
     return np.array([code_of[name] for name in found], dtype=np.int64)[encoded.indices.to_numpy()]
-
-
-def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: str) -> dict[str, Stored]:
-    """Tensors of a row by name, each checked: its bytes, shape and positions have to go together."""
-    specs = msgspec.convert(entry["tensors"], list[TensorSpec])
-    places = {place["name"]: place for place in entry["tensor_index"]}
-    end = offsets["tensors_offset"] + offsets["tensors_size"]
-    tensors: dict[str, Stored] = {}
-    for spec in specs:
-        place, dtype = places.get(spec.name), DTYPES.get(spec.dtype)
-        if place is None or dtype is None:
-            raise DatasetError(f"{where}: tensor {spec.name!r} ({spec.dtype}) has no bytes or an unknown dtype")
-        if spec.choice_offsets:
-            raise DatasetError(
-                f"{where}: tensor {spec.name!r} holds several choices, which this tracekit cannot read yet"
-            )
-        num_tokens = entry["num_tokens"]
-        if not are_ranges(spec.positions, num_tokens) or spec.num_keys not in (0, num_tokens):
-            raise DatasetError(f"{where}: tensor {spec.name!r} names positions outside a text of {num_tokens} tokens")
-        if "L" in spec.axes and (spec.axes[0] != "L" or len(spec.layers) != spec.shape[0]):
-            raise DatasetError(f"{where}: tensor {spec.name!r} names {len(spec.layers)} layers, it has {spec.shape}")
-        kept = positions_of(spec.positions)
-        num_rows = num_packed(kept) if spec.layout == "causal" else len(kept)
-        letter = "S" if spec.layout == "causal" else "T"
-        start = offsets["data_offset"] + place["offset"]
-        num_bytes = math.prod(spec.shape) * dtype.itemsize
-        has_all_rows = letter in spec.axes and spec.shape[spec.axes.index(letter)] == num_rows
-        if place["size"] != num_bytes or start + num_bytes > end or not has_all_rows:
-            raise DatasetError(
-                f"{where}: tensor {spec.name!r} {spec.shape} with {num_rows} rows does not go with its "
-                f"{place['size']} bytes at {start}. Run `tracekit verify` on the dataset"
-            )
-        tensors[spec.name] = Stored(spec, dtype, start, num_bytes)
-    return tensors
-
-
-class _Place(NamedTuple):
-    """Where an asked-for layer stands: in which tensor, at which entry of its first axis (None: all of them)."""
-
-    stored: Stored
-    entry: int | None
-    layers: list[int]
-
-
-def find_place(row: Row, site: str, layer: int | None) -> _Place:
-    """Find a site's tensor and layer, whether its layers are stored together or one by one."""
-    stored = row.tensors.get(site)
-    by_layer = {} if stored else _by_layer(row, site)
-    if not stored and not by_layer:
-        raise SampleNotFoundError(f"sample {row.key!r} stores no {site!r}; stored: {_stored_text(row)}")
-    layers = stored.spec.layers if stored else list(by_layer)
-    if layer is None:
-        if not stored:
-            raise DatasetError(f"the shapes of {site!r} differ by layer in sample {row.key!r}; choose one with `layer`")
-        return _Place(stored, None, layers)
-    if not layers:
-        raise ConfigError(f"{site!r} has no layers; leave `layer` out")
-    number = layers[layer] if -len(layers) <= layer < 0 else layer
-    if number not in layers:
-        raise SampleNotFoundError(
-            f"sample {row.key!r} stores no layer {layer} of {site!r}; stored: {_ranges_text(layers)}"
-        )
-    return _Place(stored, layers.index(number), [number]) if stored else _Place(by_layer[number], 0, [number])
-
-
-def layers_of(row: Row, site: str) -> list[int]:
-    """Numbers of the layers of a site."""
-    stored = row.tensors.get(site)
-    return stored.spec.layers if stored else list(_by_layer(row, site))
-
-
-def _by_layer(row: Row, site: str) -> dict[int, Stored]:
-    """The tensors `site.<layer>` by layer, where a site is stored so."""
-    found = {stored.spec.layers[0]: stored for name, stored in row.tensors.items() if name.startswith(f"{site}.")}
-    return dict(sorted(found.items()))
-
-
-def num_query_heads(row: Row, place: _Place) -> int:
-    """Heads that grouped heads are to be repeated to: those of the queries, or of the attention, in the same layers."""
-    for site in ("queries", "attentions"):
-        by_layer = _by_layer(row, site)
-        found = [row.tensors[site]] if site in row.tensors else [by_layer[n] for n in place.layers if n in by_layer]
-        numbers = sorted({stored.spec.shape[1] for stored in found})
-        if len(numbers) == 1 and numbers[0] % place.stored.spec.shape[1] == 0:
-            return numbers[0]
-        if numbers:
-            raise DatasetError(
-                f"sample {row.key!r}: {place.stored.spec.name!r} has {place.stored.spec.shape[1]} heads, {site!r} "
-                f"{' or '.join(map(str, numbers))}; choose a `layer`, or read them without `expand_heads`"
-            )
-    raise DatasetError(
-        f"sample {row.key!r} stores neither queries nor attentions, so the number of query heads is not known; "
-        "read the heads as stored, without `expand_heads`"
-    )
-
-
-def _stored_text(row: Row) -> str:
-    """What a sample stores, for messages."""
-    texts = [
-        f"{name} (layers {_ranges_text(stored.spec.layers)})" if stored.spec.layers else name
-        for name, stored in row.tensors.items()
-    ]
-    return ", ".join(texts) or "no tensors"
-
-
-def _ranges_text(numbers: Sequence[int]) -> str:
-    """`0-3, 7` for 0 1 2 3 7."""
-    texts: list[str] = []
-    start = 0
-    for i in range(1, len(numbers) + 1):
-        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
-            first, last = numbers[start], numbers[i - 1]
-            texts.append(str(first) if first == last else f"{first}-{last}")
-            start = i
-    return ", ".join(texts)

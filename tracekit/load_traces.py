@@ -25,6 +25,9 @@ Attention with layout `causal` is stored packed (only the p+1 keys that query ro
 comes unpacked, (L, H, rows, T) with zeros above the diagonal; rows are the kept positions, all T of them unless the run
 kept fewer. The record's `tensors` says which layers and positions each tensor has.
 
+A sample of several choices (encoders on multiple-choice questions) has them one after the other along T, split at the
+`choice_offsets` in `tensors`. Its attention comes as a list of choices, each (L, H, T_c, T_c): (C, L, H, T, T).
+
 Every shard must hold as many samples as DATASET says, and nothing but samples; otherwise loading stops and names it.
 """
 
@@ -38,7 +41,7 @@ import datasets
 import numpy as np
 import safetensors
 
-__all__ = ["DATASET", "FINGERPRINT", "LoadTraces", "decode_tensors", "unpack_causal"]
+__all__ = ["DATASET", "FINGERPRINT", "LoadTraces", "decode_tensors", "split_choices", "unpack_causal"]
 
 FINGERPRINT = ""
 """SHA-256 over the dataset's manifests: part of the cache's path, so that no other dataset's rows are ever read."""
@@ -110,6 +113,7 @@ class LoadTraces(datasets.GeneratorBasedBuilder):
             features[tensor["name"]] = feature
             widened = f", widened from {tensor['dtype']}" if tensor["dtype"] in _WIDENED else ""
             unpacked = ", unpacked from the causal half" if tensor["layout"] == "causal" else ""
+            unpacked += ", a list of choices" if _is_by_choice(tensor) else ""
             lines.append(f"{tensor['name']}: ({', '.join(axes)}){widened}{unpacked}")
         return datasets.DatasetInfo(description="\n".join(lines), features=datasets.Features(features))
 
@@ -188,6 +192,20 @@ def unpack_causal(packed: np.ndarray, rows: np.ndarray, num_keys: int) -> np.nda
     return full
 
 
+def split_choices(packed: np.ndarray, offsets: list[int]) -> list[np.ndarray]:
+    """Attention of several choices, (..., S), as one array (..., T_c, T_c) a choice; choice c starts at `offsets[c]`.
+
+    Raises:
+        ValueError: S is not what these choices need.
+    """
+    lengths = np.diff(offsets)
+    stops = np.cumsum(lengths**2)
+    if not len(stops) or packed.shape[-1] != stops[-1]:
+        raise ValueError(f"{packed.shape[-1]} packed values, expected {(lengths**2).sum()} for choices at {offsets}")
+    parts = np.split(packed, stops[:-1], axis=-1)
+    return [part.reshape(*part.shape[:-1], n, n) for part, n in zip(parts, lengths.tolist(), strict=True)]
+
+
 def _flat(data: bytes, dtype: str) -> np.ndarray:
     """Values of one tensor, widened where numpy does not have the dtype."""
     if dtype == "bfloat16":  # the upper half of a float32
@@ -220,7 +238,14 @@ def _feature(kind: Any) -> Any:
 
 def _axes(tensor: dict[str, Any]) -> list[str]:
     """Axes of a tensor's column: as stored, but attention unpacked."""
+    if _is_by_choice(tensor):
+        return ["C", *tensor["axes"][:-1], "T", "T"]
     return [*tensor["axes"][:-1], "rows", "T"] if tensor["layout"] == "causal" else tensor["axes"]
+
+
+def _is_by_choice(tensor: dict[str, Any]) -> bool:
+    """Whether a tensor is the attention of several choices, one after the other."""
+    return tensor["layout"] == "full" and tensor["axes"][-1] == "S"
 
 
 def _dtype(tensor: dict[str, Any]) -> str:
@@ -285,28 +310,33 @@ def _columns(
             f"{where}: the payload holds {sorted(arrays)}, the record names {sorted(spec_of)}, "
             f"DATASET {sorted(names)}. {_AGAIN}"
         )
-    columns: dict[str, Any] = {}
-    for tensor in declared:
-        name = tensor["name"]
-        array = arrays.get(name)
-        if array is not None:
-            if tensor["layout"] == "causal":
-                spec = spec_of[name]
-                num_keys = spec["num_keys"]
-                # looked at first: a damaged record must not make us build something huge
-                is_inside = all(0 <= start < stop <= num_tokens for start, stop in spec["positions"])
-                if not is_inside or num_keys != num_tokens:
-                    raise ValueError(
-                        f"{where}: {name} has positions {spec['positions']} of {num_keys} keys, in a text of "
-                        f"{num_tokens} tokens. {_AGAIN}"
-                    )
-                ranges = [np.arange(start, stop) for start, stop in spec["positions"]]
-                try:
-                    array = unpack_causal(array, np.concatenate([np.arange(0), *ranges]), num_keys)
-                except ValueError as error:
-                    raise ValueError(f"{where}: {name} has {error}. {_AGAIN}") from error
-            if array.ndim != len(_axes(tensor)) or array.dtype != _dtype(tensor):
-                expected = f"{_dtype(tensor)} with axes ({', '.join(_axes(tensor))})"
-                raise ValueError(f"{where}: {name} is {array.dtype} {array.shape}, expected {expected}. {_AGAIN}")
-        columns[name] = array
-    return columns
+    return {
+        tensor["name"]: _column(arrays[tensor["name"]], spec_of[tensor["name"]], tensor, num_tokens, where)
+        if tensor["name"] in arrays
+        else None
+        for tensor in declared
+    }
+
+
+def _column(array: np.ndarray, spec: dict[str, Any], tensor: dict[str, Any], num_tokens: int, where: str) -> Any:
+    """One tensor as it stands in its column: attention unpacked, or of several choices a list."""
+    name = tensor["name"]
+    try:
+        if tensor["layout"] == "causal":
+            # looked at first: a damaged record must not make us build something huge
+            is_inside = all(0 <= start < stop <= num_tokens for start, stop in spec["positions"])
+            if not is_inside or spec["num_keys"] != num_tokens:
+                raise ValueError(
+                    f"positions {spec['positions']} of {spec['num_keys']} keys, in a text of {num_tokens} tokens"
+                )
+            ranges = [np.arange(start, stop) for start, stop in spec["positions"]]
+            array = unpack_causal(array, np.concatenate([np.arange(0), *ranges]), spec["num_keys"])
+        choices = split_choices(array, spec["choice_offsets"]) if _is_by_choice(tensor) else None
+    except ValueError as error:
+        raise ValueError(f"{where}: {name} has {error}. {_AGAIN}") from error
+    axes = _axes(tensor)
+    num_axes = array.ndim if choices is None else choices[0].ndim + 1
+    if num_axes != len(axes) or array.dtype != _dtype(tensor):
+        expected = f"{_dtype(tensor)} with axes ({', '.join(axes)})"
+        raise ValueError(f"{where}: {name} is {array.dtype} {array.shape}, expected {expected}. {_AGAIN}")
+    return array if choices is None else choices

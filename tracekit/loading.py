@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
+from tracekit.accessors import handed_out
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, HubError, SampleNotFoundError
 from tracekit.hub import HubPath, fetch
 from tracekit.layout import Layout
@@ -39,8 +40,8 @@ from tracekit.records import RECORD_TYPES, arrow_schema
 from tracekit.remote import open_remote
 from tracekit.shards import sha256_file
 from tracekit.sites import GROUPS
-from tracekit.store import TraceStore, handed_out
-from tracekit.tensors import decode
+from tracekit.store import TraceStore
+from tracekit.tensors import decode, site_of
 
 if TYPE_CHECKING:
     import datasets
@@ -96,9 +97,11 @@ def load_dataset(
     """Load a configuration of a finished dataset, each sample one flat row: its record's fields and its tensors.
 
     A tensor stands under its site's name, shaped as `TraceStore.tensor` gives it (attention (L, H, T_query, T)) and
-    with the dtype it is stored in; of a site whose shapes differ by layer, a list of arrays. The layer axis stays also
-    where one layer is chosen. The row's `tensors` describes the tensors of the row, after selection. Arrays may be
-    read-only views of a shard; torch tensors are copies.
+    with the dtype it is stored in; of a site whose shapes differ by layer, a list of arrays. Several choices stand one
+    after the other along T, split at the `choice_offsets` in `tensors`; their attention is a list of arrays
+    (L, H, T_c, T_c), one a choice, and described as stored. The layer axis stays also where one layer is chosen. The
+    row's `tensors` describes the tensors of the row, after selection. Arrays may be read-only views of a shard; torch
+    tensors are copies.
 
     Samples differ in length, so a DataLoader needs a `collate_fn` (`list`, to begin with) and, for torch to take its
     rows, `torch=True`. One column of all rows is
@@ -154,7 +157,8 @@ def wds_decoder(*, torch: bool = False) -> Callable[[str, bytes], Any]:
     """Decoder of samples for `wds.WebDataset(urls).decode(tracekit.wds_decoder())`.
 
     `sample["json"]` becomes a dict, `sample["safetensors"]` a dict of read-only arrays by name, dtype kept. Causal
-    attention stays packed, (L, H, S), since a member knows nothing of its neighbour; the record has what is needed:
+    attention and that of several choices stay packed, (L, H, S), since a member knows nothing of its neighbour; the
+    record has what is needed:
 
         spec = next(one for one in sample["json"]["tensors"] if one["name"] == "attentions")  # layout "causal"
         rows = tracekit.tensors.positions_of(spec["positions"])
@@ -262,7 +266,7 @@ def _choose(
     """Check what was asked for against what there is."""
     fields = arrow_schema(RECORD_TYPES[source.manifest.task]).names
     tensors = source.manifest.tensors
-    stored = list(dict.fromkeys(_site_of(one.name) for one in tensors))
+    stored = list(dict.fromkeys(site_of(one.name) for one in tensors))
     if sites is not None:  # groups as builders take them: those of their sites that are stored
         groups = {**GROUPS, "none": ()}
         members = [site for name in sites for site in groups.get(name, ()) if site in stored]
@@ -288,8 +292,8 @@ def _choose(
         columns=tuple(wanted),
         fields=tuple(one for one in wanted if one in fields),
         sites=tuple(one for one in wanted if one in stored),
-        layered=frozenset(_site_of(one.name) for one in tensors if "L" in one.axes),
-        ragged=frozenset(_site_of(one.name) for one in tensors if _site_of(one.name) != one.name),
+        layered=frozenset(site_of(one.name) for one in tensors if "L" in one.axes),
+        ragged=frozenset(site_of(one.name) for one in tensors if site_of(one.name) != one.name),
         layers=None if layers is None else tuple(int(layer) for layer in layers),
         torch=torch,
     )
@@ -303,12 +307,6 @@ def _layer(number: int, layers: Sequence[int], site: str) -> int:
             "sites that have it"
         )
     return layers[number] if number < 0 else number
-
-
-def _site_of(tensor: str) -> str:
-    """`keys` for the tensors `keys` and `keys.12`."""
-    site, _, layer = tensor.rpartition(".")
-    return site if site and layer.isdecimal() else tensor
 
 
 # ---------------------------------------------------------------- rows
@@ -371,19 +369,15 @@ class _Reader:
         parts = [self._store.tensor(key, site, layer=layer, torch=in_torch) for layer in choice.layers]
         if site in choice.ragged:
             return parts
-        if len(parts) == 1:
-            return parts[0][None]
-        if in_torch:
-            import torch
-
-            return torch.stack(parts)
-        return np.stack(parts)
+        if isinstance(parts[0], list):  # attention of several choices: a list of arrays for each layer
+            return [_joined(list(layers), in_torch) for layers in zip(*parts, strict=True)]
+        return _joined(parts, in_torch)
 
     def _specs(self, specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The specs of the tensors in a row, as they are there."""
         chosen: list[dict[str, Any]] = []
         for site in self._choice.sites:
-            of_site = [_unpacked(spec) for spec in specs if _site_of(spec["name"]) == site]
+            of_site = [_unpacked(spec) for spec in specs if site_of(spec["name"]) == site]
             layers = [layer for spec in of_site for layer in spec["layers"]]
             if self._choice.layers is None or not layers:
                 chosen += of_site
@@ -397,8 +391,19 @@ class _Reader:
         return chosen
 
 
+def _joined(layers: list[Any], in_torch: bool) -> Any:
+    """Layers as one array or tensor, the layer axis first."""
+    if len(layers) == 1:
+        return layers[0][None]
+    if in_torch:
+        import torch
+
+        return torch.stack(layers)
+    return np.stack(layers)
+
+
 def _unpacked(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec with packed attention as it is handed back."""
+    """A spec with packed attention as it is handed back; that of choices is a list, which its entry as stored tells."""
     if spec["layout"] != "causal":
         return dict(spec)
     num_rows = sum(stop - start for start, stop in spec["positions"])

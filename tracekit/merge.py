@@ -101,9 +101,9 @@ def _joined_plan(parts: Sequence[_Part]) -> Plan:
     plans = [part.plan for part in parts]
     tasks = [task for plan in plans for task in plan.shards]
     split = plans[0].source.split
-    rows = [row for part in parts for row in part.rows]
+    starts, stops = zip(*map(_slice_of, plans), strict=True)
     run = dict(plans[0].run)
-    run["source"] = {**run["source"], "offset": min(rows), "limit": max(rows) - min(rows) + 1}
+    run["source"] = {**run["source"], "offset": min(starts), "limit": max(stops) - min(starts)}
     return msgspec.structs.replace(
         plans[0],
         run=run,
@@ -118,6 +118,13 @@ def _joined_plan(parts: Sequence[_Part]) -> Plan:
         ],
         command=_joined_command([plan.command for plan in plans]),
     )
+
+
+def _slice_of(plan: Plan) -> tuple[int, int]:
+    """First row of the source that a run read and one past the last; the numbers in its batches may be of pieces."""
+    offset, limit = plan.run["source"]["offset"], plan.run["source"]["limit"]
+    num_rows = plan.source.num_rows
+    return offset, num_rows if limit is None else min(offset + limit, num_rows)
 
 
 def _joined_command(commands: Sequence[str]) -> str:

@@ -4,25 +4,30 @@ Norms need the tensors, so they are added up while a run has them in its hands (
 journal and the sidecar; everything else follows from the records when the dataset is finished (`Tally`).
 """
 
+import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tracekit.manifest import FigureData, LayerNorms, Metric
-from tracekit.records import Record
+from tracekit.records import Record, Tallied
 from tracekit.tensors import TensorSpec
 
-__all__ = ["Tally", "hidden_norms"]
+__all__ = ["Tally", "hidden_norms", "perplexity"]
 
 _MEANS = {
     "is_correct": "accuracy",
     "exact_match": "exact_match",
     "f1": "f1",
     "is_truncated": "truncated_share",
+    "is_correct_by_text": "accuracy_by_text",
+    "is_head_fresh": "fresh_head_share",
 }
 _HIDDEN = "hidden_states"
 _NUM_BINS = 20
+_LARGEST_LOSS = math.log(sys.float_info.max)
 
 
 def hidden_norms(samples: Iterable[tuple[Sequence[TensorSpec], Mapping[str, np.ndarray]]]) -> LayerNorms | None:
@@ -49,6 +54,11 @@ def hidden_norms(samples: Iterable[tuple[Sequence[TensorSpec], Mapping[str, np.n
     return LayerNorms(layers=layers, sums=[sums[layer] for layer in layers], num_tokens=counts[layers[0]])
 
 
+def perplexity(loss: float | None) -> float | None:
+    """exp of a mean negative log-probability in nats; None where there is none, or where it is beyond a float."""
+    return None if loss is None or loss > _LARGEST_LOSS else math.exp(loss)
+
+
 class Tally:
     """Means over records, for the fields that a task has, and the numbers behind the figures."""
 
@@ -64,11 +74,12 @@ class Tally:
         """Take in one record; fields that are null do not count."""
         values: dict[str, Any] = {name: getattr(record, field, None) for field, name in _MEANS.items()}
         values["mean_tokens"] = len(record.token_ids)
-        values["mean_answer_tokens"] = len(record.token_ids) - record.prompt_length
-        for name, value in values.items():
-            if value is not None:
-                self._sums[name] = self._sums.get(name, 0.0) + float(value)
-                self._counts[name] = self._counts.get(name, 0) + 1
+        if record.generation.max_new_tokens:
+            values["mean_answer_tokens"] = len(record.token_ids) - record.prompt_length
+        sums = {name: Tallied(float(value), 1) for name, value in values.items() if value is not None}
+        for name, (total, count) in (sums | record.tallied()).items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+            self._counts[name] = self._counts.get(name, 0) + count
         if record.template_sha256 is not None:
             self._templates.add(record.template_sha256)
         is_correct: bool | None = getattr(record, "is_correct", None)
@@ -83,8 +94,11 @@ class Tally:
         self._norms = self._norms.with_more(norms) if self._norms else norms
 
     def metrics(self) -> list[Metric]:
-        """The means, by name."""
-        return [Metric(name=name, value=self._sums[name] / self._counts[name]) for name in sorted(self._sums)]
+        """The means, by name; where there is a mean loss, the perplexity that it is."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+        whole = perplexity(means.get("loss"))
+        means |= {} if whole is None else {"perplexity": whole}
+        return [Metric(name=name, value=means[name]) for name in sorted(means)]
 
     def templates(self) -> list[str]:
         """SHA-256 of every chat template, sorted."""

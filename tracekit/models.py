@@ -12,7 +12,7 @@ unless asked for.
 import hashlib
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -33,7 +34,7 @@ from tracekit.errors import ConfigError, ModelError
 from tracekit.families import OFF_INTERFACE
 from tracekit.proof import prove
 from tracekit.records import ModelInfo
-from tracekit.traced import TracedModel
+from tracekit.traced import Head, TracedModel
 
 __all__ = ["Reference", "load_model", "load_tokenizer", "max_positions", "model_info", "resolve", "resolve_device"]
 
@@ -41,6 +42,10 @@ _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, struct
 """What transformers, peft and the readers of their files raise for a checkpoint that is missing, damaged or unknown."""
 
 _HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
+
+
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl", "xmod")
+"""Families that count positions from the one after the padding id, so that they have fewer than they say."""
 
 
 class Reference(NamedTuple):
@@ -104,6 +109,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
         ModelError: it cannot be found or loaded, or is not a fast one (offsets are needed).
     """
     reference = resolve(config.model)
+    own = Path(config.model_path or "").expanduser()
+    if config.model_path is not None and not (own.is_dir() and not (own / "tokenizer_config.json").exists()):
+        reference = resolve(config.model_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
@@ -117,7 +125,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) -> ModelInfo:
     """What is known of a model before its weights are loaded; enough to recognise a run that is already complete."""
-    reference = resolve(config.model)
+    reference = _weights(config)
     settings = _load_config(reference, config)
     adapter = resolve(config.adapter) if config.adapter else None
     dtype = config.dtype
@@ -139,11 +147,19 @@ def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) 
 
 def max_positions(config: ModelConfig) -> int | None:
     """Longest text a model has positions for; None where it has no limit."""
-    return getattr(_load_config(resolve(config.model), config).get_text_config(), "max_position_embeddings", None)
+    settings = _load_config(_weights(config), config).get_text_config()
+    positions = getattr(settings, "max_position_embeddings", None)
+    is_shifted = settings.model_type in _POSITIONS_AFTER_PADDING and positions is not None
+    return positions - settings.pad_token_id - 1 if is_shifted else positions
 
 
-def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str]) -> TracedModel:
+def load_model(
+    config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str], *, head: Head = "lm"
+) -> TracedModel:
     """Load a model, quantised and with its adapter as asked, and have it prove itself at `sites`.
+
+    A multiple-choice head that the checkpoint does not have is drawn at random, by a fixed seed, and
+    `TracedModel.is_head_fresh` says so.
 
     Raises:
         ModelError: unknown model or adapter, an adapter that changes nothing, a failed proof.
@@ -152,8 +168,10 @@ def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequ
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    reference, device = resolve(config.model), resolve_device(config.device)
+    reference, device = _weights(config), resolve_device(config.device)
     settings = _load_config(reference, config)
+    if config.model_path is not None:
+        _check_base(settings, _load_config(resolve(config.model), config), config)
     if config.quantize != "none" and "gguf_file" in reference.arguments:
         raise ConfigError(f"--quantize {config.quantize} with a GGUF file: it is quantised already; load it without")
     arguments: dict[str, Any] = {"dtype": getattr(torch, info.dtype), **reference.arguments}
@@ -162,9 +180,11 @@ def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequ
         arguments["attn_implementation"] = "eager"
     if config.quantize != "none":
         arguments |= {"quantization_config": _quantization(config, info), "device_map": {"": str(device)}}
+    auto: Any = AutoModelForCausalLM if head == "lm" else AutoModelForMultipleChoice
+    torch.manual_seed(0)  # a head that the checkpoint does not have is the same on every run
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            reference.path, trust_remote_code=config.trust_remote_code, **arguments
+        model, loading = auto.from_pretrained(
+            reference.path, trust_remote_code=config.trust_remote_code, output_loading_info=True, **arguments
         )
     except _LOAD_ERRORS as error:
         raise _load_error("model", config.model, error) from error
@@ -174,11 +194,43 @@ def load_model(config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequ
         _use_plain_4bit_matmul(model)
     if config.adapter:
         model = _with_adapter(model, config.adapter, tokenizer)
-    _clean_generation_config(model, tokenizer)
+    if head == "lm":
+        _clean_generation_config(model, tokenizer)
     is_coupled = config.quantize == "int8" and config.int8_threshold > 0
-    traced = TracedModel(model, tokenizer, info, is_row_coupled=is_coupled)
+    traced = TracedModel(model, tokenizer, info, is_row_coupled=is_coupled, head=head)
+    traced.is_head_fresh = _is_head_fresh(traced, loading["missing_keys"])
     prove(traced, sites)
     return traced
+
+
+def _weights(config: ModelConfig) -> Reference:
+    """Where the weights come from: the fine-tuned checkpoint, or the model itself."""
+    return resolve(config.model_path or config.model)
+
+
+def _check_base(checkpoint: Any, base: Any, config: ModelConfig) -> None:
+    """Refuse a checkpoint that is not one of the base model."""
+    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        ours, theirs = getattr(checkpoint, name, None), getattr(base, name, None)
+        if ours != theirs:
+            raise ModelError(
+                f"--model-path {config.model_path!r} is no checkpoint of --model {config.model!r}: {name} is {ours}, "
+                f"the base's is {theirs}. Give the base that was fine-tuned"
+            )
+
+
+def _is_head_fresh(traced: TracedModel, missing: Iterable[str]) -> bool:
+    """Whether weights of the head were not in the checkpoint; any other missing weight makes the model useless.
+
+    Raises:
+        ModelError: weights of the inner model are missing.
+    """
+    inner = next(name for name, module in traced.model.named_modules() if module is traced.anatomy.inner)
+    fresh = [name for name in missing if name != "lm_head.weight"]
+    lost = [name for name in fresh if name.startswith(f"{inner}.") and "pooler" not in name]
+    if lost:
+        raise ModelError(f"{traced.info.id}: the checkpoint lacks weights of the model itself: {', '.join(lost[:3])}")
+    return bool(fresh)
 
 
 def _load_config(reference: Reference, config: ModelConfig) -> Any:

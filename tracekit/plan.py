@@ -64,6 +64,8 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
     is_local = config.model.model != "demo" and Path(config.model.model).expanduser().exists()
     run["model"]["model"] = model.id if is_local else config.model.model
     run["model"]["device"] = config.model.device.partition(":")[0]
+    if config.model.model_path is not None:
+        run["model"]["model_path"] = model.id
     if config.model.adapter is not None:
         run["model"]["adapter"] = str(model.adapter).partition("@")[0]
     if config.source.source not in ("default", "sample") and Path(config.source.source).expanduser().exists():

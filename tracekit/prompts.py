@@ -15,7 +15,7 @@ from tracekit.config import PromptConfig, template_kwargs
 from tracekit.errors import ConfigError
 from tracekit.records import Span
 
-__all__ = ["Exchange", "Prompt", "Prompter", "sha256_text", "tokens_of"]
+__all__ = ["Exchange", "Prompt", "Prompter", "sha256_text", "tokens_of", "with_bos"]
 
 _DATE_CODES = ("%-d", "%-m", "%A", "%B", "%H", "%I", "%M", "%S", "%Y", "%a", "%b", "%d", "%e", "%j", "%m", "%p", "%y")
 _FROZEN_CLOCK = (
@@ -147,7 +147,7 @@ class Prompter:
             text, add_special_tokens=self._template is None and self._config.bos != "never", return_offsets_mapping=True
         )
         ids, offsets = list(encoded.input_ids), [list(pair) for pair in encoded.offset_mapping]
-        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        eos = self._tokenizer.eos_token_id
         if (
             self._template is None
             and ids
@@ -156,16 +156,7 @@ class Prompter:
             and not text.endswith(self._tokenizer.eos_token)
         ):
             ids, offsets = ids[:-1], offsets[:-1]  # tokenizers that close every text: the answer comes here
-        if self._config.bos == "always":
-            if bos is None:
-                raise ConfigError("--bos always: this tokenizer has no beginning-of-sequence token")
-            if ids[:1] != [bos]:
-                ids, offsets = [bos, *ids], [[0, 0], *offsets]
-        while self._config.bos == "never" and bos is not None and ids[:1] == [bos]:
-            ids, offsets = ids[1:], offsets[1:]
-        while bos is not None and ids[:2] == [bos, bos]:
-            ids, offsets = ids[1:], offsets[1:]
-        return ids, offsets
+        return with_bos(self._tokenizer, ids, offsets, self._config.bos)
 
     def _spans(
         self, text: str, offsets: list[list[int]], question: str, header_start: int, has_shots: bool
@@ -191,6 +182,25 @@ def tokens_of(offsets: Sequence[Sequence[int]], start: int, stop: int) -> tuple[
     """`[first, last)` tokens that hold a character of `[start, stop)`."""
     inside = [i for i, (first, last) in enumerate(offsets) if first < stop and last > start]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def with_bos(tokenizer: Any, ids: list[int], offsets: list[list[int]], rule: str) -> tuple[list[int], list[list[int]]]:
+    """Ids and offsets of a text as `--bos` wants them to begin; `auto` only takes a second one away.
+
+    Raises:
+        ConfigError: `always`, and the tokenizer has no beginning-of-sequence token.
+    """
+    bos = tokenizer.bos_token_id
+    if rule == "always":
+        if bos is None:
+            raise ConfigError("--bos always: this tokenizer has no beginning-of-sequence token")
+        if ids[:1] != [bos]:
+            ids, offsets = [bos, *ids], [[0, 0], *offsets]
+    while rule == "never" and bos is not None and ids[:1] == [bos]:
+        ids, offsets = ids[1:], offsets[1:]
+    while bos is not None and ids[:2] == [bos, bos]:
+        ids, offsets = ids[1:], offsets[1:]
+    return ids, offsets
 
 
 def sha256_text(text: str) -> str:

@@ -22,6 +22,7 @@ from tracekit.capture import (
     keep_inner_output,
     to_numpy,
 )
+from tracekit.choices import Choices, ChoiceTrace, capture_choices
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
 from tracekit.hooks import check_attention, record
@@ -61,13 +62,14 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
     for site in sites:
         if site in RESID_SITES or (site in QKV_SITES and traced.anatomy.family is None):
             _prove_that_it_matters(traced, ids, site)
-    _prove_head(traced, ids, before)
+    if traced.head == "lm":
+        _prove_head(traced, ids, before)
     after = _plain(traced, ids, attentions=False)
     if not torch.equal(before.logits, after.logits):
         raise _failed(traced, "the logits changed after the hooks were taken off")
 
 
-def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool) -> _Reference:
+def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool, **arguments: Tensor) -> _Reference:
     """Plain transformers, eager where the model can switch, one unpadded text (1, T)."""
     model: Any = traced.model
     implementation = model.config._attn_implementation
@@ -76,7 +78,7 @@ def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool) -> _Reference:
         model.set_attn_implementation("eager")
     try:
         with torch.inference_mode():
-            output = model(input_ids=ids, use_cache=False, output_hidden_states=True, output_attentions=attentions)
+            output = traced.run(ids, output_hidden_states=True, output_attentions=attentions, **arguments)
     finally:
         if switch:
             model.set_attn_implementation(implementation)
@@ -104,7 +106,7 @@ def _check_plain(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
             "streams are not supported"
         )
     with torch.inference_mode():
-        selected = traced.model(input_ids=ids, use_cache=False).logits
+        selected = traced.run(ids).logits
     if not _relative(selected, before.logits) <= tolerance_of(traced.info).max_rel_error:
         raise _failed(traced, "its eager attention computes something else than the attention transformers selects")
 
@@ -115,7 +117,8 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
     changed[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
     other = _plain(traced, changed, attentions=False)
     earlier = [hidden[:, :-1] for hidden in (before.hidden_states[-1], other.hidden_states[-1])]
-    traced.is_causal = _relative(*earlier) < 1e-2
+    is_exact = traced.info.dtype == "float32" and not traced.info.quantization
+    traced.is_causal = _relative(*earlier) < (1e-4 if is_exact else 1e-2)
     declared = any(getattr(module, "is_causal", False) for block in traced.anatomy.blocks for module in block.modules())
     if declared and not traced.is_causal:
         raise _failed(traced, "it attends to the future, and declares itself causal")
@@ -135,7 +138,7 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
 
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
     with torch.inference_mode(), record(traced.model, traced.anatomy, hooked, sink, resid_rule=traced.resid_rule):
-        output = traced.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        output = traced.run(ids)
     if hooked and not _relative(output.logits, before.logits) <= tolerance_of(traced.info).max_rel_error:
         raise _failed(traced, "the logits differ while hooks are attached")
     if "hidden_states" in sites:
@@ -205,7 +208,7 @@ def _prove_that_it_matters(traced: TracedModel, ids: Tensor, site: str) -> None:
     logits = []
     for sink in (watch, nudge):
         with torch.inference_mode(), record(traced.model, traced.anatomy, (site,), sink, resid_rule=traced.resid_rule):
-            logits.append(traced.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits)
+            logits.append(traced.run(ids).logits)
     if torch.equal(*logits):
         raise _failed(traced, f"changing {site} does not change the logits")
 
@@ -213,7 +216,7 @@ def _prove_that_it_matters(traced: TracedModel, ids: Tensor, site: str) -> None:
 def _prove_head(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
     """The head alone, row by row, gives the model's logits."""
     with torch.inference_mode(), keep_inner_output(traced.anatomy.inner) as kept:
-        traced.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        traced.run(ids)
     backwards = kept[0].last_hidden_state[0].flip(0)  # a head that looks at other rows gives something else
     rows = torch.cat(list(head_logits(traced, backwards, type(kept[0])))).flip(0)
     if not _relative(rows, before.logits[0].float()) <= tolerance_of(traced.info).max_rel_error:
@@ -229,14 +232,20 @@ def _relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
 
 
-def replay(traced: TracedModel, key: str, text: Text, trace: Trace, config: CaptureConfig) -> Verification:
-    """Compare captured tensors with the same text run alone, unpadded, eager.
+def replay(
+    traced: TracedModel, key: str, text: Text | Choices, trace: Trace | ChoiceTrace, config: CaptureConfig
+) -> Verification:
+    """Compare captured tensors with the same text, or each of the options, run alone, unpadded, eager.
 
     hidden_states and attentions are compared with transformers' own output, every other site with a lone capture.
 
     Raises:
         CaptureError: an error is past the tolerance of the model's dtype.
     """
+    if isinstance(text, Choices):
+        assert isinstance(trace, ChoiceTrace), type(trace)
+        return _replay_choices(traced, key, text, trace, config)
+    assert isinstance(trace, Trace), type(trace)
     lone = capture(traced, [text], config)[0]
     plain = _plain(traced, torch.tensor([text.token_ids], device=traced.device), attentions=_has_attentions(trace))
     result = Verification.nothing()
@@ -253,7 +262,7 @@ def replay(traced: TracedModel, key: str, text: Text, trace: Trace, config: Capt
         result = result.with_more(_compared(key, site, mine, reference, tolerance, by_layer=bool(spec.layers)))
     for name, mine, reference in _answer_numbers(plain, text, trace):
         result = result.with_more(_compared(key, name, mine, reference, tolerance_of(traced.info), by_layer=False))
-    predicted = plain.logits[0, text.prompt_length - 1 : -1].argmax(-1).cpu().numpy()
+    predicted = plain.logits[0, text.scored.start : -1].argmax(-1).cpu().numpy()
     return msgspec.structs.replace(
         result,
         num_replayed=1,
@@ -264,7 +273,46 @@ def replay(traced: TracedModel, key: str, text: Text, trace: Trace, config: Capt
     )
 
 
-def _has_attentions(trace: Trace) -> bool:
+def _replay_choices(
+    traced: TracedModel, key: str, item: Choices, trace: ChoiceTrace, config: CaptureConfig
+) -> Verification:
+    result = Verification.nothing()
+    logits: list[float] = []
+    for number, text in enumerate(item.texts):
+        lone = capture_choices(traced, [Choices([text])], config)[0]
+        extra = {} if text.token_type_ids is None else {"token_type_ids": _row(traced, text.token_type_ids)}
+        plain = _plain(traced, _row(traced, text.token_ids), attentions=_has_attentions(trace), **extra)
+        logits.append(plain.logits[0, 0].item())
+        for spec in trace.specs:
+            site = spec.name.split(".")[0]
+            mine, reference = _choice(trace.tensors[spec.name], spec, number), lone.tensors[spec.name]
+            if site in ("hidden_states", "attentions"):
+                whole = msgspec.structs.replace(spec, positions=[[0, len(text.token_ids)]])
+                reference = _select(traced, plain, whole).reshape(mine.shape)
+            tolerance = tolerance_of(traced.info, spec.dtype)
+            result = result.with_more(_compared(key, site, mine, reference, tolerance, by_layer=bool(spec.layers)))
+    numbers = _compared(key, "choice_logits", trace.logits, np.array(logits), tolerance_of(traced.info), by_layer=False)
+    return msgspec.structs.replace(
+        result.with_more(numbers),
+        num_replayed=1,
+        num_positions=1,
+        num_agreeing=int(trace.logits.argmax() == np.array(logits).argmax()),
+    )
+
+
+def _choice(array: np.ndarray, spec: TensorSpec, number: int) -> np.ndarray:
+    """One option's part of a stored tensor."""
+    lengths = np.diff(spec.choice_offsets)
+    starts = np.concatenate(([0], np.cumsum(lengths**2 if "S" in spec.axes else lengths)))
+    along = spec.axes.index("S" if "S" in spec.axes else "T")
+    return array.take(range(starts[number], starts[number + 1]), axis=along)
+
+
+def _row(traced: TracedModel, ids: Sequence[int]) -> Tensor:
+    return torch.tensor([list(ids)], device=traced.device)
+
+
+def _has_attentions(trace: Trace | ChoiceTrace) -> bool:
     return any(spec.name.split(".")[0] == "attentions" for spec in trace.specs)
 
 
@@ -272,8 +320,8 @@ def _answer_numbers(plain: _Reference, text: Text, trace: Trace) -> list[tuple[s
     """Log-probabilities and entropies of the answer tokens: name, captured, by plain transformers."""
     if not len(trace.logprobs):
         return []
-    logprobs = plain.logits[0, text.prompt_length - 1 : -1].float().log_softmax(-1)
-    answer = torch.tensor(text.token_ids[text.prompt_length :], device=logprobs.device)
+    logprobs = plain.logits[0, text.scored.start : -1].float().log_softmax(-1)
+    answer = torch.tensor(text.token_ids[text.scored.start + 1 :], device=logprobs.device)
     picked = logprobs.gather(1, answer[:, None])[:, 0]
     entropies = torch.special.entr(logprobs.exp()).sum(-1)
     return [

@@ -1,21 +1,33 @@
 """Replay of a stored dataset: load its model again, run some samples alone, and compare."""
 
+from itertools import pairwise
+
 import msgspec
 
 from tracekit.capture import Text, Trace
+from tracekit.choices import Choices, ChoiceTrace
 from tracekit.config import CaptureConfig, ModelConfig
 from tracekit.errors import ModelError
 from tracekit.layout import Layout
 from tracekit.manifest import Manifest, Verification, read_struct
 from tracekit.models import load_model, load_tokenizer, model_info
 from tracekit.proof import replay
+from tracekit.records import RECORD_TYPES, CsqaMcqRecord
 from tracekit.sites import resolve_sites
 from tracekit.store import TraceStore
 
 __all__ = ["replay_stored"]
 
 
-def replay_stored(layout: Layout, count: int, *, model: str | None, adapter: str | None, device: str) -> Verification:
+def replay_stored(
+    layout: Layout,
+    count: int,
+    *,
+    model: str | None,
+    adapter: str | None,
+    device: str,
+    model_path: str | None = None,
+) -> Verification:
     """Run `count` samples, spread over the dataset, again.
 
     Raises:
@@ -27,10 +39,15 @@ def replay_stored(layout: Layout, count: int, *, model: str | None, adapter: str
     manifest = read_struct(layout.manifest, Manifest)
     settings = msgspec.convert(manifest.run["model"], ModelConfig)
     settings = msgspec.structs.replace(
-        settings, model=model or settings.model, adapter=adapter or settings.adapter, device=device
+        settings,
+        model=model or settings.model,
+        model_path=model_path or settings.model_path,
+        adapter=adapter or settings.adapter,
+        device=device,
     )
+    weights = ("--model", model) if settings.model_path is None else ("--model-path", model_path)
     for flag, given, name, revision in (
-        ("--model", model, manifest.model.id, manifest.model.revision),
+        (*weights, manifest.model.id, manifest.model.revision),
         ("--adapter", adapter, manifest.model.adapter or "", (manifest.model.adapter or "").partition("@")[2]),
     ):
         if given is None and revision.startswith("sha256:"):
@@ -46,17 +63,34 @@ def replay_stored(layout: Layout, count: int, *, model: str | None, adapter: str
             f"{manifest.model.adapter}; this is {info.id} at {info.revision}, adapter {info.adapter}. Give the right "
             "one with --model and --adapter"
         )
-    traced = load_model(settings, info, tokenizer, resolve_sites(capture_config.sites))
+    has_choices = "choice_offsets" in RECORD_TYPES[manifest.task].__struct_fields__
+    sites = resolve_sites(capture_config.sites)
+    traced = load_model(settings, info, tokenizer, sites, head="choices" if has_choices else "lm")
     result = Verification.nothing()
     with TraceStore(str(layout.root), config=layout.config) as store:
         picked = sorted({round(i) for i in np.linspace(0, len(store) - 1, count)})
         for position in picked:
             sample = store[position]
             record = sample.record
+            if isinstance(record, CsqaMcqRecord):
+                options = ChoiceTrace(sample.tensors(), record.tensors, np.array(record.choice_logits, np.float32))
+                result = result.with_more(replay(traced, record.key, _choices(record), options, capture_config))
+                continue
             text = Text(record.token_ids, record.prompt_length)
             logprobs, entropies = (
                 np.array(getattr(record, name, [])) for name in ("token_logprobs", "token_entropies")
             )
-            lone = Trace(sample.tensors(), record.tensors, logprobs, entropies, np.zeros(0))
+            lone = Trace(sample.tensors(), record.tensors, logprobs, entropies, *[np.zeros(0)] * 3)
             result = result.with_more(replay(traced, record.key, text, lone, capture_config))
     return result
+
+
+def _choices(record: CsqaMcqRecord) -> Choices:
+    """The options of a stored question."""
+    kinds = record.token_type_ids
+    return Choices(
+        [
+            Text(record.token_ids[a:b], b - a, token_type_ids=None if kinds is None else kinds[a:b])
+            for a, b in pairwise(record.choice_offsets)
+        ]
+    )

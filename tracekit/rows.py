@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
-from tracekit.index import Folder, Part, Row, find_place, shard_codes, stored_tensors
+from tracekit.index import Folder, Part, shard_codes
+from tracekit.places import Row, choice_number, extent_of, find_place, stored_tensors
 from tracekit.remote import ByteRange
 from tracekit.stacking import TokenMarks
 from tracekit.tables import INDEX_COLUMNS
@@ -167,24 +168,28 @@ class Rows:
             raise DatasetError("the store is closed; open it again to read")
 
 
-def ranges_of(row: Row, sites: Sequence[str] | None, layers: Sequence[int] | None) -> Iterator[ByteRange]:
-    """Bytes of these sites and layers of one sample; of all of them by default.
+def ranges_of(
+    row: Row, sites: Sequence[str] | None, layers: Sequence[int] | None, choice: int | None = None
+) -> Iterator[ByteRange]:
+    """Bytes of these sites and layers of one sample, of one choice where they lie together; of all by default.
 
     Raises:
-        SampleNotFoundError: a site that is stored has no such layer.
+        SampleNotFoundError: a site that is stored has no such layer or choice.
+        ConfigError: `choice` for a site that has none.
     """
     for stored in row.tensors.values():
         site = stored.spec.name.partition(".")[0]
         if sites is not None and site not in sites:
             continue
-        if layers is None or not stored.spec.layers:
-            yield ByteRange(row.shard, stored.start, stored.start + stored.num_bytes)
-            continue
-        wanted = {number for layer in layers for number in find_place(row, site, layer).layers}
-        size = stored.num_bytes // stored.spec.shape[0]
-        for entry, number in enumerate(stored.spec.layers):
-            if number in wanted:
-                yield ByteRange(row.shard, stored.start + entry * size, stored.start + (entry + 1) * size)
+        where = f"{site} of sample {row.key!r}"
+        number = None if choice is None else choice_number(stored, choice, where=where)
+        entries: list[int | None] = [None]
+        if layers is not None and stored.spec.layers:
+            wanted = {layer for one in layers for layer in find_place(row, site, one).layers}
+            entries = [entry for entry, layer in enumerate(stored.spec.layers) if layer in wanted]
+        for entry in entries:
+            extent = extent_of(stored, entry=entry, choice=number)
+            yield ByteRange(row.shard, extent.start, extent.start + extent.num_bytes)
 
 
 def _no_key(key: str, keys: Sequence[str]) -> str:

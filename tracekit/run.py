@@ -21,6 +21,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from tqdm import tqdm
 
 from tracekit.capture import Text, Trace
+from tracekit.choices import Choices, ChoiceTrace
 from tracekit.config import CaptureConfig, RunConfig, check
 from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError
 from tracekit.finish import done_shards, finish, is_finished
@@ -52,7 +53,7 @@ from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
 from tracekit.talk import say
 from tracekit.tensors import encode
-from tracekit.traced import TracedModel
+from tracekit.traced import Head, TracedModel
 
 __all__ = ["Builder", "Outcome", "Place", "Sample", "Task", "execute"]
 
@@ -84,8 +85,8 @@ class Sample(NamedTuple):
     """One sample, ready to be written."""
 
     record: Record
-    text: Text
-    trace: Trace
+    text: Text | Choices
+    trace: Trace | ChoiceTrace
 
 
 class Task(Protocol[ExampleT_contra]):
@@ -93,9 +94,15 @@ class Task(Protocol[ExampleT_contra]):
 
     variant: str
     """`chat` or `base`."""
+    head: Head
+    """What the model has to end in."""
 
     def length(self, example: ExampleT_contra) -> int:
-        """Prompt tokens of an example."""
+        """Tokens of an example before anything is generated: batches are made of examples of like length."""
+        ...
+
+    def num_positions(self, example: ExampleT_contra) -> int:
+        """Positions that the longest sequence of an example takes, generated tokens included."""
         ...
 
     def trace(self, traced: TracedModel, examples: Sequence[ExampleT_contra], place: Place) -> list[Sample]:
@@ -201,7 +208,7 @@ def _execute(
     elif out.exists() and any(out.iterdir()) and not (out / "plans").is_dir():
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
     say(f"loading {info.id}")
-    traced = load_model(config.model, info, tokenizer, resolve_sites(config.capture.sites))
+    traced = load_model(config.model, info, tokenizer, resolve_sites(config.capture.sites), head=task.head)
     run = _Run(traced, task, {example.index: example for example in examples}, layout, config.capture)
     estimate = None
     if plan is None or config.output.dry_run:
@@ -237,18 +244,20 @@ def _that_fit(
     Raises:
         SourceError: one does not fit, and `on_bad_row` is `error`; or none fits.
     """
-    limit, num_new = max_positions(config.model), config.generation.max_new_tokens
-    too_long = [e for e in examples if limit is not None and task.length(e) + num_new > limit]
+    limit = max_positions(config.model)
+    too_long = [e for e in examples if limit is not None and task.num_positions(e) > limit]
     why = [
-        f"{source.id} row {e.index}: its prompt has {task.length(e)} tokens, with {num_new} new ones more than the "
-        f"model's {limit}"
+        f"{source.id} row {e.index}: it takes {task.num_positions(e)} positions, new tokens included; the model "
+        f"has {limit}"
         for e in too_long
     ]
     if why and (config.source.on_bad_row == "error" or len(why) == len(examples)):
         raise SourceError(f"{why[0]}. Shorten it, lower --max-new-tokens, or pass --on-bad-row skip")
     left_out = {example.index for example in too_long}
     fitting = [example for example in examples if example.index not in left_out]
-    return fitting, msgspec.structs.replace(source, num_used=len(fitting), skipped=[*source.skipped, *why])
+    # a row may make several examples, so rows are counted down, not examples up
+    num_used = source.num_used - len(why)
+    return fitting, msgspec.structs.replace(source, num_used=num_used, skipped=[*source.skipped, *why])
 
 
 class _Run(Generic[ExampleT]):

@@ -10,24 +10,33 @@
     [3, 5], 2:9     positions in prompt and answer                    these
     "all", None     every position that was kept                      all that are stored
 
+Choices of a multiple-choice question have no answer, so of the names only "all" has a meaning there. Positions count
+within the choice: 0 is its first token, an encoder's [CLS], and -1 its last.
+
 This module knows numpy and nothing of files. A `Selected` goes through it: values with the letters of their axes.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
 from tracekit.tensors import TensorSpec, positions_of, unpack_causal
 
 __all__ = [
+    "OneChoice",
     "Selected",
     "Stacked",
     "TokenMarks",
     "Tokens",
+    "check_choice_tokens",
     "expand_heads",
     "is_single",
+    "one_choice",
+    "stack_choices",
+    "stack_layers",
     "stack_samples",
     "take_head",
     "take_rows",
@@ -76,9 +85,42 @@ class Stacked(NamedTuple):
     values: np.ndarray
     """(N, ...), zero where the mask is False."""
     mask: np.ndarray
-    """bool: (N,) whether the sample has the position, or (N, T_max) which positions are real."""
+    """bool: (N,) whether the sample has the position, or (N, T_max) which positions are real; of choices (N, C, ..)."""
     keys: list[str]
     """The samples' keys, in order."""
+
+
+class OneChoice(NamedTuple):
+    """One choice of a sample, as if it were a sample of its own."""
+
+    selected: Selected
+    """Its values; attention as (.., T_c, T_c)."""
+    spec: TensorSpec
+    """What they are: every position of the choice, counted from its own start."""
+
+
+def one_choice(selected: Selected, spec: TensorSpec, number: int) -> OneChoice:
+    """The values of one choice, already cut out, as if they were a sample's own."""
+    length = spec.choice_offsets[number + 1] - spec.choice_offsets[number]
+    own = msgspec.structs.replace(spec, positions=[[0, length]], choice_offsets=[])
+    if spec.layout != "full":
+        return OneChoice(selected, own)
+    array = selected.array.reshape(*selected.array.shape[:-1], length, length)
+    own = msgspec.structs.replace(own, num_keys=length)
+    return OneChoice(selected._replace(array=array, axes=selected.axes.replace("S", "TT")), own)
+
+
+def check_choice_tokens(tokens: Tokens, *, where: str) -> None:
+    """Refuse names of tokens that have no meaning in a multiple-choice question.
+
+    Raises:
+        ConfigError: a name other than `all`.
+    """
+    if isinstance(tokens, str) and tokens != "all":
+        raise ConfigError(
+            f"{where} holds choices, in which there are no tokens {tokens!r}; expected all, a position (0 is the "
+            "first, an encoder's [CLS]), positions or a slice"
+        )
 
 
 def is_single(tokens: Tokens) -> bool:
@@ -182,6 +224,31 @@ def stack_samples(samples: Sequence[Selected], keys: list[str], *, reduce: str) 
     if reduce == "pad":
         return Stacked(_padded(samples), np.arange(lengths.max()) < lengths[:, None], keys)
     return Stacked(_padded([_reduced(sample, reduce) for sample in samples]), lengths > 0, keys)
+
+
+def stack_choices(samples: Sequence[Sequence[Selected]], keys: list[str], *, reduce: str) -> Stacked:
+    """Stack the choices of samples: values (N, C, ...) and mask (N, C, ...), False where a sample has fewer choices.
+
+    `reduce` and errors as in `stack_samples`.
+    """
+    width = max((len(choices) for choices in samples), default=0)
+    flat = stack_samples([choice for choices in samples for choice in choices], [], reduce=reduce)
+    if all(len(choices) == width for choices in samples):
+        values, mask = flat.values, flat.mask
+    else:
+        places = [row * width + number for row, choices in enumerate(samples) for number in range(len(choices))]
+        values = np.zeros((len(samples) * width, *flat.values.shape[1:]), flat.values.dtype)
+        mask = np.zeros((len(samples) * width, *flat.mask.shape[1:]), np.bool_)
+        values[places], mask[places] = flat.values, flat.mask
+    shape = (len(samples), width)
+    return Stacked(values.reshape(*shape, *values.shape[1:]), mask.reshape(*shape, *mask.shape[1:]), keys)
+
+
+def stack_layers(layers: Sequence[Selected]) -> Selected:
+    """Layers of one sample, each without its layer axis, as one."""
+    first = layers[0]
+    numbers = [number for one in layers for number in one.layers]
+    return Selected(np.stack([one.array for one in layers]), f"L{first.axes}", numbers, first.where)
 
 
 def _at(array: np.ndarray, axis: int, number: int) -> np.ndarray:

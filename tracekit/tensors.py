@@ -17,10 +17,16 @@ of one sample is one contiguous range of bytes.
     layout "full"      query rows with all T keys, (.., T_query, T)
     layout "dense"     everything that is not attention
 
+A sample of several choices has them one after the other along T, each starting at its entry of `choice_offsets`.
+Attention then has layout "full" and one axis S of the choices' own (T_c, T_c) matrices, row by row:
+
+    choice_offsets [0, 2, 5]   dense   t0 t1 | t2 t3 t4           attention   a00 a01 a10 a11 | b00 b01 b02 b10 ... b22
+
 This module knows numpy and nothing of models, records or shards.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import ml_dtypes
@@ -35,6 +41,8 @@ __all__ = [
     "TensorIndex",
     "TensorSpec",
     "are_ranges",
+    "choice_spans",
+    "choices_problem",
     "decode",
     "dtype_name",
     "encode",
@@ -42,6 +50,7 @@ __all__ = [
     "pack_indices",
     "positions_of",
     "read_header",
+    "site_of",
     "unpack_causal",
 ]
 
@@ -239,6 +248,41 @@ def positions_of(ranges: Iterable[Iterable[int]]) -> np.ndarray:
     """Positions that `[start, stop)` ranges stand for, in order."""
     parts = [np.arange(start, stop) for start, stop in ranges]
     return np.concatenate(parts) if parts else np.arange(0)
+
+
+def site_of(name: str) -> str:
+    """The site of a tensor: `keys` for the tensors `keys` and `keys.12`."""
+    site, _, layer = name.rpartition(".")
+    return site if site and layer.isdecimal() else name
+
+
+def choice_spans(spec: TensorSpec) -> list[slice]:
+    """Where each choice lies along T, for attention along S; empty where there are no choices."""
+    offsets = spec.choice_offsets
+    lengths = [stop - start for start, stop in pairwise(offsets)]
+    stops = list(accumulate(length**2 if spec.layout == "full" else length for length in lengths))
+    return [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+def choices_problem(spec: TensorSpec) -> str | None:
+    """What is wrong with how a tensor describes its choices; None where nothing is, or it has none."""
+    offsets = spec.choice_offsets
+    if not offsets:
+        return None
+    if len(offsets) < 2 or offsets[0] != 0 or any(a >= b for a, b in pairwise(offsets)):
+        return f"choice_offsets {offsets}, expected 0 and then larger and larger numbers, at least one"
+    letter = {"dense": "T", "full": "S"}.get(spec.layout)
+    if letter is None or letter not in spec.axes or len(spec.axes) != len(spec.shape):
+        return f"layout {spec.layout!r} with axes {spec.axes}, expected dense with T, or full with S, for choices"
+    if spec.positions != [[0, offsets[-1]]] or spec.num_keys:
+        return (
+            f"positions {spec.positions} and num_keys {spec.num_keys}, expected [[0, {offsets[-1]}]] and 0: of choices "
+            "every token is kept"
+        )
+    length, expected = spec.shape[spec.axes.index(letter)], choice_spans(spec)[-1].stop
+    if length != expected:
+        return f"axis {letter} is {length}, its choice_offsets {offsets} say {expected}"
+    return None
 
 
 def num_packed(rows: np.ndarray) -> int:

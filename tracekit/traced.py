@@ -1,14 +1,18 @@
 """A model ready to be traced: the model itself, its tokenizer, and what was measured of it on loading."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
 from tracekit.anatomy import Anatomy, ResidRule, examine, find_resid_rule
 from tracekit.records import ModelInfo
 
-__all__ = ["SiteLayout", "Tolerance", "TracedModel", "tolerance_of"]
+__all__ = ["Head", "SiteLayout", "Tolerance", "TracedModel", "tolerance_of"]
+
+
+Head: TypeAlias = Literal["lm", "choices"]
+"""What a model ends in: a language-model head, or a multiple-choice head."""
 
 
 class Tolerance(NamedTuple):
@@ -54,20 +58,42 @@ class SiteLayout(NamedTuple):
 class TracedModel:
     """A model, its tokenizer, and what its proof found.
 
+    `head` says what the model ends in: `lm`, a language-model head, or `choices`, a multiple-choice head, which gives
+    every sequence a logit of its own. `run` calls either with rows of token ids. `is_head_fresh` is set by the loader
+    where the checkpoint had no weights for the head.
+
     `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.proof.prove`, which every model goes through
     before anything of it is captured.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, info: ModelInfo, *, is_row_coupled: bool = False) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, info: ModelInfo, *, is_row_coupled: bool = False, head: Head = "lm"
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.info = info
         self.is_row_coupled = is_row_coupled
+        self.head: Head = head
         self.layouts: dict[str, SiteLayout] = {}
         self.is_causal = False
         self.rows_sum_to_one = True
-        self.anatomy: Anatomy = examine(self.model, self.probe_ids())
+        self.is_head_fresh = False
+        self.anatomy: Anatomy = examine(self.model, lambda: self.run(self.probe_ids()))
         self.resid_rule: ResidRule | None = None
+
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **arguments: Any) -> Any:
+        """Run rows of token ids (B, T); the model's output. A multiple-choice head gives logits (B, 1).
+
+        Without a mask all tokens are real. Tensors among the further arguments are rows (B, T) as well.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **arguments}
+        if attention_mask is None:
+            inputs["attention_mask"] = torch.ones_like(input_ids)
+        if self.head == "choices":  # every row as a question with a single option
+            inputs = {name: v[:, None] if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
+        else:
+            inputs["use_cache"] = False
+        return self.model(**inputs)
 
     @property
     def device(self) -> torch.device:
@@ -89,4 +115,4 @@ class TracedModel:
 
     def find_resid_rule(self) -> None:
         """Search the place of resid_post_attn."""
-        self.resid_rule = find_resid_rule(self.model, self.anatomy, self.probe_ids())
+        self.resid_rule = find_resid_rule(self.anatomy, lambda: self.run(self.probe_ids()))

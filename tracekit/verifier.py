@@ -6,6 +6,7 @@ the folder. An open dataset (a plan, no manifest yet) is checked as far as it go
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -23,9 +24,9 @@ from tracekit.manifest import (
     read_plan,
     read_struct,
 )
-from tracekit.records import SCHEMA_VERSION, Record, decode_record
+from tracekit.records import SCHEMA_VERSION, CsqaMcqRecord, Record, decode_record
 from tracekit.shards import RawSample, iter_samples, sha256_file
-from tracekit.tensors import HeaderEntry, are_ranges, num_packed, positions_of, read_header
+from tracekit.tensors import HeaderEntry, TensorSpec, are_ranges, choices_problem, num_packed, positions_of, read_header
 
 __all__ = ["Report", "verify"]
 
@@ -206,20 +207,50 @@ def _tensor_problems(record: Record, entries: dict[str, HeaderEntry]) -> list[st
         if not are_ranges(spec.positions, len(record.token_ids)):
             problems.append(f"tensor {name!r}: positions {spec.positions} of a text of {len(record.token_ids)} tokens")
             continue
-        rows = positions_of(spec.positions)
-        expected = {"L": len(spec.layers), "T": len(rows)}
-        if spec.layout == "causal":
-            expected["S"] = num_packed(rows)
-        for axis, length in zip(spec.axes[:3], spec.shape[:3], strict=False):
-            if axis in expected and length != expected[axis]:
-                problems.append(
-                    f"tensor {name!r}: axis {axis} is {length}, its layers and positions say {expected[axis]}"
-                )
-        if spec.layout == "full" and spec.shape[-1] != spec.num_keys:
-            problems.append(f"tensor {name!r}: {spec.shape[-1]} keys, declared {spec.num_keys}")
+        problems += [f"tensor {name!r}: {problem}" for problem in _shape_problems(spec, record)]
+    problems += _choice_problems(record)
     if not len(record.token_ids) == len(record.tokens) == len(record.token_offsets):
         problems.append("token_ids, tokens and token_offsets differ in length")
     return problems
+
+
+def _shape_problems(spec: TensorSpec, record: Record) -> list[str]:
+    """Where a tensor's shape is not what its layers, positions and choices say."""
+    problems = []
+    rows = positions_of(spec.positions)
+    expected = {"L": len(spec.layers), "T": len(rows)}
+    if spec.layout == "causal":
+        expected["S"] = num_packed(rows)
+    for axis, length in zip(spec.axes[:3], spec.shape[:3], strict=False):
+        if axis in expected and length != expected[axis]:
+            problems.append(f"axis {axis} is {length}, its layers and positions say {expected[axis]}")
+    problem = choices_problem(spec)
+    if problem is not None:
+        problems.append(problem)
+    if spec.layout == "full" and not spec.choice_offsets and spec.shape[-1] != spec.num_keys:
+        problems.append(f"{spec.shape[-1]} keys, declared {spec.num_keys}")
+    if len(rows) and rows[-1] >= len(record.token_ids):
+        problems.append(f"position {rows[-1]} of a text of {len(record.token_ids)} tokens")
+    return problems
+
+
+def _choice_problems(record: Record) -> list[str]:
+    """Where choices are not the same in a record, its tokens and its tensors."""
+    if not isinstance(record, CsqaMcqRecord):
+        return [
+            f"tensor {spec.name!r}: holds choices, its record none" for spec in record.tensors if spec.choice_offsets
+        ]
+    offsets, problems = record.choice_offsets, []
+    is_rising = all(start < stop for start, stop in pairwise(offsets))
+    if len(offsets) != len(record.choices) + 1 or offsets[0] != 0 or not is_rising:
+        problems.append(f"choice_offsets {offsets} are not those of {len(record.choices)} choices")
+    elif offsets[-1] != len(record.token_ids):
+        problems.append(f"choices end at token {offsets[-1]} of {len(record.token_ids)}")
+    return problems + [
+        f"tensor {spec.name!r}: choices at {spec.choice_offsets}, its record says {offsets}"
+        for spec in record.tensors
+        if spec.choice_offsets != offsets
+    ]
 
 
 def _index_problems(root: Path, names: list[str]) -> list[str]:

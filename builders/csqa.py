@@ -1,0 +1,331 @@
+"""CommonsenseQA for decoders: a question with its lettered options as a prompt, traced, and every option scored.
+
+What the data is stands in builders/csqa_questions.py. One prompt of a model without chat template:
+
+    Choose the option that answers the question best. Give its letter alone.
+
+    Question: A revolving door is convenient for two direction travel, but ...
+    A. bank
+    B. library
+    ...
+    Answer:
+
+Nothing is generated: tensors are of the prompt. Each option is scored by the log-probability of its letter and of its
+text after the prompt, teacher-forced in passes of their own.
+
+    python -m builders.csqa --model Qwen/Qwen3-4B-Instruct-2507 --split validation --limit 1000
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row
+from builders.sources import read_examples
+from tracekit.capture import Text, Trace, capture
+from tracekit.cli import run_builder
+from tracekit.config import GenerationConfig, Positive, RunConfig, SourceConfig
+from tracekit.errors import ConfigError, SourceError
+from tracekit.manifest import SourceInfo
+from tracekit.models import max_positions
+from tracekit.prompts import Exchange, Prompt, Prompter, sha256_text
+from tracekit.records import SCHEMA_VERSION, CsqaRecord, GenerationSettings
+from tracekit.run import Place, Sample
+from tracekit.talk import say
+from tracekit.traced import Head, TracedModel
+
+__all__ = ["BUILDER", "CsqaBuilder", "CsqaConfig", "answer_joint", "continuation_ids"]
+
+SYSTEM = "Choose the option that answers the question best. Give its letter alone."
+_NOTHING_GENERATED = GenerationSettings(
+    do_sample=False, num_beams=1, max_new_tokens=0, temperature=1.0, top_p=1.0, top_k=0
+)
+
+
+class CsqaConfig(RunConfig, frozen=True, kw_only=True):
+    """Questions of CommonsenseQA as prompts, traced, every option scored. Flags of generation change nothing here."""
+
+    generation: GenerationConfig = GenerationConfig(num_beams=1, max_new_tokens=1)
+    """Not used: nothing is generated."""
+    max_seq_len: Positive | Literal["auto"] = "auto"
+    """Most tokens of a prompt and the longest option after it; longer ones lose the beginning of their question.
+    `auto`: what the model has positions for."""
+
+
+class CsqaBuilder:
+    """Questions in, traced prompts with a score for every option out."""
+
+    name = "csqa"
+
+    def examples(self, config: CsqaConfig) -> tuple[Sequence[CsqaQuestion], SourceInfo]:
+        """The questions of the source."""
+        if config.capture.tokens == "answer":
+            raise ConfigError(
+                "tokens 'answer' - at `$.capture.tokens`; nothing is generated here, so there are none; give all, "
+                "prompt or last"
+            )
+        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_row)
+        return found.examples, found.info
+
+    def open(self, config: CsqaConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> "CsqaTask":
+        """Render every prompt, cut to fit."""
+        return CsqaTask(config, tokenizer, examples)
+
+
+class _Prepared(NamedTuple):
+    """A question as the model reads it."""
+
+    prompt: Prompt
+    letters: list[list[int]]
+    """Ids of each option's letter after the prompt."""
+    texts: list[list[int]]
+    """Ids of each option's text after the prompt."""
+    num_truncated: int
+    """Tokens cut off the question."""
+
+    @property
+    def num_needed(self) -> int:
+        """Tokens of the prompt and its longest continuation."""
+        return len(self.prompt.token_ids) + max(map(len, [*self.letters, *self.texts]))
+
+
+class CsqaTask:
+    """One configuration of CommonsenseQA at work."""
+
+    def __init__(self, config: CsqaConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
+        self.variant = self._prompter.variant
+        self.head: Head = "lm"
+        whole_sample = SourceConfig(source="sample")
+        self._pool = read_examples(whole_sample, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
+        self._joint = answer_joint(self._prompter)
+        self._limit = _limit(config)
+        self._prepared = {example.index: self._prepare(example) for example in examples}
+        self._check_fit(examples)
+
+    def length(self, example: CsqaQuestion) -> int:
+        """Prompt tokens."""
+        return len(self._prepared[example.index].prompt.token_ids)
+
+    def num_positions(self, example: CsqaQuestion) -> int:
+        """Positions that the prompt and its longest option take."""
+        return self._prepared[example.index].num_needed
+
+    def trace(self, traced: TracedModel, examples: Sequence[CsqaQuestion], place: Place) -> list[Sample]:
+        """Capture the prompts of a batch, then score their options."""
+        prepared = [self._prepared[example.index] for example in examples]
+        texts = [Text(one.prompt.token_ids, len(one.prompt.token_ids)) for one in prepared]
+        traces = capture(traced, texts, self._config.capture)
+        letters = self._scores(traced, prepared, [one.letters for one in prepared])
+        options = self._scores(traced, prepared, [one.texts for one in prepared])
+        samples = []
+        for i, example in enumerate(examples):
+            here = place._replace(first_index=place.first_index + i)
+            record = self._record(traced, example, traces[i], letters[i], options[i], here)
+            samples.append(Sample(record, texts[i], traces[i]))
+        return samples
+
+    def _scores(
+        self, traced: TracedModel, prepared: Sequence[_Prepared], continuations: Sequence[list[list[int]]]
+    ) -> list[list[float]]:
+        """Log-probability of every continuation of every prompt, in passes of as many texts as there are prompts."""
+        silent = msgspec.structs.replace(self._config.capture, sites=("none",))
+        texts = [
+            Text(one.prompt.token_ids + ids, len(one.prompt.token_ids))
+            for one, options in zip(prepared, continuations, strict=True)
+            for ids in options
+        ]
+        size = len(prepared)
+        traces = (
+            trace
+            for start in range(0, len(texts), size)
+            for trace in capture(traced, texts[start : start + size], silent)
+        )
+        sums = (float(trace.logprobs.sum(dtype=np.float64)) for trace in traces)
+        return [[next(sums) for _ in options] for options in continuations]
+
+    def _prepare(self, example: CsqaQuestion) -> _Prepared:
+        """Render a question, without as much of its beginning as does not fit."""
+        whole = self._render(example, example.question)
+        if self._limit is None or whole.num_needed <= self._limit:
+            return whole
+        limit = self._limit
+        kept = cut_to_fit(
+            self._tokenizer, example.question, lambda text: self._render(example, text).num_needed - limit
+        )
+        if kept is None:
+            return whole
+        cut = self._render(example, kept)
+        return cut._replace(num_truncated=len(whole.prompt.token_ids) - len(cut.prompt.token_ids))
+
+    def _render(self, example: CsqaQuestion, question: str) -> _Prepared:
+        prompt = self._prompter.prompt(self._asked(example, question), self._shots(example))
+        letters = continuation_ids(self._tokenizer, prompt.text, self._joint, [c.label for c in example.choices])
+        texts = continuation_ids(self._tokenizer, prompt.text, self._joint, [c.text for c in example.choices])
+        return _Prepared(prompt, letters, texts, 0)
+
+    def _asked(self, example: CsqaQuestion, question: str) -> str:
+        """The question and its options; a plain prompt's "Answer:" is the Prompter's, a chat message has its own."""
+        lines = [question, *(f"{choice.label}. {choice.text}" for choice in example.choices)]
+        return "\n".join([*lines, "Answer:"] if self.variant == "chat" else lines)
+
+    def _shots(self, example: CsqaQuestion) -> list[Exchange]:
+        """Solved examples for one question, drawn by its own seed from the packaged sample (why: trivia_qa)."""
+        count = self._config.prompt.num_shots
+        if count >= len(self._pool):
+            raise SourceError(f"--num-shots {count} needs more than the {len(self._pool)} sample questions there are")
+        draw = random.Random(f"{self._config.output.seed} {example.index}")
+        others = [other for other in self._pool if other.question != example.question]
+        return [
+            Exchange(self._asked(other, other.question), str(other.gold_label)) for other in draw.sample(others, count)
+        ]
+
+    def _check_fit(self, examples: Sequence[CsqaQuestion]) -> None:
+        """Say what was cut. What cannot be cut enough is refused: here where a flag is at fault, by the run
+        where the model has too few positions."""
+        prepared = [self._prepared[example.index] for example in examples]
+        unfit = [e for e, one in zip(examples, prepared, strict=True) if one.num_needed > (self._limit or 10**9)]
+        if unfit and self._config.max_seq_len != "auto":
+            least = max(self._render(example, example.question.split()[-1]).num_needed for example in unfit)
+            raise ConfigError(
+                f"max_seq_len {self._config.max_seq_len} - at `$.max_seq_len`; {len(unfit)} questions do not fit, the "
+                f"first {unfit[0].example_id!r}: options and the words around them are never cut; give {least} at least"
+            )
+        cut = [one.num_truncated for one in prepared if one.num_truncated]
+        if cut:
+            say(
+                f"{len(cut)} of {len(examples)} questions lost their beginning, {sum(cut)} tokens in all, to fit "
+                f"{self._limit} tokens (--max-seq-len)"
+            )
+
+    def _record(
+        self,
+        traced: TracedModel,
+        example: CsqaQuestion,
+        trace: Trace,
+        letter_logprobs: list[float],
+        text_logprobs: list[float],
+        place: Place,
+    ) -> CsqaRecord:
+        prepared = self._prepared[example.index]
+        prompt, label = prepared.prompt, example.label_idx
+        probs = _softmax(letter_logprobs)
+        best = int(np.argmax(probs))
+        normalized = [total / len(ids) for total, ids in zip(text_logprobs, prepared.texts, strict=True)]
+        best_by_text = int(np.argmax(normalized))
+        second, first = np.sort(probs)[-2:]
+        return CsqaRecord(
+            schema_version=SCHEMA_VERSION,
+            key=f"{example.index:06d}",
+            example_id=example.example_id,
+            question_id=example.example_id,
+            sample_index=0,
+            config=place.config,
+            split=self._config.source.split,
+            model=traced.info,
+            prompt=prompt.text,
+            prompt_sha256=sha256_text(prompt.text),
+            input_sha256=sha256_text(example.question),
+            template_sha256=prompt.template_sha256,
+            token_ids=prompt.token_ids,
+            tokens=self._tokenizer.convert_ids_to_tokens(prompt.token_ids),
+            token_offsets=prompt.offsets,
+            prompt_length=len(prompt.token_ids),
+            spans=prompt.spans,
+            last_prompt_index=len(prompt.token_ids) - 1,
+            first_answer_index=None,
+            last_answer_index=None,
+            eos_included=False,
+            tensors=trace.specs,
+            generation=_NOTHING_GENERATED,
+            seed=self._config.output.seed,
+            question=example.question,
+            concept=example.concept,
+            choices=example.choices,
+            label_idx=label,
+            gold_label=example.gold_label,
+            pred_idx=best,
+            pred_label=example.choices[best].label,
+            is_correct=None if label is None else best == label,
+            entropy=float(-(probs * np.log(np.maximum(probs, np.finfo(float).tiny))).sum()),
+            margin=float(first - second),
+            num_layers=traced.num_layers,
+            num_truncated=prepared.num_truncated,
+            letter_token_ids=prepared.letters,
+            letter_logprobs=letter_logprobs,
+            letter_probs=probs.tolist(),
+            text_token_ids=prepared.texts,
+            text_logprobs=text_logprobs,
+            text_logprobs_normalized=normalized,
+            pred_idx_by_text=best_by_text,
+            is_correct_by_text=None if label is None else best_by_text == label,
+        )
+
+
+def answer_joint(prompter: Prompter) -> str:
+    """What stands between a prompt and its answer: a space after "Answer:", mostly nothing in a chat.
+
+    The tokenizer's own template tells: in a conversation that goes on, an answer stands where this prompt ends.
+    """
+    prompt = prompter.prompt("Q").text
+    longer = prompter.prompt("Q", [Exchange("Q", "A")]).text
+    rest = longer.removeprefix(prompt)
+    answer = rest.lstrip()
+    if rest != longer and answer.startswith("A"):
+        return rest[: len(rest) - len(answer)]
+    return "" if prompter.variant == "chat" or prompt[-1:].isspace() else " "  # a template that rewrites the past
+
+
+def continuation_ids(tokenizer: Any, prompt: str, joint: str, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text as it follows the prompt, whose own ids stay as they are.
+
+    Prompt and text are tokenised as one, and what comes after the prompt's ids is the text's: with the joining space
+    inside its first token or not, as the tokenizer does it. Where the tokenizer would merge the two, so that the
+    prompt's ids are no prefix any more, the text is tokenised alone: with the joint or without it, whichever decodes
+    to the right text after the prompt.
+    """
+    encoded = tokenizer([prompt, *(prompt + joint + text for text in texts)], add_special_tokens=False, verbose=False)
+    base, *wholes = (list(ids) for ids in encoded.input_ids)
+    return [
+        whole[len(base) :]
+        if whole[: len(base)] == base and len(whole) > len(base)
+        else _apart(tokenizer, base, joint, text)
+        for whole, text in zip(wholes, texts, strict=True)
+    ]
+
+
+def _apart(tokenizer: Any, base: list[int], joint: str, text: str) -> list[int]:
+    """Ids of a text tokenised on its own, to stand after the ids of a prompt."""
+    tries = [list(tokenizer(form, add_special_tokens=False).input_ids) for form in (joint + text, text)]
+    wanted = tokenizer.decode(base) + joint + text
+    return next((ids for ids in tries if ids and tokenizer.decode(base + ids) == wanted), tries[0])
+
+
+def _limit(config: CsqaConfig) -> int | None:
+    """Most tokens of a text; None where neither the flag nor the model sets a limit."""
+    positions = max_positions(config.model)
+    if config.max_seq_len == "auto":
+        return positions
+    if positions is not None and config.max_seq_len > positions:
+        raise ConfigError(
+            f"max_seq_len {config.max_seq_len} - at `$.max_seq_len`; the model has {positions} positions; give at most "
+            "that, or auto"
+        )
+    return config.max_seq_len
+
+
+def _softmax(logprobs: Sequence[float]) -> np.ndarray:
+    """Probabilities over the options, float64 (C,)."""
+    shifted = np.asarray(logprobs, dtype=np.float64)
+    weights = np.exp(shifted - shifted.max())
+    return weights / weights.sum()
+
+
+BUILDER = CsqaBuilder()
+
+if __name__ == "__main__":
+    run_builder(BUILDER, CsqaConfig)

@@ -1,0 +1,86 @@
+"""The records: what is known of one sample besides its tensors. A contract; see SCHEMA_VERSION.
+
+A record is one JSON object, written by msgspec, tagged by `task`. Rules that keep Arrow and pandas from losing
+anything: every key is always present, no maps with data-dependent keys (lists of structs instead), floats carry a
+decimal point and are finite, null stands only where a field is declared `| None`. There is no clock, no absolute path
+and no machine state in a record: the same run gives the same bytes.
+
+One file a task; this one knows them all, and msgspec. pyarrow is imported when a table's schema is asked for.
+"""
+
+import msgspec
+
+from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.records.base import SCHEMA_VERSION, GenerationSettings, ModelInfo, Record, Span, Tallied
+from tracekit.records.csqa import Choice, CsqaMcqRecord, CsqaRecord
+from tracekit.records.next_token import NextTokenRecord, Word
+from tracekit.records.schema import arrow_schema, field_docs, json_schema
+from tracekit.records.trivia_qa import SampledAnswer, TriviaQARecord
+
+__all__ = [
+    "RECORD_TYPES",
+    "SCHEMA_VERSION",
+    "Choice",
+    "CsqaMcqRecord",
+    "CsqaRecord",
+    "GenerationSettings",
+    "ModelInfo",
+    "NextTokenRecord",
+    "Record",
+    "SampledAnswer",
+    "Span",
+    "Tallied",
+    "TriviaQARecord",
+    "Word",
+    "arrow_schema",
+    "decode_record",
+    "encode_record",
+    "field_docs",
+    "json_schema",
+]
+
+RECORD_TYPES: dict[str, type[Record]] = {
+    "trivia_qa": TriviaQARecord,
+    "next_token": NextTokenRecord,
+    "csqa": CsqaRecord,
+    "csqa_mcq": CsqaMcqRecord,
+}
+"""Record type of every task."""
+
+_DECODERS = {task: msgspec.json.Decoder(record_type) for task, record_type in RECORD_TYPES.items()}
+
+
+class _Tag(msgspec.Struct):
+    """Just the tag of a record."""
+
+    task: str
+
+
+def encode_record(record: Record) -> bytes:
+    """Encode a record as JSON.
+
+    Raises:
+        DatasetError: a value cannot be represented, as a float that is not finite where null is not declared.
+    """
+    data = msgspec.json.encode(record)
+    try:
+        decode_record(data)
+    except CorruptShardError as error:
+        raise DatasetError(f"record {record.key!r} does not survive a round trip (not finite?): {error}") from error
+    return data
+
+
+def decode_record(data: bytes | memoryview, *, where: str = "record") -> Record:
+    """Decode and check one record.
+
+    Raises:
+        CorruptShardError: not JSON, an unknown task, or a field that is missing, unknown or of the wrong type.
+    """
+    try:
+        task = msgspec.json.decode(data, type=_Tag).task
+        if task not in _DECODERS:
+            known = ", ".join(RECORD_TYPES)
+            raise CorruptShardError(f"{where}: unknown task {task!r}; this tracekit knows: {known}. Upgrade tracekit?")
+        return _DECODERS[task].decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptShardError(f"{where}: {error}") from error

@@ -1,0 +1,144 @@
+"""What every record has. A contract: `SCHEMA_VERSION` says which."""
+
+from typing import NamedTuple
+
+import msgspec
+
+from tracekit.tensors import TensorSpec
+
+__all__ = ["SCHEMA_VERSION", "GenerationSettings", "ModelInfo", "Record", "Span", "Tallied"]
+
+SCHEMA_VERSION = "1.0"
+"""Version of the contract: major changes break readers, minor ones only add."""
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A named range of tokens."""
+
+    name: str
+    """`system`, `shots`, `user`, `assistant_header`, `thinking` or `answer`."""
+    start: int
+    """First token."""
+    stop: int
+    """One past the last token."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model that made a sample."""
+
+    id: str
+    """Hub id, or the name of the local folder or file."""
+    revision: str
+    """Commit on the Hub, `sha256:...` of a local folder or file, or version of the package."""
+    variant: str
+    """`chat` where the tokenizer has a chat template, `base` where not."""
+    adapter: str | None
+    """Adapter, `name@revision`; null without one."""
+    quantization: str | None
+    """`int8`, `int8(threshold=6.0)`, `nf4`; null without."""
+    dtype: str
+    """dtype in which the model computes."""
+    attention: str
+    """Attention of the capture pass: `eager` where probabilities are captured, else `auto`: transformers' choice."""
+
+
+class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an answer was generated."""
+
+    do_sample: bool
+    """False: deterministic (greedy or beams)."""
+    num_beams: int
+    """Number of beams; 1 is greedy."""
+    max_new_tokens: int
+    """Longest answer, tokens."""
+    temperature: float
+    """Softmax temperature; 1.0 where nothing is sampled."""
+    top_p: float
+    """Nucleus mass; 1.0 keeps all."""
+    top_k: int
+    """Most likely tokens kept; 0 keeps all."""
+
+
+class Summary(NamedTuple):
+    """A sample in a few words."""
+
+    asked: str
+    """What the model was given."""
+    outcome: str
+    """What it made of it."""
+    wanted: str
+    """What would have been right, where that is known and was missed."""
+
+
+class Tallied(NamedTuple):
+    """What one record adds to a mean over a configuration."""
+
+    total: float
+    """Sum of the values."""
+    num_values: int
+    """How many there are."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid_unknown_fields=True):
+    """Fields that every task's record has."""
+
+    schema_version: str
+    """Version of this contract."""
+    key: str
+    """Key of the sample, unique in its configuration; the names of its two tar members."""
+    example_id: str
+    """The source's own id of the example where it has one, else its row."""
+    question_id: str
+    """Shared by all samples of one question; split by it to keep train and test apart."""
+    sample_index: int
+    """Which answer to the question: 0 is the deterministic one."""
+    config: str
+    """Configuration of the dataset this sample belongs to."""
+    split: str
+    """Split of the source."""
+    model: ModelInfo
+    """The model."""
+    prompt: str
+    """The prompt as the model read it, chat template applied."""
+    prompt_sha256: str
+    """SHA-256 of `prompt` (UTF-8)."""
+    input_sha256: str
+    """SHA-256 of the user's own text, before any template."""
+    template_sha256: str | None
+    """SHA-256 of the chat template; null where a plain prompt was used."""
+    token_ids: list[int]
+    """Prompt and answer, exactly as captured: position t of every tensor is token t of this list."""
+    tokens: list[str]
+    """The tokens as the tokenizer writes them."""
+    token_offsets: list[list[int]]
+    """`[start, stop)` characters of each token in `prompt` followed by the generated text."""
+    prompt_length: int
+    """Number of prompt tokens; the answer starts at this position."""
+    spans: list[Span]
+    """Named token ranges: system, shots, user, assistant_header, thinking, answer (those that exist); choice_0, ..."""
+    last_prompt_index: int
+    """Position of the last prompt token, the one that predicts the first generated token."""
+    first_answer_index: int | None
+    """Position of the first token of the answer (after reasoning); null where the answer is empty."""
+    last_answer_index: int | None
+    """Position of the last token of the answer (before end-of-sequence); null where the answer is empty."""
+    eos_included: bool
+    """True where the last captured token is the end-of-sequence token."""
+    tensors: list[TensorSpec]
+    """Every tensor of the sample."""
+    generation: GenerationSettings
+    """How the answer was generated."""
+    seed: int
+    """Seed of the run."""
+
+    def task_name(self) -> str:
+        """Name of the task, the record's tag."""
+        return str(type(self).__struct_config__.tag)
+
+    def summary(self) -> Summary:
+        """The sample in a few words, for people."""
+        return Summary(self.prompt, "", "")
+
+    def tallied(self) -> dict[str, Tallied]:
+        """What the record adds to means that are not over records but over something in them, by the mean's name."""
+        return {}
