@@ -33,6 +33,7 @@ from tracekit.manifest import SourceInfo
 from tracekit.models import max_positions
 from tracekit.prompts import Exchange, Prompt, Prompter, sha256_text
 from tracekit.records import SCHEMA_VERSION, CsqaRecord, GenerationSettings
+from tracekit.replay import scored_of
 from tracekit.run import Place, Sample
 from tracekit.talk import say
 from tracekit.traced import Head, TracedModel
@@ -126,7 +127,7 @@ class CsqaTask:
         for i, example in enumerate(examples):
             here = place._replace(first_index=place.first_index + i)
             record = self._record(traced, example, traces[i], letters[i], options[i], here)
-            samples.append(Sample(record, texts[i], traces[i]))
+            samples.append(Sample(record, texts[i], traces[i], scored_of(record)))
         return samples
 
     def _scores(
@@ -190,7 +191,7 @@ class CsqaTask:
         prepared = [self._prepared[example.index] for example in examples]
         unfit = [e for e, one in zip(examples, prepared, strict=True) if one.num_needed > (self._limit or 10**9)]
         if unfit and self._config.max_seq_len != "auto":
-            least = max(self._render(example, example.question.split()[-1]).num_needed for example in unfit)
+            least = max(self._render(example, example.question[-1:]).num_needed for example in unfit)
             raise ConfigError(
                 f"max_seq_len {self._config.max_seq_len} - at `$.max_seq_len`; {len(unfit)} questions do not fit, the "
                 f"first {unfit[0].example_id!r}: options and the words around them are never cut; give {least} at least"

@@ -19,7 +19,8 @@ from builders.sources import read_examples
 from tracekit.capture import Text
 from tracekit.choices import Choices, ChoiceTrace, capture_choices, check_choice_config
 from tracekit.cli import run_builder
-from tracekit.config import ModelConfig, Positive, RunConfig
+from tracekit.config import GenerationConfig, ModelConfig, Positive, PromptConfig, RunConfig
+from tracekit.errors import ConfigError
 from tracekit.manifest import SourceInfo
 from tracekit.models import max_positions
 from tracekit.prompts import sha256_text
@@ -38,6 +39,8 @@ class CsqaMcqConfig(RunConfig, frozen=True, kw_only=True):
 
     model: ModelConfig = ModelConfig(model="google-bert/bert-base-uncased")
     """Which model."""
+    generation: GenerationConfig = GenerationConfig(num_beams=1, max_new_tokens=1)
+    """Not used: nothing is generated."""
     max_seq_len: Positive | Literal["auto"] = "auto"
     """Longest sequence of question and option, tokens; `auto`: the model's positions, at most 512."""
 
@@ -50,6 +53,11 @@ class CsqaMcqBuilder:
     def examples(self, config: CsqaMcqConfig) -> tuple[Sequence[CsqaQuestion], SourceInfo]:
         """The questions of the source."""
         check_choice_config(config.capture)
+        if config.prompt != PromptConfig() or config.generation != type(config)().generation:
+            raise ConfigError(
+                "an encoder reads question and option as they stand, and generates nothing - at `$.prompt`, "
+                "`$.generation`; leave their flags out"
+            )
         found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_row)
         return found.examples, found.info
 

@@ -26,7 +26,7 @@ from transformers.data.data_collator import DataCollatorForMultipleChoice
 from builders.csqa_questions import CsqaQuestion, encode_choices
 from tracekit.config import ModelConfig, Positive
 from tracekit.errors import ConfigError, ModelError
-from tracekit.models import load_tokenizer, resolve
+from tracekit.models import is_head_fresh, load_tokenizer, resolve
 from tracekit.plots import BLUE, INK, ORANGE, canvas, grid, png, style
 from tracekit.talk import say
 
@@ -162,10 +162,10 @@ def load_encoder(config: TrainingConfig) -> Encoder:
             f"max_seq_len {config.max_seq_len} - at `$.max_seq_len`; {reference.id} has {limit} positions; "
             "give at most that"
         )
-    is_head_fresh = any(not name.startswith(model.base_model_prefix) for name in info["missing_keys"])
-    if is_head_fresh:
+    is_fresh = is_head_fresh(model, model.base_model, info["missing_keys"], reference.id)
+    if is_fresh:
         say(f"the head of {reference.id} is new: drawn at random, now it is trained")
-    return Encoder(model, tokenizer, is_head_fresh)
+    return Encoder(model, tokenizer, is_fresh)
 
 
 def _num_positions(model: nn.Module, tokenizer: Any) -> int:

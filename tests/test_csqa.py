@@ -19,8 +19,10 @@ from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
 from tracekit import TraceStore, verify
 from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
-from tracekit.errors import ConfigError, SourceError
+from tracekit.errors import CaptureError, ConfigError, SourceError
+from tracekit.layout import Layout
 from tracekit.prompts import Prompter
+from tracekit.replay import replay_stored
 from tracekit.run import Outcome, execute
 
 
@@ -390,3 +392,25 @@ def test_the_command_line_is_the_run_again(checkpoints: dict[str, Path], tmp_pat
     assert outcome.manifest is not None
     assert "python -m builders.csqa" in outcome.manifest.command
     assert "--max-seq-len 250" in outcome.manifest.command
+
+
+def test_a_replay_holds_every_score_against_the_model(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint = next(iter(checkpoints.values()))
+    outcome = run_csqa(tmp_path / "run", checkpoint)
+    assert outcome.manifest is not None
+    sites = {error.site for error in outcome.manifest.verification.sites}
+    assert {"letter_logprobs", "text_logprobs"} <= sites
+    layout = Layout(tmp_path / "run", "csqa")
+    right = replay_stored(layout, 1, model=str(checkpoint), adapter=None, device="cpu")
+    assert {"letter_logprobs", "text_logprobs"} <= {error.site for error in right.sites}
+    own = TraceStore.record
+
+    def altered(self: TraceStore, key: str) -> Any:
+        record: Any = own(self, key)
+        return msgspec.structs.replace(record, text_logprobs=[-99.0] * len(record.text_logprobs))
+
+    monkeypatch.setattr(TraceStore, "record", altered)
+    with pytest.raises(CaptureError, match="text_logprobs differs"):
+        replay_stored(layout, 1, model=str(checkpoint), adapter=None, device="cpu")

@@ -13,13 +13,19 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForMultipleChoice, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForMultipleChoice,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from builders.csqa_mcq import BUILDER, CsqaMcqConfig
 from builders.csqa_questions import SAMPLE
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
-from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, SourceConfig
+from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import ConfigError, ModelError
 from tracekit.layout import Layout
 from tracekit.records import CsqaMcqRecord
@@ -203,6 +209,12 @@ def test_what_is_refused(encoder: Path, finetuned: Path, tmp_path: Path):
         run(tmp_path / "x", encoder, capture={"tokens": "last"})
     with pytest.raises(ConfigError, match="leaves no room"):
         run(tmp_path / "x", encoder, max_seq_len=4)
+    with pytest.raises(ConfigError, match="generates nothing"):
+        run(tmp_path / "x", encoder, prompt=PromptConfig(num_shots=3))
+    ranked = tmp_path / "ranked"
+    BertForSequenceClassification.from_pretrained(encoder, num_labels=1).save_pretrained(ranked)
+    with pytest.raises(ModelError, match="is a checkpoint of BertForSequenceClassification"):
+        run(tmp_path / "z", encoder, model={"model_path": str(ranked)})
     other = tmp_path / "other"
     BertModel(BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
         other

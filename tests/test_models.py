@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, MptConfig
 
 import tracekit.demo
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit.capture import Text, capture
 from tracekit.config import CaptureConfig, ModelConfig
 from tracekit.errors import ConfigError, ModelError
-from tracekit.models import load_model, load_tokenizer, model_info, resolve, resolve_device
+from tracekit.models import load_model, load_tokenizer, max_positions, model_info, resolve, resolve_device
 
 SITES = ("hidden_states", "attentions", "queries", "keys", "values", "resid_post_attn")
 
@@ -179,3 +179,44 @@ def test_a_gguf_file_is_not_quantised_twice(tmp_path: Path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelError, match=r"model '.*model\.gguf' cannot be loaded"):
         model_info(ModelConfig(model=str(tmp_path / "model.gguf")), variant="base")
+
+
+# ---------------------------------------------------------------- weights that are not there
+
+
+def test_a_checkpoint_without_its_language_model_head_is_refused(folder: Path, tmp_path: Path):
+    body = tmp_path / "body"
+    AutoModelForCausalLM.from_pretrained(folder).base_model.save_pretrained(body)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(body)
+    with pytest.raises(ModelError, match="has no language-model head"):
+        loaded(body)
+
+
+def test_a_checkpoint_that_lacks_a_layer_is_refused(folder: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "cut")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "cut")
+    weights = load_file(tmp_path / "cut/model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".layers.1." not in name}
+    save_file(kept, tmp_path / "cut/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="lacks weights of the model itself"):
+        loaded(tmp_path / "cut")
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(folder: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
+    config = BertConfig(vocab_size=len(tokenizer), is_decoder=False, **sizes)  # type: ignore[arg-type]
+    BertLMHeadModel(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    model = ModelConfig(model=str(tmp_path / "bert"), device="cpu")
+    with pytest.raises(ModelError, match=r"\(bert\) is no causal language model"):
+        load_model(model, model_info(model, variant="base"), tokenizer, ("hidden_states",))
+
+
+def test_the_positions_of_mpt_have_another_name(folder: Path, tmp_path: Path):
+    MptConfig(max_seq_len=128).save_pretrained(tmp_path)
+    assert max_positions(ModelConfig(model=str(tmp_path))) == 128

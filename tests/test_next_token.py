@@ -29,8 +29,10 @@ from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
 from tracekit import TraceStore, verify
 from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
-from tracekit.errors import ConfigError, SourceError
+from tracekit.errors import CaptureError, ConfigError, SourceError
+from tracekit.layout import Layout
 from tracekit.merge import merge
+from tracekit.replay import replay_stored
 from tracekit.run import Outcome, execute
 
 
@@ -478,3 +480,20 @@ def test_the_command_line_takes_every_flag(model: Path, tmp_path: Path, capsys: 
     card = (tmp_path / "run/README.md").read_text(encoding="utf-8")
     assert "windows of a long text 8 tokens apart" in card
     assert "| next_token_accuracy |" in card
+
+
+def test_a_replay_holds_every_number_against_the_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(tmp_path / "run", model)
+    layout = Layout(tmp_path / "run", "next_token")
+    right = replay_stored(layout, 2, model=str(model), adapter=None, device="cpu")
+    assert right.num_agreeing == right.num_positions > 0
+    assert {"token_logprobs", "token_entropies"} <= {error.site for error in right.sites}
+    own = TraceStore.record
+
+    def altered(self: TraceStore, key: str) -> Any:
+        record: Any = own(self, key)
+        return msgspec.structs.replace(record, next_true_logprob=[-99.0] * len(record.next_true_logprob))
+
+    monkeypatch.setattr(TraceStore, "record", altered)
+    with pytest.raises(CaptureError, match="token_logprobs differs"):
+        replay_stored(layout, 2, model=str(model), adapter=None, device="cpu")

@@ -378,7 +378,7 @@ def test_attention_that_does_not_know_its_layer_is_placed_by_its_block() -> None
     del model.model.layers[1].self_attn.layer_idx
     made = TracedModel(model, None, model_info("llama"))
     prove(made, ("attentions", "values"))
-    assert made.layouts["attentions"].layers == made.layouts["values"].layers == (0, 1)
+    assert made.layouts["attentions"].layers == made.layouts["values"].layers == (0, 1, 2)
 
 
 def test_attention_outside_every_block_cannot_be_placed() -> None:

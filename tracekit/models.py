@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,7 +37,16 @@ from tracekit.proof import prove
 from tracekit.records import ModelInfo
 from tracekit.traced import Head, TracedModel
 
-__all__ = ["Reference", "load_model", "load_tokenizer", "max_positions", "model_info", "resolve", "resolve_device"]
+__all__ = [
+    "Reference",
+    "is_head_fresh",
+    "load_model",
+    "load_tokenizer",
+    "max_positions",
+    "model_info",
+    "resolve",
+    "resolve_device",
+]
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error, SafetensorError)
 """What transformers, peft and the readers of their files raise for a checkpoint that is missing, damaged or unknown."""
@@ -148,7 +158,7 @@ def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) 
 def max_positions(config: ModelConfig) -> int | None:
     """Longest text a model has positions for; None where it has no limit."""
     settings = _load_config(_weights(config), config).get_text_config()
-    positions = getattr(settings, "max_position_embeddings", None)
+    positions = getattr(settings, "max_position_embeddings", None) or getattr(settings, "max_seq_len", None)
     is_shifted = settings.model_type in _POSITIONS_AFTER_PADDING and positions is not None
     return positions - settings.pad_token_id - 1 if is_shifted else positions
 
@@ -187,6 +197,13 @@ def load_model(
             reference.path, trust_remote_code=config.trust_remote_code, output_loading_info=True, **arguments
         )
     except _LOAD_ERRORS as error:
+        if head == "choices":
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"model {config.model_path or config.model!r} cannot be loaded with a multiple-choice head: {reason}\n"
+                "Expected an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ...), or what "
+                "builders.finetune_csqa wrote, as a local folder or a Hub id"
+            ) from error
         raise _load_error("model", config.model, error) from error
     if config.quantize == "none":
         model = model.to(device)
@@ -198,8 +215,20 @@ def load_model(
         _clean_generation_config(model, tokenizer)
     is_coupled = config.quantize == "int8" and config.int8_threshold > 0
     traced = TracedModel(model, tokenizer, info, is_row_coupled=is_coupled, head=head)
-    traced.is_head_fresh = _is_head_fresh(traced, loading["missing_keys"])
+    is_fresh = is_head_fresh(model, traced.anatomy.inner, loading["missing_keys"], info.id)
+    if is_fresh and head == "lm":
+        raise ModelError(
+            f"{info.id}: the checkpoint has no language-model head, so a random one would stand in and every predicted "
+            "token would mean nothing. Give the model that it was made from, or a checkpoint saved with its head"
+        )
+    traced.is_head_fresh = is_fresh
+    _check_head(settings, info, head, is_fresh)
     prove(traced, sites)
+    if head == "lm" and not traced.is_causal:
+        raise ModelError(
+            f"{info.id} ({settings.get_text_config().model_type}) is no causal language model: it sees the tokens that "
+            "it is to predict. Encoders are for builders.csqa_mcq"
+        )
     return traced
 
 
@@ -210,7 +239,7 @@ def _weights(config: ModelConfig) -> Reference:
 
 def _check_base(checkpoint: Any, base: Any, config: ModelConfig) -> None:
     """Refuse a checkpoint that is not one of the base model."""
-    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+    for name in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         ours, theirs = getattr(checkpoint, name, None), getattr(base, name, None)
         if ours != theirs:
             raise ModelError(
@@ -219,18 +248,32 @@ def _check_base(checkpoint: Any, base: Any, config: ModelConfig) -> None:
             )
 
 
-def _is_head_fresh(traced: TracedModel, missing: Iterable[str]) -> bool:
-    """Whether weights of the head were not in the checkpoint; any other missing weight makes the model useless.
+def is_head_fresh(model: Any, inner: nn.Module, missing: Iterable[str], name: str) -> bool:
+    """Whether weights of the head were not in the checkpoint, and so drawn at random.
+
+    Weights that are the embeddings' own (tied) are not missing. `missing` is what transformers reports on loading.
 
     Raises:
-        ModelError: weights of the inner model are missing.
+        ModelError: weights of the inner model are missing, which makes it useless.
     """
-    inner = next(name for name, module in traced.model.named_modules() if module is traced.anatomy.inner)
-    fresh = [name for name in missing if name != "lm_head.weight"]
-    lost = [name for name in fresh if name.startswith(f"{inner}.") and "pooler" not in name]
+    prefix = next(path for path, module in model.named_modules() if module is inner)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    embeddings = model.get_input_embeddings().weight
+    fresh = [path for path in missing if path in parameters and parameters[path] is not embeddings]
+    lost = [path for path in fresh if path.startswith(f"{prefix}.") and "pooler" not in path]
     if lost:
-        raise ModelError(f"{traced.info.id}: the checkpoint lacks weights of the model itself: {', '.join(lost[:3])}")
+        raise ModelError(f"{name}: the checkpoint lacks weights of the model itself: {', '.join(lost[:3])}")
     return bool(fresh)
+
+
+def _check_head(settings: Any, info: ModelInfo, head: Head, is_fresh: bool) -> None:
+    """Refuse a head that was trained for something else and happens to have the shape."""
+    names = settings.architectures or []
+    if head == "choices" and not is_fresh and names and not any(name.endswith("ForMultipleChoice") for name in names):
+        raise ModelError(
+            f"{info.id} is a checkpoint of {names[0]}, whose head is none for multiple choice; fine-tune it first "
+            "(python -m builders.finetune_csqa)"
+        )
 
 
 def _load_config(reference: Reference, config: ModelConfig) -> Any:

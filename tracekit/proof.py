@@ -31,7 +31,18 @@ from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
 from tracekit.tensors import TensorSpec, positions_of, unpack_causal
 from tracekit.traced import SiteLayout, Tolerance, TracedModel, tolerance_of
 
-__all__ = ["prove", "replay"]
+__all__ = ["Scored", "prove", "replay", "replay_scored"]
+
+
+class Scored(NamedTuple):
+    """A continuation of a prompt, and the log-probability that was recorded for it."""
+
+    name: str
+    """Field of the record."""
+    token_ids: list[int]
+    """The continuation."""
+    logprob: float
+    """Its log-probability after the prompt, summed over its tokens, nats."""
 
 
 class _Reference(NamedTuple):
@@ -118,7 +129,7 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
     other = _plain(traced, changed, attentions=False)
     earlier = [hidden[:, :-1] for hidden in (before.hidden_states[-1], other.hidden_states[-1])]
     is_exact = traced.info.dtype == "float32" and not traced.info.quantization
-    traced.is_causal = _relative(*earlier) < (1e-4 if is_exact else 1e-2)
+    traced.is_causal = traced.head == "lm" and _relative(*earlier) < (1e-4 if is_exact else 1e-2)
     declared = any(getattr(module, "is_causal", False) for block in traced.anatomy.blocks for module in block.modules())
     if declared and not traced.is_causal:
         raise _failed(traced, "it attends to the future, and declares itself causal")
@@ -271,6 +282,28 @@ def replay(
             (predicted == (trace.predicted_ids if len(trace.predicted_ids) else lone.predicted_ids)).sum()
         ),
     )
+
+
+def replay_scored(traced: TracedModel, key: str, prompt_ids: Sequence[int], scored: Sequence[Scored]) -> Verification:
+    """Compare scores of continuations of a prompt with plain transformers, each alone, eager.
+
+    Raises:
+        CaptureError: an error is past the tolerance of the model's dtype.
+    """
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for one in scored:
+        ids = [*prompt_ids, *one.token_ids]
+        plain = _plain(traced, _row(traced, ids), attentions=False)
+        logprobs = plain.logits[0, len(prompt_ids) - 1 : -1].float().log_softmax(-1)
+        picked = logprobs.gather(1, torch.tensor(one.token_ids, device=logprobs.device)[:, None])
+        mine, reference = found.setdefault(one.name, ([], []))
+        mine.append(one.logprob)
+        reference.append(picked.double().sum().item())
+    result = Verification.nothing()
+    for name, (mine, reference) in found.items():
+        values = _compared(key, name, np.array(mine), np.array(reference), tolerance_of(traced.info), by_layer=False)
+        result = result.with_more(values)
+    return result
 
 
 def _replay_choices(

@@ -11,12 +11,12 @@ from tracekit.errors import ModelError
 from tracekit.layout import Layout
 from tracekit.manifest import Manifest, Verification, read_struct
 from tracekit.models import load_model, load_tokenizer, model_info
-from tracekit.proof import replay
-from tracekit.records import RECORD_TYPES, CsqaMcqRecord
+from tracekit.proof import Scored, replay, replay_scored
+from tracekit.records import RECORD_TYPES, CsqaMcqRecord, CsqaRecord, NextTokenRecord
 from tracekit.sites import resolve_sites
 from tracekit.store import TraceStore
 
-__all__ = ["replay_stored"]
+__all__ = ["replay_stored", "scored_of"]
 
 
 def replay_stored(
@@ -76,13 +76,27 @@ def replay_stored(
                 options = ChoiceTrace(sample.tensors(), record.tensors, np.array(record.choice_logits, np.float32))
                 result = result.with_more(replay(traced, record.key, _choices(record), options, capture_config))
                 continue
+            if isinstance(record, CsqaRecord):
+                result = result.with_more(replay_scored(traced, record.key, record.token_ids, scored_of(record)))
             text = Text(record.token_ids, record.prompt_length)
             logprobs, entropies = (
                 np.array(getattr(record, name, [])) for name in ("token_logprobs", "token_entropies")
             )
-            lone = Trace(sample.tensors(), record.tensors, logprobs, entropies, *[np.zeros(0)] * 3)
+            predicted = np.zeros(0)
+            if isinstance(record, NextTokenRecord):
+                text = text._replace(scored_from=1)
+                logprobs, entropies = np.array(record.next_true_logprob), np.array(record.next_entropy)
+                predicted = np.array(record.next_pred_id)
+            lone = Trace(sample.tensors(), record.tensors, logprobs, entropies, predicted, np.zeros(0), np.zeros(0))
             result = result.with_more(replay(traced, record.key, text, lone, capture_config))
     return result
+
+
+def scored_of(record: CsqaRecord) -> list[Scored]:
+    """The options' letters and texts as they were scored."""
+    letters = zip(record.letter_token_ids, record.letter_logprobs, strict=True)
+    texts = zip(record.text_token_ids, record.text_logprobs, strict=True)
+    return [Scored("letter_logprobs", *pair) for pair in letters] + [Scored("text_logprobs", *pair) for pair in texts]
 
 
 def _choices(record: CsqaMcqRecord) -> Choices:

@@ -46,7 +46,7 @@ from tracekit.plan import (
     make_plan,
     public_run,
 )
-from tracekit.proof import replay
+from tracekit.proof import Scored, replay, replay_scored
 from tracekit.records import Record, encode_record
 from tracekit.shards import ShardWriter
 from tracekit.sites import resolve_sites
@@ -87,6 +87,8 @@ class Sample(NamedTuple):
     record: Record
     text: Text | Choices
     trace: Trace | ChoiceTrace
+    scored: Sequence[Scored] = ()
+    """Continuations of the text that were scored in passes of their own."""
 
 
 class Task(Protocol[ExampleT_contra]):
@@ -355,7 +357,10 @@ class _Run(Generic[ExampleT]):
         chosen = [ordered[i * (len(ordered) - 1) // max(count - 1, 1)] for i in range(count)]
         result = Verification.nothing()
         for sample in chosen:
-            result = result.with_more(replay(self._traced, sample.record.key, sample.text, sample.trace, self._capture))
+            key, text = sample.record.key, sample.text
+            result = result.with_more(replay(self._traced, key, text, sample.trace, self._capture))
+            if sample.scored:
+                result = result.with_more(replay_scored(self._traced, key, text.token_ids, sample.scored))
         return result
 
     def estimate(self, examples: Sequence[ExampleT], lengths: Sequence[int], samples_per_shard: int) -> Estimate:
