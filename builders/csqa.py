@@ -32,7 +32,7 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.manifest import SourceInfo
 from tracekit.models import max_positions
 from tracekit.prompts import Exchange, Prompt, Prompter, sha256_text
-from tracekit.records import SCHEMA_VERSION, CsqaRecord, GenerationSettings
+from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaRecord
 from tracekit.replay import scored_of
 from tracekit.run import Place, Sample
 from tracekit.talk import say
@@ -41,9 +41,6 @@ from tracekit.traced import Head, TracedModel
 __all__ = ["BUILDER", "CsqaBuilder", "CsqaConfig", "answer_joint", "continuation_ids"]
 
 SYSTEM = "Choose the option that answers the question best. Give its letter alone."
-_NOTHING_GENERATED = GenerationSettings(
-    do_sample=False, num_beams=1, max_new_tokens=0, temperature=1.0, top_p=1.0, top_k=0
-)
 
 
 class CsqaConfig(RunConfig, frozen=True, kw_only=True):
@@ -242,7 +239,7 @@ class CsqaTask:
             last_answer_index=None,
             eos_included=False,
             tensors=trace.specs,
-            generation=_NOTHING_GENERATED,
+            generation=NOTHING_GENERATED,
             seed=self._config.output.seed,
             question=example.question,
             concept=example.concept,

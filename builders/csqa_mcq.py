@@ -24,7 +24,7 @@ from tracekit.errors import ConfigError
 from tracekit.manifest import SourceInfo
 from tracekit.models import max_positions
 from tracekit.prompts import sha256_text
-from tracekit.records import SCHEMA_VERSION, CsqaMcqRecord, GenerationSettings, Span
+from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaMcqRecord, Span
 from tracekit.run import Place, Sample
 from tracekit.talk import say
 from tracekit.traced import Head, TracedModel
@@ -140,9 +140,7 @@ class CsqaMcqTask:
             last_answer_index=None,
             eos_included=False,
             tensors=trace.specs,
-            generation=GenerationSettings(
-                do_sample=False, num_beams=1, max_new_tokens=0, temperature=1.0, top_p=1.0, top_k=0
-            ),
+            generation=NOTHING_GENERATED,
             seed=self._config.output.seed,
             question=example.question,
             concept=example.concept,

@@ -29,7 +29,7 @@ from tracekit.manifest import SourceInfo
 from tracekit.metrics import perplexity
 from tracekit.models import load_tokenizer, max_positions
 from tracekit.prompts import sha256_text, tokens_of, with_bos
-from tracekit.records import SCHEMA_VERSION, GenerationSettings, NextTokenRecord, Word
+from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, NextTokenRecord, Word
 from tracekit.run import Place, Sample
 from tracekit.traced import Head, TracedModel
 
@@ -38,9 +38,6 @@ __all__ = ["BUILDER", "NextTokenBuilder", "NextTokenConfig", "Tokenized", "Windo
 _MAX_AUTO = 1024
 _WINDOWS_A_DOCUMENT = 10**9
 """Room for window numbers in an index; more tokens than a document can have."""
-_NOTHING_GENERATED = GenerationSettings(
-    do_sample=False, num_beams=1, max_new_tokens=0, temperature=1.0, top_p=1.0, top_k=0
-)
 
 
 class NextTokenConfig(RunConfig, frozen=True, kw_only=True):
@@ -250,7 +247,7 @@ class NextTokenTask:
             last_answer_index=None,
             eos_included=eos is not None and token_ids[-1] == eos,
             tensors=trace.specs,
-            generation=_NOTHING_GENERATED,
+            generation=NOTHING_GENERATED,
             seed=self._config.output.seed,
             text=written,
             kind=document.kind,

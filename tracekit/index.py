@@ -19,7 +19,7 @@ from tracekit.cache import RangeCache
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.hub import HubPath
 from tracekit.journal import read_journal
-from tracekit.layout import Layout, config_names
+from tracekit.layout import Layout, choose_config, config_names
 from tracekit.manifest import Manifest, Plan, Sidecar, SplitInfo, TensorSummary, Verification, read_plan, read_struct
 from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, ModelInfo
 from tracekit.remote import ByteRange, RemoteShards, open_remote
@@ -211,14 +211,7 @@ def open_folder(path: Path | HubPath, config: str | None) -> Folder:
         return folder._replace(bytes_of=RemoteShards(remote, RangeCache()))
     root = path
     names = config_names(root)
-    if config is None and len(names) > 1:
-        raise DatasetError(
-            f"{root} holds several configurations ({', '.join(names)}); name one with `config` (on the "
-            "command line --dataset-config, in load_dataset the second argument)"
-        )
-    chosen = names[0] if config is None else config
-    if chosen not in names:
-        raise DatasetError(f"{root} holds no configuration {chosen!r}; it holds: {', '.join(names)}")
+    chosen = choose_config(names, config, root)
     layout = Layout(root, chosen)
     return _open_finished(layout) if layout.manifest.exists() else _open_unfinished(layout)
 

@@ -17,12 +17,22 @@
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tracekit.errors import DatasetError
 
-__all__ = ["Layout", "config_names", "create_once", "is_ignored", "shard_name", "sync_folder", "write_atomic"]
+__all__ = [
+    "Layout",
+    "choose_config",
+    "config_names",
+    "create_once",
+    "is_ignored",
+    "shard_name",
+    "sync_folder",
+    "write_atomic",
+]
 
 MAX_SHARDS = 10_000
 """Files in one folder that the Hub takes."""
@@ -111,6 +121,23 @@ def config_names(root: Path) -> list[str]:
     if not names:
         raise DatasetError(f"{str(root)!r} is not a tracekit dataset: it holds no plans/<config>.json")
     return names
+
+
+def choose_config(names: Sequence[str], config: str | None, where: object) -> str:
+    """The configuration that is meant: the one that was named, or the only one.
+
+    Raises:
+        DatasetError: none was named and there are several, or there is none of this name.
+    """
+    if config is None and len(names) > 1:
+        raise DatasetError(
+            f"{where} holds several configurations ({', '.join(names)}); name one with `config` (on the command line "
+            "--dataset-config, in load_dataset the second argument)"
+        )
+    chosen = names[0] if config is None else config
+    if chosen not in names:
+        raise DatasetError(f"{where} holds no configuration {chosen!r}; it holds: {', '.join(names)}")
+    return chosen
 
 
 def write_atomic(path: Path, data: bytes) -> None:

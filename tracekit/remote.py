@@ -14,7 +14,7 @@ from typing import NamedTuple
 from tracekit.cache import RangeCache
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.hub import HubFile, HubPath, fetch
-from tracekit.layout import Layout, config_names
+from tracekit.layout import Layout, choose_config, config_names
 from tracekit.manifest import Manifest, read_struct
 
 __all__ = ["ByteRange", "Remote", "RemoteShards", "open_remote"]
@@ -58,14 +58,7 @@ def open_remote(path: HubPath, config: str | None) -> Remote:
     if not (root / "manifest.json").exists():
         raise DatasetError(f"{path} is not a tracekit dataset: it holds no manifest.json")
     names = config_names(root)
-    if config is None and len(names) > 1:
-        raise DatasetError(
-            f"{path} holds several configurations ({', '.join(names)}); name one with `config` (on the "
-            "command line --dataset-config, in load_dataset the second argument)"
-        )
-    chosen = names[0] if config is None else config
-    if chosen not in names:
-        raise DatasetError(f"{path} holds no configuration {chosen!r}; it holds: {', '.join(names)}")
+    chosen = choose_config(names, config, path)
     return Remote(fetch(pinned, [f"records/{chosen}/*.parquet"]), chosen, pinned)
 
 

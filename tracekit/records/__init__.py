@@ -11,13 +11,22 @@ One file a task; this one knows them all, and msgspec. pyarrow is imported when 
 import msgspec
 
 from tracekit.errors import CorruptShardError, DatasetError
-from tracekit.records.base import SCHEMA_VERSION, GenerationSettings, ModelInfo, Record, Span, Tallied
+from tracekit.records.base import (
+    NOTHING_GENERATED,
+    SCHEMA_VERSION,
+    GenerationSettings,
+    ModelInfo,
+    Record,
+    Span,
+    Tallied,
+)
 from tracekit.records.csqa import Choice, CsqaMcqRecord, CsqaRecord
 from tracekit.records.next_token import NextTokenRecord, Word
 from tracekit.records.schema import arrow_schema, field_docs, json_schema
 from tracekit.records.trivia_qa import SampledAnswer, TriviaQARecord
 
 __all__ = [
+    "NOTHING_GENERATED",
     "RECORD_TYPES",
     "SCHEMA_VERSION",
     "Choice",

@@ -6,7 +6,7 @@ import msgspec
 
 from tracekit.tensors import TensorSpec
 
-__all__ = ["SCHEMA_VERSION", "GenerationSettings", "ModelInfo", "Record", "Span", "Tallied"]
+__all__ = ["NOTHING_GENERATED", "SCHEMA_VERSION", "GenerationSettings", "ModelInfo", "Record", "Span", "Tallied"]
 
 SCHEMA_VERSION = "1.0"
 """Version of the contract: major changes break readers, minor ones only add."""
@@ -57,6 +57,12 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Nucleus mass; 1.0 keeps all."""
     top_k: int
     """Most likely tokens kept; 0 keeps all."""
+
+
+NOTHING_GENERATED = GenerationSettings(
+    do_sample=False, num_beams=1, max_new_tokens=0, temperature=1.0, top_p=1.0, top_k=0
+)
+"""For tasks in which the model only reads."""
 
 
 class Summary(NamedTuple):
