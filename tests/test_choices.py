@@ -11,12 +11,18 @@ from transformers import (
     AutoModelForMultipleChoice,
     BertConfig,
     CamembertConfig,
+    Data2VecTextConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    ErnieConfig,
+    ModernBertConfig,
     MPNetConfig,
     RobertaConfig,
+    RobertaPreLayerNormConfig,
     RoFormerConfig,
+    XLMRobertaConfig,
+    XLMRobertaXLConfig,
 )
 
 from tests.tiny_models import model_info
@@ -51,8 +57,18 @@ CONFIGS: dict[str, Any] = {
     "deberta-v3": DebertaV2Config(
         **DEBERTA, share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0
     ),
+    "xlm-roberta": XLMRobertaConfig(**SIZES),
+    "ernie": ErnieConfig(**SIZES),
+    "data2vec-text": Data2VecTextConfig(**SIZES),
+    "xlm-roberta-xl": XLMRobertaXLConfig(**SIZES),
+    "roberta-prelayernorm": RobertaPreLayerNormConfig(**SIZES),
+    "modernbert": ModernBertConfig(
+        **SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+    ),
 }
 FAMILIES = tuple(CONFIGS)
+PRE_LN = ("xlm-roberta-xl", "roberta-prelayernorm", "modernbert")
+"""Families whose last hidden state is after a final norm."""
 SITES = ("hidden", "attn", "qkv", "resid")
 QUESTIONS = ((5, 9, 7), (12, 4))
 """Tokens of each option of each question: mixed lengths, and different numbers of options."""
@@ -152,7 +168,8 @@ def test_the_residual_stream_is_that_of_the_hidden_states(name: str):
         hidden = trace.tensors["hidden_states"]
         assert np.array_equal(trace.tensors["resid_embed"], hidden[0])
         assert np.array_equal(trace.tensors["resid_pre_attn"], hidden[:-1])
-        assert np.array_equal(trace.tensors["resid_post_mlp"], hidden[1:])
+        last = -1 if name in PRE_LN else None
+        assert np.array_equal(trace.tensors["resid_post_mlp"][:last], hidden[1:last])
         assert not np.allclose(trace.tensors["resid_post_attn"], hidden[1:], atol=1e-2)
 
 
