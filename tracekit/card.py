@@ -268,11 +268,7 @@ def _for_template(manifest: Manifest, *, has_figures: bool) -> dict[str, Any]:
         "commands": [manifest.command] if manifest.command else [],
         "run_json": json.dumps(manifest.run, indent=1, ensure_ascii=False),
         "replays": f"{replayed.num_replayed} samples were run again alone, unpadded, in plain eager transformers"
-        + (
-            f"; both runs predict the same token at {replayed.num_agreeing} of {replayed.num_positions} positions."
-            if replayed.num_positions
-            else "."
-        )
+        + (f"; {replayed.agreement()}." if replayed.agreement() else ".")
         if replayed.num_replayed
         else "No sample was replayed (`num_replays = 0`).",
     }

@@ -243,10 +243,9 @@ def metric_lines(manifest: Manifest) -> list[str]:
 
 def verification_lines(verification: Any) -> list[str]:
     """What replays showed, a line a site."""
-    same = f": same token at {verification.num_agreeing} of {verification.num_positions} positions"
+    agreed = verification.agreement()
     lines = [
-        f"replayed {verification.num_replayed} samples alone in plain eager transformers"
-        + (same if verification.num_positions else "")
+        f"replayed {verification.num_replayed} samples alone in plain eager transformers{agreed and ': ' + agreed}"
     ]
     for error in verification.sites:
         lines.append(

@@ -173,6 +173,14 @@ class Verification(_Stored, frozen=True, kw_only=True):
     sites: list[SiteError]
     """Largest errors per site."""
 
+    def agreement(self) -> str:
+        """How often both runs came to the same, in words; empty where nothing was predicted."""
+        if not self.num_positions:
+            return ""
+        if any(error.site == "choice_logits" for error in self.sites):
+            return f"same option in {self.num_agreeing} of {self.num_positions} questions"
+        return f"same token at {self.num_agreeing} of {self.num_positions} positions"
+
     @classmethod
     def nothing(cls) -> Self:
         """Nothing was replayed."""

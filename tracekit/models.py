@@ -118,18 +118,18 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         ModelError: it cannot be found or loaded, or is not a fast one (offsets are needed).
     """
-    reference = resolve(config.model)
+    reference = _weights(config) if config.model_path is not None else resolve(config.model)
     own = Path(config.model_path or "").expanduser()
-    if config.model_path is not None and not (own.is_dir() and not (own / "tokenizer_config.json").exists()):
-        reference = resolve(config.model_path)
+    if config.model_path is not None and own.is_dir() and not (own / "tokenizer_config.json").exists():
+        reference = resolve(config.model)  # weights alone
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
         )
     except _LOAD_ERRORS as error:
-        raise _load_error("tokenizer", config.model, error) from error
+        raise _load_error("tokenizer", reference.path, error) from error
     if not tokenizer.is_fast:
-        raise ModelError(f"{config.model!r} has no fast tokenizer (tokenizer.json); character offsets need one")
+        raise ModelError(f"{reference.path!r} has no fast tokenizer (tokenizer.json); character offsets need one")
     return tokenizer
 
 
@@ -233,7 +233,14 @@ def load_model(
 
 
 def _weights(config: ModelConfig) -> Reference:
-    """Where the weights come from: the fine-tuned checkpoint, or the model itself."""
+    """Where the weights come from: the fine-tuned checkpoint, or the model itself.
+
+    Raises:
+        ModelError: no such model; or a checkpoint that should be in a folder here and is not.
+    """
+    path = Path(config.model_path or "").expanduser()
+    if config.model_path is not None and not path.exists() and path.parent != Path() and path.parent.is_dir():
+        raise ModelError(f"--model-path {config.model_path!r}: there is no such folder in {str(path.parent)!r}")
     return resolve(config.model_path or config.model)
 
 

@@ -171,8 +171,10 @@ def choice_number(stored: Stored, choice: int, *, where: str) -> int:
     count = max(len(stored.spec.choice_offsets) - 1, 0)
     if not count:
         raise ConfigError(f"{where} has no choices; leave `choice` out")
+    if not isinstance(choice, int | np.integer):
+        raise ConfigError(f"choice is {choice!r}, expected its number, counted from 0")
     if not -count <= choice < count:
-        raise SampleNotFoundError(f"{where}: no choice {choice}; choices are 0 to {count - 1}")
+        raise SampleNotFoundError(f"{where}: no choice {choice}; choices are 0 to {count - 1}, or -1 for the last")
     return int(choice) % count
 
 

@@ -40,7 +40,7 @@ def replay_stored(
     settings = msgspec.convert(manifest.run["model"], ModelConfig)
     settings = msgspec.structs.replace(
         settings,
-        model=model or settings.model,
+        model=model or model_path or settings.model,  # a checkpoint stands for its base where that is not here
         model_path=model_path or settings.model_path,
         adapter=adapter or settings.adapter,
         device=device,
