@@ -178,7 +178,8 @@ class RequestHandler(BaseHTTPRequestHandler):
             has_token = bool(self.headers.get("Authorization"))
             numbers = self.status, self.received, self.sent, self.headers.get("Range"), has_token
             with self.hub.idle:
-                self.hub.log.append(Request(self.command, self.path, *numbers, time.monotonic() - started))
+                seconds = time.monotonic() - started
+                self.hub.log.append(Request(self.command, self.path, *numbers, seconds, started))
                 self.hub.in_flight -= 1
                 self.hub.idle.notify_all()
 

@@ -87,6 +87,8 @@ class Request(NamedTuple):
     range: str | None
     has_token: bool
     seconds: float
+    started: float
+    """By the monotonic clock; the log is sorted by it, as an answer may be read before its line is written."""
 
 
 class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -254,7 +256,7 @@ class Hub:
         """The requests so far, once none is being answered."""
         with self.idle:
             assert self.idle.wait_for(lambda: self.in_flight == 0, QUIET_SECONDS), f"{self.in_flight} requests hang"
-            log = list(self.log)
+            log = sorted(self.log, key=lambda request: request.started)
             if clear:
                 self.log.clear()
             return log
