@@ -7,9 +7,11 @@ import msgspec
 from tracekit.records import (
     SCHEMA_VERSION,
     Choice,
+    ConfidenceBin,
     CsqaMcqRecord,
     CsqaRecord,
     GenerationSettings,
+    IntrospectionRecord,
     ModelInfo,
     NextTokenRecord,
     Record,
@@ -213,6 +215,78 @@ def csqa_mcq_record(**changes: Any) -> CsqaMcqRecord:
     return CsqaMcqRecord(**(_shared(config="csqa_mcq") | _options() | scores | changes))
 
 
+def introspection_record(**changes: Any) -> IntrospectionRecord:
+    """A question of two options in the pass `mcq`, answered wrongly."""
+    fields: dict[str, Any] = {
+        "prompt_type": "mcq",
+        "question_text": "Where is a bed?",
+        "subject": "home",
+        "options": [Choice(label="A", text="in a room"), Choice(label="B", text="on the moon")],
+        "option_order": [1, 0],
+        "correct_answer_letter": "A",
+        "model_name": "org/name",
+        "checkpoint_id": "abc",
+        "prompt_text": "Where is a bed?\nA. in a room\nB. on the moon",
+        "instruction_sha256": "2" * 64,
+        "bins": [],
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_new_tokens": 2,
+        "output_text": "B.",
+        "finish_reason": "length",
+        "token_logprobs": [-0.5, -1.0],
+        "token_entropies": [0.5, 1.0],
+        "parsed_answer": "B",
+        "parse_failure": None,
+        "is_correct": False,
+        "pred_letter": "B",
+        "is_pred_correct": False,
+        "answer_spelling": "A",
+        "answer_scoring": "token",
+        "answer_token_ids": [[1], [2]],
+        "logits": [1.0, 2.0],
+        "logprobs": [-2.0, -1.0],
+        "probs": [0.25, 0.75],
+        "allowed_mass": 0.5,
+        "other_spelling_mass": 0.0,
+        "entropy": 0.5625,
+        "logit_margin": -1.0,
+        "answer_token_index": 1,
+        "confidence_token_index": None,
+        "self_confidence": None,
+        "other_confidence": None,
+        "char_length": 15,
+        "token_length": 4,
+        "question_type": "where",
+        "has_negation": False,
+        "has_ambiguity": False,
+        "token_rarity_mean": 10.0,
+        "token_rarity_max": 20.0,
+        "frequency_rarity_mean": 1.0,
+        "frequency_rarity_max": 2.0,
+        "frequency_rarity_source": "bpe_merge_rank",
+        "num_layers": 2,
+    }
+    return IntrospectionRecord(**(_shared(config="mcq") | fields | changes))
+
+
+def confidence_record(**changes: Any) -> IntrospectionRecord:
+    """The same question in the pass `self_confidence`, with two bins."""
+    bins = [ConfidenceBin(label=a, low=b, high=b + 50.0, midpoint=b + 25.0) for a, b in (("A", 0.0), ("B", 50.0))]
+    fields: dict[str, Any] = {
+        "config": "self_confidence",
+        "prompt_type": "self_confidence",
+        "bins": bins,
+        "is_correct": None,
+        "is_pred_correct": None,
+        "logit_margin": None,
+        "answer_token_index": None,
+        "confidence_token_index": 1,
+        "self_confidence": 62.5,
+    }
+    return introspection_record(**(fields | changes))
+
+
 def record_of(task: str) -> Record:
     """A record of a task."""
     made = {
@@ -220,5 +294,6 @@ def record_of(task: str) -> Record:
         "next_token": next_token_record,
         "csqa": csqa_record,
         "csqa_mcq": csqa_mcq_record,
+        "introspection": introspection_record,
     }
     return made[task]()

@@ -21,6 +21,7 @@ from tracekit.records.base import (
     Tallied,
 )
 from tracekit.records.csqa import Choice, CsqaMcqRecord, CsqaRecord
+from tracekit.records.introspection import ConfidenceBin, IntrospectionRecord
 from tracekit.records.next_token import NextTokenRecord, Word
 from tracekit.records.schema import arrow_schema, field_docs, json_schema
 from tracekit.records.trivia_qa import SampledAnswer, TriviaQARecord
@@ -30,9 +31,11 @@ __all__ = [
     "RECORD_TYPES",
     "SCHEMA_VERSION",
     "Choice",
+    "ConfidenceBin",
     "CsqaMcqRecord",
     "CsqaRecord",
     "GenerationSettings",
+    "IntrospectionRecord",
     "ModelInfo",
     "NextTokenRecord",
     "Record",
@@ -53,6 +56,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "next_token": NextTokenRecord,
     "csqa": CsqaRecord,
     "csqa_mcq": CsqaMcqRecord,
+    "introspection": IntrospectionRecord,
 }
 """Record type of every task."""
 
