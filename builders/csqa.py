@@ -20,7 +20,6 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 
 from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row
@@ -28,6 +27,7 @@ from builders.sources import read_examples
 from tracekit.capture import Text, Trace, capture
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, Positive, RunConfig, SourceConfig
+from tracekit.continuations import answer_joint, continuation_ids, score_continuations, softmax
 from tracekit.errors import ConfigError, SourceError
 from tracekit.manifest import SourceInfo
 from tracekit.models import max_positions
@@ -38,7 +38,7 @@ from tracekit.run import Place, Sample
 from tracekit.talk import say
 from tracekit.traced import Head, TracedModel
 
-__all__ = ["BUILDER", "CsqaBuilder", "CsqaConfig", "answer_joint", "continuation_ids"]
+__all__ = ["BUILDER", "CsqaBuilder", "CsqaConfig"]
 
 SYSTEM = "Choose the option that answers the question best. Give its letter alone."
 
@@ -118,33 +118,15 @@ class CsqaTask:
         prepared = [self._prepared[example.index] for example in examples]
         texts = [Text(one.prompt.token_ids, len(one.prompt.token_ids)) for one in prepared]
         traces = capture(traced, texts, self._config.capture)
-        letters = self._scores(traced, prepared, [one.letters for one in prepared])
-        options = self._scores(traced, prepared, [one.texts for one in prepared])
+        ids = [one.prompt.token_ids for one in prepared]
+        letters = score_continuations(traced, ids, [one.letters for one in prepared])
+        options = score_continuations(traced, ids, [one.texts for one in prepared])
         samples = []
         for i, example in enumerate(examples):
             here = place._replace(first_index=place.first_index + i)
             record = self._record(traced, example, traces[i], letters[i], options[i], here)
             samples.append(Sample(record, texts[i], traces[i], scored_of(record)))
         return samples
-
-    def _scores(
-        self, traced: TracedModel, prepared: Sequence[_Prepared], continuations: Sequence[list[list[int]]]
-    ) -> list[list[float]]:
-        """Log-probability of every continuation of every prompt, in passes of as many texts as there are prompts."""
-        silent = msgspec.structs.replace(self._config.capture, sites=("none",))
-        texts = [
-            Text(one.prompt.token_ids + ids, len(one.prompt.token_ids))
-            for one, options in zip(prepared, continuations, strict=True)
-            for ids in options
-        ]
-        size = len(prepared)
-        traces = (
-            trace
-            for start in range(0, len(texts), size)
-            for trace in capture(traced, texts[start : start + size], silent)
-        )
-        sums = (float(trace.logprobs.sum(dtype=np.float64)) for trace in traces)
-        return [[next(sums) for _ in options] for options in continuations]
 
     def _prepare(self, example: CsqaQuestion) -> _Prepared:
         """Render a question, without as much of its beginning as does not fit."""
@@ -211,7 +193,7 @@ class CsqaTask:
     ) -> CsqaRecord:
         prepared = self._prepared[example.index]
         prompt, label = prepared.prompt, example.label_idx
-        probs = _softmax(letter_logprobs)
+        probs = softmax(letter_logprobs)
         best = int(np.argmax(probs))
         normalized = [total / len(ids) for total, ids in zip(text_logprobs, prepared.texts, strict=True)]
         best_by_text = int(np.argmax(normalized))
@@ -264,45 +246,6 @@ class CsqaTask:
         )
 
 
-def answer_joint(prompter: Prompter) -> str:
-    """What stands between a prompt and its answer: a space after "Answer:", mostly nothing in a chat.
-
-    The tokenizer's own template tells: in a conversation that goes on, an answer stands where this prompt ends.
-    """
-    prompt = prompter.prompt("Q").text
-    longer = prompter.prompt("Q", [Exchange("Q", "A")]).text
-    rest = longer.removeprefix(prompt)
-    answer = rest.lstrip()
-    if rest != longer and answer.startswith("A"):
-        return rest[: len(rest) - len(answer)]
-    return "" if prompter.variant == "chat" or prompt[-1:].isspace() else " "  # a template that rewrites the past
-
-
-def continuation_ids(tokenizer: Any, prompt: str, joint: str, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text as it follows the prompt, whose own ids stay as they are.
-
-    Prompt and text are tokenised as one, and what comes after the prompt's ids is the text's: with the joining space
-    inside its first token or not, as the tokenizer does it. Where the tokenizer would merge the two, so that the
-    prompt's ids are no prefix any more, the text is tokenised alone: with the joint or without it, whichever decodes
-    to the right text after the prompt.
-    """
-    encoded = tokenizer([prompt, *(prompt + joint + text for text in texts)], add_special_tokens=False, verbose=False)
-    base, *wholes = (list(ids) for ids in encoded.input_ids)
-    return [
-        whole[len(base) :]
-        if whole[: len(base)] == base and len(whole) > len(base)
-        else _apart(tokenizer, base, joint, text)
-        for whole, text in zip(wholes, texts, strict=True)
-    ]
-
-
-def _apart(tokenizer: Any, base: list[int], joint: str, text: str) -> list[int]:
-    """Ids of a text tokenised on its own, to stand after the ids of a prompt."""
-    tries = [list(tokenizer(form, add_special_tokens=False).input_ids) for form in (joint + text, text)]
-    wanted = tokenizer.decode(base) + joint + text
-    return next((ids for ids in tries if ids and tokenizer.decode(base + ids) == wanted), tries[0])
-
-
 def _limit(config: CsqaConfig) -> int | None:
     """Most tokens of a text; None where neither the flag nor the model sets a limit."""
     positions = max_positions(config.model)
@@ -314,13 +257,6 @@ def _limit(config: CsqaConfig) -> int | None:
             "that, or auto"
         )
     return config.max_seq_len
-
-
-def _softmax(logprobs: Sequence[float]) -> np.ndarray:
-    """Probabilities over the options, float64 (C,)."""
-    shifted = np.asarray(logprobs, dtype=np.float64)
-    weights = np.exp(shifted - shifted.max())
-    return weights / weights.sum()
 
 
 BUILDER = CsqaBuilder()

