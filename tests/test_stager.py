@@ -145,7 +145,7 @@ def test_a_run_is_published_while_it_is_made_and_leaves_no_shard(
     xet_hub.log()
     again = build(xet_hub, model, out, *flags, home=home)
     assert again.returncode == 0, again.stderr
-    assert "nothing to do: this run is complete" in again.stderr
+    assert "nothing to do: trivia_qa is complete" in again.stderr
     assert f"nothing to do: {REPO} has this content as v1.0.0" in again.stdout
     assert not [r for r in xet_hub.log() if "/commit/" in r.path or "/preupload/" in r.path]
     assert titles(xet_hub) == ["Release v1.0.0"]

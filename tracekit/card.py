@@ -60,7 +60,12 @@ _HIDDEN_STATES = "hidden-states"
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")  # from 1,000 on, each ten times the one before
 _TAGS = ("tracekit", "interpretability", "activations", "webdataset")
 _AGENT_TRACES = "agent-traces"  # on the Hub these are sessions of agents, with a viewer of their own
-_TASK_CATEGORIES = {"trivia_qa": "question-answering", "csqa": "multiple-choice", "csqa_mcq": "multiple-choice"}
+_TASK_CATEGORIES = {
+    "trivia_qa": "question-answering",
+    "csqa": "multiple-choice",
+    "csqa_mcq": "multiple-choice",
+    "introspection": "multiple-choice",
+}
 _DEMO = ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")  # its package is no repository on the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")

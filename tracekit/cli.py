@@ -5,6 +5,7 @@ tyro turns Structs into flags; their bounds are checked afterwards, once, by tra
 
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,8 +49,22 @@ def main(argv: list[str] | None = None) -> int:
         return _INTERRUPTED
 
 
-def run_builder(builder: Any, config_type: type[ConfigT], argv: list[str] | None = None) -> None:
-    """Parse flags (over `--config FILE.toml`, over defaults), run the builder, say what became of it, and exit."""
+def _one_part(config: ConfigT) -> list[ConfigT]:
+    return [config]
+
+
+def run_builder(
+    builder: Any,
+    config_type: type[ConfigT],
+    argv: list[str] | None = None,
+    *,
+    parts: Callable[[ConfigT], Sequence[ConfigT]] = _one_part,
+) -> None:
+    """Parse flags (over `--config FILE.toml`, over defaults), run the builder, say what became of it, and exit.
+
+    `parts` makes of one configuration those that are run one after the other into the same folder, each with a name of
+    its own in `output.dataset_config`.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         default = _take_config_file(arguments, config_type)
@@ -60,7 +75,7 @@ def run_builder(builder: Any, config_type: type[ConfigT], argv: list[str] | None
             description=f"{config_type.__doc__}\n\n--config FILE.toml reads settings from a file; flags override it.",
             args=arguments,
         )
-        sys.exit(_execute(builder, check(config)))
+        sys.exit(_execute(builder, check(config), parts))
     except (TracekitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -83,37 +98,17 @@ def _take_config_file(arguments: list[str], config_type: type[ConfigT]) -> Confi
     return config_type()
 
 
-def _execute(builder: Any, config: RunConfig) -> int:
-    from tracekit.run import execute
-    from tracekit.sizes import filesize
+def _execute(builder: Any, config: ConfigT, parts: Callable[[ConfigT], Sequence[ConfigT]]) -> int:
+    from tracekit.run import Loader
 
     folder = Path(config.output.out or default_folder(builder.name, config))
-    layout = Layout(folder, config.output.dataset_config or builder.name)
-    stager = None
-    if config.publish.publish is None:
-        outcome = execute(builder, config, folder)
-    else:
-        from tracekit.stager import Stager
-
-        stager = Stager(layout, config.publish)
-        if config.output.dry_run:
-            stager.check()
-            outcome = execute(builder, config, folder)
-        else:
-            with stager:
-                outcome = execute(builder, config, folder, on_shard=stager.add)
-    if outcome.estimate is not None and config.output.dry_run:
-        _print_estimate(outcome.estimate, folder)
+    loader = Loader()
+    for part in parts(config):
+        code = _execute_part(builder, part, folder, loader)
+        if code:
+            return code
+    if config.output.dry_run:
         return 0
-    if outcome.interrupted:
-        print(f"stopped; every finished batch is in {folder}. Run the same command again to go on", file=sys.stderr)
-        return _INTERRUPTED
-    if outcome.was_complete:
-        print("nothing to do: this run is complete", file=sys.stderr)
-    _print_outcome(folder, outcome)
-    if stager is not None and stager.num_shards:
-        freed = ", each deleted here" if config.publish.free_local else ""
-        print(f"staged          {stager.num_shards} shards, {filesize(stager.num_bytes)}, while running{freed}")
     if config.publish.publish is not None and config.publish.version is not None:
         from tracekit.commands import Publish
 
@@ -131,6 +126,40 @@ def _execute(builder: Any, config: RunConfig) -> int:
     return 0
 
 
+def _execute_part(builder: Any, config: RunConfig, folder: Path, loader: Any) -> int:
+    """Run one configuration and say what became of it; the exit code, 0 where it was finished."""
+    from tracekit.run import execute
+    from tracekit.sizes import filesize
+
+    layout = Layout(folder, config.output.dataset_config or builder.name)
+    stager = None
+    if config.publish.publish is None:
+        outcome = execute(builder, config, folder, loader=loader)
+    else:
+        from tracekit.stager import Stager
+
+        stager = Stager(layout, config.publish)
+        if config.output.dry_run:
+            stager.check()
+            outcome = execute(builder, config, folder, loader=loader)
+        else:
+            with stager:
+                outcome = execute(builder, config, folder, on_shard=stager.add, loader=loader)
+    if outcome.estimate is not None and config.output.dry_run:
+        _print_estimate(outcome, folder)
+        return 0
+    if outcome.interrupted:
+        print(f"stopped; every finished batch is in {folder}. Run the same command again to go on", file=sys.stderr)
+        return _INTERRUPTED
+    if outcome.was_complete:
+        print(f"nothing to do: {layout.config} is complete", file=sys.stderr)
+    _print_outcome(folder, outcome)
+    if stager is not None and stager.num_shards:
+        freed = ", each deleted here" if config.publish.free_local else ""
+        print(f"staged          {stager.num_shards} shards, {filesize(stager.num_bytes)}, while running{freed}")
+    return 0
+
+
 def default_folder(task: str, config: RunConfig) -> str:
     """A readable name under traces/, from what tells runs apart."""
     parts = [task, Path(config.model.model.partition("@")[0]).name]
@@ -143,10 +172,12 @@ def default_folder(task: str, config: RunConfig) -> str:
     return "traces/" + "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)
 
 
-def _print_estimate(estimate: Any, folder: Path) -> None:
+def _print_estimate(outcome: Any, folder: Path) -> None:
     from tracekit.sizes import duration, filesize
 
+    estimate = outcome.estimate
     rows = {
+        "configuration": outcome.config,
         "examples": f"{estimate.num_examples}",
         "prompt tokens": f"{estimate.num_prompt_tokens}",
         "bytes a sample": f"{estimate.bytes_per_sample} ({filesize(estimate.bytes_per_sample)})",
@@ -164,7 +195,7 @@ def _print_outcome(folder: Path, outcome: Any) -> None:
     from tracekit.sizes import filesize
 
     manifest = outcome.manifest
-    print(f"dataset         {folder}")
+    print(f"dataset         {folder}, configuration {manifest.config}")
     for split in manifest.splits:
         print(
             f"{split.name:15s} {split.num_samples} samples, {len(manifest.shards)} shards, {filesize(split.num_bytes)}"

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tracekit.capture import Text, Trace
 from tracekit.choices import Choices, ChoiceTrace
-from tracekit.config import CaptureConfig, RunConfig, check
+from tracekit.config import CaptureConfig, ModelConfig, RunConfig, check
 from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError
 from tracekit.finish import done_shards, finish, is_finished
 from tracekit.layout import MAX_SHARDS, Layout, create_once
@@ -47,7 +47,7 @@ from tracekit.plan import (
     public_run,
 )
 from tracekit.proof import Scored, replay, replay_scored
-from tracekit.records import Record, encode_record
+from tracekit.records import ModelInfo, Record, encode_record
 from tracekit.shards import ShardWriter
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
@@ -55,7 +55,7 @@ from tracekit.talk import say
 from tracekit.tensors import encode
 from tracekit.traced import Head, TracedModel
 
-__all__ = ["Builder", "Outcome", "Place", "Sample", "Task", "execute"]
+__all__ = ["Builder", "Loader", "Outcome", "Place", "Sample", "Task", "execute"]
 
 _CPU_BATCH = 8
 _MAX_AUTO_BATCH = 64
@@ -127,6 +127,29 @@ class Builder(Protocol[ConfigT_contra, ExampleT]):
         ...
 
 
+class Loader:
+    """Loads models, and keeps the last one: runs one after the other with the same model load it once."""
+
+    def __init__(self) -> None:
+        self._wanted: object = None
+        self._traced: TracedModel | None = None
+
+    def load(
+        self, config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str], head: Head
+    ) -> TracedModel:
+        """A model, loaded now or the last time.
+
+        Raises: as `tracekit.models.load_model`.
+        """
+        wanted = (config, info, tuple(sites), head)
+        if self._traced is None or wanted != self._wanted:
+            self._traced = None  # its memory is wanted
+            say(f"loading {info.id}")
+            self._traced = load_model(config, info, tokenizer, sites, head=head)
+            self._wanted = wanted
+        return self._traced
+
+
 class Outcome(NamedTuple):
     """How a run ended."""
 
@@ -148,6 +171,7 @@ def execute(
     out: Path,
     *,
     on_shard: Callable[[str], object] = lambda name: None,
+    loader: Loader | None = None,
 ) -> Outcome:
     """Run a builder into a folder, or go on with what is there.
 
@@ -158,7 +182,7 @@ def execute(
         TracekitError: anything of tracekit.errors; whatever was finished before stays.
     """
     try:
-        return _execute(builder, check(config), out, on_shard)
+        return _execute(builder, check(config), out, on_shard, loader or Loader())
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not isinstance(error, NoSpaceError):
             raise NoSpaceError(
@@ -168,7 +192,7 @@ def execute(
 
 
 def _execute(
-    builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path, on_shard: Callable[[str], object]
+    builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path, on_shard: Callable[[str], object], loader: Loader
 ) -> Outcome:
     name = config.output.dataset_config or builder.name
     in_the_way = next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None)
@@ -209,8 +233,7 @@ def _execute(
             return Outcome(out, name, manifest, None, was_complete, False)
     elif out.exists() and any(out.iterdir()) and not (out / "plans").is_dir():
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
-    say(f"loading {info.id}")
-    traced = load_model(config.model, info, tokenizer, resolve_sites(config.capture.sites), head=task.head)
+    traced = loader.load(config.model, info, tokenizer, resolve_sites(config.capture.sites), task.head)
     run = _Run(traced, task, {example.index: example for example in examples}, layout, config.capture)
     estimate = None
     if plan is None or config.output.dry_run:
@@ -360,7 +383,8 @@ class _Run(Generic[ExampleT]):
             key, text = sample.record.key, sample.text
             result = result.with_more(replay(self._traced, key, text, sample.trace, self._capture))
             if sample.scored:
-                result = result.with_more(replay_scored(self._traced, key, text.token_ids, sample.scored))
+                prompt_ids = text.token_ids[: text.prompt_length]
+                result = result.with_more(replay_scored(self._traced, key, prompt_ids, sample.scored))
         return result
 
     def estimate(self, examples: Sequence[ExampleT], lengths: Sequence[int], samples_per_shard: int) -> Estimate:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tracekit.records.base import Record, Summary
+from tracekit.records.base import Record, Summary, Tallied
 from tracekit.records.csqa import Choice
 
 __all__ = ["ConfidenceBin", "IntrospectionRecord"]
@@ -131,3 +131,15 @@ class IntrospectionRecord(Record, frozen=True, kw_only=True, tag="introspection"
         confidence = self.self_confidence if self.self_confidence is not None else self.other_confidence
         expected = "" if confidence is None else f" (expects {confidence:.0f} %)"
         return Summary(self.question_text, (self.parsed_answer or "no letter") + expected, wanted)
+
+    def tallied(self) -> dict[str, Tallied]:
+        """Means over the pass: how many outputs named no letter, how much probability the letters had, confidence."""
+        values = {
+            "parse_failure_share": float(self.parsed_answer is None),
+            "mean_allowed_mass": self.allowed_mass,
+            "mean_entropy": self.entropy,
+            "accuracy_of_probabilities": None if self.is_pred_correct is None else float(self.is_pred_correct),
+            "mean_self_confidence": self.self_confidence,
+            "mean_other_confidence": self.other_confidence,
+        }
+        return {name: Tallied(value, 1) for name, value in values.items() if value is not None}
