@@ -11,7 +11,7 @@ What the data is stands in builders/csqa_questions.py. One prompt of a model wit
     Answer:
 
 Nothing is generated: tensors are of the prompt. Each option is scored by the log-probability of its letter and of its
-text after the prompt, teacher-forced in passes of their own.
+text after the prompt, teacher-forced.
 
     python -m builders.csqa --model Qwen/Qwen3-4B-Instruct-2507 --split validation --limit 1000
 """

@@ -1,15 +1,15 @@
 """Continuations of a prompt: how each is spelled in tokens, and how probable it is.
 
-A continuation is scored by the summed log-probability of its tokens after the prompt, teacher-forced in a pass of its
-own. Letters, words and whole answers are all scored so.
+A continuation is scored by the summed log-probability of its tokens after the prompt, teacher-forced. Letters, words
+and whole answers are all scored so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from tracekit.capture import Text, capture
+from tracekit.capture import Text, Trace, capture
 from tracekit.config import CaptureConfig
 from tracekit.prompts import Exchange, Prompter
 from tracekit.traced import TracedModel
@@ -61,11 +61,20 @@ def _apart(tokenizer: Any, base: list[int], joint: str, text: str) -> list[int]:
 def score_continuations(
     traced: TracedModel, prompts: Sequence[list[int]], continuations: Sequence[Sequence[list[int]]]
 ) -> list[list[float]]:
-    """Log-probability of every continuation of every prompt, nats, in passes of as many texts as there are prompts."""
+    """Log-probability of every continuation of every prompt, nats, in passes of as many texts as there are prompts.
+
+    Continuations that differ in their last token only, as letters do, share a pass.
+    """
+    stems = [sorted({tuple(ids[:-1]) for ids in options}) for options in continuations]
     texts = [
-        Text(prompt + ids, len(prompt))
-        for prompt, options in zip(prompts, continuations, strict=True)
-        for ids in options
+        Text(
+            [*prompt, *stem],
+            len(prompt) + len(stem),
+            scored_from=len(prompt),
+            asked_ids=tuple(ids[-1] for ids in options if tuple(ids[:-1]) == stem),
+        )
+        for prompt, options, some in zip(prompts, continuations, stems, strict=True)
+        for stem in some
     ]
     size = len(prompts)
     traces = (
@@ -73,8 +82,17 @@ def score_continuations(
         for start in range(0, len(texts), size)
         for trace in capture(traced, texts[start : start + size], _NOTHING_KEPT)
     )
-    sums = (float(trace.logprobs.sum(dtype=np.float64)) for trace in traces)
-    return [[next(sums) for _ in options] for options in continuations]
+    found: list[list[float]] = []
+    for options, some in zip(continuations, stems, strict=True):
+        last = {stem: _sums(next(traces)) for stem in some}
+        found.append([next(last[tuple(ids[:-1])]) for ids in options])
+    return found
+
+
+def _sums(trace: Trace) -> Iterator[float]:
+    """Log-probability of the stem with each of the last tokens that were asked for."""
+    stem = trace.logprobs.sum(dtype=np.float64)
+    return (float(stem + logprob) for logprob in trace.asked_logprobs.astype(np.float64))
 
 
 def softmax(values: Sequence[float]) -> np.ndarray:
