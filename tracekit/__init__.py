@@ -10,15 +10,17 @@ from tracekit.version import __version__
 
 if TYPE_CHECKING:
     from tracekit.loading import load_dataset, wds_decoder
+    from tracekit.patching import patch
     from tracekit.store import Sample, TraceStore
     from tracekit.verifier import verify
 
-__all__ = ["Sample", "TraceStore", "__version__", "load_dataset", "verify", "wds_decoder"]
+__all__ = ["Sample", "TraceStore", "__version__", "load_dataset", "patch", "verify", "wds_decoder"]
 
 _HOMES = {
     "Sample": "tracekit.store",
     "TraceStore": "tracekit.store",
     "load_dataset": "tracekit.loading",
+    "patch": "tracekit.patching",
     "verify": "tracekit.verifier",
     "wds_decoder": "tracekit.loading",
 }

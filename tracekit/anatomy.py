@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tracekit.errors import ModelError
 from tracekit.families import OFF_INTERFACE, Family
 
-__all__ = ["Anatomy", "ResidRule", "block_input", "block_output", "examine", "find_resid_rule"]
+__all__ = ["Anatomy", "ResidRule", "block_input", "block_output", "examine", "find_resid_rule", "is_carried"]
 
 _MAX_MISMATCH = 1e-3
 _MIN_CONTRAST = 0.2
@@ -98,6 +98,30 @@ class _Seen(NamedTuple):
 
 def find_resid_rule(anatomy: Anatomy, run: Callable[[], object]) -> ResidRule | None:
     """Where `resid_post_attn` can be read, the same for every block; None where no place proves itself."""
+    per_block = _watch(anatomy, run)
+    if any(not seen or seen[-1].path != "" for seen in per_block):
+        return None
+    for rule in _candidates(per_block[0]):
+        if all(_proves(seen, rule) for seen in per_block[1:]):
+            return rule
+    return None
+
+
+def is_carried(anatomy: Anatomy, rule: ResidRule, run: Callable[[], object]) -> bool:
+    """Whether what stands at the rule's place while `run` runs is what every block adds its MLP's output to.
+
+    True by definition of an untouched model; with a changed value there, whether the change is carried on.
+    """
+    for seen in _watch(anatomy, run):
+        shaped = _shaped(seen)
+        index = next(i for i, s in enumerate(shaped) if (s.path, s.side) == (rule.path, rule.side))
+        if not _adds_to(shaped, index, seen[-1].value):
+            return False
+    return True
+
+
+def _watch(anatomy: Anatomy, run: Callable[[], object]) -> list[list[_Seen]]:
+    """Block by block, all that goes in or out of its submodules while `run` runs, in order."""
     per_block: list[list[_Seen]] = [[] for _ in anatomy.blocks]
     with ExitStack() as stack, torch.no_grad():
         for block, seen in zip(anatomy.blocks, per_block, strict=True):
@@ -105,12 +129,7 @@ def find_resid_rule(anatomy: Anatomy, run: Callable[[], object]) -> ResidRule | 
                 hook = partial(_note, seen, path)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         run()
-    if any(not seen or seen[-1].path != "" for seen in per_block):
-        return None
-    for rule in _candidates(per_block[0]):
-        if all(_proves(seen, rule) for seen in per_block[1:]):
-            return rule
-    return None
+    return per_block
 
 
 def _note(seen: list[_Seen], path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -133,10 +152,9 @@ def _candidates(seen: list[_Seen]) -> list[ResidRule]:
 
 def _proves(seen: list[_Seen], rule: ResidRule) -> bool:
     """Whether one block satisfies the sums at this place."""
-    x = next(s.value for s in seen if s.path == "" and s.side == "input")
+    x = _input_of(seen)
     out = seen[-1].value
-    inside = [s for s in seen if s.path and s.value.numel() == x.numel() and s.value.shape[-1] == x.shape[-1]]
-    shaped = [s._replace(value=s.value.reshape(x.shape)) for s in inside]  # some blocks flatten (B, T, D) to (BT, D)
+    shaped = _shaped(seen)
     outputs = [s for s in shaped if s.side == "output"]
     if rule.side == "derived":
         attention = next((s for s in outputs if s.path == rule.path), None)
@@ -150,11 +168,28 @@ def _proves(seen: list[_Seen], rule: ResidRule) -> bool:
     if place is None:
         return False
     index = next(i for i, s in enumerate(shaped) if s is place)
-    before, after = [[s for s in half if s.side == "output"] for half in (shaped[:index], shaped[index + 1 :])]
+    before = [s for s in shaped[:index] if s.side == "output"]
     sums = [place.value, *_before_norm(shaped, place.value)]
     if not any(_is_sum(c, x, [s for s in before if s.value is not place.value]) for c in sums):
         return False
-    return any(_is_sum(end, place.value, after) for end in [out, *_before_norm(shaped, out)])
+    return _adds_to(shaped, index, out)
+
+
+def _input_of(seen: list[_Seen]) -> Tensor:
+    return next(s.value for s in seen if s.path == "" and s.side == "input")
+
+
+def _shaped(seen: list[_Seen]) -> list[_Seen]:
+    """What is as large as the block's input, in its shape: some blocks flatten (B, T, D) to (BT, D)."""
+    x = _input_of(seen)
+    inside = [s for s in seen if s.path and s.value.numel() == x.numel() and s.value.shape[-1] == x.shape[-1]]
+    return [s._replace(value=s.value.reshape(x.shape)) for s in inside]
+
+
+def _adds_to(shaped: list[_Seen], index: int, out: Tensor) -> bool:
+    """Whether the block's output is the tensor at `index` plus the output of a later submodule."""
+    after = [s for s in shaped[index + 1 :] if s.side == "output"]
+    return any(_is_sum(end, shaped[index].value, after) for end in [out, *_before_norm(shaped, out)])
 
 
 def _before_norm(shaped: list[_Seen], value: Tensor) -> list[Tensor]:

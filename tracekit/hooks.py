@@ -7,8 +7,11 @@ Attention is read in functions registered with transformers' `AttentionInterface
 implementation that it calls. One calls the model's own `eager_attention_forward`, so soft-caps, sinks, sliding
 windows and grouped heads are right by construction; the other calls sdpa, for Q/K/V without probabilities. Layers are
 told apart by the module's `layer_idx`, or by the block it is in, never by the order of calls. The tensors handed over
-belong to the model: a sink copies what it keeps. A sink may also return a changed tensor for queries, keys, values and
-the block sites, which then takes the original's place.
+belong to the model: a sink copies what it keeps. A sink may also return a changed tensor, which then takes the
+original's place: at the block sites (`resid_post_attn` not where it is derived), and for queries, keys and values that
+go through the AttentionInterface.
+
+Several may be open at once. The one opened first is called first, and later ones see what it has put there.
 """
 
 import sys
@@ -29,7 +32,7 @@ from tracekit.errors import ModelError, UnsupportedSiteError
 from tracekit.families import QueryKeyValue
 from tracekit.sites import ATTENTION_SITES, QKV_SITES
 
-__all__ = ["EAGER", "SDPA", "Sink", "check_attention", "record"]
+__all__ = ["EAGER", "SDPA", "Sink", "check_attention", "record", "with_output"]
 
 Sink = Callable[[str, int, Tensor], Tensor | None]
 """Receives (site, layer, tensor with the batch first); may return a tensor to take its place."""
@@ -105,20 +108,24 @@ def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], s
     block_of = {module: number for number, block in enumerate(anatomy.blocks) for module in block.modules()}
     wants_probabilities = "attentions" in sites
     before = model.config._attn_implementation
-    sdpa_is_safe = before == "sdpa" and not wants_probabilities
+    sdpa_is_safe = before in ("sdpa", SDPA) and not wants_probabilities
     wanted_qkv = set(sites) & set(QKV_SITES)
+    own = set(model.modules())  # another model may run meanwhile
+    outer, outer_probabilities = _ACTIVE.get(), _PROBABILITIES.get()
 
     def take(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> QueryKeyValue:
-        if not wanted_qkv:
-            return QueryKeyValue(query, key, value)
-        return _offer(sink, sites, _layer_of(module, block_of), QueryKeyValue(query, key, value))
+        qkv = QueryKeyValue(query, key, value) if outer is None else outer(module, query, key, value)
+        return _offer(sink, sites, _layer_of(module, block_of), qkv) if wanted_qkv and module in own else qkv
 
     def take_probabilities(module: nn.Module, probabilities: Tensor) -> None:
-        sink("attentions", _layer_of(module, block_of), probabilities)
+        if outer_probabilities is not None:
+            outer_probabilities(module, probabilities)
+        if wants_probabilities and module in own:
+            sink("attentions", _layer_of(module, block_of), probabilities)
 
     with ExitStack() as stack:
         stack.callback(_ACTIVE.reset, _ACTIVE.set(take))
-        stack.callback(_PROBABILITIES.reset, _PROBABILITIES.set(take_probabilities if wants_probabilities else None))
+        stack.callback(_PROBABILITIES.reset, _PROBABILITIES.set(take_probabilities))
         stack.callback(model.set_attn_implementation, before)
         model.set_attn_implementation(SDPA if sdpa_is_safe else EAGER)
         yield
@@ -207,9 +214,7 @@ def _attach_blocks(
 
     def after(layer: int, module: nn.Module, args: Any, output: Any) -> Any:
         replacement = sink("resid_post_mlp", layer, block_output(output))
-        if replacement is None:
-            return None
-        return type(output)([replacement, *output[1:]]) if isinstance(output, tuple | list) else replacement
+        return None if replacement is None else with_output(output, replacement)
 
     for layer, block in enumerate(anatomy.blocks):
         if "resid_embed" in sites or "resid_pre_attn" in sites:
@@ -221,6 +226,11 @@ def _attach_blocks(
             _attach_post_attn(stack, block, layer, sink, rule)
 
 
+def with_output(output: Any, replacement: Tensor) -> Any:
+    """The output of a block or submodule with another residual stream in it."""
+    return type(output)([replacement, *output[1:]]) if isinstance(output, tuple | list) else replacement
+
+
 def _attach_post_attn(stack: ExitStack, block: nn.Module, layer: int, sink: Sink, rule: ResidRule) -> None:
     """Read the rule's place; blocks that flatten (B, T, D) to (BT, D) get their shape back."""
     module = block.get_submodule(rule.path)
@@ -230,11 +240,18 @@ def _attach_post_attn(stack: ExitStack, block: nn.Module, layer: int, sink: Sink
         x[:] = [block_input(args, kwargs)]
 
     def read_input(module: nn.Module, args: Any, kwargs: Any) -> None:
-        sink("resid_post_attn", layer, block_input(args, kwargs).reshape(x[0].shape))
+        value = block_input(args, kwargs)
+        replacement = sink("resid_post_attn", layer, value.reshape(x[0].shape))
+        if replacement is not None:  # in place: the block holds the same tensor, to add the MLP's output to it
+            value.copy_(replacement.reshape(value.shape))
 
-    def read_output(module: nn.Module, args: Any, output: Any) -> None:
-        value = block_output(output).reshape(x[0].shape)
-        sink("resid_post_attn", layer, x[0] + value if rule.side == "derived" else value)
+    def read_output(module: nn.Module, args: Any, output: Any) -> Any:
+        value = block_output(output)
+        shaped = value.reshape(x[0].shape)
+        replacement = sink("resid_post_attn", layer, x[0] + shaped if rule.side == "derived" else shaped)
+        if replacement is None or rule.side == "derived":
+            return None
+        return with_output(output, replacement.reshape(value.shape))
 
     stack.callback(block.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
     if rule.side == "input":
