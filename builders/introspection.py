@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from builders.introspection_prompts import PASSES, SYSTEM, Pass, bins_of, instruction_sha256, message, range_text
+from builders.introspection_prompts import PASSES, SYSTEM, Pass, bins_of, instruction_sha256, message
 from builders.letters import LetterScores, asked_ids, name_letter, score_letters, spellings_of
 from builders.mcq_questions import McqQuestion, read_questions, shuffled
 from builders.surface import Rarity, surface_of
@@ -185,7 +185,7 @@ class IntrospectionTask:
         """The letters that answer, and what each stands for."""
         if self._prompt_type == "mcq":
             return {choice.label: choice.text for choice in example.choices}
-        return {one.label: range_text(one) for one in self._bins}
+        return {one.label: one.text() for one in self._bins}
 
     def _record(
         self,

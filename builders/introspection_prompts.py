@@ -23,7 +23,7 @@ from tracekit.errors import ConfigError
 from tracekit.prompts import sha256_text
 from tracekit.records import Choice, ConfidenceBin
 
-__all__ = ["PASSES", "SYSTEM", "Pass", "bins_of", "instruction_sha256", "message", "range_text"]
+__all__ = ["PASSES", "SYSTEM", "Pass", "bins_of", "instruction_sha256", "message"]
 
 Pass = Literal["mcq", "self_confidence", "other_confidence"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
@@ -44,13 +44,6 @@ def message(name: Pass, question: str, choices: Sequence[Choice], bins: Sequence
     """The user's message of a pass. `bins` are those of the confidence passes."""
     shown = _QUESTION.format(question=question, options=_lines([(c.label, c.text) for c in choices]))
     return shown + _instruction(name, bins)
-
-
-def range_text(one: ConfidenceBin) -> str:
-    """A bin in words: under 5 %, 20 to 40 %, over 90 %."""
-    if one.low <= 0:
-        return f"under {one.high:g} %"
-    return f"over {one.low:g} %" if one.high >= 100 else f"{one.low:g} to {one.high:g} %"
 
 
 def instruction_sha256(name: Pass, system: str, bins: Sequence[ConfidenceBin]) -> str:
@@ -88,7 +81,7 @@ def _instruction(name: Pass, bins: Sequence[ConfidenceBin]) -> str:
     """What a pass asks about the question shown."""
     if name == "mcq":
         return _MCQ
-    return _CONFIDENCE.format(who=_WHO[name], ranges=_lines([(one.label, range_text(one)) for one in bins]))
+    return _CONFIDENCE.format(who=_WHO[name], ranges=_lines([(one.label, one.text()) for one in bins]))
 
 
 def _lines(pairs: Sequence[tuple[str, str]]) -> str:

@@ -108,6 +108,14 @@ def test_records_are_typed_and_a_table(store: TraceStore, made: list[Made]) -> N
     assert store.records is store.records
 
 
+def test_some_fields_of_all_records_are_a_table(store: TraceStore, made: list[Made]) -> None:
+    table = store.columns(["question", "key"])
+    assert table.column_names == ["question", "key"]
+    assert table["question"].to_pylist() == [one.record.question for one in made]
+    with pytest.raises(ConfigError, match="records have no field 'shard_name'; fields: task, schema_version, key"):
+        store.columns(["key", "shard_name"])
+
+
 def test_prompts_are_found_by_text_and_by_hash(store: TraceStore, made: list[Made]) -> None:
     record = made[2].record
     for what in (record.prompt, record.question, record.prompt_sha256, record.input_sha256.upper()):

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     command: Any = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType] - a union of Structs becomes subcommands
         prog="tracekit",
-        description="Datasets of what happens inside language models: verify, show, merge, publish.",
+        description="Datasets of what happens inside language models: verify, show, diff, merge, publish.",
         args=argv,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
@@ -191,7 +191,7 @@ def _print_estimate(outcome: Any, folder: Path) -> None:
 
 
 def _print_outcome(folder: Path, outcome: Any) -> None:
-    from tracekit.commands import metric_lines, verification_lines
+    from tracekit.showing import metric_lines, verification_lines
     from tracekit.sizes import filesize
 
     manifest = outcome.manifest

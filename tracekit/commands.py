@@ -3,29 +3,29 @@
 stdout is data, stderr is talk; every command ends with the next one to type.
 """
 
-import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import tyro
 from tqdm import tqdm
 
+from tracekit.diff_table import difference_lines
+from tracekit.distances import COMPARED_SITES
 from tracekit.errors import ConfigError
 from tracekit.hub import HubPath
 from tracekit.journal import Sent
-from tracekit.layout import Layout, config_names
-from tracekit.manifest import Manifest, read_struct
-from tracekit.remote import open_remote
+from tracekit.layout import Layout, config_names, write_atomic
+from tracekit.remote import list_configs
+from tracekit.showing import show_config, show_samples, stats_lines, verification_lines
 from tracekit.sizes import filesize
 from tracekit.store import TraceStore
 
-__all__ = ["Command", "Merge", "Publish", "Show", "Verify", "metric_lines", "verification_lines"]
+__all__ = ["Command", "Diff", "Merge", "Publish", "Show", "Verify"]
 
 _NUM_SHOWN = 5
-_WIDTH = 100
 
 
 class Verify(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,23 +126,94 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
     """Answers to list."""
     json: bool = False
     """Print JSON."""
+    stats: bool = False
+    """Sum the run up: accuracy, calibration, confidence, parse failures, sizes."""
 
     def run(self) -> int:
-        names = [] if HubPath.parse(self.folder) else config_names(Path(self.folder))
+        if self.stats:
+            return self._stats()
+        names = list_configs(HubPath.parse(self.folder) or Path(self.folder)).configs
         if self.dataset_config is None and self.key is None and self.prompt_sha256 is None and len(names) > 1:
             for name in names:
-                _show_config(TraceStore(self.folder, config=name), self.examples, as_json=self.json)
+                show_config(TraceStore(self.folder, config=name), self.examples, as_json=self.json)
             return 0
         with TraceStore(self.folder, config=self.dataset_config) as store:
             if self.key is not None:
-                _show_samples([store.record(self.key)], as_json=self.json)
+                show_samples([store.record(self.key)], as_json=self.json)
             elif self.prompt_sha256 is not None:
-                _show_samples([sample.record for sample in store.by_prompt(self.prompt_sha256)], as_json=self.json)
+                show_samples([sample.record for sample in store.by_prompt(self.prompt_sha256)], as_json=self.json)
             else:
-                _show_config(store, self.examples, as_json=self.json)
+                show_config(store, self.examples, as_json=self.json)
                 if not self.json and len(store):
                     named = f" --dataset-config {self.dataset_config}" if self.dataset_config else ""
                     _next(f"tracekit show {shlex.quote(self.folder)}{named} --key {store.keys[0]}")
+        return 0
+
+    def _stats(self) -> int:
+        from tracekit.stats import stats
+
+        if self.key is not None or self.prompt_sha256 is not None:
+            raise ConfigError("--stats sums up whole configurations; leave --key and --prompt-sha256 out")
+        found = stats(self.folder, config=self.dataset_config)
+        if self.json:
+            print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+            return 0
+        print("\n\n".join("\n".join(stats_lines(one)) for one in found))
+        _next(f"tracekit show {shlex.quote(self.folder)} --examples 3")
+        return 0
+
+
+class Diff(msgspec.Struct, frozen=True, kw_only=True):
+    """Compare two datasets of the same questions: answers, calibration, entropy and activations, b against a."""
+
+    a: tyro.conf.Positional[str]
+    """Folder of the first dataset, or `hf://datasets/owner/name@v1.0.0`."""
+    b: tyro.conf.Positional[str]
+    """Folder of the second; the same as the first where filters tell two slices apart."""
+    dataset_config: tuple[str, ...] = ()
+    """Configuration to compare, or its name in a and its name in b; all that both have by default."""
+    where_a: tuple[str, ...] = ()
+    """Samples of a to compare: `field=value` on their records, as `subject=history`; several must all hold."""
+    where_b: tuple[str, ...] = ()
+    """Samples of b, likewise."""
+    sites: tuple[str, ...] = COMPARED_SITES
+    """Activations to compare, where both have them; `none` reads no activations, which is fast."""
+    layers: tuple[int, ...] = ()
+    """Layers to compare; all that both have by default."""
+    plots: str | None = None
+    """Folder to write PNG pictures into."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        from tracekit.diff import diff
+
+        found = diff(
+            self.a,
+            self.b,
+            config=self.dataset_config or None,
+            where_a=self.where_a,
+            where_b=self.where_b,
+            sites=[] if self.sites == ("none",) else self.sites,
+            layers=self.layers or None,
+            progress=True,
+        )
+        if self.json:
+            print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        else:
+            print("\n".join(difference_lines(found)))
+        if self.plots is None:
+            flags = {"dataset-config": self.dataset_config, "where-a": self.where_a, "where-b": self.where_b}
+            given = [word for name, values in flags.items() if values for word in (f"--{name}", *values)]
+            again = shlex.join([self.a, self.b, *given, "--plots", "plots"])
+            _next(f"tracekit diff {again}  # draws pictures; --json has every layer and bin")
+            return 0
+        from tracekit.diff_figures import draw_difference
+
+        for name, data in draw_difference(found).items():
+            path = Path(self.plots, name)
+            write_atomic(path, data)
+            print(f"wrote {path}", file=sys.stderr)
         return 0
 
 
@@ -224,101 +295,7 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
 
-Command = Verify | Show | Merge | Publish
-
-
-def metric_lines(manifest: Manifest) -> list[str]:
-    """The task's numbers, a line each; accuracy with the rule behind it."""
-    rule = manifest.run.get("correctness")
-    lines = []
-    for metric in manifest.metrics:
-        note = f"  (by {rule})" if metric.name == "accuracy" and rule else ""
-        if metric.name == "truncated_share" and metric.value == 1:
-            note = "  (every answer ran into --max-new-tokens: raise it?)"
-        if metric.name == "fresh_head_share" and metric.value:
-            note = "  (the multiple-choice head was drawn at random: predictions mean nothing)"
-        lines.append(f"{metric.name:18s} {metric.value:.4g}{note}")
-    return lines
-
-
-def verification_lines(verification: Any) -> list[str]:
-    """What replays showed, a line a site."""
-    agreed = verification.agreement()
-    lines = [
-        f"replayed {verification.num_replayed} samples alone in plain eager transformers{agreed and ': ' + agreed}"
-    ]
-    for error in verification.sites:
-        lines.append(
-            f"  {error.site:16s} relative error {error.max_rel_error:.1e} (tolerance {error.tolerance:g}), "
-            f"cosine {error.min_cosine:.6f}"
-        )
-    return lines
-
-
-def _show_config(store: TraceStore, num_examples: int, *, as_json: bool) -> None:
-    info = msgspec.to_builtins(store.info())
-    if as_json:
-        print(json.dumps(info, indent=2))
-        return
-    facts = {
-        "folder": ", ".join(info["paths"]),
-        "task": f"{info['task']} ({', '.join(sorted(set(info['configs'])))})" + " - not finished" * info["is_open"],
-        "model": "; ".join(_model_text(model) for model in info["models"]),
-        "samples": "; ".join(f"{split['num_samples']} in {split['name']}" for split in info["splits"]),
-        "size": filesize(info["num_bytes"]),
-    }
-    for name, text in facts.items():
-        print(f"{name:16s} {text}")
-    for tensor in info["tensors"]:
-        axes = f"({', '.join(tensor['axes'])})"
-        print(
-            f"{tensor['name']:16s} {tensor['dtype']:9s} {axes:16s} {tensor['layout']:7s} "
-            f"{filesize(tensor['num_bytes'])}"
-        )
-    for path, config in zip(info["paths"], info["configs"], strict=False):
-        hub = HubPath.parse(path)
-        manifest = Layout(open_remote(hub, config).root if hub else Path(path), config).manifest
-        if manifest.exists():
-            print("\n".join(metric_lines(read_struct(manifest, Manifest))))
-    print()
-    for key in store.keys[:num_examples]:
-        print(_one_line(store.record(key)))
-
-
-def _model_text(model: dict[str, Any]) -> str:
-    extras = [model["dtype"], model["quantization"], model["adapter"] and f"adapter {model['adapter']}"]
-    return f"{model['id']} at {model['revision'][:23]}, {', '.join(extra for extra in extras if extra)}"
-
-
-def _show_samples(records: list[Any], *, as_json: bool) -> None:
-    if as_json:
-        print(
-            json.dumps(msgspec.to_builtins(records[0] if len(records) == 1 else records), indent=2, ensure_ascii=False)
-        )
-        return
-    for record in records:
-        print(_one_line(record))
-        for name in msgspec.structs.fields(type(record)):
-            value = getattr(record, name.name)
-            if name.name == "tensors":
-                for spec in value:
-                    print(f"  {spec.name:16s} {spec.dtype:9s} {spec.shape} ({', '.join(spec.axes)}) {spec.layout}")
-            elif name.name not in ("model", "generation"):
-                text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
-                print(f"{name.name:20s} {text if len(text) <= _WIDTH else text[: _WIDTH - 3] + '...'}")
-
-
-def _one_line(record: Any) -> str:
-    """A sample in a line: key, right or wrong, question, answer."""
-    is_correct = getattr(record, "is_correct", None)
-    verdict = "" if is_correct is None else "right" if is_correct else "wrong"
-    asked, outcome, wanted = (" ".join(text.split()) for text in record.summary())
-    accepted = f"  (accepted: {wanted})" if wanted else ""
-    return f"{record.key}  {verdict:5s}  {_short(asked, 70)}  ->  {_short(outcome, 70)}{accepted}"
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
+Command = Verify | Show | Diff | Merge | Publish
 
 
 def _next(command: str) -> None:

@@ -1,5 +1,6 @@
 """A published dataset, read where it is: the index is fetched once, then byte ranges of shards.
 
+    list_configs    which configurations a dataset has, here or there
     open_remote     hf://datasets/owner/name@v1.0.0 -> a local folder with plans, manifests and record tables
     RemoteShards    bytes of its shards: from the cache, or by ranged requests, neighbours in one
 
@@ -17,7 +18,7 @@ from tracekit.hub import HubFile, HubPath, fetch
 from tracekit.layout import Layout, choose_config, config_names
 from tracekit.manifest import Manifest, read_struct
 
-__all__ = ["ByteRange", "Remote", "RemoteShards", "open_remote"]
+__all__ = ["ByteRange", "Listing", "Remote", "RemoteShards", "list_configs", "open_remote"]
 
 MAX_GAP_BYTES = 64 * 1024
 """Neighbouring ranges with at most so much between them are read at once: a request costs more than these bytes."""
@@ -46,6 +47,32 @@ class Remote(NamedTuple):
     """The repository at the commit that its revision named."""
 
 
+class Listing(NamedTuple):
+    """The configurations of a dataset, here or published."""
+
+    path: Path | HubPath
+    """The folder; of a published dataset the repository at the commit that its revision named."""
+    root: Path
+    """Local folder with its plans and manifests."""
+    configs: list[str]
+    """Names of the configurations, sorted; of a folder those that are not finished too."""
+
+
+def list_configs(path: Path | HubPath) -> Listing:
+    """Which configurations a dataset has.
+
+    Raises:
+        HubError: no such repository or revision, or no connection.
+        DatasetError: no such folder, or it is no tracekit dataset.
+    """
+    if isinstance(path, Path):
+        return Listing(path, path, config_names(path))
+    root = fetch(path, ["manifest.json", "plans/*.json", "manifests/*.json"])
+    if not (root / "manifest.json").exists():
+        raise DatasetError(f"{path} is not a tracekit dataset: it holds no manifest.json")
+    return Listing(path.at(root.name), root, config_names(root))  # the client names the folder for the commit
+
+
 def open_remote(path: HubPath, config: str | None) -> Remote:
     """Fetch the index of one configuration.
 
@@ -53,11 +80,8 @@ def open_remote(path: HubPath, config: str | None) -> Remote:
         HubError: no such repository or revision, or no connection.
         DatasetError: the repository is no tracekit dataset, or has no such configuration.
     """
-    root = fetch(path, ["manifest.json", "plans/*.json", "manifests/*.json"])
-    pinned = path.at(root.name)  # the client names the folder for the commit, without a network too
-    if not (root / "manifest.json").exists():
-        raise DatasetError(f"{path} is not a tracekit dataset: it holds no manifest.json")
-    names = config_names(root)
+    pinned, _, names = list_configs(path)
+    assert isinstance(pinned, HubPath), pinned
     chosen = choose_config(names, config, path)
     return Remote(fetch(pinned, [f"records/{chosen}/*.parquet"]), chosen, pinned)
 

@@ -1,6 +1,6 @@
-"""Sizes and durations as people read them."""
+"""Sizes, durations and shares as people read them."""
 
-__all__ = ["duration", "filesize"]
+__all__ = ["bar", "duration", "filesize"]
 
 
 def filesize(num_bytes: float) -> str:
@@ -17,3 +17,9 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def bar(share: float, *, width: int = 20) -> str:
+    """A share, 0 to 1, as a bar of `width` characters: `#####...............`."""
+    filled = round(min(max(share, 0.0), 1.0) * width)
+    return "#" * filled + "." * (width - filled)

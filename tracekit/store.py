@@ -139,6 +139,17 @@ class TraceStore(Accessors):
         """The records of all samples as one table, in row order: every field of the record, no tensors. Read once."""
         return self._rows.table()
 
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """These fields of all records as one table, in row order; the others are not read.
+
+        Raises:
+            ConfigError: no such field.
+        """
+        unknown = [name for name in names if name not in self._rows.schema.names]
+        if unknown:
+            raise ConfigError(f"records have no field {unknown[0]!r}; fields: {', '.join(self._rows.schema.names)}")
+        return self._rows.table(names)
+
     def by_prompt(self, text_or_sha256: str) -> list["Sample"]:
         """Samples with this prompt: the rendered prompt, the user's own text, or the SHA-256 (64 hex digits) of either.
 

@@ -10,6 +10,7 @@ __all__ = ["NOTHING_GENERATED", "SCHEMA_VERSION", "GenerationSettings", "ModelIn
 
 SCHEMA_VERSION = "1.0"
 """Version of the contract: major changes break readers, minor ones only add."""
+_MAX_CHARS = 70  # of a text in a line
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,6 +146,22 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid
         """The sample in a few words, for people."""
         return Summary(self.prompt, "", "")
 
+    def one_line(self) -> str:
+        """The sample in a line: key, right or wrong where that was judged, question, answer."""
+        is_correct: bool | None = getattr(self, "is_correct", None)
+        verdict = "" if is_correct is None else "right" if is_correct else "wrong"
+        asked, outcome, wanted = (" ".join(text.split()) for text in self.summary())
+        accepted = f"  (accepted: {wanted})" if wanted else ""
+        return f"{self.key}  {verdict:5s}  {_short(asked)}  ->  {_short(outcome)}{accepted}"
+
+    def lines(self) -> list[str]:
+        """The sample as text for people, a line or several, as its task likes it."""
+        return [self.one_line()]
+
     def tallied(self) -> dict[str, Tallied]:
         """What the record adds to means that are not over records but over something in them, by the mean's name."""
         return {}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 3] + "..."

@@ -1,0 +1,309 @@
+"""diff: the same run twice is all zero, what was changed is found and counted, what does not align is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from tests.datasets_for_tests import make_sample, write_dataset
+from tests.hub_for_tests import TestHub
+from tests.introspection_for_tests import Noise, Question, entropy, make_pass, write_passes
+from tests.publishing_for_tests import REPO, publish, tell
+from tracekit.diff import AnswerChange, ConfigDifference, Difference, diff
+from tracekit.diff_table import difference_lines
+from tracekit.errors import ConfigError, DatasetError
+
+PASSES = ["mcq", "self_confidence", "other_confidence"]
+FLAT = (0.4, 0.3, 0.2, 0.1)
+A = [
+    Question(probs=(0.7, 0.1, 0.1, 0.1), parsed="A", confident=95.0),
+    Question(probs=(0.2, 0.6, 0.1, 0.1), parsed="B", confident=70.0),
+    Question(probs=(0.1, 0.1, 0.7, 0.1), parsed="C", right="C", confident=85.0),
+    Question(probs=FLAT, parsed=None, confident=30.0),
+    Question(probs=FLAT, parsed="A", confident=50.0),
+]
+B = [
+    A[0]._replace(parsed="C", probs=(0.1, 0.1, 0.7, 0.1)),  # right to wrong
+    A[1]._replace(parsed="A", probs=(0.6, 0.2, 0.1, 0.1)),  # wrong to right
+    A[2]._replace(confident=15.0),
+    A[3]._replace(parsed="A"),  # parsed now
+    A[4]._replace(parsed="C", probs=(0.1, 0.2, 0.4, 0.3)),  # right to wrong, as the first
+]
+
+
+def only(found: Difference, config: str = "mcq") -> ConfigDifference:
+    (one,) = [one for one in found.configs if one.config == config]
+    return one
+
+
+def shift(one: ConfigDifference, name: str) -> Any:
+    (found,) = [shift for shift in one.shifts if shift.name == name]
+    return found
+
+
+@pytest.fixture(scope="module")
+def a(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_passes(tmp_path_factory.mktemp("a") / "a", A)
+
+
+@pytest.fixture(scope="module")
+def b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_passes(tmp_path_factory.mktemp("b") / "b", B, noise=Noise(layer=2))
+
+
+@pytest.fixture(scope="module")
+def changed(a: Path, b: Path) -> Difference:
+    return diff(a, b)
+
+
+def test_the_same_run_twice_is_all_zero(a: Path, tmp_path: Path):
+    found = diff(a, write_passes(tmp_path / "again", A))
+    assert [one.config for one in found.configs] == sorted(PASSES)
+    for one in found.configs:
+        assert (one.num_common, one.num_only_a, one.num_only_b) == (5, 0, 0)
+        assert one.a == one.b
+        assert {(moved.shift, moved.shift_std) for moved in one.shifts} == {(0.0, 0.0)}
+        assert one.answers is not None
+        assert one.answers.num_changed == 0
+        assert one.answers.confusions == []
+        assert one.activations_note is None
+        parts = [
+            part for site in one.activations for layer in site.layers for part in (layer.prompt, layer.last_prompt)
+        ]
+        assert {(part.cosine, part.norm_change, part.relative_difference) for part in parts} == {(1.0, 0.0, 0.0)}
+
+
+def test_changed_answers_are_counted(changed: Difference):
+    answers = only(changed).answers
+    assert answers is not None
+    assert (answers.num_changed, answers.num_right_to_wrong, answers.num_wrong_to_right) == (4, 2, 1)
+    assert answers.confusions == [
+        AnswerChange(a="A", b="C", count=2),
+        AnswerChange(a="B", b="A", count=1),
+        AnswerChange(a=None, b="A", count=1),
+    ]
+
+
+def test_accuracy_counts_what_was_judged(changed: Difference):
+    one = only(changed)
+    assert (one.a.num_judged, one.a.num_unjudged, one.a.num_without_answer, one.a.accuracy) == (4, 1, 1, 0.75)
+    assert (one.b.num_judged, one.b.num_unjudged, one.b.num_without_answer, one.b.accuracy) == (5, 0, 0, 0.6)
+    assert (one.a.accuracy_most_probable, one.b.accuracy_most_probable) == (0.8, 0.6)
+    assert only(changed, "self_confidence").a.accuracy_most_probable is None
+
+
+def test_entropy_and_confidence_shift_by_hand(changed: Difference):
+    steps = np.array([entropy(y.probs) - entropy(x.probs) for x, y in zip(A, B, strict=True)])
+    found = shift(only(changed), "entropy")
+    assert found.num == 5
+    assert found.shift == pytest.approx(steps.mean(), abs=1e-12)
+    assert found.shift_std == pytest.approx(steps.std(), abs=1e-12)
+    assert sum(found.histogram.counts) == 5
+    assert found.mean_b - found.mean_a == pytest.approx(found.shift, abs=1e-12)
+    stated = shift(only(changed, "self_confidence"), "confidence")
+    assert stated.shift == pytest.approx(-0.7 / 5)
+
+
+def test_calibration_of_both_sides_by_hand(changed: Difference):
+    own = only(changed).a.calibration
+    assert own is not None
+    assert own.num == 5  # the most probable letter is judged where nothing parsed, too
+    assert own.brier == pytest.approx((0.3**2 + 0.6**2 + 0.3**2 + 0.6**2 + 0.6**2) / 5)
+    stated = only(changed, "self_confidence")
+    assert stated.a.calibration is not None
+    assert stated.b.calibration is not None
+    assert (stated.a.calibration.num, stated.b.calibration.num) == (4, 5)
+    assert stated.a.calibration_note == "1 of 5 samples left out: no judged answer"
+    assert stated.a.calibration.brier == pytest.approx((0.05**2 + 0.7**2 + 0.15**2 + 0.5**2) / 4)
+    assert stated.b.calibration.brier == pytest.approx((0.95**2 + 0.3**2 + 0.85**2 + 0.7**2 + 0.5**2) / 5)
+    assert stated.a.accuracy is None  # this pass judges no answers of its own
+    assert stated.a.num_unjudged == 0
+
+
+def test_noise_on_one_layer_is_seen_from_that_layer_on(changed: Difference):
+    for one in changed.configs:
+        hidden = one.activations[0].layers
+        assert [layer.prompt.relative_difference == 0 for layer in hidden] == [True, True, False, False]
+
+
+def test_samples_that_one_side_alone_has_are_counted(a: Path, tmp_path: Path):
+    found = diff(a, write_passes(tmp_path / "less", A[:3], ["mcq"]), sites=[])
+    assert (only(found).num_common, only(found).num_only_a, only(found).num_only_b) == (3, 2, 0)
+    assert found.configs_only_a == ["other_confidence", "self_confidence"]
+    assert found.configs_only_b == []
+    assert only(found).activations == []
+    assert only(found).activations_note == "no site was asked for"
+    assert only(diff(tmp_path / "less", a, sites=[])).num_only_b == 2
+
+
+def test_keys_do_not_matter_where_questions_are_the_same(a: Path, tmp_path: Path):
+    made = [make_pass(number, one) for number, one in enumerate(A)]
+    moved = [one._replace(record=msgspec.structs.replace(one.record, key=f"{9 - i:06d}")) for i, one in enumerate(made)]
+    write_dataset(tmp_path / "moved", {"train-00000": moved}, config="mcq")
+    found = only(diff(a, tmp_path / "moved"))
+    assert (found.num_common, found.aligned_by, shift(found, "entropy").shift_std) == (5, "question", 0.0)
+    assert found.activations[0].layers[0].prompt.relative_difference == 0
+
+
+def test_samples_of_repeated_questions_align_by_key(tmp_path: Path):
+    made = [make_pass(number, one) for number, one in enumerate(A)]
+    same = [one._replace(record=msgspec.structs.replace(one.record, question_id="q")) for one in made]
+    write_dataset(tmp_path / "x", {"train-00000": same}, config="mcq")
+    found = only(diff(tmp_path / "x", tmp_path / "x", sites=[]))
+    assert (found.aligned_by, found.num_common) == ("key", 5)
+
+
+def test_two_slices_of_one_dataset(tmp_path: Path):
+    sliced = []
+    for offset, questions, level in ((0, A, 1.0), (5, B, 0.5)):
+        for number, one in enumerate(questions):
+            made = make_pass(number, one, temperature=level)
+            key = f"{number + offset:06d}"
+            sliced.append(made._replace(record=msgspec.structs.replace(made.record, key=key)))
+    write_dataset(tmp_path, {"train-00000": sliced}, config="mcq")
+    found = diff(tmp_path, tmp_path, where_a=["temperature=1"], where_b=["temperature=0.5"])
+    assert only(found).num_common == 5
+    assert only(found).aligned_by == "question"
+    assert only(found).answers is not None
+    assert only(found).answers.num_changed == 4  # pyright: ignore[reportOptionalMemberAccess]
+    assert found.b.where == ["temperature=0.5"]
+    with pytest.raises(ConfigError, match="no sample of mcq passes the filter 'temperature=7'"):
+        diff(tmp_path, tmp_path, where_a=["temperature=7"])
+
+
+def test_configurations_of_other_names_are_compared_when_named(a: Path, tmp_path: Path):
+    made = [make_pass(number, one, config="tuned") for number, one in enumerate(B)]
+    write_dataset(tmp_path, {"train-00000": made}, config="tuned")
+    assert diff(a, tmp_path, config=("mcq", "tuned"), sites=[]).configs[0].config == "mcq, tuned"
+    with pytest.raises(DatasetError, match=r"no configuration in common: .* has mcq, .*; .* has tuned. Name one of"):
+        diff(a, tmp_path)
+    with pytest.raises(DatasetError, match="holds no configuration 'tuned'"):
+        diff(a, tmp_path, config="tuned")
+    with pytest.raises(ConfigError, match="3 configurations were named"):
+        diff(a, tmp_path, config=("a", "b", "c"))
+
+
+def test_different_tasks_are_refused(a: Path, tmp_path: Path):
+    write_dataset(tmp_path, {"train-00000": [make_sample("000000")]})
+    with pytest.raises(DatasetError, match=r"is of task 'introspection', .* of 'trivia_qa'; only datasets of the same"):
+        diff(a, tmp_path, config=("mcq", "trivia_qa"))
+
+
+def test_no_sample_in_common_is_refused(a: Path, tmp_path: Path):
+    made = [make_pass(number, A[0]) for number in (7, 8)]
+    write_dataset(tmp_path, {"train-00000": made}, config="mcq")
+    with pytest.raises(DatasetError, match=r"mcq: no sample in common. Aligned by question_id .* 'q0' and 'q7'"):
+        diff(a, tmp_path)
+
+
+def test_slices_that_repeat_questions_say_what_to_do(tmp_path: Path):
+    made = [make_pass(number, one, subject=str(number // 2)) for number, one in enumerate(A[:4])]
+    same = [one._replace(record=msgspec.structs.replace(one.record, question_id="q")) for one in made]
+    write_dataset(tmp_path, {"train-00000": same}, config="mcq")
+    with pytest.raises(DatasetError, match=r"several samples have the same question_id .* --where-a and --where-b"):
+        diff(tmp_path, tmp_path, where_a=['subject="0"'], where_b=['subject="1"'])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"question_text": "Another?"}, r'question_text is "Which of these is number 0\?" in a and "Another\?" in b'),
+        ({"correct_answer_letter": "D"}, 'correct_answer_letter is "A" in a and "D" in b'),
+        ({"input_sha256": "f" * 64}, r"input_sha256 is \w+\.\.\. in a and ffffffffffff\.\.\. in b"),
+    ],
+)
+def test_the_same_question_asked_otherwise_is_refused_and_named(a: Path, tmp_path: Path, changes: dict, message: str):
+    write_passes(tmp_path, A, ["mcq"], **changes)
+    with pytest.raises(DatasetError, match=f"sample '000000' of a and '000000' of b are of question 'q0'.*{message}"):
+        diff(a, tmp_path)
+
+
+def test_a_model_of_another_shape_still_has_its_records_compared(a: Path, tmp_path: Path):
+    found = only(diff(a, write_passes(tmp_path, B, ["mcq"], d_model=4)))
+    assert found.activations == []
+    assert found.activations_note == "activations cannot be compared: hidden_states is 8 wide in a and 4 in b"
+    assert found.answers is not None
+    assert found.answers.num_changed == 4
+
+
+def test_sites_that_are_no_vectors_are_refused(a: Path):
+    with pytest.raises(ConfigError, match="site 'attentions' cannot be compared; sites that can: hidden_states"):
+        diff(a, a, sites=["attentions"])
+
+
+def test_a_folder_that_is_not_there_is_refused(a: Path):
+    with pytest.raises(DatasetError, match="no such folder"):
+        diff(a, "/nowhere")
+
+
+def test_another_task_reports_what_it_has(tmp_path: Path):
+    for name, answer, right in (("a", "Paris", True), ("b", "Rome", False)):
+        made = make_sample("000000", sites=("hidden_states",))
+        record = msgspec.structs.replace(
+            made.record, generated_answer=answer, is_correct=right, token_entropies=[0.25 if right else 0.75]
+        )
+        write_dataset(tmp_path / name, {"train-00000": [made._replace(record=record)]})
+    found = only(diff(tmp_path / "a", tmp_path / "b"), "trivia_qa")
+    assert found.answers is not None
+    assert (found.answers.num_changed, found.answers.num_right_to_wrong, found.answers.confusions) == (1, 1, [])
+    assert shift(found, "entropy").shift == 0.5
+    assert found.a.calibration_note == "the task states no confidence"
+    assert found.activations[0].layers[0].prompt.cosine == 1
+
+
+def test_a_published_dataset_is_compared_with_the_folder_it_was_made_of(
+    finished: Path, tmp_path: Path, xet_hub: TestHub
+):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    publish(xet_hub, folder, "v1.0.0")
+    xet_hub.log()
+    there = f"hf://datasets/{REPO}@v1.0.0"
+    first, second, third = tell(
+        xet_hub, ["diff", folder, there, "--json"], ["show", there, "--stats", "--json"], ["show", there]
+    )
+    assert (first.code, second.code, third.code) == (0, 0, 0), first.err + second.err + third.err
+    assert "12 in validation" in third.out
+    one = only(msgspec.json.decode(first.out, type=Difference), "trivia_qa")
+    assert one.num_common == 12
+    assert {moved.shift for moved in one.shifts} == {0.0}
+    assert {layer.prompt.relative_difference for site in one.activations for layer in site.layers} == {0.0}
+    assert one.activations[0].site == "hidden_states"
+    assert json.loads(second.out)[0]["num_samples"] == 12
+    fetched = [request for request in xet_hub.log() if "/_cdn/" in request.path]
+    assert fetched
+    assert all(request.range for request in fetched), "a whole file was fetched"
+
+
+def test_the_result_is_json_and_comes_back(changed: Difference):
+    data = msgspec.json.encode(changed)
+    assert msgspec.json.decode(data, type=Difference) == changed
+    assert "NaN" not in json.dumps(json.loads(data))
+
+
+def test_the_table_is_readable_at_a_glance(changed: Difference):
+    text = "\n".join(difference_lines(changed))
+    assert "mcq (introspection): 5 samples in common, aligned by question; only in a 0, only in b 0" in text
+    assert "  accuracy                      0.75         0.6       -0.15" in text
+    assert "answers changed       4 of 5; right to wrong 2, wrong to right 1" in text
+    assert "A to C: 2, B to A: 1, (none) to A: 1" in text
+    assert "  hidden_states                          25 prompt positions                      5 last positions" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["0", "1", "0", "0", "1", "0", "0"] in rows
+    assert "calibration of a      1 of 5 samples left out: no judged answer" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_of_many_layers_the_table_shows_some_with_first_and_last(tmp_path: Path):
+    write_passes(tmp_path, A[:1], ["mcq"], num_layers=40, sites=["hidden_states"])
+    lines = difference_lines(diff(tmp_path, tmp_path))
+    numbers = [int(line.split()[0]) for line in lines if line.strip() and line.split()[0].isdecimal()]
+    assert (len(numbers), numbers[0], numbers[-1]) == (12, 0, 40)
+
+
+def test_configurations_that_one_side_alone_has_are_named(a: Path, tmp_path: Path):
+    lines = difference_lines(diff(a, write_passes(tmp_path, A, ["mcq"]), sites=[]))
+    assert "only a has              other_confidence, self_confidence" in lines

@@ -1,0 +1,134 @@
+"""show, diff and stats on the command line: text for people, JSON for scripts, errors in a line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.introspection_for_tests import Noise, write_passes
+from tests.sample_records import confidence_record, introspection_record, trivia_record
+from tests.test_diff import A, B
+from tracekit.cli import main
+from tracekit.records import Record
+from tracekit.sizes import bar
+
+
+@pytest.fixture(scope="module")
+def a(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_passes(tmp_path_factory.mktemp("a") / "a", A))
+
+
+@pytest.fixture(scope="module")
+def b(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_passes(tmp_path_factory.mktemp("b") / "b", B, noise=Noise(layer=2)))
+
+
+def test_a_share_is_a_bar():
+    assert [bar(share, width=4) for share in (-1, 0, 0.5, 1, 2)] == ["....", "....", "##..", "####", "####"]
+
+
+def test_a_record_is_a_line_unless_its_task_says_more():
+    assert trivia_record().lines() == ["000000  right  Q?  ->  bc"]
+    assert trivia_record(is_correct=False).lines() == ["000000  wrong  Q?  ->  bc  (accepted: bc)"]
+    long = trivia_record(question="x" * 100).one_line()
+    assert "x" * 67 + "...  ->" in long
+    assert Record.lines is not type(introspection_record()).lines
+
+
+def test_a_question_shows_options_probabilities_and_what_was_read():
+    assert introspection_record().lines() == [
+        "000000  mcq  wrong  (home)",
+        "  Where is a bed?",
+        "    A  in a room    #####...............  25.0 %  right",
+        "    B  on the moon  ###############.....  75.0 %  answered",
+        "  output 'B.': read as B; entropy 0.562 nats, allowed mass 0.5",
+    ]
+    nothing = introspection_record(
+        parsed_answer=None, is_correct=None, subject=None, parse_failure="no letter", output_text="I cannot\nsay"
+    ).lines()
+    assert nothing[0] == "000000  mcq"
+    assert nothing[-1] == r"  output 'I cannot\nsay': nothing parsed, no letter; entropy 0.562 nats, allowed mass 0.5"
+
+
+def test_a_confidence_pass_shows_bins_and_the_expected_percent():
+    assert confidence_record().lines() == [
+        "000000  self_confidence  (home)",
+        "  Where is a bed?",
+        "    A  under 50 %  #####...............  25.0 %",
+        "    B  over 50 %   ###############.....  75.0 %  answered",
+        "  output 'B.': read as B; expects 62.5 %; entropy 0.562 nats, allowed mass 0.5",
+    ]
+
+
+def test_show_lists_questions_readably(a: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["show", a, "--dataset-config", "mcq", "--examples", "2"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("Which of these is number") == 2
+    assert "    A  thing a of 0  ##############......  70.0 %  answered, right\n" in text
+    assert "\n\n000001  mcq  wrong  (history)\n" in text
+
+
+def test_show_stats_sums_every_configuration_up(a: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["show", a, "--stats"]) == 0
+    done = capsys.readouterr()
+    for name in ("mcq", "self_confidence", "other_confidence"):
+        assert f"{name} (introspection): 5 samples" in done.out
+    assert done.err.startswith("next: tracekit show")
+    assert main(["show", a, "--stats", "--json", "--dataset-config", "mcq"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert (one["config"], one["accuracy"]) == ("mcq", 0.75)
+
+
+def test_show_stats_of_one_sample_is_refused(a: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["show", a, "--stats", "--key", "000000"]) == 1
+    assert "error: --stats sums up whole configurations" in capsys.readouterr().err
+
+
+def test_diff_prints_a_table_and_the_next_command(a: str, b: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["diff", a, b, "--dataset-config", "mcq", "--layers", "0", "3"]) == 0
+    done = capsys.readouterr()
+    assert "answers changed       4 of 5; right to wrong 2, wrong to right 1" in done.out
+    assert [line.split()[0] for line in done.out.splitlines() if line[:3] in ("  0", "  1", "  2", "  3")][:2] == [
+        "0",
+        "3",
+    ]
+    assert f"next: tracekit diff {a} {b} --dataset-config mcq --plots plots" in done.err
+
+
+def test_diff_prints_json_that_scripts_read(a: str, b: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["diff", a, b, "--json", "--sites", "none"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["config"] for one in found["configs"]] == ["mcq", "other_confidence", "self_confidence"]
+    assert found["configs"][0]["answers"]["num_right_to_wrong"] == 2
+    assert found["configs"][0]["activations"] == []
+
+
+def test_diff_of_slices_takes_filters(a: str, capsys: pytest.CaptureFixture[str]):
+    assert (
+        main(["diff", a, a, "--where-a", "parsed_answer=A", "--where-b", "correct_answer_letter=A", "subject=history"])
+        == 1
+    )
+    assert (
+        "no sample of other_confidence passes the filter 'parsed_answer=A'" in capsys.readouterr().err
+    )  # not so in self_confidence
+    only = ["--dataset-config", "mcq"]
+    assert main(["diff", a, a, *only, "--where-a", "parsed_answer=A", "--where-b", "correct_answer_letter=A"]) == 0
+    text = capsys.readouterr().out
+    assert f"a                       {a}  where parsed_answer=A" in text
+    assert "2 samples in common, aligned by question; only in a 0, only in b 2" in text
+
+
+def test_diff_writes_pictures(a: str, b: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["diff", a, b, "--dataset-config", "mcq", "--plots", str(tmp_path / "plots")]) == 0
+    names = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    kinds = ("confidence-shift", "entropy-shift", "hidden_states", "reliability", "resid_post_mlp")
+    assert names == [f"mcq-{kind}.png" for kind in kinds]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())
+    assert f"wrote {tmp_path / 'plots' / names[0]}" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_is_one_line(a: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["diff", a, "/nowhere"]) == 1
+    done = capsys.readouterr()
+    assert done.err == "error: no such folder: '/nowhere'\n"
+    assert done.out == ""

@@ -1,0 +1,143 @@
+"""stats: accuracy, calibration, confidence and failures of a run whose answers are known, and what other tasks have."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.datasets_for_tests import make_choices, make_sample, write_dataset
+from tests.introspection_for_tests import Question, write_passes
+from tracekit.errors import DatasetError
+from tracekit.showing import stats_lines
+from tracekit.stats import ConfigStats, Count, Lengths, LetterCount, SubjectAccuracy, stats
+
+QUESTIONS = [
+    Question(probs=(0.7, 0.1, 0.1, 0.1), parsed="A", confident=95.0),
+    Question(probs=(0.2, 0.6, 0.1, 0.1), parsed="B", confident=70.0, subject="law"),
+    Question(probs=(0.4, 0.3, 0.2, 0.1), parsed=None, confident=70.0),
+    Question(probs=(0.1, 0.1, 0.75, 0.05), parsed="C", right="C", confident=5.0 + 2.5, subject="law", answer_tokens=4),
+    Question(probs=(0.1, 0.1, 0.75, 0.05), parsed=None, right="C", confident=95.0, subject=None),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ConfigStats]:
+    return {one.config: one for one in stats(write_passes(tmp_path_factory.mktemp("stats"), QUESTIONS))}
+
+
+def test_every_configuration_by_name(found: dict[str, ConfigStats]):
+    assert list(found) == ["mcq", "other_confidence", "self_confidence"]
+    for one in found.values():
+        assert (one.task, one.num_samples, one.models, one.is_open) == ("introspection", 5, ["test/model"], False)
+        assert one.num_bytes > 0
+
+
+def test_accuracy_of_what_was_parsed_and_of_the_most_probable_letter(found: dict[str, ConfigStats]):
+    mcq = found["mcq"]
+    assert (mcq.num_judged, mcq.accuracy, mcq.accuracy_most_probable) == (3, pytest.approx(2 / 3), 0.8)
+    assert mcq.num_without_answer == 2
+    assert mcq.failures == [Count(value="no letter in the output", count=2)]
+    assert mcq.subjects == [
+        SubjectAccuracy(subject="history", num=2, accuracy=1.0),
+        SubjectAccuracy(subject="law", num=2, accuracy=0.5),
+    ]
+
+
+def test_letters_show_a_preferred_position(found: dict[str, ConfigStats]):
+    assert found["mcq"].letters == [
+        LetterCount(letter="A", num_answered=1, num_most_probable=2, num_right=3),
+        LetterCount(letter="B", num_answered=1, num_most_probable=1, num_right=0),
+        LetterCount(letter="C", num_answered=1, num_most_probable=2, num_right=2),
+    ]
+
+
+def test_own_confidence_by_tenths(found: dict[str, ConfigStats]):
+    bars = found["mcq"].confidence
+    assert [bar.label for bar in bars][:2] == ["0 to 10 %", "10 to 20 %"]
+    assert [bar.num_expected for bar in bars] == [0, 0, 0, 1, 0, 1, 1, 2, 0, 0]
+    assert {bar.num_answered for bar in bars} == {None}
+
+
+def test_stated_confidence_by_the_bins_that_were_asked_for(found: dict[str, ConfigStats]):
+    one = found["self_confidence"]
+    assert [bar.label for bar in one.confidence] == [
+        f"{letter}  {text} %"
+        for letter, text in zip(
+            "ABCDEFGH",
+            ["0 to 5", "5 to 10", "10 to 20", "20 to 40", "40 to 60", "60 to 80", "80 to 90", "90 to 100"],
+            strict=True,
+        )
+    ]
+    assert [bar.num_expected for bar in one.confidence] == [0, 1, 0, 0, 0, 2, 0, 2]
+    assert [bar.num_answered for bar in one.confidence] == [0, 1, 0, 0, 0, 2, 0, 2]
+    assert [bar.mean_probability for bar in one.confidence] == [0, 0.2, 0, 0, 0, 0.4, 0, 0.4]
+    assert one.calibration is not None
+    assert one.calibration.num == 3
+    assert one.calibration.brier == pytest.approx((0.05**2 + 0.7**2 + 0.925**2) / 3)
+    assert one.calibration.auroc == 0.5
+    assert one.calibration_note == "2 of 5 samples left out: no judged answer"
+    assert (one.accuracy, one.accuracy_most_probable, one.subjects) == (None, None, [])
+
+
+def test_lengths_count_prompts_and_answers(found: dict[str, ConfigStats]):
+    assert found["mcq"].prompt_tokens == Lengths(shortest=5, mean=5.0, longest=5)
+    assert found["mcq"].answer_tokens == Lengths(shortest=2, mean=2.4, longest=4)
+
+
+def test_means_of_the_tasks_numbers(found: dict[str, ConfigStats]):
+    means = {mean.name: mean for mean in found["mcq"].means}
+    assert set(means) == {"entropy", "allowed_mass", "logit_margin", "confidence"}
+    assert means["confidence"].mean == pytest.approx((0.7 + 0.6 + 0.4 + 0.75 + 0.75) / 5)
+    assert (means["allowed_mass"].mean, means["allowed_mass"].std) == (0.5, 0.0)
+
+
+def test_one_configuration_alone_and_none_of_this_name(tmp_path: Path):
+    write_passes(tmp_path, QUESTIONS[:1], ["mcq", "self_confidence"])
+    assert [one.config for one in stats(tmp_path, config="mcq")] == ["mcq"]
+    with pytest.raises(DatasetError, match="holds no configuration 'mqc'; it holds: mcq, self_confidence"):
+        stats(tmp_path, config="mqc")
+
+
+def test_other_tasks_have_what_they_say(tmp_path: Path):
+    write_dataset(tmp_path / "t", {"train-00000": [make_sample("000000"), make_sample("000001")]})
+    (one,) = stats(tmp_path / "t")
+    assert (one.accuracy, one.num_judged, one.calibration, one.confidence, one.letters) == (0.0, 2, None, [], [])
+    assert one.answer_tokens == Lengths(shortest=4, mean=4.0, longest=4)
+    assert {mean.name for mean in one.means} == {"entropy", "logprob", "f1"}
+    write_dataset(tmp_path / "c", {"train-00000": [make_choices("000000")]}, config="csqa_mcq")
+    (one,) = stats(tmp_path / "c")
+    assert (one.accuracy, one.accuracy_most_probable) == (1.0, None)
+    assert one.letters == [LetterCount(letter="A", num_answered=1, num_most_probable=None, num_right=1)]
+    assert one.calibration is not None
+
+
+def test_a_run_that_is_not_finished_and_one_without_samples(tmp_path: Path):
+    write_dataset(tmp_path / "open", {"train-00000": [make_sample("000000")]}, is_finished=False)
+    (one,) = stats(tmp_path / "open")
+    assert (one.is_open, one.num_samples, one.metrics) == (True, 1, [])
+    assert stats_lines(one)[0].endswith("not finished")
+    write_dataset(tmp_path / "empty", {}, planned=["train-00000"], is_finished=False)
+    (one,) = stats(tmp_path / "empty")
+    assert (one.num_samples, one.accuracy, one.prompt_tokens) == (0, None, None)
+    assert stats_lines(one)
+
+
+def test_the_result_is_json_and_comes_back(found: dict[str, ConfigStats]):
+    for one in found.values():
+        assert msgspec.json.decode(msgspec.json.encode(one), type=ConfigStats) == one
+
+
+def test_the_text_says_it_all(found: dict[str, ConfigStats]):
+    text = "\n".join(stats_lines(found["mcq"]))
+    assert "  accuracy             0.6667  of 3 judged answers" in text
+    assert "  accuracy by letter   0.8  of the most probable letter" in text
+    assert "  nothing parsed       2  (no letter in the output: 2)" in text
+    assert "  calibration          ECE" in text
+    assert "over 5" in text
+    assert "    70 to 80 %   ########............      2" in text
+    assert "    A  #######.............      1               2       3" in text
+    assert "    law      ##########.......... 0.500  of 2" in text
+    stated = "\n".join(stats_lines(found["self_confidence"]))
+    assert "    F  60 to 80 %   ########............      2         2       0.400" in stated
+    assert "answers by letter" not in stated
+    assert max(map(len, text.splitlines())) <= 100

@@ -1,0 +1,175 @@
+"""The pictures of a Difference, as PNG bytes; pure: the same difference gives the same bytes.
+
+    <config>-<site>.png          cosine similarity and relative difference by layer
+    <config>-reliability.png     reliability diagram of a and of b: accuracy by confidence, and how many answers there
+    <config>-<number>-shift.png  histogram of b - a of entropy and of confidence
+
+A picture whose numbers are missing is left out.
+"""
+
+from typing import TYPE_CHECKING
+
+from tracekit.calibration import Calibration
+from tracekit.diff import ConfigDifference, Difference, Shift
+from tracekit.distances import LayerDistance, SiteDistance
+from tracekit.plots import BLUE, INK, ORANGE, canvas, grid, png, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_difference"]
+
+_SHIFTS = {"entropy": "entropy (nats)", "confidence": "confidence"}
+_LAYER_LABELS = {
+    "hidden_states": "layer of hidden_states (0: embeddings; the model's last: after its final norm)",
+}
+
+
+def draw_difference(difference: Difference) -> dict[str, bytes]:
+    """The PNG files by name.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    drawn: dict[str, bytes] = {}
+    with style():
+        for one in difference.configs:
+            stem = one.config.replace(", ", "-")
+            for site in one.activations:
+                if len(site.layers) > 1:
+                    drawn[f"{stem}-{site.site}.png"] = _site_png(one, site)
+            if one.a.calibration is not None or one.b.calibration is not None:
+                drawn[f"{stem}-reliability.png"] = _reliability_png(one)
+            for shift in one.shifts:
+                if shift.name in _SHIFTS:
+                    drawn[f"{stem}-{shift.name}-shift.png"] = _shift_png(one, shift)
+    return drawn
+
+
+def _site_png(one: ConfigDifference, site: SiteDistance) -> bytes:
+    from matplotlib.ticker import MaxNLocator
+
+    figure = canvas(height=6.8)
+    cosines, differences = figure.subplots(2, 1, sharex=True)
+    kinds = (("last_prompt", "last prompt position", ORANGE, "s"), ("prompt", "all prompt positions", BLUE, "o"))
+    for part, label, color, marker in kinds:
+        layers = [layer for layer in site.layers if getattr(layer, part).num_positions]
+        if not layers:
+            continue
+        of_part = [getattr(layer, part) for layer in layers]
+        look = {"color": color, "marker": marker, "markersize": 5, "label": f"{label} ({of_part[0].num_positions})"}
+        numbers = [_number(layer) for layer in layers]
+        cosines.plot(numbers, [distance.cosine for distance in of_part], **look)
+        differences.plot(numbers, [distance.relative_difference for distance in of_part], **look)
+    _room(cosines, 1.0)
+    differences.set_ylim(bottom=0)
+    if differences.get_ylim()[1] < 1e-6:
+        differences.set_ylim(0, 1)
+    cosines.set_ylabel("cosine of a and b")
+    differences.set_ylabel("|b - a| / |a|")
+    differences.set_xlabel(_LAYER_LABELS.get(site.site, f"layer of {site.site}"))
+    differences.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*cosines.get_legend_handles_labels(), frameon=False, ncols=2, loc="outside lower center")
+    _title(cosines, f"How far the activations lie apart: {site.site}", one)
+    grid(cosines)
+    grid(differences)
+    return png(figure)
+
+
+def _room(axes: "Axes", top: float) -> None:
+    """Room for a line that lies at the top, and an axis where every value is the same."""
+    low = axes.get_ylim()[0]
+    span = max(top - low, 1e-3)
+    axes.set_ylim(top - 1.05 * span, top + 0.05 * span)
+    axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _number(layer: LayerDistance) -> int:
+    assert layer.layer is not None, layer
+    return layer.layer
+
+
+def _reliability_png(one: ConfigDifference) -> bytes:
+    figure = canvas(height=7.2)
+    curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    curve.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="calibrated")
+    sides = (("a", one.a.calibration, BLUE, "o", -1), ("b", one.b.calibration, ORANGE, "s", 1))
+    for name, calibration, color, marker, side in sides:
+        if calibration is None:
+            continue
+        bins = [item for item in calibration.bins if item.num]
+        curve.plot(
+            [item.mean_confidence for item in bins],
+            [item.accuracy for item in bins],
+            color=color,
+            marker=marker,
+            markersize=7,
+            linewidth=1.2,
+            label=_score_text(name, calibration),
+        )
+        width = 0.4 / len(calibration.bins)
+        counts.bar(
+            [(item.low + item.high + side * width) / 2 for item in calibration.bins],
+            [item.num for item in calibration.bins],
+            width=width,
+            color=color,
+            edgecolor="white",
+            hatch="//" if side > 0 else None,
+            label=name,
+        )
+    curve.set_xlim(0, 1)
+    curve.set_ylim(-0.03, 1.03)
+    curve.set_ylabel("share that is right")
+    figure.legend(*curve.get_legend_handles_labels(), frameon=False, loc="outside lower center")
+    counts.set_ylabel("answers")
+    counts.set_xlabel("confidence")
+    _title(curve, "Confidence against being right", one)
+    grid(curve)
+    grid(counts)
+    return png(figure)
+
+
+def _score_text(name: str, calibration: Calibration) -> str:
+    area = "" if calibration.auroc is None else f", AUROC {calibration.auroc:.3f}"
+    return f"{name}: ECE {calibration.ece:.3f}, Brier {calibration.brier:.3f}{area}"
+
+
+def _shift_png(one: ConfigDifference, shift: Shift) -> bytes:
+    from matplotlib.ticker import MaxNLocator
+
+    figure = canvas(height=4.6)
+    axes = figure.subplots()
+    edges = shift.histogram.edges
+    width = edges[1] - edges[0]
+    axes.bar(
+        [edge + width / 2 for edge in edges[:-1]],
+        shift.histogram.counts,
+        width=width,
+        color=BLUE,
+        edgecolor="white",
+        linewidth=0.8,
+    )
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.axvline(
+        shift.shift,
+        color=ORANGE,
+        linestyle="--",
+        linewidth=2,
+        label=f"mean {_signed(shift.shift)}, standard deviation {shift.shift_std:.3g}, of {shift.num} samples",
+    )
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylabel("samples per bin")
+    axes.set_xlabel(f"{_SHIFTS[shift.name]} of b minus that of a")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center")
+    _title(axes, f"Shift of {shift.name}", one)
+    grid(axes)
+    return png(figure)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}" if value else "0"
+
+
+def _title(axes: "Axes", text: str, one: ConfigDifference) -> None:
+    axes.set_title(f"{text}\n{one.config}, {one.num_common} samples in common", loc="left", parse_math=False)
