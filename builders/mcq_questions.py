@@ -11,6 +11,7 @@ a number counted from 0. Rows with another number of options (a few of ARC's) ar
 """
 
 import random
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def parse_row(row: Row) -> McqQuestion:
     """A row of any of the forms above as a question.
 
     Raises:
-        SourceError: no question, not four options, an option without text, or an answer that is none of them.
+        SourceError: no question, not four options, an option without text, a label twice, or an answer that is none of
+            them.
     """
     data = row.data
     question = data.get("question", data.get("question_stem"))
@@ -124,24 +126,25 @@ def _options(data: dict[str, Any]) -> tuple[list[str], list[str]]:
         except msgspec.DecodeError as error:
             raise SourceError(f"the options are no JSON: {error}; expected a list, or an object A to D") from error
     if value is None:
-        value = {letter: data[letter] for letter in _LETTERS if data.get(letter) not in (None, "")}
+        # a fifth column must not get lost
+        value = {letter: data[letter] for letter in _LETTERS + "E" if data.get(letter) not in (None, "")}
     if isinstance(value, dict) and {"text", "label"} <= set(value):
-        pairs = list(zip(_listed(value["label"]), _listed(value["text"]), strict=False))
+        pairs = list(zip_longest(_listed(value["label"]), _listed(value["text"])))
     elif isinstance(value, dict):
         pairs = sorted(value.items())
     else:
-        items = _listed(value)
         pairs = [
-            (item.get("label"), item.get("text")) if isinstance(item, dict) else (letter, item)
-            for letter, item in zip(_LETTERS, items, strict=False)
+            (one.get("label"), one.get("text")) if isinstance(one, dict) else (None, one) for one in _listed(value)
         ]
-        pairs = pairs if len(items) == len(_LETTERS) else [*pairs, *[(None, None)] * (len(items) - len(pairs))]
     if len(pairs) != len(_LETTERS):
         raise SourceError(
             f"{len(pairs)} options; expected four in 'options' or 'choices' (a list, or an object A to D), or in "
             f"columns A, B, C, D; columns: {', '.join(data)}"
         )
-    return [str(label) for label, _ in pairs], [_text(text) for _, text in pairs]
+    labels = [letter if label is None else str(label) for letter, (label, _) in zip(_LETTERS, pairs, strict=True)]
+    if len(set(labels)) < len(labels):
+        raise SourceError(f"options labelled {' '.join(labels)}; expected each label once")
+    return labels, [_text(text) for _, text in pairs]
 
 
 def _listed(value: Any) -> list[Any]:
@@ -164,9 +167,12 @@ def _label_idx(answer: Any, labels: list[str]) -> int | None:
     if not isinstance(answer, bool):
         if text in labels:
             return labels.index(text)
-        if text.upper() in _LETTERS and len(text) == 1:
+        upper = [label.upper() for label in labels]
+        if text.upper() in upper:
+            return upper.index(text.upper())
+        if len(text) == 1 and text.upper() in _LETTERS and not set(upper) & set(_LETTERS):
             return _LETTERS.index(text.upper())
-        if text.isdecimal() and int(text) < len(labels):
+        if text.isdecimal() and int(text) < len(labels) and not any(label.isdecimal() for label in labels):
             return int(text)
     raise SourceError(
         f"the answer is {answer!r}; expected one of {' '.join(labels)}, a letter A to D, or a number 0 to "

@@ -26,11 +26,12 @@ _QUESTION_WORDS = {
 }
 _WORD = re.compile(r"[a-z]+")
 _NEGATION = re.compile(
-    r"\b(?:not|no|never|none|nothing|nobody|neither|nor|cannot|except|without|least|false)\b|n['’]t\b"
+    r"\b(?:not|no|never|none|nothing|nobody|neither|nor|cannot|except|without|(?<!at )least|false)\b|n['’]t\b"
 )
 _HEDGE = re.compile(
-    r"\b(?:may|might|could|possibly|perhaps|probably|likely|usually|often|sometimes|generally|typically|commonly|"
-    r"mainly|mostly|primarily|best|better|approximately|roughly)\b"
+    # a capital makes a month of "may"
+    r"\b(?:may|MAY|(?i:might|could|possibly|perhaps|probably|likely|usually|often|sometimes|generally|typically|"
+    r"commonly|mainly|mostly|primarily|best|better|approximately|roughly))\b"
 )
 
 
@@ -68,9 +69,10 @@ class Rarity:
         self._by_id: dict[int, float] = {}
         if kind == "BPE":
             self.source = "bpe_merge_rank"
+            prefix = model.get("continuing_subword_prefix") or ""
             for rank, merge in enumerate(model["merges"], start=1):
-                pieces = merge.split(" ") if isinstance(merge, str) else merge
-                token = model["vocab"].get("".join(pieces))
+                left, right = merge.split(" ") if isinstance(merge, str) else merge
+                token = model["vocab"].get(left + right.removeprefix(prefix))
                 if token is not None:
                     self._by_id.setdefault(token, float(rank))
         elif kind == "Unigram":
@@ -96,7 +98,7 @@ def surface_of(tokenizer: Any, rarity: Rarity, question: str) -> Surface:
         token_length=len(ids),
         question_type=next(words, "other"),
         has_negation=bool(_NEGATION.search(text)),
-        has_ambiguity=bool(_HEDGE.search(text)),
+        has_ambiguity=bool(_HEDGE.search(question)),
         token_rarity_mean=sum(ids) / len(ids) if ids else 0.0,
         token_rarity_max=float(max(ids, default=0)),
         frequency_rarity_mean=sum(rarities) / len(rarities) if ids else 0.0,

@@ -394,7 +394,7 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> TriviaQAConfig:
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "builders.trivia_qa"]
     taken: list[TriviaQAConfig] = []
-    monkeypatch.setattr(tracekit.cli, "_execute", lambda builder, config: taken.append(config) or 0)
+    monkeypatch.setattr(tracekit.cli, "_execute", lambda builder, config, parts: taken.append(config) or 0)
     with pytest.raises(SystemExit, match="0"):
         tracekit.cli.run_builder(TriviaQABuilder(), TriviaQAConfig, words[3:])
     return taken[0]

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BUILDERS = (ROOT / "builders/README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+BUILDERS_BLOCKS = re.findall(r"```python\n(.*?)```", BUILDERS, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +37,26 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_workflow_of_the_builders_runs(workplace: Path):
     (command,) = re.findall(r"python (-m builders\.next_token --model demo .*?traces/ewt)", BUILDERS)
-    (code,) = re.findall(r"```python\n(.*?)```", BUILDERS, re.DOTALL)
+    code, *_ = BUILDERS_BLOCKS
     for arguments in ([*command.split(), "--limit", "3"], ["-c", code]):
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=workplace)
         assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-2]) < 1e-5, "attention recomputed from queries and keys is another"
+
+
+def test_the_probe_and_the_patch_of_introspection_run_and_show_something(workplace: Path):
+    (command,) = re.findall(r"python (-m builders\.introspection --model demo .*?traces/introspection)\n", BUILDERS)
+    _, probe, patch = BUILDERS_BLOCKS
+    assert max(len(probe.splitlines()), len(patch.splitlines())) <= 20
+    said = []
+    for arguments in ([*command.split(), "--limit", "24", "--max-new-tokens", "2"], ["-c", probe], ["-c", patch]):
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert len(re.findall(r"layer +\d+  R2 -?[\d.]+\n", said[1])) == 30
+    rows = [[float(value) for value in re.findall(r"0\.\d+(?:e-\d+)?", line)] for line in said[2].splitlines()]
+    assert rows[0][3] < 0.9 * rows[-1][3], "the two questions are too alike to show anything"
+    assert rows[-2] == pytest.approx(rows[-1], abs=1e-4), "with the last layer patched, the answer is the other's"
 
 
 def test_every_builder_is_named():

@@ -12,6 +12,7 @@ dtype. Remote code is never run unless asked for.
 import hashlib
 import logging
 import struct
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -336,7 +337,9 @@ def _with_adapter(model: Any, adapter: str, tokenizer: Any, *, merge: bool) -> A
 
     reference = resolve(adapter)
     try:
-        wrapped = PeftModel.from_pretrained(model, reference.path, **reference.arguments)
+        with warnings.catch_warnings():  # peft reads attributes that transformers has renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = PeftModel.from_pretrained(model, reference.path, **reference.arguments)
     except _LOAD_ERRORS as error:
         raise _load_error("adapter", adapter, error) from error
     wrapped.eval()

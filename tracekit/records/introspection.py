@@ -25,9 +25,10 @@ class ConfidenceBin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def text(self) -> str:
         """The range in words: `under 5 %`, `5 to 10 %`, `over 90 %`."""
+        low, high = f"{self.low:.12g}", f"{self.high:.12g}"
         if self.low <= 0:
-            return f"under {self.high:g} %"
-        return f"over {self.low:g} %" if self.high >= 100 else f"{self.low:g} to {self.high:g} %"
+            return f"under {high} %"
+        return f"over {low} %" if self.high >= 100 else f"{low} to {high} %"
 
 
 class IntrospectionRecord(Record, frozen=True, kw_only=True, tag="introspection", forbid_unknown_fields=True):
