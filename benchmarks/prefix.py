@@ -25,7 +25,7 @@ from tracekit.config import ModelConfig, SourceConfig
 from tracekit.errors import ModelError
 from tracekit.models import load_model, load_tokenizer, model_info
 from tracekit.records import encode_record
-from tracekit.run import Place
+from tracekit.task import Place
 from tracekit.tensors import encode
 from tracekit.traced import TracedModel
 

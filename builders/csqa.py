@@ -34,9 +34,9 @@ from tracekit.models import max_positions
 from tracekit.prompts import Exchange, Prompt, Prompter, sha256_text
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaRecord
 from tracekit.replay import scored_of
-from tracekit.run import Place, Sample
 from tracekit.talk import say
-from tracekit.traced import Head, TracedModel
+from tracekit.task import Place, Sample, Task
+from tracekit.traced import TracedModel
 
 __all__ = ["BUILDER", "CsqaBuilder", "CsqaConfig"]
 
@@ -90,14 +90,13 @@ class _Prepared(NamedTuple):
         return len(self.prompt.token_ids) + max(map(len, [*self.letters, *self.texts]))
 
 
-class CsqaTask:
+class CsqaTask(Task[CsqaQuestion]):
     """One configuration of CommonsenseQA at work."""
 
     def __init__(self, config: CsqaConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> None:
         self._config, self._tokenizer = config, tokenizer
         self._prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
         self.variant = self._prompter.variant
-        self.head: Head = "lm"
         whole_sample = SourceConfig(source="sample")
         self._pool = read_examples(whole_sample, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
         self._joint = answer_joint(self._prompter)

@@ -25,9 +25,9 @@ from tracekit.manifest import SourceInfo
 from tracekit.models import max_positions
 from tracekit.prompts import sha256_text
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaMcqRecord, Span
-from tracekit.run import Place, Sample
 from tracekit.talk import say
-from tracekit.traced import Head, TracedModel
+from tracekit.task import Place, Sample, Task
+from tracekit.traced import TracedModel
 
 __all__ = ["BUILDER", "CsqaMcqBuilder", "CsqaMcqConfig"]
 
@@ -66,13 +66,14 @@ class CsqaMcqBuilder:
         return CsqaMcqTask(config, tokenizer, examples)
 
 
-class CsqaMcqTask:
+class CsqaMcqTask(Task[CsqaQuestion]):
     """One configuration at work."""
+
+    head = "choices"
 
     def __init__(self, config: CsqaMcqConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> None:
         self._config, self._tokenizer = config, tokenizer
         self.variant = "base"
-        self.head: Head = "choices"
         longest = config.max_seq_len
         if longest == "auto":
             longest = min(max_positions(config.model) or _MAX_AUTO_LENGTH, _MAX_AUTO_LENGTH)

@@ -21,6 +21,7 @@ import msgspec
 
 from builders.sources import HubSource, Row
 from tracekit.errors import ConfigError, SourceError
+from tracekit.plan import Example
 from tracekit.records import Choice
 
 __all__ = [
@@ -39,11 +40,9 @@ SAMPLE = Path(__file__).parent / "samples" / "csqa.jsonl"
 _LETTERS = string.ascii_uppercase
 
 
-class CsqaQuestion(msgspec.Struct, frozen=True, kw_only=True):
+class CsqaQuestion(Example, frozen=True, kw_only=True):
     """One question with its options."""
 
-    index: int
-    """Row in the source."""
     example_id: str
     """The source's id, else the row."""
     question: str

@@ -33,8 +33,8 @@ from tracekit.manifest import SourceInfo
 from tracekit.prompts import Exchange, Prompter, sha256_text, tokens_of
 from tracekit.records import SCHEMA_VERSION, GenerationSettings, IntrospectionRecord
 from tracekit.replay import scored_of
-from tracekit.run import Place, Sample
-from tracekit.traced import Head, TracedModel
+from tracekit.task import Place, Sample, Task
+from tracekit.traced import TracedModel
 
 __all__ = ["BUILDER", "IntrospectionBuilder", "IntrospectionConfig", "single_passes"]
 
@@ -116,7 +116,7 @@ def _check(config: IntrospectionConfig) -> None:
         )
 
 
-class IntrospectionTask:
+class IntrospectionTask(Task[McqQuestion]):
     """One pass at work."""
 
     def __init__(self, config: IntrospectionConfig, tokenizer: Any, examples: Sequence[McqQuestion]) -> None:
@@ -127,7 +127,6 @@ class IntrospectionTask:
         self._instruction_sha256 = instruction_sha256(self._prompt_type, system, self._bins)
         prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
         self.variant = prompter.variant
-        self.head: Head = "lm"
         self._rarity = Rarity(tokenizer)
         self._pool = read_questions(SourceConfig(source="sample")).examples if config.prompt.num_shots else []
         self._prompts = {one.index: prompter.prompt(self._message(one), self._shots(one)) for one in examples}

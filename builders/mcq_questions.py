@@ -20,6 +20,7 @@ import msgspec
 from builders.sources import Examples, HubSource, Row, read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
+from tracekit.plan import Example
 from tracekit.records import Choice
 
 __all__ = ["SAMPLE", "SOURCE", "McqQuestion", "parse_row", "read_questions", "shuffled"]
@@ -30,11 +31,9 @@ SAMPLE = Path(__file__).parent / "samples" / "introspection.jsonl"
 _LETTERS = "ABCD"
 
 
-class McqQuestion(msgspec.Struct, frozen=True, kw_only=True):
+class McqQuestion(Example, frozen=True, kw_only=True):
     """One question with its four options."""
 
-    index: int
-    """Row in the source."""
     example_id: str
     """The source's id, else the row."""
     question: str

@@ -28,10 +28,11 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.manifest import SourceInfo
 from tracekit.metrics import perplexity
 from tracekit.models import load_tokenizer, max_positions
+from tracekit.plan import Example
 from tracekit.prompts import sha256_text, tokens_of, with_bos
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, NextTokenRecord, Word
-from tracekit.run import Place, Sample
-from tracekit.traced import Head, TracedModel
+from tracekit.task import Place, Sample, Task
+from tracekit.traced import TracedModel
 
 __all__ = ["BUILDER", "NextTokenBuilder", "NextTokenConfig", "Tokenized", "Window", "cut", "place_in_text", "tokenize"]
 
@@ -70,11 +71,9 @@ class Tokenized(NamedTuple):
     """Characters of each token in the text, int32 (T, 2); special tokens have none of their own."""
 
 
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of a document that fits the model."""
+class Window(Example, frozen=True, kw_only=True):
+    """A piece of a document that fits the model. `index` is document and number of the window in one."""
 
-    index: int
-    """Document and number of the window in one: the same whatever `--offset` and `--limit` are."""
     whole: Tokenized
     """The document it is of."""
     number: int
@@ -192,13 +191,12 @@ def _window_sizes(config: NextTokenConfig) -> tuple[int, int]:
     return length, stride
 
 
-class NextTokenTask:
+class NextTokenTask(Task[Window]):
     """One configuration at work."""
 
     def __init__(self, config: NextTokenConfig, tokenizer: Any) -> None:
         self._config, self._tokenizer = config, tokenizer
         self.variant = "chat" if getattr(tokenizer, "chat_template", None) else "base"
-        self.head: Head = "lm"
         if config.capture.topk > len(tokenizer):
             raise ConfigError(f"--topk {config.capture.topk} - at `$.capture.topk`; there are {len(tokenizer)} tokens")
 

@@ -26,6 +26,7 @@ from tracekit.config import RunConfig, SourceConfig
 from tracekit.errors import SourceError
 from tracekit.generation import Generated, answer_deterministically, answer_sampled
 from tracekit.manifest import SourceInfo
+from tracekit.plan import Example
 from tracekit.prompts import Exchange, Prompter, sha256_text, tokens_of
 from tracekit.records import (
     SCHEMA_VERSION,
@@ -33,8 +34,8 @@ from tracekit.records import (
     SampledAnswer,
     TriviaQARecord,
 )
-from tracekit.run import Place, Sample
-from tracekit.traced import Head, TracedModel
+from tracekit.task import Place, Sample, Task
+from tracekit.traced import TracedModel
 
 __all__ = ["BUILDER", "TriviaExample", "TriviaQABuilder", "TriviaQAConfig", "parse_row"]
 
@@ -52,11 +53,9 @@ class TriviaQAConfig(RunConfig, frozen=True, kw_only=True):
     """What counts as right: the answer is an alias, or an alias occurs in it; both after TriviaQA's normalisation."""
 
 
-class TriviaExample(msgspec.Struct, frozen=True, kw_only=True):
+class TriviaExample(Example, frozen=True, kw_only=True):
     """One question and everything that counts as its answer."""
 
-    index: int
-    """Row in the source."""
     example_id: str
     """The source's id, else the row."""
     question: str
@@ -138,7 +137,7 @@ class TriviaQABuilder:
         return TriviaQATask(config, tokenizer, examples)
 
 
-class TriviaQATask:
+class TriviaQATask(Task[TriviaExample]):
     """One configuration of TriviaQA at work."""
 
     def __init__(self, config: TriviaQAConfig, tokenizer: Any, examples: Sequence[TriviaExample]) -> None:
@@ -147,7 +146,6 @@ class TriviaQATask:
         whole_sample = SourceConfig(source="sample")
         self._pool = read_examples(whole_sample, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
         self.variant = prompter.variant
-        self.head: Head = "lm"
         self._prompts = {example.index: prompter.prompt(example.question, self._shots(example)) for example in examples}
 
     def length(self, example: TriviaExample) -> int:

@@ -5,14 +5,15 @@ tyro turns Structs into flags; their bounds are checked afterwards, once, by tra
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tyro
 
 from tracekit.config import RunConfig, check, load_toml
-from tracekit.errors import TracekitError
+from tracekit.errors import ConfigError, TracekitError
 from tracekit.layout import Layout
 
 __all__ = ["main", "run_builder"]
@@ -59,20 +60,21 @@ def run_builder(
     argv: list[str] | None = None,
     *,
     parts: Callable[[ConfigT], Sequence[ConfigT]] = _one_part,
+    configs: Mapping[str, ConfigT] = MappingProxyType({}),
 ) -> None:
-    """Parse flags (over `--config FILE.toml`, over defaults), run the builder, say what became of it, and exit.
+    """Parse flags (over `--config`, over defaults), run the builder, say what became of it, and exit.
 
     `parts` makes of one configuration those that are run one after the other into the same folder, each with a name of
-    its own in `output.dataset_config`.
+    its own in `output.dataset_config`. `configs` are configurations that `--config` knows by name.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        default = _take_config_file(arguments, config_type)
+        default = _take_config(arguments, config_type, configs)
         config: ConfigT = tyro.cli(
             tyro.conf.OmitArgPrefixes[config_type],  # pyright: ignore[reportInvalidTypeForm]
             default=default,
             prog=f"python -m builders.{builder.name}",
-            description=f"{config_type.__doc__}\n\n--config FILE.toml reads settings from a file; flags override it.",
+            description=f"{config_type.__doc__}\n\n{_about_configs(configs)}",
             args=arguments,
         )
         sys.exit(_execute(builder, check(config), parts))
@@ -84,8 +86,13 @@ def run_builder(
         sys.exit(_INTERRUPTED)
 
 
-def _take_config_file(arguments: list[str], config_type: type[ConfigT]) -> ConfigT:
-    """Take `--config FILE` out of the arguments; the defaults of all flags."""
+def _about_configs(configs: Mapping[str, Any]) -> str:
+    names = f"--config NAME begins with one of: {', '.join(configs)}. " if configs else ""
+    return f"{names}--config FILE.toml reads settings from a file. Flags override them."
+
+
+def _take_config(arguments: list[str], config_type: type[ConfigT], configs: Mapping[str, ConfigT]) -> ConfigT:
+    """Take `--config NAME` or `--config FILE` out of the arguments; the defaults of all flags."""
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == "--config":
@@ -94,6 +101,10 @@ def _take_config_file(arguments: list[str], config_type: type[ConfigT]) -> Confi
                     return config_type()
                 value = arguments.pop(position + 1)
             arguments.pop(position)
+            if value in configs:
+                return configs[value]
+            if configs and "." not in value and not Path(value).exists():
+                raise ConfigError(f"--config {value!r}: no such file, and no name of {', '.join(configs)}")
             return load_toml(value, config_type)
     return config_type()
 

@@ -6,11 +6,12 @@ first, so that memory runs out at once or not at all, and samples stand in the t
 
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -24,18 +25,21 @@ from tracekit.shards import sha256_file
 from tracekit.sizes import filesize
 from tracekit.version import __version__
 
-__all__ = ["Estimate", "HasIndex", "check_same", "check_space", "command_line", "make_plan", "public_run", "versions"]
+__all__ = ["Estimate", "Example", "check_same", "check_space", "command_line", "make_plan", "public_run", "versions"]
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "bitsandbytes", "peft")
 
 
-class HasIndex(Protocol):
-    """An example: all that planning needs to know of it."""
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One example of a source: what planning needs to know of it. Builders add what is in it."""
+
+    index: int
+    """Row in the source, or another number that tells examples apart whatever `--offset` and `--limit` are."""
 
     @property
-    def index(self) -> int:
-        """Row in the source."""
-        ...
+    def cell(self) -> int | None:
+        """Examples of different cells are never in one batch, and those of one are kept together; None: no cells."""
+        return None
 
 
 class Estimate(NamedTuple):
@@ -114,18 +118,19 @@ def make_plan(
     config: RunConfig,
     model: ModelInfo,
     source: SourceInfo,
-    examples: Sequence[HasIndex],
+    examples: Sequence[Example],
     lengths: Sequence[int],
     batch_size: int,
     device_type: str,
 ) -> Plan:
     """Deal the examples out to shards and batches. `lengths` are prompt tokens, example by example."""
-    size = config.output.samples_per_shard
     shards = []
-    for number, start in enumerate(range(0, len(examples), size)):
-        part = list(zip(examples, lengths, strict=True))[start : start + size]
-        ordered = [example.index for example, length in sorted(part, key=lambda pair: (-pair[1], pair[0].index))]
-        batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+    for number, part in enumerate(_deal(examples, config.output.samples_per_shard)):
+        length_of = {example.index: lengths[place] for place, example in part}
+        batches: list[list[int]] = []
+        for _, cell in groupby(part, key=lambda pair: pair[1].cell):
+            ordered = sorted((example.index for _, example in cell), key=lambda index: (-length_of[index], index))
+            batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
         shards.append(ShardTask(name=shard_name(config.source.split, number), number=number, batches=batches))
     return Plan(
         schema_version=SCHEMA_VERSION,
@@ -141,6 +146,22 @@ def make_plan(
         shards=shards,
         command=command_line(task, run, config),
     )
+
+
+def _deal(examples: Sequence[Example], size: int) -> Iterator[list[tuple[int, Example]]]:
+    """Examples shard by shard, with their places: `size` a shard, cells cut only where one is larger than that."""
+    part: list[tuple[int, Example]] = []
+    for _, group in groupby(enumerate(examples), key=lambda pair: pair[1].cell):
+        cell = list(group)
+        if part and len(part) + len(cell) > size:
+            yield part
+            part = []
+        while len(cell) > size:
+            yield cell[:size]
+            cell = cell[size:]
+        part += cell
+    if part:
+        yield part
 
 
 def check_same(plan: Plan, fresh: Plan, folder: str) -> None:

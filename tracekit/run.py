@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from tqdm import tqdm
 
-from tracekit.capture import Text, Trace
-from tracekit.choices import Choices, ChoiceTrace
 from tracekit.config import CaptureConfig, ModelConfig, RunConfig, check
 from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError
 from tracekit.finish import done_shards, finish, is_finished
@@ -40,22 +38,23 @@ from tracekit.metrics import hidden_norms
 from tracekit.models import load_model, load_tokenizer, max_positions, model_info, resolve_device
 from tracekit.plan import (
     Estimate,
-    HasIndex,
+    Example,
     check_same,
     check_space,
     make_plan,
     public_run,
 )
-from tracekit.proof import Scored, replay, replay_scored
-from tracekit.records import ModelInfo, Record, encode_record
+from tracekit.proof import replay, replay_scored
+from tracekit.records import ModelInfo, encode_record
 from tracekit.shards import ShardWriter
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
 from tracekit.talk import say
+from tracekit.task import Builder, Place, Sample, Task
 from tracekit.tensors import encode
 from tracekit.traced import Head, TracedModel
 
-__all__ = ["Builder", "Loader", "Outcome", "Place", "Sample", "Task", "execute"]
+__all__ = ["Loader", "Outcome", "execute"]
 
 _CPU_BATCH = 8
 _MAX_AUTO_BATCH = 64
@@ -64,67 +63,8 @@ _NUM_MEASURED = 2
 _NUM_KEPT = 6
 """Shards on the disk at most where each is deleted once the Hub has it: made, waiting, being sent, and some slack."""
 
-ExampleT = TypeVar("ExampleT", bound=HasIndex)
+ExampleT = TypeVar("ExampleT", bound=Example)
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
-ExampleT_contra = TypeVar("ExampleT_contra", bound=HasIndex, contravariant=True)
-ConfigT_contra = TypeVar("ConfigT_contra", bound=RunConfig, contravariant=True)
-
-
-class Place(NamedTuple):
-    """Where samples go in the dataset."""
-
-    config: str
-    """Name of the configuration."""
-    shard: int
-    """Number of the shard."""
-    first_index: int
-    """Place of the first of them in its shard."""
-
-
-class Sample(NamedTuple):
-    """One sample, ready to be written."""
-
-    record: Record
-    text: Text | Choices
-    trace: Trace | ChoiceTrace
-    scored: Sequence[Scored] = ()
-    """Continuations of the text that were scored in passes of their own."""
-
-
-class Task(Protocol[ExampleT_contra]):
-    """A builder at work on one configuration."""
-
-    variant: str
-    """`chat` or `base`."""
-    head: Head
-    """What the model has to end in."""
-
-    def length(self, example: ExampleT_contra) -> int:
-        """Tokens of an example before anything is generated: batches are made of examples of like length."""
-        ...
-
-    def num_positions(self, example: ExampleT_contra) -> int:
-        """Positions that the longest sequence of an example takes, generated tokens included."""
-        ...
-
-    def trace(self, traced: TracedModel, examples: Sequence[ExampleT_contra], place: Place) -> list[Sample]:
-        """Run a batch of examples through the model; samples stand in the order of the examples."""
-        ...
-
-
-class Builder(Protocol[ConfigT_contra, ExampleT]):
-    """What a builder module offers."""
-
-    name: str
-    """Name of the task."""
-
-    def examples(self, config: ConfigT_contra) -> tuple[Sequence[ExampleT], SourceInfo]:
-        """The examples of the source."""
-        ...
-
-    def open(self, config: ConfigT_contra, model_tokenizer: Any, examples: Sequence[ExampleT]) -> Task[ExampleT]:
-        """Get ready to trace them."""
-        ...
 
 
 class Loader:

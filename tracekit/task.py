@@ -1,0 +1,78 @@
+"""What a builder offers, and what it hands over: examples in, samples out. `tracekit.run` drives it.
+
+A builder reads its examples and opens a task; the task says how long each example is, and traces batches of them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from tracekit.capture import Text, Trace
+from tracekit.choices import Choices, ChoiceTrace
+from tracekit.config import RunConfig
+from tracekit.manifest import SourceInfo
+from tracekit.plan import Example
+from tracekit.proof import Scored
+from tracekit.records import Record
+from tracekit.traced import Head, TracedModel
+
+__all__ = ["Builder", "Place", "Sample", "Task"]
+
+ExampleT = TypeVar("ExampleT", bound=Example)
+ConfigT_contra = TypeVar("ConfigT_contra", bound=RunConfig, contravariant=True)
+
+
+class Place(NamedTuple):
+    """Where samples go in the dataset."""
+
+    config: str
+    """Name of the configuration."""
+    shard: int
+    """Number of the shard."""
+    first_index: int
+    """Place of the first of them in its shard."""
+
+
+class Sample(NamedTuple):
+    """One sample, ready to be written."""
+
+    record: Record
+    text: Text | Choices
+    trace: Trace | ChoiceTrace
+    scored: Sequence[Scored] = ()
+    """Continuations of the text that were scored in passes of their own."""
+
+
+class Task(Generic[ExampleT]):
+    """A builder at work on one configuration. Builders inherit from it and write the three methods."""
+
+    variant: str
+    """`chat` or `base`."""
+    head: Head = "lm"
+    """What the model has to end in."""
+
+    def length(self, example: ExampleT) -> int:
+        """Tokens of an example before anything is generated: batches are made of examples of like length."""
+        raise NotImplementedError
+
+    def num_positions(self, example: ExampleT) -> int:
+        """Positions that the longest sequence of an example takes, generated tokens included."""
+        raise NotImplementedError
+
+    def trace(self, traced: TracedModel, examples: Sequence[ExampleT], place: Place) -> list[Sample]:
+        """Run a batch of examples through the model; samples stand in the order of the examples."""
+        raise NotImplementedError
+
+
+class Builder(Protocol[ConfigT_contra, ExampleT]):
+    """What a builder module offers."""
+
+    name: str
+    """Name of the task."""
+
+    def examples(self, config: ConfigT_contra) -> tuple[Sequence[ExampleT], SourceInfo]:
+        """The examples of the source."""
+        ...
+
+    def open(self, config: ConfigT_contra, tokenizer: Any, examples: Sequence[ExampleT]) -> Task[ExampleT]:
+        """Get ready to trace them."""
+        ...
