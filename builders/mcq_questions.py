@@ -3,6 +3,7 @@
     MMLU         cais/mmlu              {"question", "subject", "choices": [...], "answer": 2}
     ARC          allenai/ai2_arc        {"id", "question", "choices": {"text": [...], "label": [...]}, "answerKey": "C"}
     OpenBookQA   allenai/openbookqa     {"id", "question_stem", "choices": {"text", "label"}, "answerKey": "C"}
+    llm-foundry  its copies of these    {"query", "choices": [...], "gold": 1}
     your own     JSONL, CSV, Parquet    {"question", "options": {"A": ...} or [...], "answer": "C" or 2, "id"},
                                         or columns A, B, C, D in place of options
 
@@ -11,6 +12,7 @@ a number counted from 0. Rows with another number of options (a few of ARC's) ar
 """
 
 import random
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ SOURCE = HubSource("cais/mmlu", "all")
 SAMPLE = Path(__file__).parent / "samples" / "introspection.jsonl"
 
 _LETTERS = "ABCD"
+_QUESTION_COLUMNS = ("question", "question_stem", "query")
+_ANSWER_COLUMNS = ("answer", "answerKey", "gold")
 
 
 class McqQuestion(Example, frozen=True, kw_only=True):
@@ -83,10 +87,10 @@ def parse_row(row: Row) -> McqQuestion:
             them.
     """
     data = row.data
-    question = data.get("question", data.get("question_stem"))
+    question = _first(data, _QUESTION_COLUMNS)
     if not isinstance(question, str) or not question.strip():
         raise SourceError(
-            f"no question; expected a text in 'question' (or 'question_stem'), found {question!r}; columns: "
+            f"no question; expected a text in one of {', '.join(_QUESTION_COLUMNS)}, found {question!r}; columns: "
             f"{', '.join(data)}"
         )
     labels, texts = _options(data)
@@ -95,11 +99,11 @@ def parse_row(row: Row) -> McqQuestion:
     return McqQuestion(
         index=row.index,
         example_id=str(row.index if identity in (None, "") else identity),
-        question=question.strip(),
+        question=question.strip().removeprefix("Question:").strip(),
         subject=subject.strip() or None if isinstance(subject, str) else None,
         choices=[Choice(label=letter, text=text) for letter, text in zip(_LETTERS, texts, strict=True)],
         order=list(range(len(texts))),
-        label_idx=_label_idx(data.get("answer", data.get("answerKey")), labels),
+        label_idx=_label_idx(_first(data, _ANSWER_COLUMNS), labels),
     )
 
 
@@ -114,6 +118,11 @@ def shuffled(question: McqQuestion, seed: int) -> McqQuestion:
     return msgspec.structs.replace(
         question, choices=choices, order=[question.order[number] for number in order], label_idx=label_idx
     )
+
+
+def _first(data: dict[str, Any], names: Sequence[str]) -> Any:
+    """The value of the first of these columns that there is."""
+    return next((data[name] for name in names if name in data), None)
 
 
 def _options(data: dict[str, Any]) -> tuple[list[str], list[str]]:

@@ -157,7 +157,7 @@ def test_without_an_answer_a_question_is_unlabelled(answer: dict[str, Any]):
         (MMLU | {"answer": " "}, "the answer is ' '"),
         (ARC_NUMBERED | {"answerKey": "5"}, "the answer is '5'; expected one of 1 2 3 4"),
         (ARC_NUMBERED | {"answerKey": 0}, "the answer is 0; expected one of 1 2 3 4"),
-        (MMLU | {"question": " "}, "no question; expected a text in 'question' (or 'question_stem'), found ' '"),
+        (MMLU | {"question": " "}, "found ' '; columns: question"),
         (MMLU | {"question": 3}, "no question"),
         ({"choices": TEXTS, "answer": 1}, "found None; columns: choices, answer"),
     ],
@@ -270,3 +270,16 @@ def test_an_unlabelled_question_stays_so():
     assert mixed.label_idx is None
     assert mixed.correct_letter is None
     assert sorted(choice.text for choice in mixed.choices) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("name", ["slice_arc_easy_200", "slice_openbook_qa_200"])
+def test_real_questions_are_read_whole(shared: Path, name: str):
+    path = shared / "data/mcq" / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = read_questions(SourceConfig(source=str(path), on_bad_row="skip"))
+    assert found.info.skipped == []
+    for row, question in zip(rows, found.examples, strict=True):
+        assert row["query"].endswith(question.question)
+        assert not question.question.startswith("Question:")
+        assert [choice.text for choice in question.choices] == [text.strip() for text in row["choices"]]
+        assert question.label_idx == row["gold"]
