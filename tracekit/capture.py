@@ -4,6 +4,10 @@ Sequences run right-padded in one batch, so every real token sees exactly what i
 while the tensors are copied into buffers of their final shape, layer by layer, while the model runs. Next-token
 numbers come from the raw logits at the positions that need them: the model runs once without its head, then the head
 alone runs over chunks of those rows, so (B, T, V) never exists.
+
+Values that are not finite stop a capture, unless they are allowed: damaged models have them. What a text gives would
+then depend on its batch (a masked value that is not finite still spoils the sum in which it has weight 0, and kernels
+differ in what they skip), so where anything in a batch is not finite, each text runs again alone, in eager attention.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +27,7 @@ from tracekit.errors import (
     DtypeOverflowError,
     UnsupportedSiteError,
 )
-from tracekit.hooks import record
+from tracekit.hooks import eager_attention, record
 from tracekit.sites import ATTENTION_SITES, SITES, resolve_sites
 from tracekit.tensors import TensorSpec, num_packed, pack_indices
 from tracekit.traced import SiteLayout, TracedModel
@@ -91,25 +95,52 @@ class Trace(NamedTuple):
     """Their log-probabilities, nats, float32 (num_asked,)."""
 
 
-def capture(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig, *, num_best: int = 0) -> list[Trace]:
+def capture(
+    traced: TracedModel,
+    texts: Sequence[Text],
+    config: CaptureConfig,
+    *,
+    num_best: int = 0,
+    allow_nonfinite: bool = False,
+) -> list[Trace]:
     """Run texts through the model once and keep what the configuration asks for.
 
-    `num_best` most likely tokens are kept in the place of each scored one.
+    `num_best` most likely tokens are kept in the place of each scored one. With `allow_nonfinite` values that are not
+    finite are stored as they are in a lone eager pass, next-token numbers too.
 
     Models whose rows influence one another (int8 with outliers) run one text at a time.
 
     Raises:
-        CaptureError: an invariant failed: attention rows that do not sum to one, attention to the future, or a value
-            that is not finite.
+        CaptureError: an invariant failed: attention rows that do not sum to one, attention to the future (of rows that
+            are finite), or a value that is not finite and not allowed to be.
         DtypeOverflowError: a value does not fit `store_dtype`.
         UnsupportedSiteError: the model cannot give a requested site.
     """
     if traced.is_row_coupled and len(texts) > 1:
-        return [trace for text in texts for trace in capture(traced, [text], config, num_best=num_best)]
-    rows = run_rows(traced, texts, config)
-    output, buffers = rows.output, rows.buffers
-    numbers = _next_tokens(traced, output, texts, config, num_best)
-    return [buffers.trace(i, number) for i, number in enumerate(numbers)]
+        return [
+            trace
+            for text in texts
+            for trace in capture(traced, [text], config, num_best=num_best, allow_nonfinite=allow_nonfinite)
+        ]
+    rows = run_rows(traced, texts, config, allow_nonfinite=allow_nonfinite)
+    if allow_nonfinite and not (rows.buffers.is_finite and rows.output.last_hidden_state.isfinite().all()):
+        with eager_attention(traced.model, traced.anatomy):
+            alone = [(text, run_rows(traced, [text], config, allow_nonfinite=True)) for text in texts]
+        return [trace for text, row in alone for trace in _traces(traced, row, [text], config, num_best, True)]
+    return _traces(traced, rows, texts, config, num_best, allow_nonfinite)
+
+
+def _traces(
+    traced: TracedModel,
+    rows: "Rows",
+    texts: Sequence[Text],
+    config: CaptureConfig,
+    num_best: int,
+    allow_nonfinite: bool,
+) -> list[Trace]:
+    """What was captured in a pass, with the next-token numbers."""
+    numbers = _next_tokens(traced, rows.output, texts, config, num_best, allow_nonfinite=allow_nonfinite)
+    return [rows.buffers.trace(i, number) for i, number in enumerate(numbers)]
 
 
 class Rows(NamedTuple):
@@ -119,8 +150,12 @@ class Rows(NamedTuple):
     output: Any
 
 
-def run_rows(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig) -> Rows:
+def run_rows(
+    traced: TracedModel, texts: Sequence[Text], config: CaptureConfig, *, allow_nonfinite: bool = False
+) -> Rows:
     """Run texts as rows of one batch and capture what the configuration asks for, next-token numbers left out.
+
+    With `allow_nonfinite` values that are not finite are stored as they are in this batch.
 
     Raises: as `capture`.
     """
@@ -128,7 +163,7 @@ def run_rows(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig) 
     missing = [site for site in sites if site not in traced.layouts and SITES[site].source != "head"]
     if missing:
         raise UnsupportedSiteError(_cannot_give(traced, missing))
-    buffers = Buffers(traced, texts, sites, config)
+    buffers = Buffers(traced, texts, sites, config, allow_nonfinite=allow_nonfinite)
     inputs = _right_pad(texts, traced.device)
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
     wants_hidden = "hidden_states" in sites
@@ -145,8 +180,8 @@ def run_rows(traced: TracedModel, texts: Sequence[Text], config: CaptureConfig) 
     return Rows(buffers, output)
 
 
-def resolve_layers(chosen: Sequence[str], available: Sequence[int]) -> list[int]:
-    """Layer numbers for `all`, numbers (negative from the end) and ranges `4-8`.
+def resolve_layers(chosen: Sequence[str], available: Sequence[int], *, at: str = "$.capture.layers") -> list[int]:
+    """Layer numbers for `all`, numbers (negative from the end) and ranges `4-8`; `at` is where they were given.
 
     Raises:
         ConfigError: no such layer, or not a layer at all.
@@ -159,14 +194,14 @@ def resolve_layers(chosen: Sequence[str], available: Sequence[int]) -> list[int]
             first = int(low) if text != "all" else 0
             stop = int(high) if dash else first
         except ValueError:
-            raise ConfigError(f"layer {text!r} - at `$.capture.layers`; expected all, 12, -1 or 4-8") from None
+            raise ConfigError(f"layer {text!r} - at `{at}`; expected all, 12, -1 or 4-8") from None
         wanted = list(available) if text == "all" else list(range(first, stop + 1))
         wanted = [number + last + 1 if number < 0 else number for number in wanted]
         if not wanted or wanted[0] < 0 or wanted[-1] > last:
-            raise ConfigError(f"layer {text!r} - at `$.capture.layers`; the model has layers 0 to {last} there")
+            raise ConfigError(f"layer {text!r} - at `{at}`; the model has layers 0 to {last} there")
         picked.update(number for number in wanted if number in available)
     if not picked:
-        raise ConfigError(f"layers {' '.join(chosen)!r} - at `$.capture.layers`; none of them gives this site")
+        raise ConfigError(f"layers {' '.join(chosen)!r} - at `{at}`; none of them gives this site")
     return sorted(picked)
 
 
@@ -247,7 +282,13 @@ class _Scores(NamedTuple):
 
 
 def _next_tokens(
-    traced: TracedModel, output: Any, texts: Sequence[Text], config: CaptureConfig, num_best: int
+    traced: TracedModel,
+    output: Any,
+    texts: Sequence[Text],
+    config: CaptureConfig,
+    num_best: int,
+    *,
+    allow_nonfinite: bool,
 ) -> list[_NextTokens]:
     """Numbers of each text's scored tokens, and the top-k of its kept positions where asked for.
 
@@ -277,7 +318,8 @@ def _next_tokens(
         parts.append(_scores(logits, targets, asked[done : done + len(logits)].to(logits.device), width))
         done += len(logits)
     scores = _Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
-    if not all(bool(torch.isfinite(part).all()) for part in scores if part.is_floating_point()):
+    is_finite = all(bool(torch.isfinite(part).all()) for part in scores if part.is_floating_point())
+    if not is_finite and not allow_nonfinite:
         raise CaptureError(
             f"log-probabilities of the next token: not finite in a {traced.info.dtype} model; use another --dtype"
         )
@@ -395,12 +437,23 @@ class _Target(NamedTuple):
 
 
 class Buffers:
-    """The sink of a capture pass: final tensors of every text, filled layer by layer."""
+    """The sink of a capture pass: final tensors of every text, filled layer by layer.
+
+    `is_finite` says whether all that came, padding included, was finite; it is watched where it need not be.
+    """
 
     def __init__(
-        self, traced: TracedModel, texts: Sequence[Text], sites: tuple[str, ...], config: CaptureConfig
+        self,
+        traced: TracedModel,
+        texts: Sequence[Text],
+        sites: tuple[str, ...],
+        config: CaptureConfig,
+        *,
+        allow_nonfinite: bool = False,
     ) -> None:
         self._traced, self._texts, self._config = traced, texts, config
+        self._allow_nonfinite = allow_nonfinite
+        self.is_finite = True
         self._ranges = [_kept_positions(text, config) for text in texts]
         self._targets: dict[tuple[str, int], tuple[_Target, int]] = {}
         self._by_name: dict[str, _Target] = {}
@@ -470,6 +523,7 @@ class Buffers:
         stored = target.values[0].dtype
         largest = torch.finfo(stored).max if stored != value.dtype else float("inf")
         if not value.abs().amax().item() < largest:  # true for NaN, too
+            self.is_finite &= bool(torch.isfinite(value).all())
             for i in range(len(self._texts)):
                 self._check_closely(site, layer, value[i], i, target.values[i].dtype)
         if site == "attentions":
@@ -480,7 +534,10 @@ class Buffers:
         start, stop = self._ranges[i]
         kept = value[start:stop] if site not in ATTENTION_SITES else value[:, start:stop]
         kept = kept[..., : len(self._texts[i].token_ids)] if site == "attentions" else kept
-        if not torch.isfinite(kept).all():
+        is_finite = torch.isfinite(kept)
+        if self._allow_nonfinite:
+            kept = kept[is_finite]
+        elif not is_finite.all():
             raise CaptureError(f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype")
         if kept.numel() and kept.abs().amax() > torch.finfo(stored).max:
             raise DtypeOverflowError(
@@ -492,11 +549,16 @@ class Buffers:
         sums_BHT = value_BHTT.sum(-1, dtype=torch.float32)
         slack = ROW_SUM_TOLERANCE[value_BHTT.dtype]
         for i, text in enumerate(self._texts):
-            real = sums_BHT[i, :, : len(text.token_ids)]
+            real, rows_HTT = sums_BHT[i, :, : len(text.token_ids)], value_BHTT[i]
+            if self._allow_nonfinite and not self.is_finite:
+                rows_HTT = rows_HTT.masked_fill(~sums_BHT[i, ..., None].isfinite(), 0)
+                real = real[real.isfinite()]
+                if not real.numel():
+                    continue
             lowest, highest = real.min().item(), real.max().item()
             if highest > 1 + slack or (self._traced.rows_sum_to_one and lowest < 1 - slack):
                 raise CaptureError(f"attentions, layer {layer}: rows sum to {lowest:g}..{highest:g}, expected 1")
-            if self._traced.is_causal and _sees_future(value_BHTT[i], len(text.token_ids)):
+            if self._traced.is_causal and _sees_future(rows_HTT, len(text.token_ids)):
                 raise CaptureError(f"attentions, layer {layer}: a causal model attends to the future")
 
     def tensors(self, i: int) -> tuple[dict[str, np.ndarray], list[TensorSpec]]:

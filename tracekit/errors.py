@@ -15,6 +15,7 @@
     ├── HubError (RuntimeError)             the Hub cannot be reached, or refuses
     │   └── HubAccessError                  not logged in, or no right to do this
     ├── VersionError (ValueError)           a version is taken, malformed or too small a step
+    ├── MemoryPressureError (RuntimeError)  memory is nearly full; what is finished is saved
     └── NoSpaceError (OSError)              the disk is, or would be, full
 
 Every message says what was wrong, the value, what was expected, where, and what to do next.
@@ -28,6 +29,7 @@ __all__ = [
     "DtypeOverflowError",
     "HubAccessError",
     "HubError",
+    "MemoryPressureError",
     "ModelError",
     "NoSpaceError",
     "PlanMismatchError",
@@ -101,6 +103,10 @@ class HubAccessError(HubError):
 
 class VersionError(TracekitError, ValueError):
     """A version is malformed, taken by other content, or too small a step; the message names the next free one."""
+
+
+class MemoryPressureError(TracekitError, RuntimeError):
+    """The memory of the device is nearly full: a run saves what is finished and stops."""
 
 
 class NoSpaceError(TracekitError, OSError):

@@ -32,7 +32,7 @@ from tracekit.errors import ModelError, UnsupportedSiteError
 from tracekit.families import QueryKeyValue
 from tracekit.sites import ATTENTION_SITES, QKV_SITES
 
-__all__ = ["EAGER", "SDPA", "Sink", "check_attention", "record", "with_output"]
+__all__ = ["EAGER", "SDPA", "Sink", "check_attention", "eager_attention", "record", "with_output"]
 
 Sink = Callable[[str, int, Tensor], Tensor | None]
 """Receives (site, layer, tensor with the batch first); may return a tensor to take its place."""
@@ -129,6 +129,20 @@ def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], s
         stack.callback(model.set_attn_implementation, before)
         model.set_attn_implementation(SDPA if sdpa_is_safe else EAGER)
         yield
+
+
+@contextmanager
+def eager_attention(model: Any, anatomy: Anatomy) -> Iterator[None]:
+    """While open, the model computes attention in transformers' eager mode, where it can switch to it."""
+    before = model.config._attn_implementation
+    switch = anatomy.family is None and before != "eager"
+    if switch:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if switch:
+            model.set_attn_implementation(before)
 
 
 def check_attention(model: Any, anatomy: Anatomy, sites: tuple[str, ...]) -> None:

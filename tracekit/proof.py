@@ -6,7 +6,8 @@ logits untouched, sites whose change moves the logits, and a head that gives the
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -25,7 +26,7 @@ from tracekit.capture import (
 from tracekit.choices import Choices, ChoiceTrace, capture_choices
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
-from tracekit.hooks import check_attention, record
+from tracekit.hooks import check_attention, eager_attention, record
 from tracekit.manifest import SiteError, Verification
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
 from tracekit.tensors import TensorSpec, positions_of, unpack_causal
@@ -82,17 +83,8 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
 
 def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool, **arguments: Tensor) -> _Reference:
     """Plain transformers, eager where the model can switch, one unpadded text (1, T)."""
-    model: Any = traced.model
-    implementation = model.config._attn_implementation
-    switch = traced.anatomy.family is None and implementation != "eager"
-    if switch:
-        model.set_attn_implementation("eager")
-    try:
-        with torch.inference_mode():
-            output = traced.run(ids, output_hidden_states=True, output_attentions=attentions, **arguments)
-    finally:
-        if switch:
-            model.set_attn_implementation(implementation)
+    with torch.inference_mode(), eager_attention(traced.model, traced.anatomy):
+        output = traced.run(ids, output_hidden_states=True, output_attentions=attentions, **arguments)
     given = getattr(output, "attentions", None) if attentions else None
     return _Reference(output.logits, output.hidden_states, given and [layer for layer in given if layer is not None])
 
@@ -244,21 +236,30 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 def replay(
-    traced: TracedModel, key: str, text: Text | Choices, trace: Trace | ChoiceTrace, config: CaptureConfig
+    traced: TracedModel,
+    key: str,
+    text: Text | Choices,
+    trace: Trace | ChoiceTrace,
+    config: CaptureConfig,
+    *,
+    allow_nonfinite: bool = False,
 ) -> Verification:
     """Compare captured tensors with the same text, or each of the options, run alone, unpadded, eager.
 
     hidden_states and attentions are compared with transformers' own output, every other site with a lone capture.
+    With `allow_nonfinite` (not for options) values of a text may be not finite, where both are in the same way.
 
     Raises:
         CaptureError: an error is past the tolerance of the model's dtype.
     """
     if isinstance(text, Choices):
         assert isinstance(trace, ChoiceTrace), type(trace)
+        assert not allow_nonfinite, "options of a question"
         return _replay_choices(traced, key, text, trace, config)
     assert isinstance(trace, Trace), type(trace)
-    lone = capture(traced, [text], config)[0]
+    lone = capture(traced, [text], config, allow_nonfinite=allow_nonfinite)[0]
     plain = _plain(traced, torch.tensor([text.token_ids], device=traced.device), attentions=_has_attentions(trace))
+    compared = partial(_compared, key, allow_nonfinite=allow_nonfinite)
     result = Verification.nothing()
     for spec in trace.specs:
         site = spec.name.split(".")[0]
@@ -269,10 +270,11 @@ def replay(
             reference = _select(traced, plain, spec)
         if spec.layout == "causal":
             mine = unpack_causal(mine, positions_of(spec.positions), spec.num_keys)
+            reference = _without_future(reference, spec) if allow_nonfinite else reference
         tolerance = tolerance_of(traced.info, spec.dtype)
-        result = result.with_more(_compared(key, site, mine, reference, tolerance, by_layer=bool(spec.layers)))
+        result = result.with_more(compared(site, mine, reference, tolerance, by_layer=bool(spec.layers)))
     for name, mine, reference in _answer_numbers(plain, text, trace):
-        result = result.with_more(_compared(key, name, mine, reference, tolerance_of(traced.info), by_layer=False))
+        result = result.with_more(compared(name, mine, reference, tolerance_of(traced.info), by_layer=False))
     predicted = plain.logits[0, text.scored.start : -1].argmax(-1).cpu().numpy()
     return msgspec.structs.replace(
         result,
@@ -284,8 +286,23 @@ def replay(
     )
 
 
-def replay_scored(traced: TracedModel, key: str, prompt_ids: Sequence[int], scored: Sequence[Scored]) -> Verification:
+def _without_future(probs: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Attention (L, H, T, keys) with 0 where a future token's is not finite: in a row that is spoilt, all of it is."""
+    is_future = np.arange(spec.num_keys) > positions_of(spec.positions)[:, None]
+    return np.where(is_future & ~np.isfinite(probs), np.zeros((), probs.dtype), probs)
+
+
+def replay_scored(
+    traced: TracedModel,
+    key: str,
+    prompt_ids: Sequence[int],
+    scored: Sequence[Scored],
+    *,
+    allow_nonfinite: bool = False,
+) -> Verification:
     """Compare scores of continuations of a prompt with plain transformers, each alone, eager.
+
+    With `allow_nonfinite` scores may be not finite, where both are in the same way.
 
     Raises:
         CaptureError: an error is past the tolerance of the model's dtype.
@@ -301,7 +318,15 @@ def replay_scored(traced: TracedModel, key: str, prompt_ids: Sequence[int], scor
         reference.append(picked.double().sum().item())
     result = Verification.nothing()
     for name, (mine, reference) in found.items():
-        values = _compared(key, name, np.array(mine), np.array(reference), tolerance_of(traced.info), by_layer=False)
+        values = _compared(
+            key,
+            name,
+            np.array(mine),
+            np.array(reference),
+            tolerance_of(traced.info),
+            by_layer=False,
+            allow_nonfinite=allow_nonfinite,
+        )
         result = result.with_more(values)
     return result
 
@@ -364,7 +389,14 @@ def _answer_numbers(plain: _Reference, text: Text, trace: Trace) -> list[tuple[s
 
 
 def _compared(
-    key: str, site: str, mine: np.ndarray, reference: np.ndarray, tolerance: Tolerance, *, by_layer: bool
+    key: str,
+    site: str,
+    mine: np.ndarray,
+    reference: np.ndarray,
+    tolerance: Tolerance,
+    *,
+    by_layer: bool,
+    allow_nonfinite: bool = False,
 ) -> Verification:
     """The largest errors, layer by layer: a layer is held against its own values, not against the largest of all.
 
@@ -373,7 +405,7 @@ def _compared(
     """
     result = Verification.nothing()
     for a, b in zip(mine, reference, strict=True) if by_layer else [(mine, reference)]:
-        error = _compare(site, a, b, tolerance.max_rel_error)
+        error = _compare(site, a, b, tolerance.max_rel_error, allow_nonfinite=allow_nonfinite)
         _check_error(key, error, tolerance)
         result = result.with_more(Verification(num_replayed=0, num_positions=0, num_agreeing=0, sites=[error]))
     return result
@@ -400,8 +432,18 @@ def _select(traced: TracedModel, plain: _Reference, spec: TensorSpec) -> np.ndar
     return to_numpy(torch.stack(chosen))
 
 
-def _compare(site: str, mine: np.ndarray, reference: np.ndarray, tolerance: float) -> SiteError:
+def _compare(
+    site: str, mine: np.ndarray, reference: np.ndarray, tolerance: float, *, allow_nonfinite: bool = False
+) -> SiteError:
+    """The errors of a site. Where it is allowed, nan, inf and -inf are equal to themselves, and infinitely far from all
+    else; the rest is measured."""
     a, b = mine.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    if allow_nonfinite:
+        kinds = [np.where(np.isfinite(values), 0.0, values) for values in (a, b)]
+        if not np.array_equal(*kinds, equal_nan=True):
+            inf = float("inf")
+            return SiteError(site=site, max_abs_error=inf, max_rel_error=inf, min_cosine=0.0, tolerance=tolerance)
+        a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if a.size == 0:
         return SiteError(site=site, max_abs_error=0.0, max_rel_error=0.0, min_cosine=1.0, tolerance=tolerance)
     largest = float(np.abs(a - b).max())

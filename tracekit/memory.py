@@ -1,0 +1,128 @@
+"""Memory watch: how full a device is between batches, and what follows from it.
+
+    used share      decision
+    above 0.95      stop: what is done has been written; MemoryPressureError
+    above 0.90      warn, once a level, and pause a second
+    below 0.40      the batch may grow to twice its size, up to a maximum, between levels
+    else            go on
+
+On CUDA the share is that of the whole device, whoever uses it; what torch only keeps for later is given back before
+anything above 0.90 is believed. On the CPU it is the host's, 1 - MemAvailable / MemTotal of /proc/meminfo.
+On other devices, and where there is no /proc/meminfo, the watch is off and says so.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+
+from tracekit.errors import MemoryPressureError
+from tracekit.talk import say
+
+__all__ = ["Decision", "MemoryReader", "MemoryWatch", "decide", "memory_reader"]
+
+Decision: TypeAlias = Literal["stop", "warn", "go on", "grow"]
+"""What follows from a share."""
+
+_STOP_ABOVE = 0.95
+_WARN_ABOVE = 0.90
+_GROW_BELOW = 0.40
+_PAUSE_SECONDS = 1.0
+
+
+def decide(used_share: float) -> Decision:
+    """What follows from a used share of memory, 0 to 1."""
+    if used_share > _STOP_ABOVE:
+        return "stop"
+    if used_share > _WARN_ABOVE:
+        return "warn"
+    return "grow" if used_share < _GROW_BELOW else "go on"
+
+
+class MemoryReader(NamedTuple):
+    """How a device's memory is read."""
+
+    name: str
+    """What is watched, for messages."""
+    read: Callable[[], float] | None
+    """The used share now, 0 to 1; None where it cannot be known."""
+    release: Callable[[], None]
+    """Give back what is kept and not in use."""
+
+
+def memory_reader(device: torch.device, *, meminfo: Path = Path("/proc/meminfo")) -> MemoryReader:
+    """The reader of a device."""
+    if device.type == "cuda":
+        return MemoryReader(f"memory of {device}", lambda: _cuda_share(device), torch.cuda.empty_cache)
+    if device.type == "cpu" and meminfo.exists():
+        return MemoryReader("host memory", lambda: _host_share(meminfo), lambda: None)
+    return MemoryReader(f"memory of {device}", None, lambda: None)
+
+
+def _cuda_share(device: torch.device) -> float:
+    free, total = torch.cuda.mem_get_info(device)
+    return 1 - free / total
+
+
+def _host_share(meminfo: Path) -> float:
+    """From lines like `MemAvailable:   12345678 kB`."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    available, total = (int(fields[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
+    return 1 - available / total
+
+
+class MemoryWatch:
+    """Looks at a device's memory over a run.
+
+    `note` says what is watched, or that nothing is, for the log.
+    """
+
+    def __init__(
+        self, reader: MemoryReader, *, max_batch_size: int, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._reader, self._max_batch_size, self._sleep = reader, max_batch_size, sleep
+        self._has_warned = False
+        self.note = (
+            f"watching {reader.name}" if reader.read else f"the memory watch is off: no reading of {reader.name}"
+        )
+
+    def used_share(self) -> float | None:
+        """The used share now, 0 to 1; None where the watch is off."""
+        return None if self._reader.read is None else self._reader.read()
+
+    def start_level(self) -> None:
+        """A level begins: the next warning is said again."""
+        self._has_warned = False
+
+    def check(self) -> None:
+        """Look, to be called between batches when what they gave is written; warns and pauses where memory is short.
+
+        Raises:
+            MemoryPressureError: above 95 %.
+        """
+        share = self.used_share()
+        if share is None or decide(share) not in ("stop", "warn"):
+            return
+        self._reader.release()
+        share = self.used_share()
+        assert share is not None
+        if decide(share) == "stop":
+            raise MemoryPressureError(
+                f"{self._reader.name}: {share:.1%} used, above {_STOP_ABOVE:.0%}. What is finished is saved; run the "
+                "same command again, with a smaller --batch-size or with less beside it on the device"
+            )
+        if decide(share) == "warn":
+            if not self._has_warned:
+                say(f"{self._reader.name}: {share:.1%} used, above {_WARN_ABOVE:.0%}; pausing after every batch")
+                self._has_warned = True
+            self._sleep(_PAUSE_SECONDS)
+
+    def grown(self, batch_size: int) -> int:
+        """The batch size of the next level: twice as large where memory is plentiful, at most the maximum; else as it
+        is. The share is that of the level before, since torch keeps what a batch needed."""
+        share = self.used_share()
+        if share is None or decide(share) != "grow":
+            return batch_size
+        return max(batch_size, min(self._max_batch_size, 2 * batch_size))
