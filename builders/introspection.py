@@ -28,10 +28,10 @@ from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, RunConfig, SourceConfig
 from tracekit.continuations import softmax
 from tracekit.errors import ConfigError, SourceError
-from tracekit.generation import Generated, answer_deterministically, answer_sampled
+from tracekit.generation import Generated, answer_once, settings_of
 from tracekit.manifest import SourceInfo
 from tracekit.prompts import Exchange, Prompter, sha256_text, tokens_of
-from tracekit.records import SCHEMA_VERSION, GenerationSettings, IntrospectionRecord
+from tracekit.records import SCHEMA_VERSION, IntrospectionRecord
 from tracekit.replay import scored_of
 from tracekit.task import Place, Sample, Task
 from tracekit.traced import TracedModel
@@ -143,7 +143,8 @@ class IntrospectionTask(Task[McqQuestion]):
         """Generate the outputs of a batch, capture prompts with outputs, and score the letters."""
         prompts = [self._prompts[example.index] for example in examples]
         ids = [prompt.token_ids for prompt in prompts]
-        outputs = self._generate(traced, examples, ids)
+        seeds = [f"{self._config.output.seed} {_key(example)} {self._prompt_type}" for example in examples]
+        outputs = answer_once(traced, ids, self._config.generation, seeds if self._config.do_sample else None)
         spellings = [
             spellings_of(self._tokenizer, prompt.text, list(self._allowed(example)))
             for prompt, example in zip(prompts, examples, strict=True)
@@ -159,13 +160,6 @@ class IntrospectionTask(Task[McqQuestion]):
             record = self._record(traced, example, outputs[i], traces[i], scores[i], place.config)
             samples.append(Sample(record, texts[i], traces[i], scored_of(record)))
         return samples
-
-    def _generate(self, traced: TracedModel, examples: Sequence[McqQuestion], ids: list[list[int]]) -> list[Generated]:
-        generation = self._config.generation
-        if not self._config.do_sample:
-            return answer_deterministically(traced, ids, generation)
-        seeds = [f"{self._config.output.seed} {_key(example)} {self._prompt_type}" for example in examples]
-        return answer_sampled(traced, ids, generation, seeds)
 
     def _message(self, example: McqQuestion) -> str:
         return message(self._prompt_type, example.question, example.choices, self._bins)
@@ -205,7 +199,7 @@ class IntrospectionTask(Task[McqQuestion]):
             failure = "the reasoning did not end within max_new_tokens"
         first_char = parsed.start_char + named.start
         place = tokens_of(parsed.offsets, first_char, first_char + 1)[0] if named.letter else None
-        generation = self._config.generation
+        settings = settings_of(self._config.generation, do_sample=self._config.do_sample)
         is_mcq = self._prompt_type == "mcq"
         token_ids = prompt.token_ids + output.token_ids
         return IntrospectionRecord(
@@ -231,7 +225,7 @@ class IntrospectionTask(Task[McqQuestion]):
             last_answer_index=span.stop - 1 if span else None,
             eos_included=output.eos_included,
             tensors=trace.specs,
-            generation=self._settings(),
+            generation=settings,
             seed=self._config.output.seed,
             prompt_type=self._prompt_type,
             question_text=example.question,
@@ -244,9 +238,9 @@ class IntrospectionTask(Task[McqQuestion]):
             prompt_text=prompt.input_text,
             instruction_sha256=self._instruction_sha256,
             bins=self._bins,
-            temperature=generation.temperature if self._config.do_sample else 1.0,
-            top_p=generation.top_p if self._config.do_sample else 1.0,
-            max_new_tokens=generation.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
             output_text=parsed.text,
             finish_reason=output.finish_reason,
             token_logprobs=trace.logprobs.tolist(),
@@ -286,17 +280,6 @@ class IntrospectionTask(Task[McqQuestion]):
             "self_confidence": confidence if self._prompt_type == "self_confidence" else None,
             "other_confidence": confidence if self._prompt_type == "other_confidence" else None,
         }
-
-    def _settings(self) -> GenerationSettings:
-        config, is_sampled = self._config.generation, self._config.do_sample
-        return GenerationSettings(
-            do_sample=is_sampled,
-            num_beams=config.num_beams,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature if is_sampled else 1.0,
-            top_p=config.top_p if is_sampled else 1.0,
-            top_k=config.top_k if is_sampled else 0,
-        )
 
 
 def _margin(logits: Sequence[float], right: int | None) -> float | None:

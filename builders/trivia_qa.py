@@ -24,13 +24,12 @@ from tracekit.capture import Text, Trace, capture
 from tracekit.cli import run_builder
 from tracekit.config import RunConfig, SourceConfig
 from tracekit.errors import SourceError
-from tracekit.generation import Generated, answer_deterministically, answer_sampled
+from tracekit.generation import Generated, answer_deterministically, answer_sampled, settings_of
 from tracekit.manifest import SourceInfo
 from tracekit.plan import Example
 from tracekit.prompts import Exchange, Prompter, sha256_text, tokens_of
 from tracekit.records import (
     SCHEMA_VERSION,
-    GenerationSettings,
     SampledAnswer,
     TriviaQARecord,
 )
@@ -227,18 +226,6 @@ class TriviaQATask(Task[TriviaExample]):
             is_correct=self._is_correct(text, example.answers),
         )
 
-    def _settings(self, sample_index: int) -> GenerationSettings:
-        config = self._config.generation
-        is_sampled = sample_index > 0
-        return GenerationSettings(
-            do_sample=is_sampled,
-            num_beams=1 if is_sampled else config.num_beams,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature if is_sampled else 1.0,
-            top_p=config.top_p if is_sampled else 1.0,
-            top_k=config.top_k if is_sampled else 0,
-        )
-
     def _sample(
         self,
         traced: TracedModel,
@@ -253,7 +240,7 @@ class TriviaQATask(Task[TriviaExample]):
         parsed = self._parse(example, answer)
         match = find_alias(parsed.text, example.answers)
         answer_span = parsed.span("answer")
-        settings = self._settings(sample_index)
+        settings = settings_of(self._config.generation, do_sample=sample_index > 0)
         record = TriviaQARecord(
             schema_version=SCHEMA_VERSION,
             key=_key(example, sample_index),

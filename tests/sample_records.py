@@ -10,6 +10,8 @@ from tracekit.records import (
     ConfidenceBin,
     CsqaMcqRecord,
     CsqaRecord,
+    DamageInfo,
+    DegradationRecord,
     GenerationSettings,
     IntrospectionRecord,
     ModelInfo,
@@ -287,6 +289,45 @@ def confidence_record(**changes: Any) -> IntrospectionRecord:
     return introspection_record(**(fields | changes))
 
 
+def degradation_record(**changes: Any) -> DegradationRecord:
+    """An answer of a damaged model, one of whose tokens has no finite log-probability."""
+    damage = DamageInfo(
+        method="ablation",
+        group="mlp:0-1",
+        level=0.25,
+        seed=3,
+        num_weights=100,
+        share_changed=0.25,
+        relative_change=0.5,
+        num_nonfinite=0,
+        note=None,
+    )
+    fields: dict[str, Any] = {
+        "prompt_id": "iq-logic-01",
+        "prompt_kind": "logic",
+        "prompt_text": "Why?",
+        "image_sha256": None,
+        "damage": damage,
+        "repeat": 0,
+        "effective_batch_size": 2,
+        "generated_text": "B.",
+        "generated_answer": "B.",
+        "generated_token_ids": [2, 3],
+        "finish_reason": "length",
+        "is_truncated": True,
+        "token_logprobs": [-0.5, None],
+        "token_entropies": [0.5, None],
+        "expected_answer": "because",
+        "is_correct": False,
+        "perplexity": None,
+        "is_perplexity_finite": False,
+        "num_nonfinite_values": 3,
+        "num_nonfinite_tokens": 1,
+        "num_layers": 2,
+    }
+    return DegradationRecord(**(_shared(config="degradation") | fields | changes))
+
+
 def record_of(task: str) -> Record:
     """A record of a task."""
     made = {
@@ -295,5 +336,6 @@ def record_of(task: str) -> Record:
         "csqa": csqa_record,
         "csqa_mcq": csqa_mcq_record,
         "introspection": introspection_record,
+        "degradation": degradation_record,
     }
     return made[task]()

@@ -8,7 +8,7 @@ refused with its path (`Expected int >= 1 - at $.generation.num_beams`), whichev
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
@@ -163,8 +163,12 @@ class PublishConfig(_Part, frozen=True, kw_only=True):
 
 
 class RunConfig(_Part, frozen=True, kw_only=True):
-    """A whole run. Builders inherit from it, set their defaults and add parts of their own."""
+    """A whole run. Builders inherit from it, set their defaults and add parts of their own.
 
+    `local_files` names settings of theirs that are paths of files: in the dataset stand name and hash instead.
+    """
+
+    local_files: ClassVar[tuple[str, ...]] = ()
     model: ModelConfig = ModelConfig()
     """Which model."""
     source: SourceConfig = SourceConfig()

@@ -23,9 +23,10 @@ from transformers import (
 )
 
 from tracekit.config import GenerationConfig
+from tracekit.records import GenerationSettings
 from tracekit.traced import TracedModel
 
-__all__ = ["Generated", "answer_deterministically", "answer_sampled"]
+__all__ = ["Generated", "answer_deterministically", "answer_once", "answer_sampled", "settings_of"]
 
 
 class Generated(NamedTuple):
@@ -60,6 +61,27 @@ def answer_sampled(
         processors.append(TopPLogitsWarper(config.top_p))
     processors.append(_GumbelNoise(seeds))
     return _generate(traced, prompts, config, num_beams=1, processors=processors)
+
+
+def answer_once(
+    traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, seeds: Sequence[str] | None
+) -> list[Generated]:
+    """One answer to each prompt: drawn by `seeds`, deterministic where there are none."""
+    if seeds is None:
+        return answer_deterministically(traced, prompts, config)
+    return answer_sampled(traced, prompts, config, seeds)
+
+
+def settings_of(config: GenerationConfig, *, do_sample: bool) -> GenerationSettings:
+    """What a record says of how its answer was generated."""
+    return GenerationSettings(
+        do_sample=do_sample,
+        num_beams=1 if do_sample else config.num_beams,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature if do_sample else 1.0,
+        top_p=config.top_p if do_sample else 1.0,
+        top_k=config.top_k if do_sample else 0,
+    )
 
 
 class _GumbelNoise(LogitsProcessor):

@@ -32,26 +32,30 @@ _LARGEST_LOSS = math.log(sys.float_info.max)
 
 def hidden_norms(samples: Iterable[tuple[Sequence[TensorSpec], Mapping[str, np.ndarray]]]) -> LayerNorms | None:
     """L2 norms of the hidden states (L+1, T, D) of a batch, summed over samples and tokens; None where it has none.
+    Tokens at which some layer is not finite, as in damaged models, are left out.
 
     Layer by layer in float64, so that float16 does not overflow and no copy of a whole tensor is made: about a
     millisecond for 31 layers of 74 tokens of width 576.
     """
     sums: dict[int, float] = {}
-    counts: dict[int, int] = {}
+    num_tokens = 0
     for specs, tensors in samples:
-        for spec in specs:
-            if spec.name.partition(".")[0] != _HIDDEN:
-                continue
+        hidden = [spec for spec in specs if spec.name.partition(".")[0] == _HIDDEN]
+        norms: dict[int, np.ndarray] = {}
+        for spec in hidden:
             for layer, stored_TD in zip(spec.layers, tensors[spec.name], strict=True):
                 hidden_TD = stored_TD.astype(np.float64)
-                norms_T = np.sqrt(np.einsum("td,td->t", hidden_TD, hidden_TD))
-                sums[layer] = sums.get(layer, 0.0) + float(norms_T.sum())
-                counts[layer] = counts.get(layer, 0) + len(norms_T)
+                norms[layer] = np.sqrt(np.einsum("td,td->t", hidden_TD, hidden_TD))
+        if not norms:
+            continue
+        is_finite_T = np.isfinite(sum(norms.values()))
+        num_tokens += int(is_finite_T.sum())
+        for layer, norms_T in norms.items():
+            sums[layer] = sums.get(layer, 0.0) + float(norms_T[is_finite_T].sum())
     if not sums:
         return None
-    assert len(set(counts.values())) == 1, counts
     layers = sorted(sums)
-    return LayerNorms(layers=layers, sums=[sums[layer] for layer in layers], num_tokens=counts[layers[0]])
+    return LayerNorms(layers=layers, sums=[sums[layer] for layer in layers], num_tokens=num_tokens)
 
 
 def perplexity(loss: float | None) -> float | None:

@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from tracekit.config import RunConfig
-from tracekit.errors import NoSpaceError, PlanMismatchError
+from tracekit.errors import ConfigError, NoSpaceError, PlanMismatchError
 from tracekit.layout import shard_name
 from tracekit.manifest import Plan, ShardTask, SourceInfo
 from tracekit.records import SCHEMA_VERSION, ModelInfo
@@ -76,8 +76,22 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
         run["source"]["source"] = source.id
     template = config.prompt.chat_template
     if template is not None and Path(template).is_file():
-        run["prompt"]["chat_template"] = f"{Path(template).name}@sha256:{sha256_file(Path(template))}"
+        run["prompt"]["chat_template"] = _named(template)
+    for name in config.local_files:
+        run[name] = None if run[name] is None else _named(run[name])
     return run
+
+
+def _named(path: str) -> str:
+    """A local file as it is written down.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"no such file: {path!r}")
+    return f"{file.name}@sha256:{sha256_file(file)}"
 
 
 def command_line(task: str, run: dict[str, Any], config: RunConfig) -> str:

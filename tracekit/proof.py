@@ -382,10 +382,13 @@ def _answer_numbers(plain: _Reference, text: Text, trace: Trace) -> list[tuple[s
     answer = torch.tensor(text.token_ids[text.scored.start + 1 :], device=logprobs.device)
     picked = logprobs.gather(1, answer[:, None])[:, 0]
     entropies = torch.special.entr(logprobs.exp()).sum(-1)
-    return [
-        ("token_logprobs", trace.logprobs, picked.cpu().numpy()),
-        ("token_entropies", trace.entropies, entropies.cpu().numpy()),
-    ]
+    pairs = (("token_logprobs", trace.logprobs, picked), ("token_entropies", trace.entropies, entropies))
+    return [(name, _bare(mine), _bare(reference.cpu().numpy())) for name, mine, reference in pairs]
+
+
+def _bare(values: np.ndarray) -> np.ndarray:
+    """Values with nan for all that is not finite, as records know it."""
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _compared(

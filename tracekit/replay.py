@@ -1,12 +1,17 @@
 """Replay of a stored dataset: load its model again, run some samples alone, and compare."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import cast
 
 import msgspec
+import numpy as np
 
 from tracekit.capture import Text, Trace
 from tracekit.choices import Choices, ChoiceTrace
 from tracekit.config import CaptureConfig, ModelConfig
+from tracekit.damage import Damaged, Method
 from tracekit.errors import ModelError
 from tracekit.layout import Layout
 from tracekit.manifest import Manifest, Verification, read_struct
@@ -16,12 +21,15 @@ from tracekit.records import (
     RECORD_TYPES,
     CsqaMcqRecord,
     CsqaRecord,
+    DegradationRecord,
     IntrospectionRecord,
     NextTokenRecord,
     Record,
 )
 from tracekit.sites import resolve_sites
-from tracekit.store import TraceStore
+from tracekit.store import Sample, TraceStore
+from tracekit.traced import TracedModel
+from tracekit.weights import find_group
 
 __all__ = ["replay_stored", "scored_of"]
 
@@ -41,8 +49,6 @@ def replay_stored(
         ModelError: the model is not the one that made the dataset.
         CaptureError: an error is past the tolerance.
     """
-    import numpy as np
-
     manifest = read_struct(layout.manifest, Manifest)
     settings = msgspec.convert(manifest.run["model"], ModelConfig)
     settings = msgspec.structs.replace(
@@ -86,19 +92,45 @@ def replay_stored(
             if scored := scored_of(record):
                 prompt_ids = record.token_ids[: record.prompt_length]
                 result = result.with_more(replay_scored(traced, record.key, prompt_ids, scored))
-            text = Text(record.token_ids, record.prompt_length)
-            logprobs, entropies = (
-                np.array(getattr(record, name, [])) for name in ("token_logprobs", "token_entropies")
-            )
-            predicted = np.zeros(0)
-            if isinstance(record, NextTokenRecord):
-                text = text._replace(scored_from=1)
-                logprobs, entropies = np.array(record.next_true_logprob), np.array(record.next_entropy)
-                predicted = np.array(record.next_pred_id)
-            none = np.zeros(0)
-            lone = Trace(sample.tensors(), record.tensors, logprobs, entropies, predicted, none, none, none, none)
-            result = result.with_more(replay(traced, record.key, text, lone, capture_config))
+            with _as_it_was(traced, record):
+                once = replay(
+                    traced,
+                    record.key,
+                    _text(record),
+                    _trace(sample),
+                    capture_config,
+                    allow_nonfinite=isinstance(record, DegradationRecord),
+                )
+            result = result.with_more(once)
     return result
+
+
+@contextmanager
+def _as_it_was(traced: TracedModel, record: Record) -> Iterator[None]:
+    """The model as it made the record: damaged, if it was."""
+    if not isinstance(record, DegradationRecord):
+        yield
+        return
+    damage = record.damage
+    with Damaged(find_group(traced.model, traced.anatomy, damage.group)) as damaged:
+        damaged.apply(cast(Method, damage.method), level=damage.level, seed=damage.seed)
+        yield
+
+
+def _text(record: Record) -> Text:
+    """The text of a record, as it was captured."""
+    return Text(record.token_ids, record.prompt_length, scored_from=1 if isinstance(record, NextTokenRecord) else None)
+
+
+def _trace(sample: Sample) -> Trace:
+    """What is stored of a text."""
+    record, none = sample.record, np.zeros(0)
+    names = ("token_logprobs", "token_entropies")
+    if isinstance(record, NextTokenRecord):
+        names = ("next_true_logprob", "next_entropy")
+    logprobs, entropies = (np.array(getattr(record, name, []), np.float64) for name in names)  # null is nan
+    predicted = np.array(record.next_pred_id) if isinstance(record, NextTokenRecord) else none
+    return Trace(sample.tensors(), record.tensors, logprobs, entropies, predicted, none, none, none, none)
 
 
 def scored_of(record: Record) -> list[Scored]:

@@ -10,7 +10,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -176,29 +176,34 @@ def _execute(
     traced = loader.load(config.model, info, tokenizer, resolve_sites(config.capture.sites), task.head)
     run = _Run(traced, task, {example.index: example for example in examples}, layout, config.capture)
     estimate = None
-    if plan is None or config.output.dry_run:
-        say(f"measuring on {min(_NUM_MEASURED, len(examples))} examples")
-        estimate = run.estimate(examples, lengths, config.output.samples_per_shard)
-        if config.output.dry_run:
-            return Outcome(out, name, None, estimate, False, False)
-        say(f"about {duration(estimate.seconds)} and {filesize(estimate.total_bytes)}")
-        check_space(out, estimate, num_kept=_NUM_KEPT if config.publish.free_local else None)
-        num_shards = -(-len(examples) // config.output.samples_per_shard)
-        if config.publish.publish is not None and num_shards > MAX_SHARDS:
-            raise ConfigError(
-                f"{num_shards} shards are more than the {MAX_SHARDS} files that the Hub takes in a folder; raise "
-                "--samples-per-shard"
-            )
-        plan = plan_for(run.batch_size(config.output.batch_size, examples, lengths))
-        if not create_once(layout.plan, to_bytes(plan)):  # another process was first
-            first = read_plan(layout)
-            check_same(first, plan_for(first.batch_size), str(out))
-            plan = first
-    torch.set_num_threads(plan.num_threads)
-    if run.shards(plan, on_shard):
-        return Outcome(out, name, None, estimate, False, True)
+    with closing(task):
+        if plan is None or config.output.dry_run:
+            say(f"measuring on {min(_NUM_MEASURED, len(examples))} examples")
+            estimate = run.estimate(examples, lengths, config.output.samples_per_shard)
+            if config.output.dry_run:
+                return Outcome(out, name, None, estimate, False, False)
+            _check_estimate(estimate, config, out)
+            plan = plan_for(run.batch_size(config.output.batch_size, examples, lengths))
+            if not create_once(layout.plan, to_bytes(plan)):  # another process was first
+                first = read_plan(layout)
+                check_same(first, plan_for(first.batch_size), str(out))
+                plan = first
+        torch.set_num_threads(plan.num_threads)
+        if run.shards(plan, on_shard):
+            return Outcome(out, name, None, estimate, False, True)
     say("finishing")
     return Outcome(out, name, finish(layout, plan), estimate, False, False)
+
+
+def _check_estimate(estimate: Estimate, config: RunConfig, out: Path) -> None:
+    """Say what a run will cost, and refuse one that fits neither the disk nor the Hub."""
+    say(f"about {duration(estimate.seconds)} and {filesize(estimate.total_bytes)}")
+    check_space(out, estimate, num_kept=_NUM_KEPT if config.publish.free_local else None)
+    if config.publish.publish is not None and estimate.num_shards > MAX_SHARDS:
+        raise ConfigError(
+            f"{estimate.num_shards} shards are more than the {MAX_SHARDS} files that the Hub takes in a folder; raise "
+            "--samples-per-shard"
+        )
 
 
 def _that_fit(
@@ -209,11 +214,11 @@ def _that_fit(
     Raises:
         SourceError: one does not fit, and `on_bad_row` is `error`; or none fits.
     """
-    limit = max_positions(config.model)
+    own, limit = task.max_positions, max_positions(config.model)
+    limit, whose = (own, "the limit is") if own is not None and own < (limit or own + 1) else (limit, "the model has")
     too_long = [e for e in examples if limit is not None and task.num_positions(e) > limit]
     why = [
-        f"{source.id} row {e.index}: it takes {task.num_positions(e)} positions, new tokens included; the model "
-        f"has {limit}"
+        f"{source.id} row {e.index}: it takes {task.num_positions(e)} positions, new tokens included; {whose} {limit}"
         for e in too_long
     ]
     if why and (config.source.on_bad_row == "error" or len(why) == len(examples)):
@@ -283,7 +288,10 @@ class _Run(Generic[ExampleT]):
         self, writer: ShardWriter, number: int, examples: list[ExampleT], place: Place
     ) -> tuple[list[Sample], list[int]]:
         """Trace one batch, in smaller parts where memory runs out; the parts are journalled before they are used."""
-        parts = writer.parts(number, len(examples))
+        noted = writer.parts(number)
+        parts = noted or self._task.parts(self._traced, examples)
+        if noted is None and len(parts) > 1:
+            writer.note_parts(number, parts)
         while True:
             try:
                 samples: list[Sample] = []
@@ -303,6 +311,7 @@ class _Run(Generic[ExampleT]):
             size = max(parts) // 2
             parts = [size] * (len(examples) // size) + [len(examples) % size] * (len(examples) % size > 0)
             say(f"out of memory: batch {number} goes on in parts of {size}")
+            self._task.shrink(size)
             writer.note_parts(number, parts)
 
     def _replayed(self, samples: Sequence[Sample]) -> Verification:
@@ -321,7 +330,10 @@ class _Run(Generic[ExampleT]):
         result = Verification.nothing()
         for sample in chosen:
             key, text = sample.record.key, sample.text
-            result = result.with_more(replay(self._traced, key, text, sample.trace, self._capture))
+            replayed = replay(
+                self._traced, key, text, sample.trace, self._capture, allow_nonfinite=sample.allow_nonfinite
+            )
+            result = result.with_more(replayed)
             if sample.scored:
                 prompt_ids = text.token_ids[: text.prompt_length]
                 result = result.with_more(replay_scored(self._traced, key, prompt_ids, sample.scored))
@@ -331,7 +343,9 @@ class _Run(Generic[ExampleT]):
         """Trace a small batch of middling length, and reckon up from it."""
         order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
         middle = len(order) // 2
-        chosen = [examples[i] for i in order[max(0, middle - _NUM_MEASURED // 2) :][:_NUM_MEASURED]]
+        cell = examples[order[middle]].cell
+        near = [examples[i] for i in order[max(0, middle - _NUM_MEASURED // 2) :] if examples[i].cell == cell]
+        chosen = near[:_NUM_MEASURED]
         started = time.monotonic()
         samples = self._task.trace(self._traced, chosen, Place("", 0, 0))
         encoded = [len(encode_record(s.record)) + encode(s.trace.tensors).size for s in samples]
@@ -350,7 +364,9 @@ class _Run(Generic[ExampleT]):
         )
 
     def batch_size(self, asked: int | str, examples: Sequence[ExampleT], lengths: Sequence[int]) -> int:
-        """Questions a batch: as asked, or on an accelerator what its free memory holds of the longest example."""
+        """Examples a batch: as settled or asked, or on an accelerator what its free memory holds of the longest one."""
+        if self._task.batch_size is not None:
+            return self._task.batch_size
         if isinstance(asked, int):
             return asked
         if self._traced.device.type != "cuda":

@@ -155,9 +155,9 @@ class ShardWriter:
         """Samples in the shard so far."""
         return len(self._samples)
 
-    def parts(self, batch: int, size: int) -> list[int]:
-        """Sizes of the parts in which a batch is computed; all of it at once unless the journal says otherwise."""
-        return self._parts.get(batch, [size])
+    def parts(self, batch: int) -> list[int] | None:
+        """Sizes of the parts in which a batch is to be computed, by the journal; None where it says nothing."""
+        return self._parts.get(batch)
 
     def note_parts(self, batch: int, parts: Sequence[int]) -> None:
         """Note, before computing, that a batch is computed in these parts."""

@@ -40,15 +40,21 @@ class Sample(NamedTuple):
     trace: Trace | ChoiceTrace
     scored: Sequence[Scored] = ()
     """Continuations of the text that were scored in passes of their own."""
+    allow_nonfinite: bool = False
+    """Whether values may be not finite."""
 
 
 class Task(Generic[ExampleT]):
-    """A builder at work on one configuration. Builders inherit from it and write the three methods."""
+    """A builder at work on one configuration. Builders inherit from it and write the first three methods."""
 
     variant: str
     """`chat` or `base`."""
     head: Head = "lm"
     """What the model has to end in."""
+    batch_size: int | None = None
+    """Examples a batch, where the task settles it; None leaves it to `--batch-size` and the device."""
+    max_positions: int | None = None
+    """Most positions of an example, where the task allows fewer than the model."""
 
     def length(self, example: ExampleT) -> int:
         """Tokens of an example before anything is generated: batches are made of examples of like length."""
@@ -61,6 +67,16 @@ class Task(Generic[ExampleT]):
     def trace(self, traced: TracedModel, examples: Sequence[ExampleT], place: Place) -> list[Sample]:
         """Run a batch of examples through the model; samples stand in the order of the examples."""
         raise NotImplementedError
+
+    def parts(self, traced: TracedModel, examples: Sequence[ExampleT]) -> list[int]:
+        """Sizes of the parts in which a batch is to be traced; asked before every batch."""
+        return [len(examples)]
+
+    def shrink(self, size: int) -> None:
+        """Memory ran out: the batch goes on in parts of this size."""
+
+    def close(self) -> None:
+        """The run is over, or has failed: leave the model as it was."""
 
 
 class Builder(Protocol[ConfigT_contra, ExampleT]):

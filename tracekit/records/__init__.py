@@ -21,6 +21,7 @@ from tracekit.records.base import (
     Tallied,
 )
 from tracekit.records.csqa import Choice, CsqaMcqRecord, CsqaRecord
+from tracekit.records.degradation import DamageInfo, DegradationRecord
 from tracekit.records.introspection import ConfidenceBin, IntrospectionRecord
 from tracekit.records.next_token import NextTokenRecord, Word
 from tracekit.records.schema import arrow_schema, field_docs, json_schema
@@ -34,6 +35,8 @@ __all__ = [
     "ConfidenceBin",
     "CsqaMcqRecord",
     "CsqaRecord",
+    "DamageInfo",
+    "DegradationRecord",
     "GenerationSettings",
     "IntrospectionRecord",
     "ModelInfo",
@@ -57,6 +60,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "csqa": CsqaRecord,
     "csqa_mcq": CsqaMcqRecord,
     "introspection": IntrospectionRecord,
+    "degradation": DegradationRecord,
 }
 """Record type of every task."""
 

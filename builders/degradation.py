@@ -1,0 +1,371 @@
+"""Degradation: what a model writes, and what goes on inside it, while its weights are damaged step by step.
+
+The grid is groups of weights x levels x repeats x prompts; every point is a sample, level 0 in every group too. What is
+done to the weights stands in tracekit/damage.py, the groups in tracekit/weights.py, the prompts in
+builders/degradation_prompts.py, named configurations in builders/degradation_configs.py.
+
+    python -m builders.degradation --config dreams_it --model google/gemma-3-4b-it --out traces/dreams
+
+Weights are restored, bit by bit, before every level and repeat. A batch is of one level and repeat. Draws of an answer
+depend on the prompt and the repeat alone: at another level of the same repeat only the weights differ.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from builders.degradation_configs import CONFIGS, DegradationConfig, check_grid
+from builders.degradation_prompts import DREAMS, IQ, PICTURE, DegradationPrompt
+from builders.scoring import find_alias
+from builders.sources import HubSource, Row, read_examples
+from tracekit.answers import parse_answer
+from tracekit.capture import Text, Trace, capture
+from tracekit.cli import run_builder
+from tracekit.config import SourceConfig
+from tracekit.damage import Damaged, DamageStats
+from tracekit.errors import ConfigError, SourceError
+from tracekit.generation import Generated, answer_once, settings_of
+from tracekit.manifest import SourceInfo
+from tracekit.memory import MemoryWatch, memory_reader
+from tracekit.perplexity import TextPerplexity, text_perplexity
+from tracekit.plan import Example
+from tracekit.prompts import Prompter, sha256_text
+from tracekit.records import SCHEMA_VERSION, DamageInfo, DegradationRecord
+from tracekit.talk import say
+from tracekit.task import Place, Sample, Task
+from tracekit.traced import TracedModel
+from tracekit.weights import Group, find_group
+
+__all__ = ["BUILDER", "DamagedPrompt", "DegradationBuilder", "parse_row"]
+
+_PROMPTS: Mapping[str, Sequence[DegradationPrompt]] = {"dreams": DREAMS, "iq": IQ, "picture": PICTURE}
+_NO_HUB = HubSource("", None)
+_ROOM = 10**7
+"""Room for prompt numbers in an index."""
+_PERPLEXITY_WINDOW = 512
+
+
+class DamagedPrompt(Example, frozen=True, kw_only=True):
+    """One point of the grid."""
+
+    row: int
+    """Number of the prompt in its source."""
+    prompt: DegradationPrompt
+    """The prompt."""
+    group: str
+    """Weights that are damaged."""
+    level: float
+    """How much."""
+    repeat: int
+    """Which draw."""
+
+    @property
+    def cell(self) -> int:
+        """Number of the group, level and repeat."""
+        return self.index // _ROOM
+
+    @property
+    def key(self) -> str:
+        """Key of its sample: the same whatever `--offset`, `--limit` and the rest of the grid are."""
+        names = (self.group.replace(":", "_").replace("-", "to"), f"{self.level:g}".replace(".", "p").replace("-", "m"))
+        return f"{names[0]}_{names[1].replace('+', '')}_{self.repeat:03d}_{self.row:06d}"
+
+
+class _Numbered(NamedTuple):
+    """A prompt of a file."""
+
+    row: int
+    prompt: DegradationPrompt
+
+
+def parse_row(row: Row) -> _Numbered:
+    """A row of a file as a prompt.
+
+    Raises:
+        SourceError: no prompt.
+    """
+    text = row.data.get("prompt", row.data.get("text"))
+    if not isinstance(text, str) or not text.strip():
+        raise SourceError(f"no prompt; expected a text in 'prompt', found {text!r}; columns: {', '.join(row.data)}")
+    answer, kind, identity = (row.data.get(name) for name in ("answer", "kind", "id"))
+    name = str(row.index if identity in (None, "") else identity)
+    answer = None if answer in (None, "") else str(answer)
+    return _Numbered(row.index, DegradationPrompt(name, str(kind or "other"), text.strip(), answer))  # pyright: ignore[reportArgumentType]
+
+
+class DegradationBuilder:
+    """Prompts in, answers of damaged models out."""
+
+    name = "degradation"
+
+    def examples(self, config: DegradationConfig) -> tuple[Sequence[DamagedPrompt], SourceInfo]:
+        """The grid over the prompts of the source: group by group, level by level, repeat by repeat."""
+        check_grid(config)
+        _check(config)
+        prompts, info = _prompts(config.source)
+        grid = [
+            (group, level, repeat)
+            for group in config.groups
+            for level in config.all_levels
+            for repeat in range(config.n_rep)
+        ]
+        examples = [
+            DamagedPrompt(
+                index=cell * _ROOM + row, row=row, prompt=prompt, group=group, level=float(level), repeat=repeat
+            )
+            for cell, (group, level, repeat) in enumerate(grid)
+            for row, prompt in prompts
+        ]
+        return examples, info
+
+    def open(self, config: DegradationConfig, tokenizer: Any, examples: Sequence[DamagedPrompt]) -> "DegradationTask":
+        """Render every prompt."""
+        return DegradationTask(config, tokenizer, examples)
+
+
+def _check(config: DegradationConfig) -> None:
+    """Refuse settings that have no meaning here."""
+    generation = config.generation
+    if generation.num_samples > 1 or generation.trace_samples:
+        raise ConfigError("--num-samples and --trace-samples - at `$.generation`; --n-rep repeats, with other damage")
+    if generation.num_beams > 1 and config.do_sample:
+        raise ConfigError(f"--num-beams {generation.num_beams} with --do-sample - at `$.generation.num_beams`; give 1")
+    if config.prompt.num_shots:
+        raise ConfigError(f"--num-shots {config.prompt.num_shots} - at `$.prompt.num_shots`; these prompts have none")
+    if config.model.quantize != "none":
+        raise ConfigError(
+            f"--quantize {config.model.quantize} - at `$.model.quantize`; quantised weights cannot be damaged like "
+            "others; load the model without"
+        )
+
+
+def _prompts(source: SourceConfig) -> tuple[list[_Numbered], SourceInfo]:
+    """The prompts and what the manifest says of them."""
+    if source.source not in _PROMPTS:
+        if source.source in ("default", "sample"):
+            raise SourceError(f"source {source.source!r}; expected {', '.join(_PROMPTS)}, or a file with prompts")
+        found = read_examples(source, default=_NO_HUB, sample=Path(), parse=parse_row)
+        return found.examples, found.info
+    whole = _PROMPTS[source.source]
+    stop = len(whole) if source.limit is None else source.offset + source.limit
+    chosen = [_Numbered(row, prompt) for row, prompt in enumerate(whole)][source.offset : stop]
+    if not chosen:
+        raise SourceError(f"{source.source} has {len(whole)} prompts, so --offset {source.offset} leaves none")
+    texts = sha256_text("\n".join(prompt.text for prompt in whole))
+    info = SourceInfo(
+        id=f"tracekit:{source.source}",
+        revision=f"sha256:{texts}",
+        subset=None,
+        split=source.split,
+        num_rows=len(whole),
+        num_used=len(chosen),
+        skipped=[],
+    )
+    return chosen, info
+
+
+class DegradationTask(Task[DamagedPrompt]):
+    """One grid at work: damages the model when a batch is of another point, and restores it at the end."""
+
+    def __init__(self, config: DegradationConfig, tokenizer: Any, examples: Sequence[DamagedPrompt]) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        prompter = Prompter(tokenizer, config.prompt, default_system="")
+        self.variant = prompter.variant
+        self._prompts = {
+            row: prompter.prompt(prompt.text) for row, prompt in {e.row: e.prompt for e in examples}.items()
+        }
+        self.max_positions = config.max_seq_len
+        self.batch_size = self._most_at_once = config.batch_size(len(self._prompts))
+        asked = config.output.batch_size
+        self._part_size = self._most_at_once if asked == "auto" else min(asked, self._most_at_once)
+        self._text = _read_text(config.perplexity_text)
+        self._watch: MemoryWatch | None = None
+        self._level: tuple[str, float] | None = None
+        self._group: Group | None = None
+        self._damaged: Damaged | None = None
+        self._cell: tuple[str, float, int] | None = None
+        self._stats: DamageStats | None = None
+        self._perplexity: TextPerplexity | None = None
+
+    def length(self, example: DamagedPrompt) -> int:
+        """Prompt tokens."""
+        return len(self._prompts[example.row].token_ids)
+
+    def num_positions(self, example: DamagedPrompt) -> int:
+        """Prompt and longest answer."""
+        return self.length(example) + self._config.generation.max_new_tokens
+
+    def parts(self, traced: TracedModel, examples: Sequence[DamagedPrompt]) -> list[int]:
+        """As many at once as memory was found to hold; more again, up to a whole batch, when another level begins.
+
+        Raises:
+            MemoryPressureError: memory is nearly full.
+        """
+        if self._watch is None:
+            self._watch = MemoryWatch(memory_reader(traced.device), max_batch_size=self._most_at_once)
+            say(self._watch.note)
+        level = (examples[0].group, examples[0].level)
+        if self._level is not None and level != self._level:
+            self._watch.start_level()
+            self._part_size = self._watch.grown(self._part_size)
+        self._level = level
+        self._watch.check()
+        whole, rest = divmod(len(examples), self._part_size)
+        return [self._part_size] * whole + [rest] * (rest > 0)
+
+    def shrink(self, size: int) -> None:
+        """Memory ran out: no more than so many at once from now on."""
+        self._part_size = min(self._part_size, size)
+
+    def trace(self, traced: TracedModel, examples: Sequence[DamagedPrompt], place: Place) -> list[Sample]:
+        """Damage the model as these examples want it, generate, and capture."""
+        self._bring(traced, examples[0])
+        ids = [self._prompts[example.row].token_ids for example in examples]
+        seeds = [f"{self._config.output.seed} {example.prompt.id} {example.repeat}" for example in examples]
+        outputs = answer_once(traced, ids, self._config.generation, seeds if self._config.do_sample else None)
+        texts = [Text(prompt + output.token_ids, len(prompt)) for prompt, output in zip(ids, outputs, strict=True)]
+        traces = capture(traced, texts, self._config.capture, allow_nonfinite=True)
+        return [
+            Sample(
+                self._record(traced, example, output, trace, place.config, len(examples)),
+                text,
+                trace,
+                allow_nonfinite=True,
+            )
+            for example, output, text, trace in zip(examples, outputs, texts, traces, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Restore the model."""
+        if self._damaged is not None:
+            self._damaged.__exit__(None, None, None)
+        self._group = self._damaged = self._cell = None
+
+    def _bring(self, traced: TracedModel, example: DamagedPrompt) -> None:
+        """Damage the model to a point of the grid, unless it is there; perplexity once a level."""
+        cell = (example.group, example.level, example.repeat)
+        if cell == self._cell:
+            return
+        if self._group is None or self._group.name != example.group:
+            self.close()
+            self._group = find_group(traced.model, traced.anatomy, example.group)
+            if self._group.note:
+                say(self._group.note)
+            self._damaged = Damaged(self._group)
+            self._damaged.__enter__()
+        assert self._damaged is not None
+        method, seed = self._config.method, self._config.seed_base
+        is_other_level = self._cell is None or self._cell[:2] != cell[:2]
+        self._cell = None
+        if self._text is not None and is_other_level:
+            self._damaged.apply(method, level=example.level, seed=seed)
+            window = min(_PERPLEXITY_WINDOW, self._config.max_seq_len)
+            stride = min(window, self._config.perplexity_stride)
+            self._perplexity = text_perplexity(traced, self._text, max_length=window, stride=stride)
+        self._stats = self._damaged.apply(method, level=example.level, seed=seed + example.repeat)
+        self._cell = cell
+
+    def _record(
+        self,
+        traced: TracedModel,
+        example: DamagedPrompt,
+        output: Generated,
+        trace: Trace,
+        config: str,
+        batch_size: int,
+    ) -> DegradationRecord:
+        prompt, wanted = self._prompts[example.row], example.prompt.answer
+        parsed = parse_answer(self._tokenizer, prompt, output.token_ids, eos_included=output.eos_included)
+        span = parsed.span("answer")
+        token_ids = prompt.token_ids + output.token_ids
+        perplexity = self._perplexity
+        is_known = perplexity is not None and bool(np.isfinite(perplexity.perplexity))
+        return DegradationRecord(
+            schema_version=SCHEMA_VERSION,
+            key=example.key,
+            example_id=example.prompt.id,
+            question_id=example.prompt.id,
+            sample_index=0,
+            config=config,
+            split=self._config.source.split,
+            model=traced.info,
+            prompt=prompt.text,
+            prompt_sha256=sha256_text(prompt.text),
+            input_sha256=sha256_text(prompt.input_text),
+            template_sha256=prompt.template_sha256,
+            token_ids=token_ids,
+            tokens=self._tokenizer.convert_ids_to_tokens(token_ids),
+            token_offsets=parsed.offsets,
+            prompt_length=len(prompt.token_ids),
+            spans=[*prompt.spans, *parsed.spans],
+            last_prompt_index=len(prompt.token_ids) - 1,
+            first_answer_index=span.start if span else None,
+            last_answer_index=span.stop - 1 if span else None,
+            eos_included=output.eos_included,
+            tensors=trace.specs,
+            generation=settings_of(self._config.generation, do_sample=self._config.do_sample),
+            seed=self._config.output.seed,
+            prompt_id=example.prompt.id,
+            prompt_kind=example.prompt.kind,
+            prompt_text=prompt.input_text,
+            image_sha256=None,
+            damage=self._damage(example),
+            repeat=example.repeat,
+            effective_batch_size=batch_size,
+            generated_text=parsed.whole_text[len(prompt.text) :],
+            generated_answer=parsed.text,
+            generated_token_ids=output.token_ids,
+            finish_reason=output.finish_reason,
+            is_truncated=not parsed.has_ended,
+            token_logprobs=_finite(trace.logprobs),
+            token_entropies=_finite(trace.entropies),
+            expected_answer=wanted,
+            is_correct=None if wanted is None else find_alias(parsed.text, [wanted]) is not None,
+            perplexity=perplexity.perplexity if perplexity is not None and is_known else None,
+            is_perplexity_finite=None if perplexity is None else is_known,
+            num_nonfinite_values=sum(int((~np.isfinite(array)).sum()) for array in trace.tensors.values()),
+            num_nonfinite_tokens=int((~(np.isfinite(trace.logprobs) & np.isfinite(trace.entropies))).sum()),
+            num_layers=traced.num_layers,
+        )
+
+    def _damage(self, example: DamagedPrompt) -> DamageInfo:
+        assert self._stats is not None
+        assert self._group is not None
+        return DamageInfo(
+            method=self._config.method,
+            group=example.group,
+            level=example.level,
+            seed=self._config.seed_base + example.repeat,
+            num_weights=self._stats.num_weights,
+            share_changed=self._stats.share_changed,
+            relative_change=self._stats.relative_change,
+            num_nonfinite=self._stats.num_nonfinite,
+            note=self._group.note,
+        )
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    """Values, None for those that are not finite."""
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def _read_text(path: str | None) -> str | None:
+    """The text whose perplexity is wanted.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"perplexity text {path!r} - at `$.perplexity_text`; cannot be read: {error}") from error
+
+
+BUILDER = DegradationBuilder()
+
+if __name__ == "__main__":
+    run_builder(BUILDER, DegradationConfig, configs=CONFIGS)

@@ -1,0 +1,112 @@
+"""Configurations of the degradation builder: a base, and named ones for each of the methods.
+
+    get_config("dreams_it")                          dream narration, multiplicative noise
+    get_config("iq_it_ablation")                     IQ-style tasks, ablation
+    get_config("iq_it_uni_quant")                    the same, uniform quantisation
+    msgspec.structs.replace(get_config("dreams_it"), n_rep=5)
+
+A name without a method means mult_gauss; `--method` changes it, and the levels with it unless they are given.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from tracekit.config import CaptureConfig, GenerationConfig, Positive, RunConfig, SourceConfig
+from tracekit.damage import METHODS, Method, check_level
+from tracekit.errors import ConfigError
+
+__all__ = ["CONFIGS", "LEVELS", "DegradationConfig", "get_config"]
+
+LEVELS: Mapping[Method, tuple[float, ...]] = {
+    "mult_gauss": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+    "ablation": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4),
+    "uni_quant": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
+}
+"""Levels of each method where none are given."""
+
+
+class DegradationConfig(RunConfig, frozen=True, kw_only=True):
+    """Prompts to a model whose weights are damaged, group by group and level by level; answered and traced."""
+
+    source: SourceConfig = SourceConfig(source="dreams")
+    """`dreams`, `iq` or `picture` (the project's own prompts), or a file with `prompt`, and `id`, `kind`, `answer` if
+    any; --limit counts prompts."""
+    generation: GenerationConfig = GenerationConfig(
+        num_beams=1, max_new_tokens=256, temperature=0.7, top_p=0.95, top_k=50
+    )
+    """How answers are generated: one a prompt, so --num-samples and --trace-samples have no meaning here."""
+    capture: CaptureConfig = CaptureConfig(sites=("hidden_states",), tokens="last")
+    """What is recorded."""
+    method: Method = "mult_gauss"
+    """How weights are damaged."""
+    groups: tuple[str, ...] = ("attn", "mlp", "embed")
+    """Which weights: attn mlp embed q k v o gate up down, with layers as in mlp:4-8; one after the other."""
+    levels: tuple[float, ...] = ()
+    """How much, see the method; 0 is untouched. The method's own levels by default."""
+    n_rep: Positive = 1
+    """Repeats of each level, with other draws."""
+    seed_base: int = 0
+    """Repeat r damages by seed `seed_base` + r."""
+    do_sample: bool = True
+    """Draw answers at --temperature, --top-p and --top-k; otherwise the most probable tokens are taken."""
+    local_files: ClassVar[tuple[str, ...]] = ("perplexity_text",)
+    max_batch_size: Positive = 40
+    """Most prompts generated together."""
+    max_seq_len: Annotated[int, msgspec.Meta(ge=2)] = 512
+    """Most tokens of a prompt and its answer."""
+    perplexity_text: str | None = None
+    """Text file whose perplexity is computed once a level."""
+    perplexity_stride: Positive = 256
+    """Tokens by which its windows, of at most 512, advance."""
+
+    @property
+    def all_levels(self) -> tuple[float, ...]:
+        """The levels as given, or the method's own."""
+        return self.levels or LEVELS[self.method]
+
+    def batch_size(self, num_prompts: int) -> int:
+        """Prompts a batch: 100 prompts make batches of 40, 40 and 20."""
+        return min(num_prompts, self.max_batch_size)
+
+
+_BASES = {
+    "dreams_it": DegradationConfig(),
+    "iq_it": DegradationConfig(
+        source=SourceConfig(source="iq"),
+        generation=GenerationConfig(num_beams=1, max_new_tokens=64),
+        do_sample=False,
+    ),
+}
+
+CONFIGS: dict[str, DegradationConfig] = _BASES | {
+    f"{name}_{method}": msgspec.structs.replace(base, method=method)
+    for name, base in _BASES.items()
+    for method in METHODS
+}
+"""Named configurations."""
+
+
+def get_config(name: str) -> DegradationConfig:
+    """A named configuration.
+
+    Raises:
+        ConfigError: no such name; the message lists those that there are.
+    """
+    if name not in CONFIGS:
+        raise ConfigError(f"no configuration {name!r}; expected one of {', '.join(CONFIGS)}")
+    return CONFIGS[name]
+
+
+def check_grid(config: DegradationConfig) -> None:
+    """See that groups and levels have a meaning.
+
+    Raises:
+        ConfigError: none, one twice, or a level that the method does not have; with the path.
+    """
+    for name, values in (("groups", config.groups), ("levels", config.all_levels)):
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{' '.join(map(str, values))!r} - at `$.{name}`; expected one or more, each once")
+    for number, level in enumerate(config.all_levels):
+        check_level(level, method=config.method, at=f"$.levels[{number}]")

@@ -1,0 +1,431 @@
+"""The degradation builder: the grid, damage against plain transformers, batches, memory, what is not finite."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import builders.degradation as degradation
+import tracekit.run as run_module
+from builders.degradation import DegradationBuilder
+from builders.degradation_configs import CONFIGS, LEVELS, DegradationConfig, get_config
+from tests.runs_for_tests import hashes, log_lines
+from tests.tiny_checkpoint import save_tiny_checkpoint
+from tracekit import TraceStore, verify
+from tracekit.cli import run_builder
+from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.damage import METHODS
+from tracekit.errors import CaptureError, ConfigError, MemoryPressureError, SourceError
+from tracekit.layout import Layout
+from tracekit.manifest import read_plan
+from tracekit.memory import MemoryReader
+from tracekit.replay import replay_stored
+from tracekit.run import Loader, Outcome, execute
+
+PROMPTS = [
+    {"prompt": "Say one word.", "id": "p0", "kind": "short"},
+    {"prompt": "What is the capital of France? The name only, please, and nothing else at all.", "answer": "Paris"},
+    {"prompt": "Why?", "id": "p2"},
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", chat=True)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    return path
+
+
+def config_for(checkpoint: Path, prompts: Path | str, /, **changes: Any) -> DegradationConfig:
+    parts = {
+        "model": ModelConfig(model=str(checkpoint), device="cpu"),
+        "source": SourceConfig(source=str(prompts)),
+        "prompt": PromptConfig(),
+        "generation": GenerationConfig(num_beams=1, max_new_tokens=5),
+        "capture": CaptureConfig(sites=("hidden_states",), num_replays=1),
+        "output": OutputConfig(samples_per_shard=12),
+    }
+    settings = {"groups": ("attn", "mlp"), "levels": (0, 0.5), "n_rep": 2, "do_sample": False}
+    settings |= {name: value for name, value in changes.items() if name not in parts}
+    changed: dict[str, Any] = {
+        name: msgspec.structs.replace(part, **changes.get(name, {})) for name, part in parts.items()
+    }
+    return DegradationConfig(**changed, **settings)  # pyright: ignore[reportArgumentType]
+
+
+def run(out: Path, checkpoint: Path, prompts: Path | str, /, **changes: Any) -> Outcome:
+    return execute(DegradationBuilder(), config_for(checkpoint, prompts, **changes), out)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def made(
+    request: pytest.FixtureRequest, checkpoint: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TraceStore:
+    folder = tmp_path_factory.mktemp("run") / request.param
+    outcome = run(folder, checkpoint, prompts, method=request.param)
+    assert outcome.manifest is not None
+    assert verify(folder).problems == []
+    return TraceStore(str(folder))
+
+
+def damaged_by_hand(checkpoint: Path, record: Any) -> Any:
+    """Plain transformers with the damage that a record tells of, done weight by weight."""
+    from tracekit.anatomy import examine
+    from tracekit.damage import Damaged
+    from tracekit.weights import find_group
+
+    plain = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    anatomy = examine(plain, lambda: plain(torch.tensor([[1, 2, 3]])))
+    damage = record.damage
+    kept = Damaged(find_group(plain, anatomy, damage.group))
+    kept.__enter__()
+    kept.apply(damage.method, level=damage.level, seed=damage.seed)
+    return plain
+
+
+def test_every_point_of_the_grid_is_a_sample(made: TraceStore):
+    points = [(r.damage.group, r.damage.level, r.repeat, r.prompt_id) for r in (s.record for s in made)]
+    wanted = [
+        (group, level, repeat, name)
+        for group in ("attn", "mlp")
+        for level in (0.0, 0.5)
+        for repeat in (0, 1)
+        for name in ("p0", "1", "p2")
+    ]
+    assert sorted(points) == sorted(wanted)
+    assert points[0][1:3] == (0.0, 0)
+    assert "attn_0p5_001_000002" in made.keys
+    record = made.record("attn_0p5_001_000002")
+    assert (record.question_id, record.prompt_kind, record.damage.seed) == ("p2", "other", 1)
+    assert record.effective_batch_size == 3
+
+
+def test_outputs_and_states_are_those_of_a_damaged_plain_model(made: TraceStore, checkpoint: Path):
+    moved = 0
+    for sample in made:
+        record = sample.record
+        plain = damaged_by_hand(checkpoint, record)
+        ids = torch.tensor([record.token_ids])
+        prompt = ids[:, : record.prompt_length]
+        with torch.no_grad():
+            generated = plain.generate(prompt, max_new_tokens=5, do_sample=False, pad_token_id=2)
+            output = plain(ids, output_hidden_states=True)
+        assert generated[0].tolist() == record.token_ids
+        np.testing.assert_allclose(
+            sample.hidden_states(), torch.stack(output.hidden_states)[:, 0].numpy(), atol=1e-3, rtol=1e-3
+        )
+        logprobs = output.logits[0].log_softmax(-1)
+        answer = range(record.prompt_length, len(record.token_ids))
+        np.testing.assert_allclose(
+            record.token_logprobs, [logprobs[t - 1, record.token_ids[t]].item() for t in answer], atol=1e-3
+        )
+        before = made.record(sample.key.replace("0p5", "0"))
+        moved += record.token_ids != before.token_ids
+        if record.damage.level == 0:
+            assert (record.damage.share_changed, record.damage.relative_change) == (0.0, 0.0)
+        else:
+            assert record.damage.share_changed > 0.2
+            assert record.damage.relative_change > 0.1
+    assert moved, "no damage changed any text"
+
+
+def test_level_zero_is_the_model_itself_in_every_group(made: TraceStore, checkpoint: Path):
+    plain = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    for group in ("attn", "mlp"):
+        for repeat in range(2):
+            sample = made[f"{group}_0_{repeat:03d}_000001"]
+            with torch.no_grad():
+                hidden = plain(torch.tensor([sample.record.token_ids]), output_hidden_states=True).hidden_states
+            np.testing.assert_allclose(sample.hidden_states(layer=2), hidden[2][0].numpy(), atol=1e-4)
+
+
+def test_an_expected_answer_is_judged_and_a_missing_one_is_not(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tracekit.generation import Generated
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    ids = tokenizer("It is Paris.", add_special_tokens=False).input_ids
+    monkeypatch.setattr(
+        degradation, "answer_once", lambda traced, p, config, seeds: [Generated(ids, "length")] * len(p)
+    )
+    run(tmp_path / "run", checkpoint, prompts, groups=("mlp",), n_rep=1, generation={"max_new_tokens": 30})
+    store = TraceStore(str(tmp_path / "run"))
+    assert [store.record(f"mlp_0_000_00000{i}").is_correct for i in range(3)] == [None, True, None]
+    assert store.record("mlp_0_000_000001").generated_answer == "It is Paris."
+
+
+def test_the_model_is_whole_again_after_a_run_and_after_an_error(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loader = Loader()
+    execute(DegradationBuilder(), config_for(checkpoint, prompts), tmp_path / "run", loader=loader)
+    model = loader._traced.model  # type: ignore[union-attr]
+    plain = AutoModelForCausalLM.from_pretrained(checkpoint)
+
+    def same() -> bool:
+        pairs = zip(model.state_dict().values(), plain.state_dict().values(), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
+
+    assert same()
+    own, calls = degradation.capture, []
+
+    def fail_late(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise CaptureError("broken")
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(degradation, "capture", fail_late)
+    with pytest.raises(CaptureError, match="broken"):
+        execute(DegradationBuilder(), config_for(checkpoint, prompts), tmp_path / "other", loader=loader)
+    assert same()
+
+
+def test_a_text_does_not_depend_on_its_batch(checkpoint: Path, prompts: Path, tmp_path: Path):
+    for sampled in (False, True):
+        for size in (1, 3):
+            folder = tmp_path / f"{sampled}{size}"
+            run(folder, checkpoint, prompts, do_sample=sampled, output={"batch_size": size})
+        one, three = (TraceStore(str(tmp_path / f"{sampled}{size}")) for size in (1, 3))
+        assert [s.record.token_ids for s in one] == [s.record.token_ids for s in three]
+        assert {s.record.effective_batch_size for s in one} == {1}
+        assert {s.record.effective_batch_size for s in three} == {3}
+
+
+def test_draws_differ_by_repeat_and_not_by_level(checkpoint: Path, prompts: Path, tmp_path: Path):
+    run(tmp_path / "run", checkpoint, prompts, do_sample=True, generation={"max_new_tokens": 12}, groups=("mlp",))
+    store = TraceStore(str(tmp_path / "run"))
+    texts = {key: store.record(key).generated_token_ids for key in store.keys}
+    assert any(texts[f"mlp_0_000_00000{i}"] != texts[f"mlp_0_001_00000{i}"] for i in range(3))
+    run(tmp_path / "again", checkpoint, prompts, do_sample=True, generation={"max_new_tokens": 12}, groups=("attn",))
+    again = TraceStore(str(tmp_path / "again"))
+    assert all(
+        again.record(f"attn_0_001_00000{i}").generated_token_ids == texts[f"mlp_0_001_00000{i}"] for i in range(3)
+    )
+
+
+def test_a_hundred_prompts_make_batches_of_40_40_and_20(checkpoint: Path, tmp_path: Path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(100)))
+    run(
+        tmp_path / "run",
+        checkpoint,
+        path,
+        groups=("mlp",),
+        n_rep=1,
+        generation={"max_new_tokens": 1},
+        capture={"sites": ("none",)},
+        output={"samples_per_shard": 256},
+    )
+    plan = read_plan(Layout(tmp_path / "run", "degradation"))
+    assert [[len(batch) for batch in shard.batches] for shard in plan.shards] == [[40, 40, 20, 40, 40, 20]]
+    assert len(TraceStore(str(tmp_path / "run"))) == 200
+
+
+class Memory:
+    """Readings of a device, as a test wants them."""
+
+    def __init__(self, *shares: float) -> None:
+        self.shares = list(shares)
+
+    def reader(self, device: torch.device) -> MemoryReader:
+        return MemoryReader(
+            "memory", lambda: self.shares.pop(0) if len(self.shares) > 1 else self.shares[0], lambda: None
+        )
+
+
+def test_parts_grow_between_levels_where_memory_is_plentiful_and_are_journalled(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(degradation, "memory_reader", Memory(0.1).reader)
+    run(tmp_path / "run", checkpoint, prompts, groups=("mlp",), output={"batch_size": 1})
+    parts = [line["parts"] for line in log_lines(tmp_path / "run", "degradation")]
+    assert parts == [[1, 1, 1], [1, 1, 1], [2, 1], [2, 1]]
+    sizes = [sample.record.effective_batch_size for sample in TraceStore(str(tmp_path / "run"))]
+    assert sorted(sizes) == [1] * 8 + [2] * 4
+
+
+def test_memory_that_runs_out_halves_the_batch_for_the_level(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(degradation, "memory_reader", Memory(0.5).reader)
+    own = degradation.capture
+
+    def small(traced: Any, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(texts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return own(traced, texts, *args, **kwargs)
+
+    monkeypatch.setattr(degradation, "capture", small)
+    run(tmp_path / "run", checkpoint, prompts, groups=("mlp",))
+    assert [line["parts"] for line in log_lines(tmp_path / "run", "degradation")] == [[1, 1, 1]] * 4
+
+
+def test_memory_that_is_nearly_full_stops_the_run_and_loses_nothing(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(tmp_path / "whole", checkpoint, prompts)
+    monkeypatch.setattr(degradation, "memory_reader", Memory(0.5, 0.5, 0.5, 0.97).reader)
+    with pytest.raises(MemoryPressureError, match=r"above 95%.*run the same command again"):
+        run(tmp_path / "run", checkpoint, prompts)
+    done = len(log_lines(tmp_path / "run", "degradation"))
+    assert 0 < done < 8
+    monkeypatch.setattr(degradation, "memory_reader", Memory(0.5).reader)
+    run(tmp_path / "run", checkpoint, prompts)
+    assert len(log_lines(tmp_path / "run", "degradation")) == 8, "a finished batch was computed again"
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_bytes(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(tmp_path / "whole", checkpoint, prompts, do_sample=True)
+    append, calls = run_module.ShardWriter.append, []
+
+    def stop_after_three(self: Any, *args: Any, **kwargs: Any) -> None:
+        append(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run_module.ShardWriter, "append", stop_after_three)
+    assert run(tmp_path / "run", checkpoint, prompts, do_sample=True).interrupted
+    assert not run(tmp_path / "run", checkpoint, prompts, do_sample=True).interrupted
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
+
+
+def test_values_that_are_not_finite_are_stored_counted_and_replayed(checkpoint: Path, prompts: Path, tmp_path: Path):
+    run(
+        tmp_path / "run",
+        save_tiny_checkpoint(tmp_path / "half", chat=True, dtype="float16"),
+        prompts,
+        groups=("mlp",),
+        levels=(0, 1e6),
+        n_rep=1,
+    )
+    store = TraceStore(str(tmp_path / "run"))
+    assert verify(tmp_path / "run").problems == []
+    for sample in store:
+        record = sample.record
+        bad = int((~np.isfinite(sample.hidden_states().astype(np.float32))).sum())
+        assert record.num_nonfinite_values == bad
+        assert (bad > 0) == (record.damage.level > 0)
+        assert record.num_nonfinite_tokens == sum(value is None for value in record.token_logprobs)
+    replayed = replay_stored(
+        Layout(tmp_path / "run", "degradation"), 4, model=str(tmp_path / "half"), adapter=None, device="cpu"
+    )
+    assert replayed.num_replayed == 4
+    assert (
+        json.loads((tmp_path / "run/manifest.json").read_text() if (tmp_path / "run/manifest.json").exists() else "{}")
+        is not None
+    )
+
+
+def test_a_replay_rebuilds_the_damage(made: TraceStore, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    layout = Layout(Path(made.info().paths[0]), "degradation")
+    assert replay_stored(layout, 5, model=str(checkpoint), adapter=None, device="cpu").num_replayed == 5
+    own = TraceStore.record
+
+    def altered(self: TraceStore, key: str) -> Any:
+        record: Any = own(self, key)
+        changed = msgspec.structs.replace(record.damage, level=0.9, seed=7)
+        return msgspec.structs.replace(record, damage=changed)
+
+    monkeypatch.setattr(TraceStore, "record", altered)
+    with pytest.raises(CaptureError, match="differs from a lone eager run"):
+        replay_stored(layout, 2, model=str(checkpoint), adapter=None, device="cpu")
+
+
+def test_perplexity_is_that_of_the_level(checkpoint: Path, prompts: Path, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 4)
+    run(tmp_path / "run", checkpoint, prompts, perplexity_text=str(text), groups=("mlp",))
+    store = TraceStore(str(tmp_path / "run"))
+    found = {(s.record.damage.level, s.record.perplexity) for s in store}
+    assert len(found) == 2
+    assert all(s.record.is_perplexity_finite for s in store)
+    plain = damaged_by_hand(checkpoint, store.record("mlp_0p5_000_000000"))
+    ids = AutoTokenizer.from_pretrained(checkpoint)(text.read_text(), return_tensors="pt").input_ids
+    with torch.no_grad():
+        loss = plain(ids, labels=ids).loss.item()
+    assert dict(found)[0.5] == pytest.approx(np.exp(loss), rel=1e-3)
+    manifest = (
+        json.loads((tmp_path / "run/manifests/degradation.json").read_text())
+        if (tmp_path / "run/manifests/degradation.json").exists()
+        else {}
+    )
+    assert str(tmp_path) not in json.dumps(manifest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": (0, -0.1)}, r"level -0\.1 of mult_gauss - at `\$\.levels\[1\]`"),
+        ({"levels": (0, 2), "method": "ablation"}, r"level 2 of ablation - at `\$\.levels\[1\]`"),
+        ({"levels": (0.1, 0.1)}, r"at `\$\.levels`; expected one or more, each once"),
+        ({"groups": ()}, r"at `\$\.groups`"),
+        ({"groups": ("brain",)}, r"group 'brain'; expected one of attn"),
+        ({"groups": ("mlp:9",)}, r"layer"),
+        ({"model": {"quantize": "int8"}}, r"--quantize int8 - at `\$\.model\.quantize`"),
+        ({"generation": {"num_samples": 2}}, r"--num-samples"),
+        ({"perplexity_text": "nowhere.txt"}, r"nowhere\.txt"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_path(
+    checkpoint: Path, prompts: Path, tmp_path: Path, changes: dict[str, Any], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "run", checkpoint, prompts, **changes)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_prompt_that_does_not_fit_is_a_bad_row(checkpoint: Path, prompts: Path, tmp_path: Path):
+    with pytest.raises(SourceError, match=r"the limit is 60"):
+        run(tmp_path / "run", checkpoint, prompts, max_seq_len=60)
+    run(tmp_path / "run", checkpoint, prompts, max_seq_len=60, source={"on_bad_row": "skip"})
+    assert {s.record.prompt_id for s in TraceStore(str(tmp_path / "run"))} == {"p0", "p2"}
+
+
+def test_named_configurations_are_typed_and_cover_every_method(checkpoint: Path, tmp_path: Path):
+    for name in ("dreams_it", "iq_it"):
+        assert get_config(name).method == "mult_gauss"
+        for method in METHODS:
+            config = get_config(f"{name}_{method}")
+            assert config.all_levels == LEVELS[method]
+            assert config.source == get_config(name).source
+    assert set(CONFIGS) >= {"dreams_it", "iq_it_uni_quant"}
+    with pytest.raises(ConfigError, match=r"no configuration 'dreams'; expected one of dreams_it"):
+        get_config("dreams")
+    assert [get_config("iq_it").batch_size(n) for n in (5, 40, 100)] == [5, 40, 40]
+    replaced = msgspec.structs.replace(get_config("iq_it"), n_rep=5)
+    assert (replaced.n_rep, get_config("iq_it").n_rep) == (5, 1)
+
+
+def test_the_command_line_takes_a_name_and_flags_over_it(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--config", "iq_it", "--model", str(checkpoint), "--method", "ablation", "--limit", "2"]
+    arguments += ["--groups", "q", "mlp:0-1", "--n-rep", "2", "--max-new-tokens", "3", "--dry-run"]
+    with pytest.raises(SystemExit) as ended:
+        run_builder(
+            DegradationBuilder(), DegradationConfig, [*arguments, "--out", str(tmp_path / "run")], configs=CONFIGS
+        )
+    assert ended.value.code == 0
+    assert f"examples        {2 * len(LEVELS['ablation']) * 2 * 2}\n" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit):
+        run_builder(DegradationBuilder(), DegradationConfig, ["--config", "iq"], configs=CONFIGS)
+    assert "--config 'iq': no such file, and no name of dreams_it" in capsys.readouterr().err

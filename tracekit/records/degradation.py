@@ -1,0 +1,91 @@
+"""The record of the task degradation: what a model writes when a group of its weights is damaged to a level."""
+
+import msgspec
+
+from tracekit.records.base import Record, Summary, Tallied
+
+__all__ = ["DamageInfo", "DegradationRecord"]
+
+
+class DamageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was done to the weights. With the model it says all that is needed to do it again."""
+
+    method: str
+    """`mult_gauss`, `ablation` or `uni_quant`; what a level means to each stands in tracekit/damage.py."""
+    group: str
+    """Weights that were damaged: `attn`, `mlp`, `embed`, `q`, ..., with layers as in `mlp:4-8`."""
+    level: float
+    """How much; 0 leaves every bit as it is."""
+    seed: int
+    """Seed of what was drawn: `--seed-base` and the number of the repeat added up."""
+    num_weights: int
+    """Weights of the group."""
+    share_changed: float
+    """Share of them that have another value than before."""
+    relative_change: float
+    """L2 norm of the change, divided by that of the weights before; weights that are not finite left out."""
+    num_nonfinite: int
+    """Weights that are not finite any more."""
+    note: str | None
+    """What else the damage touches, such as an output head tied to the embeddings; null where nothing is."""
+
+
+class DegradationRecord(Record, frozen=True, kw_only=True, tag="degradation", forbid_unknown_fields=True):
+    """A prompt, the damage, and what the damaged model made of it.
+
+    Numbers that are not finite, as badly damaged models have them, are null here; in the tensors they stand.
+    """
+
+    prompt_id: str
+    """The prompt's id, the same at all levels; `question_id` too."""
+    prompt_kind: str
+    """What is asked for: `dream`, `mathematics`, `language`, `logic`, `factual`, `creativity`, `picture`, or the
+    source's own."""
+    prompt_text: str
+    """The user's message, before the chat template."""
+    image_sha256: str | None
+    """SHA-256 of the picture's file; null without one."""
+    damage: DamageInfo
+    """What was done to the weights."""
+    repeat: int
+    """Number of the repeat: other draws of the same damage."""
+    effective_batch_size: int
+    """Prompts that were generated together."""
+    generated_text: str
+    """What the model wrote, special tokens included."""
+    generated_answer: str
+    """The same without reasoning and special tokens."""
+    generated_token_ids: list[int]
+    """Ids of what it wrote."""
+    finish_reason: str
+    """`stop`: it ended by itself; `length`: it was cut."""
+    is_truncated: bool
+    """Whether it was cut before its end."""
+    token_logprobs: list[float | None]
+    """Log-probability of each generated token under the damaged model, nats; null where it is not finite."""
+    token_entropies: list[float | None]
+    """Entropy at each generated token, nats; null where it is not finite."""
+    expected_answer: str | None
+    """A short expected answer; null where there is no single one."""
+    is_correct: bool | None
+    """Whether the expected answer occurs in the answer, word for word; null without one."""
+    perplexity: float | None
+    """Perplexity of the run's text under the level's first damage; null where none was asked for, or not finite."""
+    is_perplexity_finite: bool | None
+    """Whether it is a number; null where none was asked for."""
+    num_nonfinite_values: int
+    """Values in the sample's tensors that are not finite."""
+    num_nonfinite_tokens: int
+    """Generated tokens whose log-probability or entropy is not finite."""
+    num_layers: int
+    """Number of transformer blocks."""
+
+    def summary(self) -> Summary:
+        """Damage and prompt, and what was written."""
+        damage = f"[{self.damage.method} {self.damage.group} {self.damage.level:g} r{self.repeat}] "
+        return Summary(damage + self.prompt_text, self.generated_answer, "")
+
+    def tallied(self) -> dict[str, Tallied]:
+        """Shares of samples that were cut, and that hold values that are not finite."""
+        nonfinite = bool(self.num_nonfinite_values or self.num_nonfinite_tokens)
+        return {"nonfinite_share": Tallied(float(nonfinite), 1)}
