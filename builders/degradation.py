@@ -32,9 +32,9 @@ from tracekit.memory import MemoryWatch, memory_reader
 from tracekit.perplexity import TextPerplexity, text_perplexity
 from tracekit.plan import Example
 from tracekit.prompts import Prompter, sha256_text
-from tracekit.records import SCHEMA_VERSION, DamageInfo, DegradationRecord
+from tracekit.records import DamageInfo, DegradationRecord
 from tracekit.talk import say
-from tracekit.task import Place, Sample, Task
+from tracekit.task import Place, Sample, Task, answered_fields
 from tracekit.traced import TracedModel
 from tracekit.weights import Group, find_group
 
@@ -229,7 +229,7 @@ class DegradationTask(Task[DamagedPrompt]):
         traces = capture(traced, texts, self._config.capture, allow_nonfinite=True)
         return [
             Sample(
-                self._record(traced, example, output, trace, place.config, len(examples)),
+                self._record(traced, example, output, trace, place, len(examples)),
                 text,
                 trace,
                 allow_nonfinite=True,
@@ -273,38 +273,21 @@ class DegradationTask(Task[DamagedPrompt]):
         example: DamagedPrompt,
         output: Generated,
         trace: Trace,
-        config: str,
+        place: Place,
         batch_size: int,
     ) -> DegradationRecord:
         prompt, wanted = self._prompts[example.row], example.prompt.answer
         parsed = parse_answer(self._tokenizer, prompt, output.token_ids, eos_included=output.eos_included)
-        span = parsed.span("answer")
-        token_ids = prompt.token_ids + output.token_ids
         perplexity = self._perplexity
         is_known = perplexity is not None and bool(np.isfinite(perplexity.perplexity))
         return DegradationRecord(
-            schema_version=SCHEMA_VERSION,
+            **answered_fields(traced, prompt, parsed, output, trace, place),
             key=example.key,
             example_id=example.prompt.id,
             question_id=example.prompt.id,
             sample_index=0,
-            config=config,
             split=self._config.source.split,
-            model=traced.info,
-            prompt=prompt.text,
-            prompt_sha256=sha256_text(prompt.text),
             input_sha256=sha256_text(prompt.input_text),
-            template_sha256=prompt.template_sha256,
-            token_ids=token_ids,
-            tokens=self._tokenizer.convert_ids_to_tokens(token_ids),
-            token_offsets=parsed.offsets,
-            prompt_length=len(prompt.token_ids),
-            spans=[*prompt.spans, *parsed.spans],
-            last_prompt_index=len(prompt.token_ids) - 1,
-            first_answer_index=span.start if span else None,
-            last_answer_index=span.stop - 1 if span else None,
-            eos_included=output.eos_included,
-            tensors=trace.specs,
             generation=settings_of(self._config.generation, do_sample=self._config.do_sample),
             seed=self._config.output.seed,
             prompt_id=example.prompt.id,
@@ -317,7 +300,6 @@ class DegradationTask(Task[DamagedPrompt]):
             generated_text=parsed.whole_text[len(prompt.text) :],
             generated_answer=parsed.text,
             generated_token_ids=output.token_ids,
-            finish_reason=output.finish_reason,
             is_truncated=not parsed.has_ended,
             token_logprobs=_finite(trace.logprobs),
             token_entropies=_finite(trace.entropies),
@@ -327,7 +309,6 @@ class DegradationTask(Task[DamagedPrompt]):
             is_perplexity_finite=None if perplexity is None else is_known,
             num_nonfinite_values=sum(int((~np.isfinite(array)).sum()) for array in trace.tensors.values()),
             num_nonfinite_tokens=int((~(np.isfinite(trace.logprobs) & np.isfinite(trace.entropies))).sum()),
-            num_layers=traced.num_layers,
         )
 
     def _damage(self, example: DamagedPrompt) -> DamageInfo:

@@ -31,9 +31,9 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.generation import Generated, answer_once, settings_of
 from tracekit.manifest import SourceInfo
 from tracekit.prompts import Exchange, Prompter, sha256_text, tokens_of
-from tracekit.records import SCHEMA_VERSION, IntrospectionRecord
+from tracekit.records import IntrospectionRecord
 from tracekit.replay import scored_of
-from tracekit.task import Place, Sample, Task
+from tracekit.task import Place, Sample, Task, answered_fields
 from tracekit.traced import TracedModel
 
 __all__ = ["BUILDER", "IntrospectionBuilder", "IntrospectionConfig", "single_passes"]
@@ -97,6 +97,7 @@ class IntrospectionBuilder:
 
 def _check(config: IntrospectionConfig) -> None:
     """Refuse settings that have no meaning here."""
+    bins_of(config.bin_edges, config.bin_midpoints)
     if len(config.passes) != 1:
         raise ConfigError(
             f"passes {' '.join(config.passes)!r} - at `$.passes`; one run makes one; single_passes() takes them apart"
@@ -157,7 +158,7 @@ class IntrospectionTask(Task[McqQuestion]):
         scores = score_letters(traced, ids, spellings, traces)
         samples: list[Sample] = []
         for i, example in enumerate(examples):
-            record = self._record(traced, example, outputs[i], traces[i], scores[i], place.config)
+            record = self._record(traced, example, outputs[i], traces[i], scores[i], place)
             samples.append(Sample(record, texts[i], traces[i], scored_of(record)))
         return samples
 
@@ -187,7 +188,7 @@ class IntrospectionTask(Task[McqQuestion]):
         output: Generated,
         trace: Trace,
         scores: LetterScores,
-        config: str,
+        place: Place,
     ) -> IntrospectionRecord:
         prompt = self._prompts[example.index]
         parsed = parse_answer(self._tokenizer, prompt, output.token_ids, eos_included=output.eos_included)
@@ -198,33 +199,17 @@ class IntrospectionTask(Task[McqQuestion]):
         if failure is not None and thinking is not None and span is None:
             failure = "the reasoning did not end within max_new_tokens"
         first_char = parsed.start_char + named.start
-        place = tokens_of(parsed.offsets, first_char, first_char + 1)[0] if named.letter else None
+        position = tokens_of(parsed.offsets, first_char, first_char + 1)[0] if named.letter else None
         settings = settings_of(self._config.generation, do_sample=self._config.do_sample)
         is_mcq = self._prompt_type == "mcq"
-        token_ids = prompt.token_ids + output.token_ids
         return IntrospectionRecord(
-            schema_version=SCHEMA_VERSION,
+            **answered_fields(traced, prompt, parsed, output, trace, place),
             key=_key(example),
             example_id=example.example_id,
             question_id=example.example_id,
             sample_index=0,
-            config=config,
             split=self._config.source.split,
-            model=traced.info,
-            prompt=prompt.text,
-            prompt_sha256=sha256_text(prompt.text),
             input_sha256=sha256_text(example.question),
-            template_sha256=prompt.template_sha256,
-            token_ids=token_ids,
-            tokens=self._tokenizer.convert_ids_to_tokens(token_ids),
-            token_offsets=parsed.offsets,
-            prompt_length=len(prompt.token_ids),
-            spans=[*prompt.spans, *parsed.spans],
-            last_prompt_index=len(prompt.token_ids) - 1,
-            first_answer_index=span.start if span else None,
-            last_answer_index=span.stop - 1 if span else None,
-            eos_included=output.eos_included,
-            tensors=trace.specs,
             generation=settings,
             seed=self._config.output.seed,
             prompt_type=self._prompt_type,
@@ -242,14 +227,12 @@ class IntrospectionTask(Task[McqQuestion]):
             top_p=settings.top_p,
             max_new_tokens=settings.max_new_tokens,
             output_text=parsed.text,
-            finish_reason=output.finish_reason,
             token_logprobs=trace.logprobs.tolist(),
             token_entropies=trace.entropies.tolist(),
             parsed_answer=named.letter,
             parse_failure=failure,
-            answer_token_index=place if is_mcq else None,
-            confidence_token_index=None if is_mcq else place,
-            num_layers=traced.num_layers,
+            answer_token_index=position if is_mcq else None,
+            confidence_token_index=None if is_mcq else position,
             **self._scored(example, named.letter, list(allowed), scores),
             **surface_of(self._tokenizer, self._rarity, example.question)._asdict(),
         )

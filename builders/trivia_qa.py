@@ -29,11 +29,10 @@ from tracekit.manifest import SourceInfo
 from tracekit.plan import Example
 from tracekit.prompts import Exchange, Prompter, sha256_text, tokens_of
 from tracekit.records import (
-    SCHEMA_VERSION,
     SampledAnswer,
     TriviaQARecord,
 )
-from tracekit.task import Place, Sample, Task
+from tracekit.task import Place, Sample, Task, answered_fields
 from tracekit.traced import TracedModel
 
 __all__ = ["BUILDER", "TriviaExample", "TriviaQABuilder", "TriviaQAConfig", "parse_row"]
@@ -239,45 +238,27 @@ class TriviaQATask(Task[TriviaExample]):
         prompt, text = self._prompts[example.index], self._text(example, answer)
         parsed = self._parse(example, answer)
         match = find_alias(parsed.text, example.answers)
-        answer_span = parsed.span("answer")
         settings = settings_of(self._config.generation, do_sample=sample_index > 0)
         record = TriviaQARecord(
-            schema_version=SCHEMA_VERSION,
+            **answered_fields(traced, prompt, parsed, answer, trace, place),
             key=_key(example, sample_index),
             example_id=example.example_id,
             question_id=example.example_id,
             sample_index=sample_index,
-            config=place.config,
             split=self._config.source.split,
-            model=traced.info,
-            prompt=prompt.text,
-            prompt_sha256=sha256_text(prompt.text),
             input_sha256=sha256_text(prompt.input_text),
-            template_sha256=prompt.template_sha256,
-            token_ids=text.token_ids,
-            tokens=self._tokenizer.convert_ids_to_tokens(text.token_ids),
-            token_offsets=parsed.offsets,
-            prompt_length=text.prompt_length,
-            spans=[*prompt.spans, *parsed.spans],
-            last_prompt_index=text.prompt_length - 1,
-            first_answer_index=answer_span.start if answer_span else None,
-            last_answer_index=answer_span.stop - 1 if answer_span else None,
-            eos_included=answer.eos_included,
-            tensors=trace.specs,
             generation=settings,
             seed=self._config.output.seed,
             question=example.question,
             generated_text=parsed.whole_text,
             generated_answer=parsed.text,
             generated_token_ids=answer.token_ids,
-            num_layers=traced.num_layers,
             ground_truth_answers=example.answers,
             global_example_id=example.index,
             shard=place.shard,
             index_in_shard=place.first_index,
             token_logprobs=_floats(trace.logprobs),
             token_entropies=_floats(trace.entropies),
-            finish_reason=answer.finish_reason,
             is_truncated=not parsed.has_ended,
             beam_score=float(trace.logprobs.mean()) if settings.num_beams > 1 else None,
             matched_alias=match.alias if match else None,

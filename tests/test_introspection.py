@@ -277,7 +277,7 @@ def saying(checkpoint: Path, *texts: str) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     turn = iter(texts * 9)
 
-    def answer(traced: Any, prompts: list[list[int]], config: Any) -> list[Generated]:
+    def answer(traced: Any, prompts: list[list[int]], config: Any, seeds: Any) -> list[Generated]:
         return [Generated(tokenizer(next(turn), add_special_tokens=False).input_ids, "length") for _ in prompts]
 
     return answer
@@ -288,7 +288,7 @@ def test_what_an_output_names_is_judged_and_placed(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
     checkpoint = getattr(checkpoints, name)
-    monkeypatch.setattr(introspection, "answer_deterministically", saying(checkpoint, " A", "(B) it is", " hm, no"))
+    monkeypatch.setattr(introspection, "answer_once", saying(checkpoint, " A", "(B) it is", " hm, no"))
     run_passes(
         tmp_path / "run", checkpoint, checkpoints.questions, output={"batch_size": 1}, generation={"max_new_tokens": 30}
     )
@@ -317,7 +317,7 @@ def test_what_an_output_names_is_judged_and_placed(
 def test_reasoning_that_does_not_end_is_named_as_the_reason(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(introspection, "answer_deterministically", saying(checkpoints.llama, "<think>A is"))
+    monkeypatch.setattr(introspection, "answer_once", saying(checkpoints.llama, "<think>A is"))
     run_passes(
         tmp_path / "run", checkpoints.llama, checkpoints.questions, passes=("mcq",), generation={"max_new_tokens": 30}
     )
@@ -529,6 +529,23 @@ for name in sys.argv[2:]:
     flat = tracekit.load_dataset(sys.argv[1], name, revision="v1.0.0", split="test", layers=[1])
     print(len(flat), flat[0]["question_id"], flat[0]["hidden_states"].shape[0])
 """
+
+
+def test_what_stops_a_later_pass_stops_the_run_before_the_first(
+    checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--model", str(checkpoints.llama), "--source", str(checkpoints.questions), "--max-new-tokens", "200"]
+    for extra, message in ((["--bin-edges", "0", "50"], "at `$.bin_edges`"), ([], "the model has 512")):
+        with pytest.raises(SystemExit) as ended:
+            run_builder(
+                IntrospectionBuilder(),
+                IntrospectionConfig,
+                [*arguments, *extra, "--out", str(tmp_path / "run")],
+                parts=single_passes,
+            )
+        assert ended.value.code == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
 
 def test_passes_are_published_as_configurations(made: Made, xet_hub: TestHub):

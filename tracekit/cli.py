@@ -110,11 +110,13 @@ def _take_config(arguments: list[str], config_type: type[ConfigT], configs: Mapp
 
 
 def _execute(builder: Any, config: ConfigT, parts: Callable[[ConfigT], Sequence[ConfigT]]) -> int:
-    from tracekit.run import Loader
+    from tracekit.run import Loader, preflight
 
     folder = Path(config.output.out or default_folder(builder.name, config))
-    loader = Loader()
-    for part in parts(config):
+    loader, all_parts = Loader(), parts(config)
+    for part in all_parts[1:]:  # before hours go into the first
+        preflight(builder, part)
+    for part in all_parts:
         code = _execute_part(builder, part, folder, loader)
         if code:
             return code
@@ -175,7 +177,7 @@ def default_folder(task: str, config: RunConfig) -> str:
     """A readable name under traces/, from what tells runs apart."""
     parts = [task, Path(config.model.model.partition("@")[0]).name]
     if config.model.adapter:
-        parts.append(Path(config.model.adapter).name)
+        parts.append(Path(config.model.adapter).name + "-merged" * config.model.merge_adapter)
     if config.model.quantize != "none":
         parts.append(config.model.quantize)
     source = config.source.source

@@ -89,7 +89,7 @@ class Tally:
         is_correct: bool | None = getattr(record, "is_correct", None)
         if is_correct is not None:
             self._judged[is_correct] += 1
-            entropies: list[float] = getattr(record, "token_entropies", None) or []
+            entropies = [value for value in getattr(record, "token_entropies", None) or [] if value is not None]
             if entropies:
                 self._entropies[is_correct].append(sum(entropies) / len(entropies))
 

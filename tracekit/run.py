@@ -54,7 +54,7 @@ from tracekit.task import Builder, Place, Sample, Task
 from tracekit.tensors import encode
 from tracekit.traced import Head, TracedModel
 
-__all__ = ["Loader", "Outcome", "execute"]
+__all__ = ["Loader", "Outcome", "execute", "preflight"]
 
 _CPU_BATCH = 8
 _MAX_AUTO_BATCH = 64
@@ -131,6 +131,15 @@ def execute(
         raise
 
 
+def preflight(builder: Builder[ConfigT, ExampleT], config: ConfigT) -> None:
+    """See that a configuration can begin: settings, source, tokenizer and lengths, without loading the model.
+
+    Raises:
+        TracekitError: as `execute` would, before anything is computed.
+    """
+    _prepare(builder, check(config))
+
+
 def _execute(
     builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path, on_shard: Callable[[str], object], loader: Loader
 ) -> Outcome:
@@ -140,11 +149,7 @@ def _execute(
         raise ConfigError(f"--out {str(out)!r}: {str(in_the_way)!r} is a file; give a folder")
     layout = Layout(out, name)
     say(f"reading {config.source.source}")
-    examples, source = builder.examples(config)
-    tokenizer = load_tokenizer(config.model)
-    task = builder.open(config, tokenizer, examples)
-    info = model_info(config.model, variant=task.variant, sites=resolve_sites(config.capture.sites))
-    examples, source = _that_fit(examples, source, task, config)
+    examples, source, tokenizer, task, info = _prepare(builder, config)
     for skipped in source.skipped:
         say(f"skipped: {skipped}")
     lengths = [task.length(example) for example in examples]
@@ -193,6 +198,26 @@ def _execute(
             return Outcome(out, name, None, estimate, False, True)
     say("finishing")
     return Outcome(out, name, finish(layout, plan), estimate, False, False)
+
+
+class _Ready(NamedTuple, Generic[ExampleT]):
+    """A configuration about to be run."""
+
+    examples: Sequence[ExampleT]
+    source: SourceInfo
+    tokenizer: Any
+    task: Task[ExampleT]
+    info: ModelInfo
+
+
+def _prepare(builder: Builder[ConfigT, ExampleT], config: ConfigT) -> _Ready[ExampleT]:
+    """Read the examples, open the task, and leave out what does not fit."""
+    examples, source = builder.examples(config)
+    tokenizer = load_tokenizer(config.model)
+    task = builder.open(config, tokenizer, examples)
+    info = model_info(config.model, variant=task.variant, sites=resolve_sites(config.capture.sites))
+    examples, source = _that_fit(examples, source, task, config)
+    return _Ready(examples, source, tokenizer, task, info)
 
 
 def _check_estimate(estimate: Estimate, config: RunConfig, out: Path) -> None:

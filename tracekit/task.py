@@ -6,16 +6,19 @@ A builder reads its examples and opens a task; the task says how long each examp
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from tracekit.answers import Answer
 from tracekit.capture import Text, Trace
 from tracekit.choices import Choices, ChoiceTrace
 from tracekit.config import RunConfig
+from tracekit.generation import Generated
 from tracekit.manifest import SourceInfo
 from tracekit.plan import Example
+from tracekit.prompts import Prompt, sha256_text
 from tracekit.proof import Scored
-from tracekit.records import Record
+from tracekit.records import SCHEMA_VERSION, Record
 from tracekit.traced import Head, TracedModel
 
-__all__ = ["Builder", "Place", "Sample", "Task"]
+__all__ = ["Builder", "Place", "Sample", "Task", "answered_fields"]
 
 ExampleT = TypeVar("ExampleT", bound=Example)
 ConfigT_contra = TypeVar("ConfigT_contra", bound=RunConfig, contravariant=True)
@@ -42,6 +45,34 @@ class Sample(NamedTuple):
     """Continuations of the text that were scored in passes of their own."""
     allow_nonfinite: bool = False
     """Whether values may be not finite."""
+
+
+def answered_fields(
+    traced: TracedModel, prompt: Prompt, answer: Answer, output: Generated, trace: Trace, place: Place
+) -> dict[str, Any]:
+    """The fields of a record that are the same for every task in which a model answers a prompt."""
+    span = answer.span("answer")
+    token_ids = prompt.token_ids + output.token_ids
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "config": place.config,
+        "model": traced.info,
+        "prompt": prompt.text,
+        "prompt_sha256": sha256_text(prompt.text),
+        "template_sha256": prompt.template_sha256,
+        "token_ids": token_ids,
+        "tokens": traced.tokenizer.convert_ids_to_tokens(token_ids),
+        "token_offsets": answer.offsets,
+        "prompt_length": len(prompt.token_ids),
+        "spans": [*prompt.spans, *answer.spans],
+        "last_prompt_index": len(prompt.token_ids) - 1,
+        "first_answer_index": span.start if span else None,
+        "last_answer_index": span.stop - 1 if span else None,
+        "eos_included": output.eos_included,
+        "tensors": trace.specs,
+        "finish_reason": output.finish_reason,
+        "num_layers": traced.num_layers,
+    }
 
 
 class Task(Generic[ExampleT]):
