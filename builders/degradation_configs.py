@@ -37,8 +37,8 @@ class DegradationConfig(RunConfig, frozen=True, kw_only=True):
         num_beams=1, max_new_tokens=256, temperature=0.7, top_p=0.95, top_k=50
     )
     """How answers are generated: one a prompt, so --num-samples and --trace-samples have no meaning here."""
-    capture: CaptureConfig = CaptureConfig(sites=("hidden_states",), tokens="last")
-    """What is recorded."""
+    capture: CaptureConfig = CaptureConfig(sites=("none",))
+    """What is recorded: texts and their numbers alone, unless --sites asks for more."""
     method: Method = "mult_gauss"
     """How weights are damaged."""
     groups: tuple[str, ...] = ("attn", "mlp", "embed")

@@ -336,6 +336,8 @@ def test_what_is_not_there_is_named_with_what_is(folder: Path) -> None:
         load_dataset(folder, columns=[])
     with pytest.raises(ConfigError, match="`layers` is empty"):
         load_dataset(folder, layers=[])
+    with pytest.raises(ConfigError, match="`layers` of no site"):
+        load_dataset(folder, layers=[1], columns=["key"])
     with pytest.raises(ConfigError, match=r"no split 'train\[:2\]' in .*; splits: train, test. .*select\(range"):
         load_dataset(folder, split="train[:2]")
     with pytest.raises(ConfigError, match=r"revision is 'v1', but .* is a folder"):

@@ -370,3 +370,45 @@ def test_an_out_that_is_a_file_is_refused(model: Path, tmp_path: Path):
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ValueError, match="is a file; give a folder"):
             run_trivia(out, model)
+
+
+def test_a_forced_run_computes_everything_anew_and_to_the_same_bytes(model: Path, tmp_path: Path):
+    run_trivia(tmp_path / "run", model)
+    before, count = hashes(tmp_path / "run"), len(log_lines(tmp_path / "run"))
+    outcome = run_trivia(tmp_path / "run", model, output={"force_run": True})
+    assert not outcome.was_complete
+    assert len(log_lines(tmp_path / "run")) == 2 * count
+    assert hashes(tmp_path / "run") == before
+    assert run_trivia(tmp_path / "run", model).was_complete
+
+
+def test_force_does_not_delete_another_run(model: Path, tmp_path: Path):
+    run_trivia(tmp_path / "run", model)
+    before = hashes(tmp_path / "run")
+    with pytest.raises(PlanMismatchError):
+        run_trivia(tmp_path / "run", model, generation={"max_new_tokens": 7}, output={"force_run": True})
+    assert hashes(tmp_path / "run") == before
+
+
+def test_what_was_said_is_in_the_log_and_no_generated_text_is(model: Path, tmp_path: Path):
+    run_trivia(tmp_path / "run", model)
+    run_trivia(tmp_path / "run", model)
+    text = (tmp_path / "run/logs/trivia_qa.log").read_text(encoding="utf-8")
+    lines = [line.partition(" ")[2] for line in text.splitlines()]
+    assert lines[:2] == ["reading sample", "loading tiny"]
+    assert lines.count("reading sample") == 2
+    for sample in TraceStore(str(tmp_path / "run")):
+        assert sample.record.generated_text not in text
+
+
+def test_an_error_is_in_the_log_of_a_run_that_was_begun(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tracekit.run.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke")))
+    with pytest.raises(CaptureError):
+        run_trivia(tmp_path / "none", model)
+    assert not (tmp_path / "none").exists()
+    monkeypatch.undo()
+    run_trivia(tmp_path / "run", model)
+    monkeypatch.setattr("tracekit.run.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke")))
+    with pytest.raises(CaptureError):
+        run_trivia(tmp_path / "run", model, output={"force_run": True})
+    assert "error: it broke" in (tmp_path / "run/logs/trivia_qa.log").read_text(encoding="utf-8")

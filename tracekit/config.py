@@ -145,6 +145,8 @@ class OutputConfig(_Part, frozen=True, kw_only=True):
     """Seed of everything that is drawn."""
     dry_run: bool = False
     """Print the plan and write nothing."""
+    force_run: bool = False
+    """Delete what this run, begun with the same settings, has in the folder, and compute it anew."""
 
 
 class PublishConfig(_Part, frozen=True, kw_only=True):

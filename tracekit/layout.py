@@ -28,6 +28,7 @@ __all__ = [
     "choose_config",
     "config_names",
     "create_once",
+    "forget",
     "is_ignored",
     "shard_name",
     "sync_folder",
@@ -83,6 +84,10 @@ class Layout(NamedTuple):
     @property
     def log(self) -> Path:
         return self.root / "logs" / f"{self.config}.jsonl"
+
+    @property
+    def text_log(self) -> Path:
+        return self.root / "logs" / f"{self.config}.log"
 
     def shard(self, name: str) -> Path:
         return self.root / "data" / self.config / f"{name}.tar"
@@ -168,6 +173,17 @@ def create_once(path: Path, data: bytes) -> bool:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
+
+
+def forget(layout: Layout) -> None:
+    """Delete a configuration; its plan last, so that a crash in between leaves a run that can go on."""
+    root, config = layout.root, layout.config
+    layout.manifest.unlink(missing_ok=True)
+    for folder in ("sidecars", "data", "records"):
+        for path in sorted((root / folder / config).glob("*")):
+            path.unlink()
+    layout.schema.unlink(missing_ok=True)
+    layout.plan.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

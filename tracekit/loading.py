@@ -288,6 +288,10 @@ def _choose(
         raise ConfigError("`columns` leaves nothing of a row; name at least one field or site")
     if layers is not None and not layers:
         raise ConfigError("`layers` is empty; leave it out for all layers, or give `sites=[]` for no tensors")
+    if layers is not None and stored and not {*wanted} & {*stored}:
+        raise ConfigError(
+            "`layers` of no site: `columns` leaves the tensors out; name sites in `columns` or `sites` too"
+        )
     return _Choice(
         columns=tuple(wanted),
         fields=tuple(one for one in wanted if one in fields),

@@ -124,7 +124,9 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
     traced.is_causal = traced.head == "lm" and _relative(*earlier) < (1e-4 if is_exact else 1e-2)
     declared = any(getattr(module, "is_causal", False) for block in traced.anatomy.blocks for module in block.modules())
     if declared and not traced.is_causal:
-        raise _failed(traced, "it attends to the future, and declares itself causal")
+        int8 = (traced.info.quantization or "").startswith("int8")
+        hint = "; int8 with outliers couples a text's positions: try --int8-threshold 0, --quantize nf4, or neither"
+        raise _failed(traced, "it attends to the future, and declares itself causal" + hint * int8)
     for layer in before.attentions or []:
         slack = ROW_SUM_TOLERANCE[layer.dtype] / (20 if layer.dtype == torch.float32 else 2)
         traced.rows_sum_to_one &= bool(((layer.sum(-1, dtype=torch.float32) - 1).abs() < slack).all())

@@ -21,9 +21,9 @@ from accelerate.utils.memory import should_reduce_batch_size
 from tqdm import tqdm
 
 from tracekit.config import CaptureConfig, ModelConfig, RunConfig, check
-from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError
+from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError, TracekitError
 from tracekit.finish import done_shards, finish, is_finished
-from tracekit.layout import MAX_SHARDS, Layout, create_once
+from tracekit.layout import MAX_SHARDS, Layout, create_once, forget
 from tracekit.manifest import (
     Manifest,
     Plan,
@@ -49,7 +49,7 @@ from tracekit.records import ModelInfo, encode_record
 from tracekit.shards import ShardWriter
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
-from tracekit.talk import say
+from tracekit.talk import logged, note, say
 from tracekit.task import Builder, Place, Sample, Task
 from tracekit.tensors import encode
 from tracekit.traced import Head, TracedModel
@@ -122,7 +122,12 @@ def execute(
         TracekitError: anything of tracekit.errors; whatever was finished before stays.
     """
     try:
-        return _execute(builder, check(config), out, on_shard, loader or Loader())
+        with logged() as open_log:
+            try:
+                return _execute(builder, check(config), out, on_shard, loader or Loader(), open_log)
+            except TracekitError as error:
+                note(f"error: {error}")
+                raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not isinstance(error, NoSpaceError):
             raise NoSpaceError(
@@ -141,7 +146,12 @@ def preflight(builder: Builder[ConfigT, ExampleT], config: ConfigT) -> None:
 
 
 def _execute(
-    builder: Builder[ConfigT, ExampleT], config: ConfigT, out: Path, on_shard: Callable[[str], object], loader: Loader
+    builder: Builder[ConfigT, ExampleT],
+    config: ConfigT,
+    out: Path,
+    on_shard: Callable[[str], object],
+    loader: Loader,
+    open_log: Callable[[Path], None],
 ) -> Outcome:
     name = config.output.dataset_config or builder.name
     in_the_way = next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None)
@@ -172,7 +182,13 @@ def _execute(
     plan = read_plan(layout) if layout.plan.exists() else None
     if plan is not None:
         check_same(plan, plan_for(plan.batch_size), str(out))
-        if not config.output.dry_run and done_shards(layout, plan) >= {shard.name for shard in plan.shards}:
+        if not config.output.dry_run:
+            open_log(layout.text_log)
+        if config.output.force_run and not config.output.dry_run:
+            say(f"deleting what {str(out)!r} has of {name}")
+            forget(layout)
+            plan = None
+        elif not config.output.dry_run and done_shards(layout, plan) >= {shard.name for shard in plan.shards}:
             was_complete = is_finished(layout)
             manifest = read_struct(layout.manifest, Manifest) if was_complete else finish(layout, plan)
             return Outcome(out, name, manifest, None, was_complete, False)
@@ -193,6 +209,7 @@ def _execute(
                 first = read_plan(layout)
                 check_same(first, plan_for(first.batch_size), str(out))
                 plan = first
+            open_log(layout.text_log)
         torch.set_num_threads(plan.num_threads)
         if run.shards(plan, on_shard):
             return Outcome(out, name, None, estimate, False, True)

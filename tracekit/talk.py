@@ -1,12 +1,64 @@
-"""What is said to the person at the terminal: on stderr, above whatever progress bar is there."""
+"""What is said to the person at the terminal: on stderr, above whatever progress bar is there, and in a run's log."""
 
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
 
-__all__ = ["say"]
+__all__ = ["logged", "note", "say"]
+
+_logs: list["_Log"] = []
+
+
+class _Log:
+    """A log file; what is said before it is opened waits."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._waiting: list[str] = []
+
+    def open(self, path: Path) -> None:
+        """From here on lines go to this file, UTF-8, at its end."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._write(self._waiting)
+        self._waiting = []
+
+    def add(self, text: str) -> None:
+        """Take in what was said."""
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n"
+        if self._path is None:
+            self._waiting.append(line)
+        else:
+            self._write([line])
+
+    def _write(self, lines: list[str]) -> None:
+        assert self._path is not None
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
 
 
 def say(text: str) -> None:
-    """Say one line."""
+    """Say one line, to the log too."""
     tqdm.write(f"tracekit: {text}", file=sys.stderr)
+    note(text)
+
+
+def note(text: str) -> None:
+    """Write one line to the log alone."""
+    for log in _logs:
+        log.add(text)
+
+
+@contextmanager
+def logged() -> Iterator[Callable[[Path], None]]:
+    """While open, what is said is kept, and written to a file once one is named."""
+    log = _Log()
+    _logs.append(log)
+    try:
+        yield log.open
+    finally:
+        _logs.remove(log)
