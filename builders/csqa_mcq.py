@@ -69,7 +69,7 @@ class CsqaMcqBuilder:
 class CsqaMcqTask(Task[CsqaQuestion]):
     """One configuration at work."""
 
-    head = "choices"
+    loads = "choices"
 
     def __init__(self, config: CsqaMcqConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> None:
         self._config, self._tokenizer = config, tokenizer

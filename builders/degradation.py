@@ -29,10 +29,13 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.generation import Generated, answer_once, settings_of
 from tracekit.manifest import SourceInfo
 from tracekit.memory import MemoryWatch, memory_reader
+from tracekit.models import load_processor
 from tracekit.perplexity import TextPerplexity, text_perplexity
+from tracekit.pictures import Illustrated, illustrate, read_picture, with_picture
 from tracekit.plan import Example
 from tracekit.prompts import Prompter, sha256_text
 from tracekit.records import DamageInfo, DegradationRecord
+from tracekit.shards import sha256_file
 from tracekit.talk import say
 from tracekit.task import Place, Sample, Task, answered_fields
 from tracekit.traced import TracedModel
@@ -173,13 +176,21 @@ class DegradationTask(Task[DamagedPrompt]):
         self._config, self._tokenizer = config, tokenizer
         prompter = Prompter(tokenizer, config.prompt, default_system="")
         self.variant = prompter.variant
+        texts = {example.row: example.prompt.text for example in examples}
+        self._illustrated: dict[int, Illustrated] = {}
+        if config.image is not None:
+            self.loads = "image_lm"
+            processor, picture = load_processor(config.model), read_picture(config.image)
+            self._illustrated = {row: illustrate(processor, prompter, text, picture) for row, text in texts.items()}
         self._prompts = {
-            row: prompter.prompt(prompt.text) for row, prompt in {e.row: e.prompt for e in examples}.items()
+            row: self._illustrated[row].prompt if self._illustrated else prompter.prompt(text)
+            for row, text in texts.items()
         }
-        self.max_positions = config.max_seq_len
+        self.max_positions = config.sequence_limit
         self.batch_size = self._most_at_once = config.batch_size(len(self._prompts))
         asked = config.output.batch_size
         self._part_size = self._most_at_once if asked == "auto" else min(asked, self._most_at_once)
+        self._image_sha256 = None if config.image is None else sha256_file(Path(config.image).expanduser())
         self._text = _read_text(config.perplexity_text)
         self._watch: MemoryWatch | None = None
         self._level: tuple[str, float] | None = None
@@ -224,8 +235,19 @@ class DegradationTask(Task[DamagedPrompt]):
         self._bring(traced, examples[0])
         ids = [self._prompts[example.row].token_ids for example in examples]
         seeds = [f"{self._config.output.seed} {example.prompt.id} {example.repeat}" for example in examples]
-        outputs = answer_once(traced, ids, self._config.generation, seeds if self._config.do_sample else None)
-        texts = [Text(prompt + output.token_ids, len(prompt)) for prompt, output in zip(ids, outputs, strict=True)]
+        shown = [self._illustrated[example.row] for example in examples] if self._illustrated else []
+        outputs = answer_once(
+            traced,
+            ids,
+            self._config.generation,
+            seeds if self._config.do_sample else None,
+            inputs=[one.inputs for one in shown],
+            segments=[one.token_type_ids for one in shown if one.token_type_ids is not None],
+        )
+        texts = [
+            with_picture(Text(prompt + output.token_ids, len(prompt)), shown[i] if shown else None)
+            for i, (prompt, output) in enumerate(zip(ids, outputs, strict=True))
+        ]
         traces = capture(traced, texts, self._config.capture, allow_nonfinite=True)
         return [
             Sample(
@@ -261,7 +283,7 @@ class DegradationTask(Task[DamagedPrompt]):
         self._cell = None
         if self._text is not None and is_other_level:
             self._damaged.apply(method, level=example.level, seed=seed)
-            window = min(_PERPLEXITY_WINDOW, self._config.max_seq_len)
+            window = min(_PERPLEXITY_WINDOW, self._config.sequence_limit)
             stride = min(window, self._config.perplexity_stride)
             self._perplexity = text_perplexity(traced, self._text, max_length=window, stride=stride)
         self._stats = self._damaged.apply(method, level=example.level, seed=seed + example.repeat)
@@ -293,7 +315,7 @@ class DegradationTask(Task[DamagedPrompt]):
             prompt_id=example.prompt.id,
             prompt_kind=example.prompt.kind,
             prompt_text=prompt.input_text,
-            image_sha256=None,
+            image_sha256=self._image_sha256,
             damage=self._damage(example),
             repeat=example.repeat,
             effective_batch_size=batch_size,

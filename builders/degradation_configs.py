@@ -2,14 +2,14 @@
 
     get_config("dreams_it")                          dream narration, multiplicative noise
     get_config("iq_it_ablation")                     IQ-style tasks, ablation
-    get_config("iq_it_uni_quant")                    the same, uniform quantisation
+    get_config("cookie_theft_it_uni_quant")          picture description (give --image), uniform quantisation
     msgspec.structs.replace(get_config("dreams_it"), n_rep=5)
 
 A name without a method means mult_gauss; `--method` changes it, and the levels with it unless they are given.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -25,6 +25,9 @@ LEVELS: Mapping[Method, tuple[float, ...]] = {
     "uni_quant": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
 }
 """Levels of each method where none are given."""
+
+
+_MAX_SEQ_LEN, _MAX_SEQ_LEN_WITH_PICTURE = 512, 1024
 
 
 class DegradationConfig(RunConfig, frozen=True, kw_only=True):
@@ -51,11 +54,13 @@ class DegradationConfig(RunConfig, frozen=True, kw_only=True):
     """Repeat r damages by seed `seed_base` + r."""
     do_sample: bool = True
     """Draw answers at --temperature, --top-p and --top-k; otherwise the most probable tokens are taken."""
-    local_files: ClassVar[tuple[str, ...]] = ("perplexity_text",)
+    local_files: ClassVar[tuple[str, ...]] = ("image", "perplexity_text")
     max_batch_size: Positive = 40
     """Most prompts generated together."""
-    max_seq_len: Annotated[int, msgspec.Meta(ge=2)] = 512
-    """Most tokens of a prompt and its answer."""
+    max_seq_len: Annotated[int, msgspec.Meta(ge=2)] | Literal["auto"] = "auto"
+    """Most tokens of a prompt and its answer; `auto`: 512, with a picture 1024."""
+    image: str | None = None
+    """Picture file that is shown with every prompt, to a model that takes pictures."""
     perplexity_text: str | None = None
     """Text file whose perplexity is computed once a level."""
     perplexity_stride: Positive = 256
@@ -65,6 +70,13 @@ class DegradationConfig(RunConfig, frozen=True, kw_only=True):
     def all_levels(self) -> tuple[float, ...]:
         """The levels as given, or the method's own."""
         return self.levels or LEVELS[self.method]
+
+    @property
+    def sequence_limit(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        if self.max_seq_len == "auto":
+            return _MAX_SEQ_LEN if self.image is None else _MAX_SEQ_LEN_WITH_PICTURE
+        return self.max_seq_len
 
     def batch_size(self, num_prompts: int) -> int:
         """Prompts a batch: 100 prompts make batches of 40, 40 and 20."""
@@ -78,6 +90,7 @@ _BASES = {
         generation=GenerationConfig(num_beams=1, max_new_tokens=64),
         do_sample=False,
     ),
+    "cookie_theft_it": DegradationConfig(source=SourceConfig(source="picture")),
 }
 
 CONFIGS: dict[str, DegradationConfig] = _BASES | {

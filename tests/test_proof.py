@@ -27,7 +27,7 @@ from tests.tiny_models import CAUSAL, FAMILIES, WITH_QKV, model_info, proven, si
 from tracekit.capture import Text, Trace, capture
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
-from tracekit.hooks import EAGER, SDPA, _layer_of, own_eager_attention, record
+from tracekit.hooks import EAGER, SDPA, own_eager_attention, record
 from tracekit.proof import prove, replay
 from tracekit.sites import QKV_SITES
 from tracekit.traced import SiteLayout, TracedModel, tolerance_of
@@ -379,12 +379,6 @@ def test_attention_that_does_not_know_its_layer_is_placed_by_its_block() -> None
     made = TracedModel(model, None, model_info("llama"))
     prove(made, ("attentions", "values"))
     assert made.layouts["attentions"].layers == made.layouts["values"].layers == (0, 1, 2)
-
-
-def test_attention_outside_every_block_cannot_be_placed() -> None:
-    module = nn.Linear(1, 1)
-    with pytest.raises(ModelError, match=r"^Linear knows no layer_idx and is in no block; its attention cannot be"):
-        _layer_of(module, {})
 
 
 def test_a_modeling_file_without_eager_attention_is_named() -> None:

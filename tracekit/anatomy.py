@@ -58,20 +58,24 @@ def examine(model: nn.Module, run: Callable[[], object]) -> Anatomy:
     """
     from transformers import PreTrainedModel
 
-    called: list[nn.Module] = []
-    with ExitStack() as stack, torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, PreTrainedModel) and module is not model:
-                handle = module.register_forward_hook(lambda module, args, output: called.append(module))
-                stack.callback(handle.remove)
-        run()
-    name = type(model).__name__
-    if not called:
-        raise ModelError(f"{name}: no inner model was called; tracekit needs a transformers model with a separate head")
-    inner = called[-1]
     config: Any = model.config
     num_layers = config.get_text_config().num_hidden_layers
-    lists = [m for m in inner.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    long_enough = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    watched = {module for blocks in long_enough for module in blocks}
+    watched |= {m for m in model.modules() if isinstance(m, PreTrainedModel) and m is not model}
+    called: list[nn.Module] = []
+    with ExitStack() as stack, torch.no_grad():
+        for module in watched:
+            handle = module.register_forward_hook(lambda module, args, output: called.append(module))
+            stack.callback(handle.remove)
+        run()
+    name = type(model).__name__
+    inner = next((module for module in reversed(called) if isinstance(module, PreTrainedModel)), None)
+    if inner is None:
+        raise ModelError(f"{name}: no inner model was called; tracekit needs a transformers model with a separate head")
+    # a vision tower may have as many blocks; a text does not go through them
+    inside, run_through = {*inner.modules()}, {*called}
+    lists = [blocks for blocks in long_enough if blocks in inside and run_through.issuperset(blocks)]
     if not lists:
         raise ModelError(f"{name}: found no list of {num_layers} blocks inside {type(inner).__name__}")
     model_type = config.get_text_config().model_type

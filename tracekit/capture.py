@@ -10,9 +10,10 @@ then depend on its batch (a masked value that is not finite still spoils the sum
 differ in what they skip), so where anything in a batch is not finite, each text runs again alone, in eager attention.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -62,6 +63,8 @@ class Text(NamedTuple):
     """First token whose log-probability is wanted; the answer's first by default."""
     token_type_ids: list[int] | None = None
     """Segment of each token, for encoders that have segments."""
+    inputs: Mapping[str, Tensor] = MappingProxyType({})
+    """What the model takes beside the tokens, such as `pixel_values` (1, C, H, W); batches join them along axis 0."""
     asked_ids: tuple[int, ...] = ()
     """Tokens whose logits are wanted in the place of the first one after the prompt."""
 
@@ -394,7 +397,10 @@ def _kept_positions(text: Text, config: CaptureConfig) -> tuple[int, int]:
 
 
 def _right_pad(texts: Sequence[Text], device: torch.device) -> dict[str, Tensor]:
-    """Input ids, attention mask and, where there are, segments (B, T); the pad id does not matter, the mask decides."""
+    """Input ids, attention mask and, where there are, segments (B, T) and further inputs.
+
+    The pad id does not matter, the mask decides.
+    """
     longest = max(len(text.token_ids) for text in texts)
 
     def padded(rows: Sequence[list[int]]) -> Tensor:
@@ -406,7 +412,9 @@ def _right_pad(texts: Sequence[Text], device: torch.device) -> dict[str, Tensor]
     }
     segments = [text.token_type_ids for text in texts if text.token_type_ids is not None]
     assert len(segments) in (0, len(texts)), "segments are given for all texts or for none"
-    return inputs | ({"token_type_ids": padded(segments)} if segments else {})
+    assert len({tuple(text.inputs) for text in texts}) == 1, "further inputs are the same for all texts"
+    further = {name: torch.cat([text.inputs[name] for text in texts]).to(device) for name in texts[0].inputs}
+    return inputs | further | ({"token_type_ids": padded(segments)} if segments else {})
 
 
 def _cannot_give(traced: TracedModel, missing: Sequence[str]) -> str:
@@ -453,6 +461,7 @@ class Buffers:
     ) -> None:
         self._traced, self._texts, self._config = traced, texts, config
         self._allow_nonfinite = allow_nonfinite
+        self._is_causal = traced.is_causal and not texts[0].inputs  # parts of a picture may see one another
         self.is_finite = True
         self._ranges = [_kept_positions(text, config) for text in texts]
         self._targets: dict[tuple[str, int], tuple[_Target, int]] = {}
@@ -466,7 +475,7 @@ class Buffers:
         layers = resolve_layers(self._config.layers, layout.layers) if has_layers else [layout.layers[0]]
         groups = [layers] if layout.is_uniform else [[layer] for layer in layers]
         dtype = layout.dtype if self._config.store_dtype == "same" else getattr(torch, self._config.store_dtype)
-        is_packed = self._traced.is_causal and self._traced.head == "lm"
+        is_packed = self._is_causal and self._traced.head == "lm"
         form = "dense" if site != "attentions" else "causal" if is_packed else "full"
         for group in groups:
             tail = layout.tails[layout.layers.index(group[0])]
@@ -558,7 +567,7 @@ class Buffers:
             lowest, highest = real.min().item(), real.max().item()
             if highest > 1 + slack or (self._traced.rows_sum_to_one and lowest < 1 - slack):
                 raise CaptureError(f"attentions, layer {layer}: rows sum to {lowest:g}..{highest:g}, expected 1")
-            if self._traced.is_causal and _sees_future(rows_HTT, len(text.token_ids)):
+            if self._is_causal and _sees_future(rows_HTT, len(text.token_ids)):
                 raise CaptureError(f"attentions, layer {layer}: a causal model attends to the future")
 
     def tensors(self, i: int) -> tuple[dict[str, np.ndarray], list[TensorSpec]]:

@@ -6,7 +6,7 @@ a text does not depend on what else is in its batch.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,32 +44,42 @@ class Generated(NamedTuple):
 
 
 def answer_deterministically(
-    traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig
+    traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, **further: Any
 ) -> list[Generated]:
-    """Greedy or beam-search answers to a batch of prompts."""
-    return _generate(traced, prompts, config, num_beams=config.num_beams, processors=LogitsProcessorList())
+    """Greedy or beam-search answers to a batch of prompts. `further` as in `answer_once`."""
+    none = LogitsProcessorList()
+    return _generate(traced, prompts, config, num_beams=config.num_beams, processors=none, **further)
 
 
 def answer_sampled(
-    traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, seeds: Sequence[str]
+    traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, seeds: Sequence[str], **further: Any
 ) -> list[Generated]:
-    """One sampled answer to each prompt; `seeds` decide the draw, whatever the batch."""
+    """One sampled answer to each prompt; `seeds` decide the draw, whatever the batch. `further` as in `answer_once`."""
     processors = LogitsProcessorList([TemperatureLogitsWarper(config.temperature)])
     if config.top_k > 0:
         processors.append(TopKLogitsWarper(config.top_k))
     if config.top_p < 1:
         processors.append(TopPLogitsWarper(config.top_p))
     processors.append(_GumbelNoise(seeds))
-    return _generate(traced, prompts, config, num_beams=1, processors=processors)
+    return _generate(traced, prompts, config, num_beams=1, processors=processors, **further)
 
 
 def answer_once(
-    traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, seeds: Sequence[str] | None
+    traced: TracedModel,
+    prompts: Sequence[list[int]],
+    config: GenerationConfig,
+    seeds: Sequence[str] | None,
+    *,
+    inputs: Sequence[Mapping[str, Tensor]] = (),
+    segments: Sequence[Sequence[int]] = (),
 ) -> list[Generated]:
-    """One answer to each prompt: drawn by `seeds`, deterministic where there are none."""
+    """One answer to each prompt: drawn by `seeds`, deterministic where there are none.
+
+    `inputs` is what the model takes beside the tokens of each prompt (`pixel_values`), `segments` their token types.
+    """
     if seeds is None:
-        return answer_deterministically(traced, prompts, config)
-    return answer_sampled(traced, prompts, config, seeds)
+        return answer_deterministically(traced, prompts, config, inputs=inputs, segments=segments)
+    return answer_sampled(traced, prompts, config, seeds, inputs=inputs, segments=segments)
 
 
 def settings_of(config: GenerationConfig, *, do_sample: bool) -> GenerationSettings:
@@ -104,6 +114,8 @@ def _generate(
     *,
     num_beams: int,
     processors: LogitsProcessorList,
+    inputs: Sequence[Mapping[str, Tensor]] = (),
+    segments: Sequence[Sequence[int]] = (),
 ) -> list[Generated]:
     model: Any = traced.model
     own = model.generation_config
@@ -111,6 +123,11 @@ def _generate(
     pad = own.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=traced.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=traced.device)
+    names = inputs[0] if inputs else ()
+    further = {name: torch.cat([one[name] for one in inputs]).to(traced.device) for name in names}
+    if segments:
+        rows = [[0] * (longest - len(row)) + list(row) for row in segments]
+        further["token_type_ids"] = torch.tensor(rows, device=traced.device)
     settings = HFGenerationConfig(
         do_sample=False,
         num_beams=num_beams,
@@ -121,7 +138,7 @@ def _generate(
     )
     with torch.inference_mode():
         output = model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors
+            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors, **further
         )
     eos_ids = set(own.eos_token_id or [])
     return [_cut(row, eos_ids, config.max_new_tokens) for row in output[:, longest:].tolist()]

@@ -110,7 +110,7 @@ def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], s
     before = model.config._attn_implementation
     sdpa_is_safe = before in ("sdpa", SDPA) and not wants_probabilities
     wanted_qkv = set(sites) & set(QKV_SITES)
-    own = set(model.modules())  # another model may run meanwhile
+    own = block_of.keys()  # a vision tower attends too, and another model may run meanwhile
     outer, outer_probabilities = _ACTIVE.get(), _PROBABILITIES.get()
 
     def take(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> QueryKeyValue:
@@ -285,9 +285,4 @@ def _offer(sink: Sink, sites: tuple[str, ...], layer: int, qkv: QueryKeyValue) -
 
 def _layer_of(module: nn.Module, block_of: Mapping[nn.Module, int]) -> int:
     layer = getattr(module, "layer_idx", None)
-    layer = block_of.get(module) if layer is None else layer
-    if layer is None:
-        raise ModelError(
-            f"{type(module).__name__} knows no layer_idx and is in no block; its attention cannot be placed"
-        )
-    return int(layer)
+    return block_of[module] if layer is None else int(layer)

@@ -24,7 +24,9 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMultipleChoice,
+    AutoProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -36,12 +38,13 @@ from tracekit.errors import ConfigError, ModelError
 from tracekit.families import OFF_INTERFACE
 from tracekit.proof import prove
 from tracekit.records import ModelInfo
-from tracekit.traced import Head, TracedModel
+from tracekit.traced import Head, Loads, TracedModel
 
 __all__ = [
     "Reference",
     "is_head_fresh",
     "load_model",
+    "load_processor",
     "load_tokenizer",
     "max_positions",
     "model_info",
@@ -51,6 +54,12 @@ __all__ = [
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error, SafetensorError)
 """What transformers, peft and the readers of their files raise for a checkpoint that is missing, damaged or unknown."""
+
+_AUTO = {
+    "lm": AutoModelForCausalLM,
+    "image_lm": AutoModelForImageTextToText,
+    "choices": AutoModelForMultipleChoice,
+}
 
 _HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
 
@@ -134,6 +143,24 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def load_processor(config: ModelConfig) -> Any:
+    """The processor of a model that takes pictures.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    reference = resolve(config.model)
+    try:
+        processor = AutoProcessor.from_pretrained(
+            reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
+        )
+    except _LOAD_ERRORS as error:
+        raise _load_error("processor", config.model, error) from error
+    if not hasattr(processor, "image_processor"):
+        raise ModelError(f"model {config.model!r} takes no pictures: it has no image processor; leave --image out")
+    return processor
+
+
 def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) -> ModelInfo:
     """What is known of a model before its weights are loaded; enough to recognise a run that is already complete."""
     reference = _weights(config)
@@ -164,7 +191,7 @@ def max_positions(config: ModelConfig) -> int | None:
 
 
 def load_model(
-    config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str], *, head: Head = "lm"
+    config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str], *, loads: Loads = "lm"
 ) -> TracedModel:
     """Load a model, quantised and with its adapter as asked, and have it prove itself at `sites`.
 
@@ -190,7 +217,8 @@ def load_model(
         arguments["attn_implementation"] = "eager"
     if config.quantize != "none":
         arguments |= {"quantization_config": _quantization(config, info), "device_map": {"": str(device)}}
-    auto: Any = AutoModelForCausalLM if head == "lm" else AutoModelForMultipleChoice
+    auto: Any = _AUTO[loads]
+    head: Head = "choices" if loads == "choices" else "lm"
     torch.manual_seed(0)  # a head that the checkpoint does not have is the same on every run
     try:
         model, loading = auto.from_pretrained(

@@ -87,6 +87,44 @@ class Prompter:
         spans = self._spans(text, offsets, question, header_start, bool(shots))
         return Prompt(text, token_ids, offsets, spans, question, self.template_sha256)
 
+    def render_with_picture(self, processor: Any, question: str) -> str:
+        """The text of a question with one picture before it, by a processor's chat template; one placeholder.
+
+        Raises:
+            ConfigError: the template does not render, or there is no placeholder for a picture.
+        """
+        import jinja2
+
+        template = self._template or getattr(processor, "chat_template", None)
+        mark = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)
+        if mark is None:
+            raise ConfigError(f"{type(processor).__name__} has no placeholder for a picture; leave --image out")
+        if template is None:
+            return f"{mark}\n{self._plain([Exchange(question)])[0]}"
+        parts = [{"type": "image"}, {"type": "text", "text": question}]
+        for content in (parts, f"{mark}\n{question}"):  # templates that know parts, and those that know texts alone
+            system = [{"role": "system", "content": self._system}] if self._system else []
+            try:
+                text = processor.apply_chat_template(
+                    [*system, {"role": "user", "content": content}],
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **self._arguments,
+                )
+            except (jinja2.TemplateError, TypeError, ValueError, KeyError):
+                continue
+            if mark in text and "{'type'" not in text:
+                return text
+        raise ConfigError("the chat template has no place for a picture; give another with --chat-template FILE")
+
+    def prompt_of(self, question: str, text: str, token_ids: list[int], offsets: list[list[int]]) -> Prompt:
+        """A prompt that was tokenised elsewhere."""
+        found = text.rfind(question.strip())
+        header_start = found + len(question.strip()) if found >= 0 else len(text)
+        spans = self._spans(text, offsets, question, header_start, has_shots=False)
+        return Prompt(text, token_ids, offsets, spans, question, self.template_sha256)
+
     def _read_template(self) -> str | None:
         choice = self._config.chat_template
         if choice == "none":

@@ -260,7 +260,10 @@ def replay(
         return _replay_choices(traced, key, text, trace, config)
     assert isinstance(trace, Trace), type(trace)
     lone = capture(traced, [text], config, allow_nonfinite=allow_nonfinite)[0]
-    plain = _plain(traced, torch.tensor([text.token_ids], device=traced.device), attentions=_has_attentions(trace))
+    further = {name: value.to(traced.device) for name, value in text.inputs.items()}
+    if text.token_type_ids is not None:
+        further["token_type_ids"] = _row(traced, text.token_type_ids)
+    plain = _plain(traced, _row(traced, text.token_ids), attentions=_has_attentions(trace), **further)
     compared = partial(_compared, key, allow_nonfinite=allow_nonfinite)
     result = Verification.nothing()
     for spec in trace.specs:

@@ -1,21 +1,24 @@
 """Replay of a stored dataset: load its model again, run some samples alone, and compare."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 
 from tracekit.capture import Text, Trace
 from tracekit.choices import Choices, ChoiceTrace
-from tracekit.config import CaptureConfig, ModelConfig
+from tracekit.config import CaptureConfig, ModelConfig, PromptConfig
 from tracekit.damage import Damaged, Method
 from tracekit.errors import ModelError
 from tracekit.layout import Layout
 from tracekit.manifest import Manifest, Verification, read_struct
-from tracekit.models import load_model, load_tokenizer, model_info
+from tracekit.models import load_model, load_processor, load_tokenizer, model_info
+from tracekit.pictures import illustrate, read_picture, with_picture
+from tracekit.prompts import Prompter
 from tracekit.proof import Scored, replay, replay_scored
 from tracekit.records import (
     RECORD_TYPES,
@@ -26,6 +29,7 @@ from tracekit.records import (
     NextTokenRecord,
     Record,
 )
+from tracekit.shards import sha256_file
 from tracekit.sites import resolve_sites
 from tracekit.store import Sample, TraceStore
 from tracekit.traced import TracedModel
@@ -42,8 +46,9 @@ def replay_stored(
     adapter: str | None,
     device: str,
     model_path: str | None = None,
+    image: str | None = None,
 ) -> Verification:
-    """Run `count` samples, spread over the dataset, again.
+    """Run `count` samples, spread over the dataset, again. `image` is the picture that was shown, if one was.
 
     Raises:
         ModelError: the model is not the one that made the dataset.
@@ -78,7 +83,14 @@ def replay_stored(
         )
     has_choices = "choice_offsets" in RECORD_TYPES[manifest.task].__struct_fields__
     sites = resolve_sites(capture_config.sites)
-    traced = load_model(settings, info, tokenizer, sites, head="choices" if has_choices else "lm")
+    traced = load_model(
+        settings,
+        info,
+        tokenizer,
+        sites,
+        loads="choices" if has_choices else "image_lm" if manifest.run.get("image") else "lm",
+    )
+    show = _shown_again(manifest, settings, tokenizer, image)
     result = Verification.nothing()
     with TraceStore(str(layout.root), config=layout.config) as store:
         picked = sorted({round(i) for i in np.linspace(0, len(store) - 1, count)})
@@ -96,13 +108,42 @@ def replay_stored(
                 once = replay(
                     traced,
                     record.key,
-                    _text(record),
+                    show(_text(record), record),
                     _trace(sample),
                     capture_config,
                     allow_nonfinite=isinstance(record, DegradationRecord),
                 )
             result = result.with_more(once)
     return result
+
+
+def _shown_again(
+    manifest: Manifest, settings: ModelConfig, tokenizer: Any, image: str | None
+) -> Callable[[Text, Record], Text]:
+    """Puts the picture of a run, if it had one, beside the texts of its records.
+
+    Raises:
+        ModelError: the picture is not given, or is another one.
+    """
+    wanted = manifest.run.get("image")
+    if wanted is None:
+        return lambda text, record: text
+    if image is None or not wanted.endswith(sha256_file(Path(image))):
+        given = "is another one" if image else "is not given"
+        raise ModelError(
+            f"{manifest.config} was made with the picture {wanted}, which {given}; say where it is: --image PATH"
+        )
+    processor, picture = load_processor(settings), read_picture(image)
+    prompter = Prompter(tokenizer, msgspec.convert(manifest.run["prompt"], PromptConfig), default_system="")
+
+    def show(text: Text, record: Record) -> Text:
+        assert isinstance(record, DegradationRecord), type(record)
+        shown = illustrate(processor, prompter, record.prompt_text, picture)
+        if shown.prompt.token_ids != record.token_ids[: record.prompt_length]:
+            raise ModelError(f"sample {record.key}: the processor makes other tokens of prompt and picture than it did")
+        return with_picture(text, shown)
+
+    return show
 
 
 @contextmanager

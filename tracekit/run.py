@@ -52,7 +52,7 @@ from tracekit.sizes import duration, filesize
 from tracekit.talk import logged, note, say
 from tracekit.task import Builder, Place, Sample, Task
 from tracekit.tensors import encode
-from tracekit.traced import Head, TracedModel
+from tracekit.traced import Loads, TracedModel
 
 __all__ = ["Loader", "Outcome", "execute", "preflight"]
 
@@ -75,17 +75,17 @@ class Loader:
         self._traced: TracedModel | None = None
 
     def load(
-        self, config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str], head: Head
+        self, config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str], loads: Loads
     ) -> TracedModel:
         """A model, loaded now or the last time.
 
         Raises: as `tracekit.models.load_model`.
         """
-        wanted = (config, info, tuple(sites), head)
+        wanted = (config, info, tuple(sites), loads)
         if self._traced is None or wanted != self._wanted:
             self._traced = None  # its memory is wanted
             say(f"loading {info.id}")
-            self._traced = load_model(config, info, tokenizer, sites, head=head)
+            self._traced = load_model(config, info, tokenizer, sites, loads=loads)
             self._wanted = wanted
         return self._traced
 
@@ -194,7 +194,7 @@ def _execute(
             return Outcome(out, name, manifest, None, was_complete, False)
     elif out.exists() and any(out.iterdir()) and not (out / "plans").is_dir():
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
-    traced = loader.load(config.model, info, tokenizer, resolve_sites(config.capture.sites), task.head)
+    traced = loader.load(config.model, info, tokenizer, resolve_sites(config.capture.sites), task.loads)
     run = _Run(traced, task, {example.index: example for example in examples}, layout, config.capture)
     estimate = None
     with closing(task):

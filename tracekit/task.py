@@ -16,7 +16,7 @@ from tracekit.plan import Example
 from tracekit.prompts import Prompt, sha256_text
 from tracekit.proof import Scored
 from tracekit.records import SCHEMA_VERSION, Record
-from tracekit.traced import Head, TracedModel
+from tracekit.traced import Loads, TracedModel
 
 __all__ = ["Builder", "Place", "Sample", "Task", "answered_fields"]
 
@@ -80,8 +80,8 @@ class Task(Generic[ExampleT]):
 
     variant: str
     """`chat` or `base`."""
-    head: Head = "lm"
-    """What the model has to end in."""
+    loads: Loads = "lm"
+    """As what the model is loaded."""
     batch_size: int | None = None
     """Examples a batch, where the task settles it; None leaves it to `--batch-size` and the device."""
     max_positions: int | None = None

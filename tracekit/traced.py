@@ -8,11 +8,13 @@ import torch
 from tracekit.anatomy import Anatomy, ResidRule, examine, find_resid_rule
 from tracekit.records import ModelInfo
 
-__all__ = ["Head", "SiteLayout", "Tolerance", "TracedModel", "tolerance_of"]
+__all__ = ["Head", "Loads", "SiteLayout", "Tolerance", "TracedModel", "tolerance_of"]
 
 
 Head: TypeAlias = Literal["lm", "choices"]
 """What a model ends in: a language-model head, or a multiple-choice head."""
+Loads: TypeAlias = Literal["lm", "image_lm", "choices"]
+"""As what a checkpoint is loaded: `image_lm` is a language model that takes pictures beside its text."""
 
 
 class Tolerance(NamedTuple):
