@@ -171,7 +171,7 @@ def test_an_expected_answer_is_judged_and_a_missing_one_is_not(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     ids = tokenizer("It is Paris.", add_special_tokens=False).input_ids
     monkeypatch.setattr(
-        degradation, "answer_once", lambda traced, p, config, seeds: [Generated(ids, "length")] * len(p)
+        degradation, "answer_once", lambda traced, p, config, seeds, **further: [Generated(ids, "length")] * len(p)
     )
     run(tmp_path / "run", checkpoint, prompts, groups=("mlp",), n_rep=1, generation={"max_new_tokens": 30})
     store = TraceStore(str(tmp_path / "run"))

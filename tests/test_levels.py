@@ -1,0 +1,69 @@
+"""Levels of damage summed up: ratios by hand, means that leave out what is not there, a table, pictures."""
+
+import msgspec
+import pytest
+
+from tests.sample_records import degradation_record
+from tracekit.levels import distinct, draw_levels, level_lines, level_stats
+from tracekit.records import DegradationRecord
+
+
+def answer(text: str, group: str = "mlp", level: float = 0.1, **changes: object) -> DegradationRecord:
+    record = degradation_record(generated_answer=text, generated_token_ids=[1] * len(text.split()), **changes)
+    damage = msgspec.structs.replace(record.damage, group=group, level=level)
+    return msgspec.structs.replace(record, damage=damage)
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "share"),
+    [
+        ("the cat the dog", 1, 3 / 4),
+        ("The cat, the dog.", 2, 1.0),
+        ("no no no no no", 1, 1 / 5),
+        ("no no no no no", 4, 1 / 2),
+        ("don't DON'T", 1, 1 / 2),
+        ("one", 2, None),
+        ("...", 1, None),
+        ("", 1, None),
+    ],
+)
+def test_distinct_is_the_share_of_different_n_grams(text: str, n: int, share: float | None):
+    assert distinct(text, n) == share
+
+
+def test_a_level_is_summed_over_its_own_answers_and_what_is_missing_is_left_out():
+    records = [
+        answer("no no no no no", is_correct=True, perplexity=8.0, is_perplexity_finite=True),
+        answer("one two three four", is_correct=None, perplexity=8.0, is_perplexity_finite=True, num_nonfinite_values=0, num_nonfinite_tokens=0),
+        answer("", is_correct=False, token_entropies=[None], perplexity=None),
+        answer("other level", level=0.2),
+        answer("other group", group="attn", level=0.1),
+    ]  # fmt: skip
+    attn, mlp, higher = level_stats(records)
+    assert [(one.group, one.level, one.num_samples) for one in (attn, mlp, higher)] == [
+        ("attn", 0.1, 1),
+        ("mlp", 0.1, 3),
+        ("mlp", 0.2, 1),
+    ]
+    assert mlp.mean_tokens == pytest.approx(3.0)
+    assert mlp.repetition == pytest.approx((0.5 + 0.0) / 2)
+    assert mlp.distinct_1 == pytest.approx((0.2 + 1.0) / 2)
+    assert mlp.distinct_2 == pytest.approx((0.25 + 1.0) / 2)
+    assert (mlp.accuracy, mlp.perplexity, mlp.mean_entropy) == (0.5, 8.0, 0.5)
+    assert mlp.nonfinite_share == pytest.approx(2 / 3)
+    assert (attn.repetition, attn.perplexity) == (None, None)
+
+
+def test_the_table_has_a_block_for_each_group_and_a_dash_for_what_is_missing():
+    lines = level_lines(level_stats([answer("one two", level=level) for level in (0.0, 0.5)] + [answer("x", "attn")]))
+    assert [line for line in lines if not line.startswith(" ") and line] == ["ablation, attn", "ablation, mlp"]
+    row = next(line for line in lines if line.split()[:1] == ["0.5"])
+    assert row.split()[:4] == ["0.5", "1", "2.0", "-"]
+
+
+def test_a_picture_is_drawn_for_each_method_the_same_every_time():
+    stats = level_stats([answer("a b c d e", group, level) for group in ("attn", "mlp", "q") for level in (0.0, 0.5)])
+    drawn = draw_levels(stats)
+    assert list(drawn) == ["levels-ablation.png"]
+    assert drawn["levels-ablation.png"].startswith(b"\x89PNG")
+    assert draw_levels(stats) == drawn

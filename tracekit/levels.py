@@ -1,0 +1,174 @@
+"""A degradation run summed up: what the answers are like at every level of damage, and a picture of it.
+
+distinct-n is the share of different n-grams among all of an answer (Li et al. 2016, "A Diversity-Promoting Objective
+Function for Neural Conversation Models", https://arxiv.org/abs/1510.03055); repetition is 1 - distinct-4, seq-rep-4 of
+Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training" (https://arxiv.org/abs/1908.04319). Both are
+over the words of an answer, in lower case and without punctuation, and are means over the answers that have an n-gram.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+import msgspec
+
+from tracekit.plots import BLUE, ORANGE, canvas, grid, png, style
+from tracekit.records import DegradationRecord
+
+__all__ = ["LevelStats", "distinct", "draw_levels", "level_lines", "level_stats"]
+
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_COLUMNS = (
+    "level",
+    "answers",
+    "tokens",
+    "repetition",
+    "distinct-1",
+    "distinct-2",
+    "right",
+    "entropy",
+    "perplexity",
+    "not finite",
+)
+_SHOWN = (
+    ("mean_tokens", "tokens an answer"),
+    ("repetition", "repetition (1 - distinct-4)"),
+    ("distinct_2", "distinct-2"),
+    ("perplexity", "perplexity of the text"),
+)
+
+
+class LevelStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers at one level of damage to one group of weights."""
+
+    method: str
+    """How weights were damaged."""
+    group: str
+    """Which weights."""
+    level: float
+    """How much."""
+    num_samples: int
+    """Answers."""
+    mean_tokens: float
+    """Generated tokens an answer."""
+    repetition: float | None
+    """1 - distinct-4; null where no answer has four words."""
+    distinct_1: float | None
+    """distinct-1; null where no answer has a word."""
+    distinct_2: float | None
+    """distinct-2; null where no answer has two words."""
+    accuracy: float | None
+    """Share of the expected answers that were given; null where none was expected."""
+    mean_entropy: float | None
+    """Mean entropy of a generated token, nats; null where none is finite."""
+    perplexity: float | None
+    """Perplexity of the run's text; null where none was asked for, or not finite."""
+    nonfinite_share: float
+    """Share of the answers with values that are not finite."""
+
+
+def distinct(text: str, n: int) -> float | None:
+    """Share of different n-grams among all of a text's, 0 to 1; None where it has none."""
+    words = _WORD.findall(text.lower())
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def level_stats(records: Iterable[DegradationRecord]) -> list[LevelStats]:
+    """The levels of a run, method by method, group by group, rising."""
+
+    def place(record: DegradationRecord) -> tuple[str, str, float]:
+        return record.damage.method, record.damage.group, record.damage.level
+
+    return [_summed(*key, list(some)) for key, some in groupby(sorted(records, key=place), key=place)]
+
+
+def _summed(method: str, group: str, level: float, records: Sequence[DegradationRecord]) -> LevelStats:
+    ratios = {n: [distinct(record.generated_answer, n) for record in records] for n in (1, 2, 4)}
+    distinct_4 = _mean(ratios[4])
+    return LevelStats(
+        method=method,
+        group=group,
+        level=level,
+        num_samples=len(records),
+        mean_tokens=sum(len(record.generated_token_ids) for record in records) / len(records),
+        repetition=None if distinct_4 is None else 1 - distinct_4,
+        distinct_1=_mean(ratios[1]),
+        distinct_2=_mean(ratios[2]),
+        accuracy=_mean([None if record.is_correct is None else float(record.is_correct) for record in records]),
+        mean_entropy=_mean([entropy for record in records for entropy in record.token_entropies]),
+        perplexity=_mean([record.perplexity for record in records]),
+        nonfinite_share=sum(_is_spoilt(record) for record in records) / len(records),
+    )
+
+
+def _is_spoilt(record: DegradationRecord) -> bool:
+    return bool(record.num_nonfinite_values or record.num_nonfinite_tokens)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return math.fsum(there) / len(there) if there else None
+
+
+def level_lines(stats: Sequence[LevelStats]) -> list[str]:
+    """A table of the levels, a block for each method and group."""
+    lines: list[str] = []
+    for (method, group), some in groupby(stats, key=lambda one: (one.method, one.group)):
+        lines += [f"{method}, {group}", "  " + "".join(f"{name:>12s}" for name in _COLUMNS)]
+        for one in some:
+            cells = [
+                f"{one.level:g}",
+                str(one.num_samples),
+                f"{one.mean_tokens:.1f}",
+                _cell(one.repetition, ".3f"),
+                _cell(one.distinct_1, ".3f"),
+                _cell(one.distinct_2, ".3f"),
+                _cell(one.accuracy, ".3f"),
+                _cell(one.mean_entropy, ".3f"),
+                _cell(one.perplexity, ".4g"),
+                f"{one.nonfinite_share:.0%}",
+            ]
+            lines.append("  " + "".join(f"{cell:>12s}" for cell in cells))
+        lines.append("")
+    return lines
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def draw_levels(stats: Sequence[LevelStats]) -> dict[str, bytes]:
+    """A PNG for each method, by file name: the curves of every group over the levels.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    drawn: dict[str, bytes] = {}
+    with style():
+        for method, some in groupby(stats, key=lambda one: one.method):
+            drawn[f"levels-{method}.png"] = _levels_png(method, list(some))
+    return drawn
+
+
+def _levels_png(method: str, stats: Sequence[LevelStats]) -> bytes:
+    shown = [(name, title) for name, title in _SHOWN if any(getattr(one, name) is not None for one in stats)]
+    figure = canvas(height=2.6 * len(shown))
+    panels: Any = figure.subplots(len(shown), 1, sharex=True, squeeze=False)
+    groups = [group for group, _ in groupby(stats, key=lambda one: one.group)]
+    for (name, title), axes in zip(shown, panels[:, 0], strict=True):
+        for number, group in enumerate(groups):
+            points = [(one.level, getattr(one, name)) for one in stats if one.group == group]
+            points = [(level, value) for level, value in points if value is not None]
+            look = {"color": (BLUE, ORANGE)[number] if number < 2 else f"C{number}", "marker": "osD^v"[number % 5]}
+            axes.plot([level for level, _ in points], [value for _, value in points], label=group, **look)
+        if name == "perplexity":
+            axes.set_yscale("log")
+        axes.set_ylabel(title)
+        grid(axes)
+    panels[0, 0].set_title(f"Answers by level of damage\n{method}", loc="left", parse_math=False)
+    panels[0, 0].legend(title="group", frameon=False, ncols=min(4, len(groups)))
+    panels[-1, 0].set_xlabel(f"level of {method}")
+    return png(figure)
