@@ -34,11 +34,18 @@ def test_distinct_is_the_share_of_different_n_grams(text: str, n: int, share: fl
 def test_a_level_is_summed_over_its_own_answers_and_what_is_missing_is_left_out():
     records = [
         answer("no no no no no", is_correct=True, perplexity=8.0, is_perplexity_finite=True),
-        answer("one two three four", is_correct=None, perplexity=8.0, is_perplexity_finite=True, num_nonfinite_values=0, num_nonfinite_tokens=0),
+        answer(
+            "one two three four",
+            is_correct=None,
+            perplexity=8.0,
+            is_perplexity_finite=True,
+            num_nonfinite_values=0,
+            num_nonfinite_tokens=0,
+        ),
         answer("", is_correct=False, token_entropies=[None], perplexity=None),
         answer("other level", level=0.2),
         answer("other group", group="attn", level=0.1),
-    ]  # fmt: skip
+    ]
     attn, mlp, higher = level_stats(records)
     assert [(one.group, one.level, one.num_samples) for one in (attn, mlp, higher)] == [
         ("attn", 0.1, 1),
