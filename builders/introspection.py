@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 
 from builders.introspection_prompts import PASSES, SYSTEM, Pass, bins_of, instruction_sha256, message
-from builders.letters import LetterScores, asked_ids, name_letter, score_letters, spellings_of
+from builders.letter_parsing import name_letter
+from builders.letters import LetterScores, asked_ids, score_letters, spellings_of
 from builders.mcq_questions import McqQuestion, read_questions, shuffled
 from builders.surface import Rarity, surface_of
 from tracekit.answers import parse_answer

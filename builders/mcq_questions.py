@@ -8,7 +8,8 @@
                                         or columns A, B, C, D in place of options
 
 Options are lettered A to D in the order in which they are shown. An answer is a letter (or the source's own label), or
-a number counted from 0. Rows with another number of options (a few of ARC's) are malformed.
+a number counted from 0 (also 2.0, which a table with gaps makes of 2). Columns that are null or empty, as sets put
+together have them, are passed over. Rows with another number of options (a few of ARC's) are malformed.
 """
 
 import random
@@ -32,6 +33,7 @@ SAMPLE = Path(__file__).parent / "samples" / "introspection.jsonl"
 
 _LETTERS = "ABCD"
 _QUESTION_COLUMNS = ("question", "question_stem", "query")
+_OPTION_COLUMNS = ("options", "choices")
 _ANSWER_COLUMNS = ("answer", "answerKey", "gold")
 
 
@@ -69,7 +71,7 @@ def read_questions(config: SourceConfig) -> Examples[McqQuestion]:
     for example in found.examples:
         if first.setdefault(example.example_id, example.index) != example.index:
             repeated.append(
-                f"{found.info.id} row {example.index}: id {example.example_id!r} is that of row "
+                f"{found.info.id} row {example.index} (counted from 0): id {example.example_id!r} is that of row "
                 f"{first[example.example_id]} too; the samples of a question are found by its id"
             )
     if repeated and config.on_bad_row == "error":
@@ -121,13 +123,13 @@ def shuffled(question: McqQuestion, seed: int) -> McqQuestion:
 
 
 def _first(data: dict[str, Any], names: Sequence[str]) -> Any:
-    """The value of the first of these columns that there is."""
-    return next((data[name] for name in names if name in data), None)
+    """The value of the first of these columns that holds one; None where none does."""
+    return next((data[name] for name in names if data.get(name) not in (None, "", [], {})), None)
 
 
 def _options(data: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The source's own labels and the texts of the options, wherever a row keeps them."""
-    value = data.get("options", data.get("choices"))
+    value = _first(data, _OPTION_COLUMNS)
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
@@ -169,20 +171,25 @@ def _text(value: Any) -> str:
 
 def _label_idx(answer: Any, labels: list[str]) -> int | None:
     """Number of the right option; None for the empty answer of an unlabelled split."""
-    if answer is None or answer == "":
+    if answer is None:
         return None
-    text = str(answer).strip()
+    text = str(int(answer) if isinstance(answer, float) and answer.is_integer() else answer).strip()
+    upper = [label.upper() for label in labels]
+    is_lettered = bool(set(upper) & set(_LETTERS))
+    is_numbered = any(label.isdecimal() for label in labels)
     if not isinstance(answer, bool):
         if text in labels:
             return labels.index(text)
-        upper = [label.upper() for label in labels]
         if text.upper() in upper:
             return upper.index(text.upper())
-        if len(text) == 1 and text.upper() in _LETTERS and not set(upper) & set(_LETTERS):
+        if len(text) == 1 and text.upper() in _LETTERS and not is_lettered:
             return _LETTERS.index(text.upper())
-        if text.isdecimal() and int(text) < len(labels) and not any(label.isdecimal() for label in labels):
+        if text.isdecimal() and int(text) < len(labels) and not is_numbered:
             return int(text)
+    accepted = [f"one of {' '.join(labels)}"]
+    accepted += [] if is_lettered else ["a letter A to D"]
+    accepted += [] if is_numbered else [f"a number 0 to {len(labels) - 1}, counted from 0"]
     raise SourceError(
-        f"the answer is {answer!r}; expected one of {' '.join(labels)}, a letter A to D, or a number 0 to "
-        f"{len(labels) - 1}; nothing where unlabelled"
+        f"the answer is {answer!r}; expected {', or '.join(accepted)}; nothing where unlabelled; an option's text is "
+        "not accepted"
     )

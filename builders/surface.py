@@ -4,6 +4,17 @@ Rarity has two measures. Token ids, as they are often used, are rare in the orde
 tokens. Beside them stands what the tokenizer itself learned of frequency: for BPE the rank of the merge that makes a
 token (merges are learned most frequent first; 0 for single bytes and characters), for Unigram a token's negative
 log-probability, and for vocabularies that are only sorted (WordPiece, WordLevel) the rank in them.
+
+The question's type is the first of `what where when who how why which` as a whole word, without regard to case; `whom`
+and `whose` are `who`.
+
+A negation is one of these as a whole word, without regard to case: not, no, never, none, nothing, nobody, neither, nor,
+cannot, except, without, false, least (but not in "at least"); or a word that ends in n't. Parts of words (unable,
+impossible) are none.
+
+A hedge is one of these as a whole word, without regard to case: might, could, possibly, perhaps, probably, likely,
+usually, often, sometimes, generally, typically, commonly, mainly, mostly, primarily, best, better, approximately,
+roughly; or may, in small or in capital letters throughout ("May" is a month).
 """
 
 import re
@@ -45,9 +56,9 @@ class Surface(NamedTuple):
     question_type: str
     """First question word: `what where when who how why which`, or `other`."""
     has_negation: bool
-    """Whether it holds a negation."""
+    """Whether it holds a negation, as listed above."""
     has_ambiguity: bool
-    """Whether it holds a hedge."""
+    """Whether it holds a hedge, as listed above."""
     token_rarity_mean: float
     """Mean token id."""
     token_rarity_max: float
@@ -83,7 +94,12 @@ class Rarity:
             self._by_id = {token: float(token) for token in model["vocab"].values()}
 
     def __call__(self, token_id: int) -> float:
-        """Rarity of a token; 0 for one that was not learned: a byte, a character, a special token."""
+        """Rarity of a token: merge rank, nats, or rank in a sorted vocabulary, as `source` says.
+
+        0 for one that the tokenizer's model did not learn: for `bpe_merge_rank` a byte or character, for every source
+        a token added to it beside its vocabulary, as special tokens often are. For `vocab_rank` the rank is the token
+        id, so that special tokens that stand first in the vocabulary have small ones.
+        """
         return self._by_id.get(token_id, 0.0)
 
 

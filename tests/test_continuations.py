@@ -1,17 +1,23 @@
-"""Continuations: summed log-probabilities against plain transformers, in batches with shared stems."""
+"""Continuations: their ids after a prompt; summed log-probabilities against plain transformers, with shared stems."""
 
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 import tracekit.continuations as continuations_module
+from tests.tiny_checkpoint import tiny_tokenizer
 from tests.tiny_models import tiny_model, token_ids, traced
 from tracekit.capture import Text, Trace
-from tracekit.continuations import score_continuations, softmax
+from tracekit.continuations import continuation_ids, score_continuations, softmax
+from tracekit.errors import ConfigError
 from tracekit.traced import TracedModel
 
 PROMPTS = [token_ids(7), token_ids(1, start=3), token_ids(16, start=5)]
@@ -116,3 +122,49 @@ def test_softmax(values: list[float]):
     found = softmax(values)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+# Ids
+
+
+def unigram(pieces: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts no space before a text and splits nowhere: every piece may merge with its neighbours."""
+    made = Tokenizer(models.Unigram([("<unk>", 0.0), *((piece, -2.0 - i / 8) for i, piece in enumerate(pieces))], 0))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("$^"), "isolated")
+    made.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("joint", ["", " ", "\n"])
+@pytest.mark.parametrize("prompt", ["Answer:", "Answer: ", "Answer:\n", "It is sunf", "<|assistant|>", "("])
+@pytest.mark.parametrize("name", ["gpt2", "stories260K", "tiny"])
+def test_ids_read_after_the_prompt_as_the_text_does(shared: Path, name: str, prompt: str, joint: str):
+    tokenizer = {
+        "gpt2": lambda: GPT2TokenizerFast.from_pretrained(shared / "tokenizers/gpt2"),
+        "stories260K": lambda: AutoTokenizer.from_pretrained(shared / "models/stories260K-hf"),
+        "tiny": tiny_tokenizer,
+    }[name]()
+    base = tokenizer(prompt, add_special_tokens=False).input_ids
+    texts = ["B", "lower", "new york", "a b", "été", "10 %", ": no"]
+    for text, ids in zip(texts, continuation_ids(tokenizer, prompt, joint, texts), strict=True):
+        assert tokenizer.decode(base + ids) == prompt + joint + text
+        whole = tokenizer(prompt + joint + text, add_special_tokens=False).input_ids
+        if whole[: len(base)] == base:
+            assert base + ids == whole
+
+
+def test_a_word_that_a_tokenizer_puts_a_space_before_is_cut_off_from_a_sign(shared: Path):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models/stories260K-hf")
+    prompt = "Answer: "
+    alone = tokenizer("Ben", add_special_tokens=False).input_ids
+    [ids] = continuation_ids(tokenizer, prompt, "", ["Ben"])
+    assert tokenizer.convert_ids_to_tokens(alone)[0].startswith("▁")
+    assert tokenizer.convert_ids_to_tokens(ids)[0] == "B"
+
+
+def test_a_text_that_no_ids_give_after_this_prompt_is_refused():
+    tokenizer = unigram(["x", "A", "xB"])
+    with pytest.raises(
+        ConfigError, match=r"no tokens for 'B' after a prompt that ends in 'x': it merges the two, .*use another tokeni"
+    ):
+        continuation_ids(tokenizer, "x", "", ["A", "B"])

@@ -419,7 +419,7 @@ def test_bad_rows_and_repeated_ids_are_named_or_skipped(checkpoints: Checkpoints
         assert len(outcome.manifest.source.skipped) == 2
         assert TraceStore(str(tmp_path / "run"), config=name).keys == ["000000", "000003"]
     again = write_questions(tmp_path / "again.jsonl", [QUESTIONS[0], QUESTIONS[0]])
-    with pytest.raises(SourceError, match=r"row 1: id 'q1' is that of row 0"):
+    with pytest.raises(SourceError, match=r"row 1 \(counted from 0\): id 'q1' is that of row 0"):
         run_passes(tmp_path / "two", checkpoints.llama, again)
 
 

@@ -1,4 +1,4 @@
-"""Letters as answers: what outputs name, how tokenizers spell letters, and their scores against plain transformers."""
+"""Letters as answers: how tokenizers spell them, and their scores against plain transformers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from builders.introspection_prompts import bins_of
-from builders.letters import LetterScores, Spelling, asked_ids, name_letter, score_letters, spellings_of
+from builders.letters import LetterScores, Spelling, asked_ids, score_letters, spellings_of
 from tests.tiny_checkpoint import tiny_tokenizer
 from tests.tiny_models import tiny_model, token_ids, traced
 from tracekit.capture import Text, capture
@@ -19,269 +18,6 @@ from tracekit.config import CaptureConfig
 from tracekit.errors import ConfigError
 
 LETTERS = list("ABCD")
-PLANETS = {"A": "Mars", "B": "Jupiter", "C": "Venus", "D": "Earth"}
-BINS = {one.label: one.text() for one in bins_of((0, 5, 10, 20, 40, 60, 80, 90, 100))}
-NOT_STATED = "no letter of A, B, C, D at the start, and none stated"
-
-
-# What an output names
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "B",
-        "b",
-        " B\n",
-        "B.",
-        "B)",
-        "B!",
-        "b)",
-        "(b)",
-        "[B]",
-        "“B”",
-        "‘B’",
-        "'B'",
-        '"B"',
-        "`B`",
-        "**B**",
-        "__B__",
-        "* B",
-        "<B>",
-        "<b>B</b>",
-        "<answer>B</answer>",
-        "B</s>",
-        "$B$",
-        "\\(B\\)",
-        "\\boxed{B}",
-        "$\\boxed{\\text{B}}$",
-        "\\textbf{B}",
-        "**B.** Jupiter",
-        "B. Jupiter",
-        "B.Jupiter",
-        "(B)Jupiter",
-        "B Jupiter",
-        "B\tJupiter",
-        "B (Jupiter)",
-        "B (the largest)",
-        "B - Jupiter",
-        "B – the largest",
-        "B — Jupiter",
-        "B: the largest",
-        "B = Jupiter",
-        "B **Jupiter**",
-        "B is right",
-        "B because it is large",
-        "B, because A is small",
-        "B, not A",
-        "B, A is wrong",
-        "The answer is B, and A is not",
-        "B, a planet",
-        "B\n\nA is wrong",
-        "B\nAnswer: B",
-        "B. Jupiter is the largest, A is small",
-        "The answer is B",
-        "The answer is **B**.",
-        "The correct answer is (B)",
-        "The answer is 'B'.",
-        "The answer is b",
-        "the answer is: B",
-        "The answer is $\\boxed{B}$.",
-        "The answer is B Jupiter",
-        "The best answer is B, not A",
-        "**Answer:** B",
-        "Answer: b",
-        "ANSWER：B",
-        "Sure, the answer is:\n\n**B. Jupiter**",
-        "Option B",
-        "option b",
-        "I take choice B",
-        "The letter is B",
-        "Option B seems right",
-        "A is wrong, the answer is B",
-        "(A) isn't right; the answer is B",
-        "Option A is wrong. Option B is right.",
-        "Option (A) is incorrect, so the answer must be option B",
-    ],
-)
-def test_an_output_that_names_b(text: str):
-    named = name_letter(text, PLANETS)
-    assert (named.letter, named.failure) == ("B", None)
-    assert text[named.start] in "Bb"
-    assert not text[named.start - 1 : named.start].isalnum()
-    assert not text[named.start + 1 : named.start + 2].isalnum()
-
-
-@pytest.mark.parametrize(
-    ("text", "start"),
-    [
-        ("  (b)", 3),
-        ("\n**B.** Jupiter", 3),
-        ("A is wrong, the answer is B", 26),
-        ("\\boxed{B}", 7),
-        ("Better: option B, or B.", 15),
-        (" Jupiter", 1),
-        ("“Jupiter”", 0),
-    ],
-)
-def test_start_is_where_the_letter_or_its_text_begins(text: str, start: int):
-    named = name_letter(text, PLANETS)
-    assert (named.letter, named.start) == ("B", start)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "A cat",
-        "a cat",
-        "A.D. 476",
-        "A's",
-        "A’ll do",
-        "A-level",
-        "A long time ago",
-        "B?",
-        "AB",
-        "ABCD",
-        "A B C D",
-        "C# and others",
-        "D-Day",
-        "B12",
-        "E",
-        "Option E",
-        "The answer is E",
-        "The answer is A cat",
-        "The answer is a cat",
-        "the answer is A's",
-        "The answer is B.C. 44",
-        "Answer: C-reactive protein",
-        "Answer: C++",
-        "The answer is not A",
-        "Option A is wrong",
-        "A: is not a planet",
-        "<b>Mars</b>",
-        "(A) is wrong",
-        "I don't know",
-        "Neither A nor B",
-        "Both A and C are right",
-        "The answer is Jupiter",
-        "Jupiter and Mars",
-        "Jupiters",
-        "答",
-        "...",
-        "70%",
-    ],
-)
-def test_an_output_that_names_no_letter(text: str):
-    assert name_letter(text, PLANETS) == (None, 0, NOT_STATED)
-
-
-@pytest.mark.parametrize("text", ["", " ", "\n\t "])
-def test_an_empty_output_names_no_letter(text: str):
-    assert name_letter(text, PLANETS) == (None, 0, "the output is empty")
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("A, B, C or D", "A, B, ..."),
-        ("a, b, c or d", "A, B, ..."),
-        ("A and B", "A, B, ..."),
-        ("B or C?", "B, C, ..."),
-        ("A, and B", "A, B, ..."),
-        ("A/B", "A, B, ..."),
-        ("A & B", "A, B, ..."),
-        ("(A), (B)", "A, B, ..."),
-        ("**A** or **B**", "A, B, ..."),
-        ('"B" or "C"', "B, C, ..."),
-        ("A\nB\nC\nD", "A, B, ..."),
-        ("A. Mars\nB. Jupiter\nC. Ve", "A, B, ..."),
-        ("The answer is A or B", "A, ..."),
-        ("Answer: B, C", "B, ..."),
-        ("Option A is good. Option B is better.", "A, B"),
-    ],
-)
-def test_an_output_of_several_letters_names_none_and_says_so(text: str, names: str):
-    assert name_letter(text, PLANETS) == (None, 0, f"several letters: {names}")
-
-
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        ("60 to 80 %", "F"),
-        ("60 to 80%", "F"),
-        ("60 to 80", "F"),
-        ("F. 60 to 80 %", "F"),
-        ("F 60 to 80 %", "F"),
-        ("F (60-80%)", "F"),
-        ("A under 5 %", "A"),
-        ("Under 5%.", "A"),
-        ("over 90 %", "H"),
-        ("Range: F", "F"),
-        ("The range is f.", "F"),
-        ("5 to 10 %", "B"),
-        ("70%", None),
-        ("70", None),
-        ("5", None),
-        ("60", None),
-        ("80 to 60 %", None),
-        ("A 70% chance", None),
-        ("A high chance", None),
-        ("a very high one", None),
-        ("I", None),
-        ("G or H", None),
-    ],
-)
-def test_bins_are_named_by_letter_or_by_their_whole_text(text: str, letter: str | None):
-    assert name_letter(text, BINS).letter == letter
-
-
-@pytest.mark.parametrize(
-    ("options", "text", "letter"),
-    [
-        (["a dog", "A cat", "cat", "A dog"], "A cat", "B"),
-        (["a dog", "A cat", "cat", "A dog"], "a Cat.", "B"),
-        (["a dog", "A cat", "cat", "A dog"], "A dog", None),
-        (["cat", "x", "y", "z"], "A cat", "A"),
-        (["cat", "x", "y", "z"], "A catalyst", None),
-        (["red", "x", "y", "red blood cell"], "A red blood cell", None),
-        (["red", "x", "y", "red blood cell"], "A red one", "A"),
-        (["476 B.C.", "A.D. 476", "B.C. 44", "D.C."], "A.D. 476.", "B"),
-        (["476 B.C.", "A.D. 476", "B.C. 44", "D.C."], "B.C. 44", "C"),
-        (["A", "B", "A and B", "neither"], "A and B", "C"),
-        (["A", "B", "A and B", "neither"], "A or B", None),
-        (["Dijkstra", "A* search", "depth first", "greedy"], "A* search", "B"),
-        (["C. elegans", "D. melanogaster", "E. coli", "yeast"], "D. melanogaster", "B"),
-        (["vitamin C", "vitamin A", "vitamin D", "hepatitis B"], "Vitamin C", "A"),
-        (["B", "A", "C", "E"], "A", "A"),
-        (["B", "A", "C", "E"], "b", "B"),
-        (["B", "A", "C", "E"], "E", "D"),
-        (["E", "F", "G", "H"], "“g”", "C"),
-        (["(x+y)*", ".*", "C++", "[a-z]"], "(x+y)*", "A"),
-        (["(x+y)*", ".*", "C++", "[a-z]"], ".*", "B"),
-        (["(x+y)*", ".*", "C++", "[a-z]"], "anything", None),
-        (["(x+y)*", ".*", "C++", "[a-z]"], "C++", "C"),
-        (["(x+y)*", ".*", "C++", "[a-z]"], "C", "C"),
-        (["x", "C++", "y", "z"], "C#", None),
-        (["1", "-1", "0", "2"], "-1", "B"),
-        (["1", "0", "2", "3"], "-1", None),
-        (["1", "0", "2", "3"], "1.", "A"),
-        (["1.5", "15", "1", "5"], "1.5", "A"),
-        (["1.5", "15", "1", "5"], "15", "B"),
-        (["5", "5%", "50", "50%"], "5%", "B"),
-        (["+", "-", "*", "/"], "-", "B"),
-        (["+", "-", "*", "/"], "...", None),
-        (["x", "x", "y", "z"], "x", None),
-        (["x", "x", "y", "z"], "A", "A"),
-        (["x", "x", "y", "z"], "B. x", "B"),
-        (["Saint-Exupéry", "x", "y", "z"], "*saint exupéry*", "A"),
-        (["Jupiter, the planet", "x", "y", "z"], "“Jupiter the planet”.", "A"),
-    ],
-)
-def test_the_texts_of_options_tell_letters_from_words(options: list[str], text: str, letter: str | None):
-    named = name_letter(text, dict(zip(LETTERS, options, strict=True)))
-    assert named.letter == letter
-    assert (named.failure is None) == (letter is not None)
-    assert named.start == 0
 
 
 # How tokenizers spell letters
@@ -325,13 +61,57 @@ def test_gpt2_knows_both_spellings_as_single_tokens(shared: Path):
     assert asked_ids(spellings) == (32, 33, 34, 35, 317, 347, 327, 360)
 
 
-def test_a_prompt_that_ends_with_a_space_leaves_gpt2_the_bare_letters(shared: Path):
-    tokenizer = GPT2TokenizerFast.from_pretrained(shared / "tokenizers/gpt2")
-    prompt = "Answer: "
-    base = tokenizer(prompt).input_ids
-    for one in spellings_of(tokenizer, prompt, LETTERS):
+def tokenizers_of_every_kind(shared: Path) -> dict[str, Any]:
+    return {
+        "gpt2": GPT2TokenizerFast.from_pretrained(shared / "tokenizers/gpt2"),
+        "stories260K": AutoTokenizer.from_pretrained(shared / "models/stories260K-hf"),
+        "tiny": tiny_tokenizer(chat=True),
+        "word_piece": word_piece(["Answer", ":", "<", "|", "assistant", ">", "(", *LETTERS]),
+        "unigram": metaspace(
+            ["▁Answer", ":", "▁", "\n", "(", "<|assistant|>", *LETTERS, *("▁" + letter for letter in LETTERS)]
+        ),
+    }
+
+
+@pytest.mark.parametrize("prompt", ["Answer:", "Answer: ", "\n", "<|assistant|>", "("])
+@pytest.mark.parametrize("kind", ["gpt2", "stories260K", "tiny", "word_piece", "unigram"])
+def test_every_letter_of_a_spelling_reads_after_the_prompt_as_the_spelling_says(shared: Path, kind: str, prompt: str):
+    tokenizer = tokenizers_of_every_kind(shared)[kind]
+    base = tokenizer(prompt, add_special_tokens=False).input_ids
+    spellings = spellings_of(tokenizer, prompt, LETTERS)
+    assert [one.form for one in spellings] == (["A"] if kind == "word_piece" else ["A", " A"])
+    for one in spellings:
         for letter, ids in zip(LETTERS, one.token_ids, strict=True):
-            assert tokenizer.decode(base + ids) == prompt + one.form[:-1] + letter
+            text = prompt + one.form[:-1] + letter
+            whole = tokenizer(text, add_special_tokens=False).input_ids
+            shown = " ".join(tokenizer.convert_ids_to_tokens(whole)) if kind == "word_piece" else text
+            assert tokenizer.decode(base + ids) == shown
+            if whole[: len(base)] == base:
+                assert base + ids == whole
+
+
+def test_where_prompt_and_letter_merge_no_letter_is_taken_in_another_spelling(shared: Path):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models/stories260K-hf")
+    bare, spaced = spelled(tokenizer, "Answer: ")
+    assert bare == ("A", [[x] for x in LETTERS])
+    assert spaced == (" A", [["▁", "A"], ["▁B"], ["▁", "C"], ["▁", "D"]])
+
+
+def test_letters_that_merge_with_every_sign_are_found_in_the_vocabulary():
+    merged = [sign + x for sign in "\n:(" for x in LETTERS]
+    tokenizer = metaspace(["▁Answer", ":", "▁", "\n", "(", *("▁" + x for x in LETTERS), *merged, *LETTERS])
+    assert spelled(tokenizer, "Answer: ")[0] == ("A", [[x] for x in LETTERS])
+
+
+def test_a_spelling_that_cannot_be_told_from_the_end_of_the_prompt_is_none():
+    tokenizer = metaspace(["▁Answer", ":", "▁", *("▁" + x for x in LETTERS)])
+    assert spelled(tokenizer, "Answer: ") == [(" A", [["▁" + x] for x in LETTERS])]
+
+
+def test_a_prompt_after_which_no_spelling_can_stand_is_refused():
+    tokenizer = metaspace(["▁Answer", *(f"▁Answer{joint}{x}" for joint in ("", "▁") for x in LETTERS)])
+    with pytest.raises(ConfigError, match="no tokens for 'A' after a prompt that ends in 'Answer': it merges the two"):
+        spellings_of(tokenizer, "Answer", LETTERS)
 
 
 def test_word_piece_has_one_spelling():

@@ -84,7 +84,7 @@ def test_id_and_subject_are_the_sources_own(data: dict[str, Any], identity: str,
 
 @pytest.mark.parametrize(
     ("answer", "letter"),
-    [("A", "A"), ("d", "D"), (" c ", "C"), (0, "A"), (3, "D"), ("0", "A"), ("3", "D")],
+    [("A", "A"), ("d", "D"), (" c ", "C"), (0, "A"), (3, "D"), ("0", "A"), ("3", "D"), (2.0, "C"), (0.0, "A")],
 )
 def test_an_answer_is_a_letter_or_a_number_from_zero(answer: Any, letter: str):
     assert parsed(MMLU | {"answer": answer}).correct_letter == letter
@@ -95,6 +95,7 @@ def test_an_answer_is_a_letter_or_a_number_from_zero(answer: Any, letter: str):
     [
         ("1234", "1", "A"),
         ("1234", 4, "D"),
+        ("1234", 4.0, "D"),
         ("1234", "B", "B"),
         ("0123", "1", "B"),
         ("DCBA", "D", "A"),
@@ -107,6 +108,28 @@ def test_a_label_of_the_source_comes_before_a_number(labels: str, answer: Any, l
     question = parsed(ARC | {"choices": {"text": TEXTS, "label": list(labels)}, "answerKey": answer})
     assert question.correct_letter == letter
     assert question.choices == choices(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ARC | {"answer": None},
+        ARC | {"answer": ""},
+        ARC | {"answer": None, "gold": None},
+        ARC | {"options": None},
+        ARC | {"options": ""},
+        ARC | {"options": []},
+        MAPPING | {"choices": None},
+        COLUMNS | {"options": ""},
+        COLUMNS | {"options": None, "choices": None, "answerKey": None},
+        OPENBOOKQA | {"question": None},
+        OPENBOOKQA | {"question": "", "query": None},
+    ],
+)
+def test_null_and_empty_columns_of_merged_sets_are_passed_over(data: dict[str, Any]):
+    question = parsed(data)
+    assert question.question == QUESTION
+    assert (question.choices, question.correct_letter) == (choices(TEXTS), "B")
 
 
 def test_options_may_be_numbers():
@@ -144,18 +167,26 @@ def test_without_an_answer_a_question_is_unlabelled(answer: dict[str, Any]):
         (PAIRS | {"choices": [{"label": label} for label in "ABCD"]}, "an option is None"),
         (AS_JSON | {"options": "A) Mars B) Jupiter"}, "the options are no JSON: "),
         (AS_JSON | {"options": "4"}, "0 options; expected four"),
-        (MMLU | {"answer": 4}, "the answer is 4; expected one of A B C D, a letter A to D, or a number 0 to 3"),
+        (MMLU | {"answer": 4}, "the answer is 4; expected one of A B C D, or a number 0 to 3, counted from 0; noth"),
         (MMLU | {"answer": "4"}, "the answer is '4'"),
         (MMLU | {"answer": -1}, "the answer is -1"),
         (MMLU | {"answer": "E"}, "the answer is 'E'"),
         (MMLU | {"answer": "AB"}, "the answer is 'AB'"),
         (MMLU | {"answer": "None"}, "the answer is 'None'"),
         (PAIRS | {"choices": [{"text": text} for text in TEXTS], "answer": "None"}, "the answer is 'None'"),
-        (MMLU | {"answer": "Jupiter"}, "the answer is 'Jupiter'"),
+        (MMLU | {"answer": "Jupiter"}, "unlabelled; an option's text is not accepted"),
+        (MMLU | {"answer": 4.0}, "the answer is 4.0"),
+        (MMLU | {"answer": -1.0}, "the answer is -1.0"),
+        (MMLU | {"answer": float("nan")}, "the answer is nan"),
+        (MMLU | {"answer": float("inf")}, "the answer is inf"),
+        (
+            ARC | {"choices": {"text": TEXTS, "label": list("WXYZ")}, "answerKey": "E"},
+            "the answer is 'E'; expected one of W X Y Z, or a letter A to D, or a number 0 to 3, counted from 0; ",
+        ),
         (MMLU | {"answer": 1.5}, "the answer is 1.5"),
         (MMLU | {"answer": True}, "the answer is True"),
         (MMLU | {"answer": " "}, "the answer is ' '"),
-        (ARC_NUMBERED | {"answerKey": "5"}, "the answer is '5'; expected one of 1 2 3 4"),
+        (ARC_NUMBERED | {"answerKey": "5"}, "the answer is '5'; expected one of 1 2 3 4, or a letter A to D; nothing"),
         (ARC_NUMBERED | {"answerKey": 0}, "the answer is 0; expected one of 1 2 3 4"),
         (MMLU | {"question": " "}, "found ' '; columns: question"),
         (MMLU | {"question": 3}, "no question"),
@@ -200,7 +231,8 @@ def test_an_id_that_stands_twice_is_refused_or_skipped(tmp_path: Path):
     rows = [MMLU | {"id": "a"}, MMLU | {"id": "b"}, MMLU | {"id": "a", "question": "Again?"}, MMLU | {"id": "a"}]
     config = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(
-        SourceError, match=r"row 2: id 'a' is that of row 0 too; .* give each its own, or pass --on-bad-row skip"
+        SourceError,
+        match=r"row 2 \(counted from 0\): id 'a' is that of row 0 too; .* give each its own, or pass --on-bad-row skip",
     ):
         read_questions(config)
     found = read_questions(msgspec.structs.replace(config, on_bad_row="skip"))
@@ -214,7 +246,7 @@ def test_an_id_that_stands_twice_is_refused_or_skipped(tmp_path: Path):
 
 def test_an_id_that_is_the_row_of_another_stands_twice(tmp_path: Path):
     config = write(tmp_path / "rows.jsonl", [MMLU | {"id": 1}, MMLU])
-    with pytest.raises(SourceError, match="row 1: id '1' is that of row 0 too"):
+    with pytest.raises(SourceError, match=r"row 1 \(counted from 0\): id '1' is that of row 0 too"):
         read_questions(config)
 
 

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
+import builders.surface as surface_module
 from builders.surface import Rarity, Surface, surface_of
 
 MERGES = [("l", "o"), ("lo", "w"), ("e", "r"), ("low", "er")]
@@ -40,6 +41,7 @@ def surface(question: str) -> Surface:
         ("Where is it?", "where"),
         ("When was it?", "when"),
         ("Who was it?", "who"),
+        ("Dr WHO was it?", "who"),
         ("Whom did she see?", "who"),
         ("Whose is it?", "who"),
         ("How is it?", "how"),
@@ -57,6 +59,25 @@ def test_the_first_question_word_is_the_type(question: str, kind: str):
     assert surface(question).question_type == kind
 
 
+def listed(after: str, before: str) -> list[str]:
+    """The words that the module's docstring lists between two of its phrases."""
+    text = " ".join(str(surface_module.__doc__).split())
+    part = text.split(after, 1)[1].split(before, 1)[0]
+    return [word.split()[0] for word in part.split(", ")]
+
+
+def test_every_negation_and_hedge_of_the_docstring_counts_in_any_case_and_in_no_longer_word():
+    negations = listed("A negation is one of these as a whole word, without regard to case: ", " (but not")
+    hedges = listed("A hedge is one of these as a whole word, without regard to case: ", "; or may")
+    assert (len(negations), len(hedges)) == (13, 19)
+    for word in negations:
+        assert all(surface(f"It is {form} so").has_negation for form in (word, word.upper(), word.title()))
+        assert not surface(f"It is {word}y so").has_negation
+    for word in hedges:
+        assert all(surface(f"It is {form} so").has_ambiguity for form in (word, word.upper(), word.title()))
+        assert not surface(f"It is {word}y so").has_ambiguity
+
+
 @pytest.mark.parametrize(
     ("question", "is_negated"),
     [
@@ -70,6 +91,7 @@ def test_the_first_question_word_is_the_type(question: str, kind: str):
         ("None of these", True),
         ("Neither is", True),
         ("Without water", True),
+        ("Who is unable to do the impossible?", False),
         ("Who has at least two moons?", False),
         ("Which note is a knot in nothingness?", False),
         ("A hint to a nation", False),
@@ -173,6 +195,16 @@ def test_rarity_of_a_sorted_vocabulary_is_the_rank_in_it(kind: Any):
     found = surface_of(tokenizer, Rarity(tokenizer), "the tower")
     assert found.frequency_rarity_source == "vocab_rank"
     assert (found.frequency_rarity_mean, found.frequency_rarity_max) == ((1 + 4) / 2, 4)
+
+
+def test_in_a_sorted_vocabulary_characters_have_ranks_and_only_added_tokens_have_none():
+    tokenizer = wrapped(models.WordPiece({"<unk>": 0, "[PAD]": 1, "[CLS]": 2, "a": 3}, unk_token="<unk>"))
+    tokenizer.add_special_tokens({"cls_token": "[CLS]", "bos_token": "<s>"})
+    rarity = Rarity(tokenizer)
+    assert rarity(tokenizer.convert_tokens_to_ids("a")) == 3
+    assert rarity(tokenizer.cls_token_id) == 2
+    assert tokenizer.bos_token_id == 4
+    assert rarity(tokenizer.bos_token_id) == 0
 
 
 def test_a_question_without_tokens_has_rarity_zero():

@@ -11,12 +11,15 @@ import numpy as np
 
 from tracekit.capture import Text, Trace, capture
 from tracekit.config import CaptureConfig
+from tracekit.errors import ConfigError
 from tracekit.prompts import Exchange, Prompter
 from tracekit.traced import TracedModel
 
 __all__ = ["answer_joint", "continuation_ids", "score_continuations", "softmax"]
 
 _NOTHING_KEPT = CaptureConfig(sites=("none",))
+_ANCHORS = ("\n", ":", "(")
+"""Signs that merge with few texts; a tokenizer may turn the first into a space."""
 
 
 def answer_joint(prompter: Prompter) -> str:
@@ -38,24 +41,56 @@ def continuation_ids(tokenizer: Any, prompt: str, joint: str, texts: Sequence[st
 
     Prompt and text are tokenised as one, and what comes after the prompt's ids is the text's: with the joining space
     inside its first token or not, as the tokenizer does it. Where the tokenizer would merge the two, so that the
-    prompt's ids are no prefix any more, the text is tokenised alone: with the joint or without it, whichever decodes
-    to the right text after the prompt.
+    prompt's ids are no prefix any more, the text is tokenised apart from the prompt, and ids count only where they
+    decode, after the prompt's, to what prompt and text together decode to.
+
+    Raises:
+        ConfigError: no ids decode to the text after this prompt.
     """
     encoded = tokenizer([prompt, *(prompt + joint + text for text in texts)], add_special_tokens=False, verbose=False)
     base, *wholes = (list(ids) for ids in encoded.input_ids)
-    return [
-        whole[len(base) :]
-        if whole[: len(base)] == base and len(whole) > len(base)
-        else _apart(tokenizer, base, joint, text)
-        for whole, text in zip(wholes, texts, strict=True)
-    ]
+    found: list[list[int]] = []
+    for whole, text in zip(wholes, texts, strict=True):
+        is_prefix = whole[: len(base)] == base and len(whole) > len(base)
+        ids = whole[len(base) :] if is_prefix else _apart(tokenizer, base, whole, joint + text)
+        if ids is None:
+            raise ConfigError(
+                f"the tokenizer has no tokens for {joint + text!r} after a prompt that ends in {prompt[-20:]!r}: it "
+                "merges the two, and nothing it makes of the text alone reads the same there; end the prompt otherwise "
+                "(--chat-template), or use another tokenizer"
+            )
+        found.append(ids)
+    return found
 
 
-def _apart(tokenizer: Any, base: list[int], joint: str, text: str) -> list[int]:
-    """Ids of a text tokenised on its own, to stand after the ids of a prompt."""
-    tries = [list(tokenizer(form, add_special_tokens=False).input_ids) for form in (joint + text, text)]
-    wanted = tokenizer.decode(base) + joint + text
-    return next((ids for ids in tries if ids and tokenizer.decode(base + ids) == wanted), tries[0])
+def _apart(tokenizer: Any, base: list[int], whole: list[int], text: str) -> list[int] | None:
+    """Ids of a text tokenised apart from a prompt, the first that read after it as prompt and text do as one."""
+    wanted = _decoded(tokenizer, whole)
+    return next((ids for ids in _forms(tokenizer, text) if ids and _decoded(tokenizer, base + ids) == wanted), None)
+
+
+def _forms(tokenizer: Any, text: str) -> Iterator[list[int]]:
+    """Ids that a text may have: alone, after a sign that it is cut off from, and as one entry of the vocabulary.
+
+    Some tokenizers put a space before a text that stands alone; after a sign it stands as it is.
+    """
+    bare = text.lstrip()
+    for form in dict.fromkeys((text, bare)):
+        yield _ids(tokenizer, form)
+    for anchor in _ANCHORS:
+        before, both = _ids(tokenizer, anchor), _ids(tokenizer, anchor + text)
+        if both[: len(before)] == before:
+            yield both[len(before) :]
+    entry = tokenizer.get_vocab().get(text)
+    yield [] if entry is None else [entry]
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)  # which would hide a space too many
 
 
 def score_continuations(
