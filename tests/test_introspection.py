@@ -288,7 +288,7 @@ def test_what_an_output_names_is_judged_and_placed(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
     checkpoint = getattr(checkpoints, name)
-    monkeypatch.setattr(introspection, "answer_once", saying(checkpoint, " A", "(B) it is", " hm, no"))
+    monkeypatch.setattr(introspection, "answer_once", saying(checkpoint, " A", "(B) for sure", " hm, no"))
     run_passes(
         tmp_path / "run", checkpoint, checkpoints.questions, output={"batch_size": 1}, generation={"max_new_tokens": 30}
     )
