@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.datasets_for_tests import make_sample, write_dataset
+from tests.datasets_for_tests import MODEL, make_sample, write_dataset
+from tests.degradation_for_tests import make_damaged
 from tests.hub_for_tests import TestHub
-from tests.introspection_for_tests import Noise, Question, entropy, make_pass, write_passes
+from tests.introspection_for_tests import BINS, Noise, Question, entropy, make_pass, write_passes
 from tests.publishing_for_tests import REPO, publish, tell
 from tracekit.diff import AnswerChange, ConfigDifference, Difference, diff
 from tracekit.diff_table import difference_lines
@@ -88,10 +89,11 @@ def test_changed_answers_are_counted(changed: Difference):
     ]
 
 
-def test_accuracy_counts_what_was_judged(changed: Difference):
-    one = only(changed)
+def test_accuracy_is_over_the_questions_that_were_judged_on_both_sides(changed: Difference):
+    one = only(changed)  # the fourth, which b got right, is judged in b alone
+    assert one.num_judged_both == 4
     assert (one.a.num_judged, one.a.num_unjudged, one.a.num_without_answer, one.a.accuracy) == (4, 1, 1, 0.75)
-    assert (one.b.num_judged, one.b.num_unjudged, one.b.num_without_answer, one.b.accuracy) == (5, 0, 0, 0.6)
+    assert (one.b.num_judged, one.b.num_unjudged, one.b.num_without_answer, one.b.accuracy) == (5, 0, 0, 0.5)
     assert (one.a.accuracy_most_probable, one.b.accuracy_most_probable) == (0.8, 0.6)
     assert only(changed, "self_confidence").a.accuracy_most_probable is None
 
@@ -116,12 +118,167 @@ def test_calibration_of_both_sides_by_hand(changed: Difference):
     stated = only(changed, "self_confidence")
     assert stated.a.calibration is not None
     assert stated.b.calibration is not None
-    assert (stated.a.calibration.num, stated.b.calibration.num) == (4, 5)
-    assert stated.a.calibration_note == "1 of 5 samples left out: no judged answer"
-    assert stated.a.calibration.brier == pytest.approx((0.05**2 + 0.7**2 + 0.15**2 + 0.5**2) / 4)
+    assert (stated.a.calibration.num, stated.b.calibration.num) == (5, 5)
+    assert stated.a.calibration_note is None
+    assert stated.a.calibration.brier == pytest.approx((0.05**2 + 0.7**2 + 0.15**2 + 0.7**2 + 0.5**2) / 5)
     assert stated.b.calibration.brier == pytest.approx((0.95**2 + 0.3**2 + 0.85**2 + 0.7**2 + 0.5**2) / 5)
     assert stated.a.accuracy is None  # this pass judges no answers of its own
     assert stated.a.num_unjudged == 0
+
+
+def test_where_nothing_parsed_confidence_is_calibrated_and_the_most_probable_letter_compared(tmp_path: Path):
+    for name, questions in (("a", A), ("b", B)):
+        write_passes(tmp_path / name, [one._replace(parsed=None) for one in questions])
+    found = diff(tmp_path / "a", tmp_path / "b", sites=[])
+    for one in found.configs:
+        assert one.a.calibration is not None
+        assert (one.a.calibration.num, len(one.a.calibration.bins)) == (5, 10)
+    mcq = only(found)
+    assert mcq.answers is not None
+    assert (mcq.answers.num, mcq.answers.num_changed) == (0, 0)
+    assert mcq.most_probable is not None
+    assert (mcq.most_probable.num_changed, mcq.most_probable.num) == (3, 5)
+    assert (mcq.most_probable.num_right_to_wrong, mcq.most_probable.num_wrong_to_right) == (2, 1)
+    lines = difference_lines(found)
+    assert "  answers changed: none parsed in either" in lines
+    assert "  most probable letter changed: 3 of 5; right to wrong 2, wrong to right 1" in lines
+    assert "    A to C: 2, B to A: 1" in lines
+    assert "  most probable bin changed: 1 of 5" in lines  # of confidence nothing is right or wrong
+
+
+def test_calibration_is_over_what_both_sides_can_calibrate(a: Path, tmp_path: Path):
+    write_passes(tmp_path, A[:3], ["mcq"])
+    write_passes(tmp_path, A, ["self_confidence"])
+    one = only(diff(a, tmp_path, sites=[]), "self_confidence")
+    assert one.a.calibration is not None
+    assert one.a.calibration == one.b.calibration
+    assert one.a.calibration.num == 3
+    assert one.a.calibration_note == "2 of 5 samples left out: not judged in both"
+    write_passes(tmp_path / "alone", A, ["self_confidence"])
+    one = only(diff(a, tmp_path / "alone", sites=[]), "self_confidence")
+    assert one.a.calibration is not None
+    assert (one.a.calibration.num, one.b.calibration) == (5, None)
+    assert one.b.calibration_note == "the dataset has no configuration 'mcq' that says whether the model is right"
+
+
+def test_confidence_in_oneself_is_compared_with_confidence_in_others(tmp_path: Path):
+    write_passes(tmp_path, A, ["mcq", "self_confidence"])
+    others = [one._replace(confident=15.0) for one in A]
+    write_passes(tmp_path, others, ["other_confidence"], prompt_ids=(1, 2, 3, 9, 9, 9), instruction_sha256="3" * 64)
+    found = diff(tmp_path, tmp_path, config=("self_confidence", "other_confidence"))
+    one = only(found, "self_confidence, other_confidence")
+    moved = shift(one, "confidence")
+    assert (moved.mean_a, moved.mean_b) == (pytest.approx(0.66), pytest.approx(0.15))
+    assert moved.shift == pytest.approx(-0.51)
+    assert one.notes == ["asked for self_confidence in a and other_confidence in b: their prompts differ by design"]
+    layer = one.activations[0].layers[0]
+    assert (layer.prompt.num_positions, layer.last_prompt.num_positions) == (0, 5)
+    assert one.activations_note is not None
+    assert "5 of 5 prompts are other tokens" in one.activations_note
+    assert (one.a.calibration_against, one.b.calibration_against) == (
+        "the most probable letter",
+        "the most probable letter (this model's own answers)",
+    )
+    lines = difference_lines(found)
+    assert "  calibration of b      against the most probable letter (this model's own answers)" in lines
+    assert any(
+        line.startswith("  expected confidence (from probabilities)          0.66        0.15") for line in lines
+    )
+
+
+def test_passes_that_do_not_ask_alike_are_refused_with_what_can_be_compared(a: Path, tmp_path: Path):
+    with pytest.raises(DatasetError, match=r'prompt_type is "mcq" in a .* Passes that ask for confidence can be comp'):
+        diff(a, a, config=("mcq", "self_confidence"))
+    write_passes(tmp_path, A, ["other_confidence"], bins=BINS[:4])
+    with pytest.raises(DatasetError, match=r"not asked the same: bins is .* where their bins are equal"):
+        diff(a, tmp_path, config=("self_confidence", "other_confidence"))
+
+
+def test_stated_confidence_is_compared_where_both_outputs_named_a_bin(tmp_path: Path):
+    write_passes(tmp_path / "a", A, ["self_confidence"])
+    write_passes(tmp_path / "b", A, ["self_confidence"], parsed_answer="C")
+    moved = shift(only(diff(tmp_path / "a", tmp_path / "b", sites=[]), "self_confidence"), "stated_confidence")
+    assert (moved.num, moved.mean_a, moved.mean_b) == (5, pytest.approx(0.66), pytest.approx(0.15))
+
+
+def test_what_differs_beside_the_model_is_noted(a: Path, tmp_path: Path):
+    settings = make_pass(0, A[0]).record.generation
+    changes = {
+        "instruction_sha256": "3" * 64,
+        "generation": msgspec.structs.replace(settings, do_sample=True, temperature=0.5, max_new_tokens=99),
+    }
+    coarse = msgspec.structs.replace(MODEL, dtype="bfloat16", quantization="nf4")
+    made = [make_pass(number, one, **changes) for number, one in enumerate(A)]
+    made = [one._replace(record=msgspec.structs.replace(one.record, model=coarse)) for one in made]
+    write_dataset(tmp_path, {"train-00000": made}, config="mcq", is_finished=False)
+    found = diff(a, tmp_path, sites=[])
+    assert only(found).num_common == 5
+    assert only(found).notes == [
+        "b is not finished: 5 samples so far",
+        "model.dtype is float32 in a, bfloat16 in b",
+        "model.quantization is null in a, nf4 in b",
+        f"generation.do_sample is {str(settings.do_sample).lower()} in a, true in b",
+        f"generation.max_new_tokens is {settings.max_new_tokens} in a, 99 in b",
+        f"generation.temperature is {settings.temperature} in a, 0.5 in b",
+        "instruction_sha256 is 222222222222... in a, 333333333333... in b",
+    ]
+    assert "  note                  b is not finished: 5 samples so far" in difference_lines(found)
+    assert only(diff(a, a, sites=[])).notes == []
+
+
+def test_negative_layers_count_from_the_last(a: Path, b: Path):
+    one = only(diff(a, b, layers=[0, -1]))
+    assert {site.site: [layer.layer for layer in site.layers] for site in one.activations} == {
+        "hidden_states": [0, 3],
+        "resid_embed": [None],
+        "resid_post_mlp": [0, 2],
+    }
+    assert one.activations_note is None
+    assert only(diff(a, b, layers=[-9])).activations_note == "no layer -9 in both"
+
+
+def test_histograms_of_shifts_hold_zero_and_no_empty_half(changed: Difference):
+    histogram = shift(only(changed, "self_confidence"), "confidence").histogram
+    assert (histogram.edges[0], histogram.edges[-1]) == (pytest.approx(-0.7), 0.0)
+    assert sum(histogram.counts) == 5
+    still = shift(only(changed), "allowed_mass").histogram
+    assert (still.edges[0], still.edges[-1], sum(still.counts)) == (-1.0, 1.0, 5)
+
+
+def test_two_levels_of_damage_are_compared_by_prompt(tmp_path: Path):
+    answers = {0.0: ("4", True, False), 0.2: ("??", False, True)}
+    made = [
+        make_damaged(prompt, group=group, level=level, generated_answer=text, is_correct=right, is_truncated=cut)
+        for group in ("attn", "mlp")
+        for level, (text, right, cut) in answers.items()
+        for prompt in ("p", "q")
+    ]
+    write_dataset(tmp_path, {"train-00000": made}, config="degradation")
+    group = "damage.group=mlp"
+    found = diff(tmp_path, tmp_path, where_a=["damage.level=0", group], where_b=["damage.level=0.2", group])
+    one = only(found, "degradation")
+    assert (one.num_common, one.aligned_by, one.num_judged_both) == (2, "question", 2)
+    assert (one.a.accuracy, one.b.accuracy) == (1.0, 0.0)
+    assert one.answers is not None
+    assert (one.answers.num_changed, one.answers.num_right_to_wrong) == (2, 2)
+    assert shift(one, "truncated_share").shift == 1.0
+    assert shift(one, "entropy").mean_a == 0.5  # the token without a finite entropy is skipped
+    assert one.notes == ["damage.level is 0.0 in a, 0.2 in b"]
+    every = only(diff(tmp_path, tmp_path, sites=[]), "degradation")
+    assert (every.aligned_by, every.num_common) == ("key", 8)  # group, level, repeat and prompt
+    with pytest.raises(DatasetError, match="choose one of each question with --where-a and --where-b"):
+        diff(tmp_path, tmp_path, where_a=["damage.level=0"], where_b=["damage.level=0.2"])
+
+
+def test_slices_of_other_questions_say_what_filters_are_for(tmp_path: Path):
+    made = [make_pass(number, one, subject="law" if number else "art") for number, one in enumerate(A)]
+    write_dataset(tmp_path, {"train-00000": made}, config="mcq")
+    message = (
+        "No question is in both selections, of 1 samples of a and 4 of b. Filters are for slices of the same "
+        "questions, such as two levels of damage: --where-a damage.level=0 --where-b damage.level=0.2"
+    )
+    with pytest.raises(DatasetError, match=message):
+        diff(tmp_path, tmp_path, where_a=["subject=art"], where_b=["subject=law"])
 
 
 def test_noise_on_one_layer_is_seen_from_that_layer_on(changed: Difference):
@@ -287,14 +444,19 @@ def test_the_result_is_json_and_comes_back(changed: Difference):
 def test_the_table_is_readable_at_a_glance(changed: Difference):
     text = "\n".join(difference_lines(changed))
     assert "mcq (introspection): 5 samples in common, aligned by question; only in a 0, only in b 0" in text
-    assert "  accuracy                      0.75         0.6       -0.15" in text
-    assert "answers changed       4 of 5; right to wrong 2, wrong to right 1" in text
-    assert "A to C: 2, B to A: 1, (none) to A: 1" in text
+    lines = text.splitlines()
+    assert f"  {'accuracy (4 judged in both)':42s}        0.75         0.5       -0.25" in lines
+    assert f"  {'accuracy of the most probable letter':42s}         0.8         0.6        -0.2" in lines
+    assert f"  {'judged':42s}           4           5          +1" in lines
+    assert f"  {'nothing parsed':42s}           1           0          -1" in lines
+    assert "  calibration against the most probable letter" in lines
+    assert "    ECE (10 bins of equal width)  " in text
+    assert "  answers changed: 4 of 5; right to wrong 2, wrong to right 1" in lines
+    assert "    A to C: 2, B to A: 1, (none) to A: 1" in lines
     assert "  hidden_states                          25 prompt positions                      5 last positions" in text
-    rows = [line.split() for line in text.splitlines()]
+    rows = [line.split() for line in lines]
     assert ["0", "1", "0", "0", "1", "0", "0"] in rows
-    assert "calibration of a      1 of 5 samples left out: no judged answer" in text
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, lines)) <= 120
 
 
 def test_of_many_layers_the_table_shows_some_with_first_and_last(tmp_path: Path):

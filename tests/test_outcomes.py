@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.datasets_for_tests import make_choices, make_sample, write_dataset
+from tests.degradation_for_tests import make_damaged
 from tests.introspection_for_tests import Question, make_pass, write_passes
-from tracekit.errors import ConfigError
-from tracekit.outcomes import FIELDS, Outcomes, calibration_of, parse_filter, read_outcomes, rows_where
+from tracekit.outcomes import FIELDS, Outcomes, calibration_of, read_outcomes
 from tracekit.records import RECORD_TYPES
 from tracekit.remote import list_configs
 from tracekit.store import TraceStore
@@ -47,13 +47,47 @@ def test_the_answers_of_the_pass_mcq(tmp_path: Path):
 def test_stated_confidence_is_judged_by_the_pass_mcq(tmp_path: Path, config: str):
     found = outcomes(write_passes(tmp_path, QUESTIONS), config)
     assert found.confidences.tolist() == [0.95, 0.7, 0.3]
-    assert found.confidence_verdicts == [True, False, None]
+    assert found.confidence_verdicts == [True, False, True]  # by the most probable letter, parsed or not
     calibration, note = calibration_of(found)
     assert calibration is not None
-    assert (calibration.num, calibration.accuracy) == (2, 0.5)
-    assert calibration.brier == pytest.approx((0.05**2 + 0.7**2) / 2)
-    assert note == "1 of 3 samples left out: no judged answer"
+    assert (calibration.num, calibration.accuracy, note) == (3, 2 / 3, None)
+    assert calibration.brier == pytest.approx((0.05**2 + 0.7**2 + 0.7**2) / 3)
     assert not found.has_verdicts
+
+
+def test_where_no_output_could_be_read_every_pass_is_calibrated(tmp_path: Path):
+    write_passes(tmp_path, [one._replace(parsed=None) for one in QUESTIONS])
+    for config in ("mcq", "self_confidence", "other_confidence"):
+        calibration, note = calibration_of(outcomes(tmp_path, config))
+        assert calibration is not None
+        assert (calibration.num, calibration.accuracy, note) == (3, 2 / 3, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "against"),
+    [
+        ("mcq", "the most probable letter"),
+        ("self_confidence", "the most probable letter"),
+        ("other_confidence", "the most probable letter (this model's own answers)"),
+    ],
+)
+def test_what_calibration_is_against_is_named(tmp_path: Path, config: str, against: str):
+    assert outcomes(write_passes(tmp_path, QUESTIONS), config).calibrated_against() == against
+
+
+def test_questions_that_the_pass_mcq_did_not_ask_are_left_out_of_calibration(tmp_path: Path):
+    write_passes(tmp_path, QUESTIONS[:2], ["mcq"])
+    write_passes(tmp_path, QUESTIONS, ["self_confidence"])
+    calibration, note = calibration_of(outcomes(tmp_path, "self_confidence"))
+    assert calibration is not None
+    assert (calibration.num, note) == (2, "1 of 3 samples left out: not judged")
+
+
+def test_stated_confidence_is_the_midpoint_of_the_bin_that_the_output_named(tmp_path: Path):
+    write_passes(tmp_path / "said", QUESTIONS, ["self_confidence"], parsed_answer="C")
+    assert outcomes(tmp_path / "said", "self_confidence").numbers["stated_confidence"].tolist() == [0.15] * 3
+    write_passes(tmp_path / "unread", QUESTIONS, ["self_confidence"], parsed_answer=None)
+    assert "stated_confidence" not in outcomes(tmp_path / "unread", "self_confidence").numbers
 
 
 def test_without_the_pass_mcq_calibration_is_none_and_says_why(tmp_path: Path):
@@ -68,7 +102,22 @@ def test_a_named_configuration_is_judged_by_its_own_pass(tmp_path: Path):
     for name in ("mcq", "self_confidence"):
         made = [make_pass(i, one, name, config=f"tuned-{name}") for i, one in enumerate(QUESTIONS)]
         write_dataset(tmp_path, {"train-00000": made}, config=f"tuned-{name}")
-    assert outcomes(tmp_path, "tuned-self_confidence").confidence_verdicts == [True, False, None]
+    assert outcomes(tmp_path, "tuned-self_confidence").confidence_verdicts == [True, False, True]
+
+
+def test_a_run_named_like_a_pass_is_judged_by_its_own_pass(tmp_path: Path):
+    for name in ("mcq", "self_confidence"):
+        config = f"self_confidence_run_{name}"
+        made = [make_pass(i, one, name, config=config) for i, one in enumerate(QUESTIONS)]
+        write_dataset(tmp_path, {"train-00000": made}, config=config)
+    assert outcomes(tmp_path, "self_confidence_run_self_confidence").confidence_verdicts == [True, False, True]
+
+
+def test_a_confidence_pass_of_any_name_says_why_nothing_judges_it(tmp_path: Path):
+    made = [make_pass(0, QUESTIONS[0], "self_confidence", config="mine")]
+    write_dataset(tmp_path, {"train-00000": made}, config="mine")
+    _, note = calibration_of(outcomes(tmp_path, "mine"))
+    assert note == "configuration 'mine' is not named ...self_confidence, so that its pass mcq is not known"
 
 
 def test_a_question_that_was_answered_twice_judges_nothing(tmp_path: Path):
@@ -98,61 +147,21 @@ def test_lists_are_averaged_and_tasks_without_confidence_say_so(tmp_path: Path):
     assert calibration_of(found) == (None, "the task states no confidence")
 
 
+def test_of_a_damaged_model_what_is_not_finite_is_skipped(tmp_path: Path):
+    one = make_damaged("p", level=0.25, perplexity=8.0)
+    other = make_damaged("q", level=0.25, token_entropies=[None], is_truncated=False, is_correct=True)
+    write_dataset(tmp_path, {"train-00000": [one, other]}, config="degradation")
+    found = outcomes(tmp_path, "degradation")
+    assert found.verdicts == [False, True]
+    np.testing.assert_array_equal(found.numbers["entropy"], [0.5, np.nan])
+    assert found.numbers["logprob"].tolist() == [-0.5, -0.5]
+    assert found.numbers["truncated_share"].tolist() == [1.0, 0.0]
+    np.testing.assert_array_equal(found.numbers["perplexity"], [8.0, np.nan])
+    assert found.conditions["damage.level"] == [0.25, 0.25]
+
+
 def test_options_of_an_encoder_have_confidence(tmp_path: Path):
     write_dataset(tmp_path, {"train-00000": [make_choices("000000")]}, config="csqa_mcq")
     found = outcomes(tmp_path, "csqa_mcq")
     np.testing.assert_allclose(found.confidences, [1 / 3])
     assert found.confidence_verdicts == [True]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("level=0.1", (["level"], 0.1)),
-        ("subject=law", (["subject"], "law")),
-        ("model.adapter=null", (["model", "adapter"], None)),
-        ('a="1"', (["a"], "1")),
-        ("a=b=c", (["a"], "b=c")),
-    ],
-)
-def test_filters_are_paths_and_json_values(text: str, expected: tuple[list[str], object]):
-    assert parse_filter(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("where", "rows"),
-    [
-        ([], [0, 1, 2]),
-        (["subject=law"], [1]),
-        (["subject=null"], [2]),
-        (["is_correct=true"], [0]),
-        (["temperature=1"], [0, 1, 2]),
-        (["model.id=test/model", "parsed_answer=B"], [1]),
-        (["options.1.text=thing b of 2"], [2]),
-    ],
-)
-def test_filters_choose_rows(tmp_path: Path, where: list[str], rows: list[int]):
-    write_passes(tmp_path, QUESTIONS, ["mcq"])
-    with TraceStore(tmp_path) as store:
-        assert rows_where(store, where) == rows
-
-
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("subject", "'subject' is no filter; expected field=value"),
-        ("=law", "is no filter"),
-        ("subjct=law", "records have no field 'subjct'; fields: .*subject"),
-        (
-            "subject=physics",
-            r"no sample of mcq passes the filter 'subject=physics'; values there: \"history\", \"law\"",
-        ),
-        ("is_correct=1", "no sample of mcq passes"),
-        ("model.name=x", "has 'name', where there is id, revision"),
-        ("options.first=x", "has 'first', where there is a number"),
-    ],
-)
-def test_a_filter_that_means_nothing_is_refused(tmp_path: Path, where: str, message: str):
-    write_passes(tmp_path, QUESTIONS, ["mcq"])
-    with TraceStore(tmp_path) as store, pytest.raises(ConfigError, match=message):
-        rows_where(store, [where])

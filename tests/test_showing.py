@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,10 @@ from tests.introspection_for_tests import Noise, write_passes
 from tests.sample_records import confidence_record, introspection_record, trivia_record
 from tests.test_diff import A, B
 from tracekit.cli import main
+from tracekit.errors import DatasetError
 from tracekit.records import Record
 from tracekit.sizes import bar
+from tracekit.store import TraceStore
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,38 @@ def test_show_stats_sums_every_configuration_up(a: str, capsys: pytest.CaptureFi
     assert (one["config"], one["accuracy"]) == ("mcq", 0.75)
 
 
+def test_show_of_several_configurations_is_one_json_list(a: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["show", a, "--json"]) == 0
+    done = capsys.readouterr()
+    assert [one["configs"] for one in json.loads(done.out)] == [["mcq"], ["other_confidence"], ["self_confidence"]]
+    assert done.err == f"next: tracekit show {a} --stats\n"
+    assert main(["show", a, "--json", "--dataset-config", "mcq"]) == 0
+    assert json.loads(capsys.readouterr().out)["configs"] == ["mcq"]
+
+
+def test_show_of_several_configurations_shows_each_and_the_next_command(a: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["show", a, "--examples", "1"]) == 0
+    done = capsys.readouterr()
+    assert [done.out.count(f"000000  {name}  ") for name in ("mcq", "self_confidence", "other_confidence")] == [1] * 3
+    assert done.err == f"next: tracekit show {a} --stats\n"
+
+
+def test_show_closes_what_it_opened(a: str, monkeypatch: pytest.MonkeyPatch):
+    opened: list[TraceStore] = []
+
+    class Watched(TraceStore):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            opened.append(self)
+
+    monkeypatch.setattr("tracekit.commands.TraceStore", Watched)
+    assert main(["show", a]) == 0
+    assert len(opened) == 3
+    for store in opened:
+        with pytest.raises(DatasetError, match="closed"):
+            store.record("000000")
+
+
 def test_show_stats_of_one_sample_is_refused(a: str, capsys: pytest.CaptureFixture[str]):
     assert main(["show", a, "--stats", "--key", "000000"]) == 1
     assert "error: --stats sums up whole configurations" in capsys.readouterr().err
@@ -87,7 +122,7 @@ def test_show_stats_of_one_sample_is_refused(a: str, capsys: pytest.CaptureFixtu
 def test_diff_prints_a_table_and_the_next_command(a: str, b: str, capsys: pytest.CaptureFixture[str]):
     assert main(["diff", a, b, "--dataset-config", "mcq", "--layers", "0", "3"]) == 0
     done = capsys.readouterr()
-    assert "answers changed       4 of 5; right to wrong 2, wrong to right 1" in done.out
+    assert "  answers changed: 4 of 5; right to wrong 2, wrong to right 1\n" in done.out
     assert [line.split()[0] for line in done.out.splitlines() if line[:3] in ("  0", "  1", "  2", "  3")][:2] == [
         "0",
         "3",
@@ -116,6 +151,14 @@ def test_diff_of_slices_takes_filters(a: str, capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     assert f"a                       {a}  where parsed_answer=A" in text
     assert "2 samples in common, aligned by question; only in a 0, only in b 2" in text
+
+
+def test_several_filters_of_a_side_must_all_hold(a: str, capsys: pytest.CaptureFixture[str]):
+    counts = {}
+    for filters in (["is_correct=true"], ["correct_answer_letter=A"], ["is_correct=true", "correct_answer_letter=A"]):
+        assert main(["diff", a, a, "--dataset-config", "mcq", "--sites", "none", "--where-a", *filters, "--json"]) == 0
+        counts[len(filters), filters[0]] = json.loads(capsys.readouterr().out)["configs"][0]["num_common"]
+    assert list(counts.values()) == [3, 4, 2]
 
 
 def test_diff_writes_pictures(a: str, b: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

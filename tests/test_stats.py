@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.datasets_for_tests import make_choices, make_sample, write_dataset
-from tests.introspection_for_tests import Question, write_passes
+from tests.introspection_for_tests import BINS, Question, write_passes
 from tracekit.errors import DatasetError
 from tracekit.showing import stats_lines
 from tracekit.stats import ConfigStats, Count, Lengths, LetterCount, SubjectAccuracy, stats
@@ -60,22 +60,16 @@ def test_own_confidence_by_tenths(found: dict[str, ConfigStats]):
 
 def test_stated_confidence_by_the_bins_that_were_asked_for(found: dict[str, ConfigStats]):
     one = found["self_confidence"]
-    assert [bar.label for bar in one.confidence] == [
-        f"{letter}  {text} %"
-        for letter, text in zip(
-            "ABCDEFGH",
-            ["0 to 5", "5 to 10", "10 to 20", "20 to 40", "40 to 60", "60 to 80", "80 to 90", "90 to 100"],
-            strict=True,
-        )
-    ]
+    assert [bar.label for bar in one.confidence] == [f"{bin.label}  {bin.text()}" for bin in BINS]  # as samples have it
+    assert (one.confidence[0].label, one.confidence[-1].label) == ("A  under 5 %", "H  over 90 %")
     assert [bar.num_expected for bar in one.confidence] == [0, 1, 0, 0, 0, 2, 0, 2]
     assert [bar.num_answered for bar in one.confidence] == [0, 1, 0, 0, 0, 2, 0, 2]
     assert [bar.mean_probability for bar in one.confidence] == [0, 0.2, 0, 0, 0, 0.4, 0, 0.4]
     assert one.calibration is not None
-    assert one.calibration.num == 3
-    assert one.calibration.brier == pytest.approx((0.05**2 + 0.7**2 + 0.925**2) / 3)
-    assert one.calibration.auroc == 0.5
-    assert one.calibration_note == "2 of 5 samples left out: no judged answer"
+    assert one.calibration.num == 5  # by the most probable letter: A, B wrong, A, C, C
+    assert one.calibration.brier == pytest.approx((0.05**2 + 0.7**2 + 0.3**2 + 0.925**2 + 0.05**2) / 5)
+    assert one.calibration.auroc == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert one.calibration_note is None
     assert (one.accuracy, one.accuracy_most_probable, one.subjects) == (None, None, [])
 
 
@@ -89,6 +83,31 @@ def test_means_of_the_tasks_numbers(found: dict[str, ConfigStats]):
     assert set(means) == {"entropy", "allowed_mass", "logit_margin", "confidence"}
     assert means["confidence"].mean == pytest.approx((0.7 + 0.6 + 0.4 + 0.75 + 0.75) / 5)
     assert (means["allowed_mass"].mean, means["allowed_mass"].std) == (0.5, 0.0)
+
+
+def test_stated_confidence_stands_beside_the_expected(tmp_path: Path):
+    write_passes(tmp_path, QUESTIONS, ["self_confidence"], parsed_answer="C")
+    (one,) = stats(tmp_path)
+    means = {mean.name: mean for mean in one.means}
+    assert (means["stated_confidence"].num, means["stated_confidence"].mean) == (5, pytest.approx(0.15))
+    assert means["confidence"].mean == pytest.approx((95 + 70 + 70 + 7.5 + 95) / 500)
+    lines = stats_lines(one)
+    at = lines.index("  expected confidence (from probabilities) 0.675  (std 0.32)")
+    assert lines[at + 1] == "  stated confidence (bin of the output)    0.15  (of 5 parsed, std 0)"
+
+
+def test_stated_confidence_is_of_what_was_parsed(tmp_path: Path):
+    write_passes(tmp_path, QUESTIONS, ["self_confidence"], parsed_answer=None)
+    (one,) = stats(tmp_path)
+    assert "stated_confidence" not in {mean.name for mean in one.means}
+    assert "  stated confidence (bin of the output)    -  (none parsed)" in stats_lines(one)
+
+
+def test_what_confidence_is_held_against_is_said(found: dict[str, ConfigStats]):
+    letter = "the most probable letter"
+    assert [found[name].calibration_against for name in ("mcq", "self_confidence")] == [letter, letter]
+    assert found["other_confidence"].calibration_against == f"{letter} (this model's own answers)"
+    assert f"  calibration against {letter} (this model's own answers)" in stats_lines(found["other_confidence"])
 
 
 def test_one_configuration_alone_and_none_of_this_name(tmp_path: Path):
@@ -129,15 +148,18 @@ def test_the_result_is_json_and_comes_back(found: dict[str, ConfigStats]):
 
 def test_the_text_says_it_all(found: dict[str, ConfigStats]):
     text = "\n".join(stats_lines(found["mcq"]))
-    assert "  accuracy             0.6667  of 3 judged answers" in text
-    assert "  accuracy by letter   0.8  of the most probable letter" in text
-    assert "  nothing parsed       2  (no letter in the output: 2)" in text
-    assert "  calibration          ECE" in text
-    assert "over 5" in text
+    assert "  accuracy                                 0.6667  of 3 judged answers" in text
+    assert "  accuracy of the most probable letter     0.8\n" in text
+    assert "  nothing parsed                           2  (no letter in the output: 2)" in text
+    assert "  calibration against the most probable letter\n    ECE 0.400 (10 bins of equal width), Brier" in text
+    assert " over 5\n" in text
+    assert "  samples by probability of the most probable letter\n    0 to 10 %" in text
+    assert "expected" not in text
     assert "    70 to 80 %   ########............      2" in text
     assert "    A  #######.............      1               2       3" in text
     assert "    law      ##########.......... 0.500  of 2" in text
     stated = "\n".join(stats_lines(found["self_confidence"]))
-    assert "    F  60 to 80 %   ########............      2         2       0.400" in stated
+    assert "expected in bin" in stated
+    assert "    F  60 to 80 %  ########............      2         2       0.400" in stated
     assert "answers by letter" not in stated
     assert max(map(len, text.splitlines())) <= 100

@@ -5,8 +5,9 @@ stdout is data, stderr is talk; every command ends with the next one to type.
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import tyro
@@ -134,19 +135,36 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
             return self._stats()
         names = list_configs(HubPath.parse(self.folder) or Path(self.folder)).configs
         if self.dataset_config is None and self.key is None and self.prompt_sha256 is None and len(names) > 1:
-            for name in names:
-                show_config(TraceStore(self.folder, config=name), self.examples, as_json=self.json)
-            return 0
+            return self._every(names)
         with TraceStore(self.folder, config=self.dataset_config) as store:
             if self.key is not None:
                 show_samples([store.record(self.key)], as_json=self.json)
             elif self.prompt_sha256 is not None:
                 show_samples([sample.record for sample in store.by_prompt(self.prompt_sha256)], as_json=self.json)
             else:
-                show_config(store, self.examples, as_json=self.json)
+                self._config(store)
                 if not self.json and len(store):
                     named = f" --dataset-config {self.dataset_config}" if self.dataset_config else ""
                     _next(f"tracekit show {shlex.quote(self.folder)}{named} --key {store.keys[0]}")
+        return 0
+
+    def _config(self, store: TraceStore) -> None:
+        if self.json:
+            print(_json(store.info()))
+        else:
+            show_config(store, self.examples)
+
+    def _every(self, names: Sequence[str]) -> int:
+        """Show several configurations; as JSON they are one list."""
+        infos = []
+        for name in names:
+            with TraceStore(self.folder, config=name) as store:
+                infos.append(store.info())
+                if not self.json:
+                    self._config(store)
+        if self.json:
+            print(_json(infos))
+        _next(f"tracekit show {shlex.quote(self.folder)} --stats")
         return 0
 
     def _stats(self) -> int:
@@ -156,7 +174,7 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--stats sums up whole configurations; leave --key and --prompt-sha256 out")
         found = stats(self.folder, config=self.dataset_config)
         if self.json:
-            print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+            print(_json(found))
             return 0
         print("\n\n".join("\n".join(stats_lines(one)) for one in found))
         _next(f"tracekit show {shlex.quote(self.folder)} --examples 3")
@@ -179,7 +197,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
     sites: tuple[str, ...] = COMPARED_SITES
     """Activations to compare, where both have them; `none` reads no activations, which is fast."""
     layers: tuple[int, ...] = ()
-    """Layers to compare; all that both have by default."""
+    """Layers to compare, negative from the last that both have; all that both have by default."""
     plots: str | None = None
     """Folder to write PNG pictures into."""
     json: bool = False
@@ -199,7 +217,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
             progress=True,
         )
         if self.json:
-            print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+            print(_json(found))
         else:
             print("\n".join(difference_lines(found)))
         if self.plots is None:
@@ -296,6 +314,10 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Command = Verify | Show | Diff | Merge | Publish
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
 def _next(command: str) -> None:

@@ -1,24 +1,37 @@
 """Diff: two datasets of the same questions side by side: answers, calibration, entropy, activations.
 
+    from tracekit.diff import diff
+
     difference = diff("traces/base", "traces/tuned")            # or hf://datasets/owner/name@v1.0.0
     diff("traces/run", "traces/run", where_a=["level=0"], where_b=["level=0.1"])    # two slices of one dataset
 
 Configurations that both have are compared one by one, sample by sample of the same question. Changes are b minus a:
 a is what was before, b what came after. What does not align is refused with the reason; what only one side has is
-counted. Nothing here imports torch.
+counted. Both sides are summed up over the same questions: accuracy over those that both judged, calibration, against
+the most probable letter, over those that both can calibrate. Nothing here imports torch.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
 
-from tracekit.alignment import align
+from tracekit.alignment import align, differing_conditions
 from tracekit.calibration import Calibration
-from tracekit.distances import COMPARED_SITES, SiteDistance, compare_activations
+from tracekit.difference import (
+    AnswerChange,
+    AnswerChanges,
+    ConfigDifference,
+    Difference,
+    Histogram,
+    Scores,
+    Shift,
+    Side,
+)
+from tracekit.distances import COMPARED_SITES, compare_activations
 from tracekit.errors import ConfigError, DatasetError
 from tracekit.hub import HubPath
 from tracekit.outcomes import (
@@ -30,6 +43,7 @@ from tracekit.outcomes import (
     calibration_of,
     read_outcomes,
 )
+from tracekit.records import ModelInfo
 from tracekit.remote import Listing, list_configs
 from tracekit.store import TraceStore
 
@@ -45,135 +59,7 @@ __all__ = [
     "diff",
 ]
 
-_NUM_BINS = 21  # odd, so that no change lies in the middle of one
-
-
-class Side(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of the two datasets."""
-
-    path: str
-    """Folder, or address on the Hub."""
-    where: list[str]
-    """Filters `field=value` that its samples passed."""
-
-
-class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one side did on the common samples."""
-
-    config: str
-    """Its configuration."""
-    model: str
-    """Its model: id, revision, adapter and quantization where it has any."""
-    num_judged: int
-    """Samples that were judged right or wrong."""
-    num_unjudged: int
-    """Samples without a judgement: nothing could be parsed, or the source is unlabelled; 0 where a pass judges none."""
-    accuracy: float | None
-    """Share of the judged samples that is right; null where none is judged."""
-    accuracy_most_probable: float | None
-    """The same of the most probable allowed answer, parsed or not; null where that is the answer itself."""
-    num_without_answer: int
-    """Samples from whose output no answer could be read."""
-    calibration: Calibration | None
-    """Confidence against being right; null where it cannot be told."""
-    calibration_note: str | None
-    """Why calibration cannot be told, or what was left out of it; null where there is nothing to say."""
-
-
-class Histogram(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Counts in bins of equal width."""
-
-    edges: list[float]
-    """Edges, one more than there are bins."""
-    counts: list[int]
-    """Values in each bin."""
-
-
-class Shift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a number moved from a to b, over the common samples that have it on both sides."""
-
-    name: str
-    """The number: `entropy` (nats), `confidence` (0 to 1), `loss` (nats), ..."""
-    num: int
-    """Samples."""
-    mean_a: float
-    """Mean in a."""
-    mean_b: float
-    """Mean in b."""
-    shift: float
-    """Mean of b - a."""
-    shift_std: float
-    """Standard deviation of b - a over samples (population)."""
-    histogram: Histogram
-    """Distribution of b - a."""
-
-
-class AnswerChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Samples whose answer was one and became another."""
-
-    a: str | None
-    """The answer in a; null where nothing was parsed."""
-    b: str | None
-    """The answer in b."""
-    count: int
-    """Samples."""
-
-
-class AnswerChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the answers to the common samples changed."""
-
-    num_changed: int
-    """Samples whose answer is another, or is there on one side alone."""
-    num_right_to_wrong: int
-    """Samples right in a and wrong in b."""
-    num_wrong_to_right: int
-    """Samples wrong in a and right in b."""
-    confusions: list[AnswerChange]
-    """Every change with its count, most frequent first; empty for answers in free text."""
-
-
-class ConfigDifference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One configuration of both."""
-
-    config: str
-    """Its name; `name_a, name_b` where they were named apart."""
-    task: str
-    """Its task."""
-    aligned_by: str
-    """`question` (question_id and sample_index) or `key`."""
-    num_common: int
-    """Samples that both have; all that follows is over these."""
-    num_only_a: int
-    """Samples that only a has."""
-    num_only_b: int
-    """Samples that only b has."""
-    a: Scores
-    """How a did."""
-    b: Scores
-    """How b did."""
-    shifts: list[Shift]
-    """Every number of the task that both have."""
-    answers: AnswerChanges | None
-    """How the answers changed; null for a task without answers."""
-    activations: list[SiteDistance]
-    """Distances at every site and layer that both have; empty where they cannot be compared."""
-    activations_note: str | None
-    """Why they cannot be, or what was left out; null where there is nothing to say."""
-
-
-class Difference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Two datasets side by side."""
-
-    a: Side
-    """One dataset."""
-    b: Side
-    """The other."""
-    configs: list[ConfigDifference]
-    """The configurations that were compared."""
-    configs_only_a: list[str]
-    """Configurations that only a has."""
-    configs_only_b: list[str]
-    """Configurations that only b has."""
+_NUM_BINS = 20
 
 
 def diff(
@@ -193,10 +79,10 @@ def diff(
         a: Folder of a dataset, or `hf://datasets/owner/name@v1.0.0`: what was before.
         b: The other, or the same with other filters: what came after.
         config: Configuration to compare, or its name in a and its name in b; all that both have by default.
-        where_a: Filters `field=value` on a's records, see `tracekit.outcomes.rows_where`.
+        where_a: Filters `field=value` on a's records, see `tracekit.filters.rows_where`.
         where_b: Filters on b's records.
         sites: Sites of the residual stream to compare; none by an empty list, which is fast.
-        layers: Layers to compare; all that both have by default.
+        layers: Layers to compare, negative from the last that both have; all that both have by default.
         progress: Show a bar on stderr while activations are read.
 
     Raises:
@@ -231,7 +117,7 @@ class _Opened:
     def __init__(self, listing: Listing, config: str, store: TraceStore, where: Sequence[str]) -> None:
         self.listing, self.config, self.store, self.where = listing, config, store, where
         info = store.info()
-        self.task = info.task
+        self.task, self.is_open, self.num_samples = info.task, info.is_open, info.num_samples
         self.model = "; ".join(
             ", ".join(
                 part
@@ -244,6 +130,13 @@ class _Opened:
             )
             for model in info.models
         )
+        self.model_name = "; ".join(_short_name(model) for model in info.models)
+
+
+def _short_name(model: ModelInfo) -> str:
+    """`SmolLM2-135M`, or with an adapter `SmolLM2-135M + lora-wiki`."""
+    names = [model.id, *([model.adapter.partition("@")[0]] if model.adapter else [])]
+    return " + ".join(name.rsplit("/", 1)[-1] for name in names)
 
 
 def _config_pairs(a: Listing, b: Listing, config: str | Sequence[str] | None) -> list[tuple[str, str]]:
@@ -275,7 +168,7 @@ def _compare(
             "same task can be compared. Name configurations with --dataset-config"
         )
     every_a, every_b = (read_outcomes(one.store, one.listing, one.config, one.where) for one in (a, b))
-    found = align(every_a, every_b, where=name)
+    found = align(every_a, every_b, where=name, is_filtered=bool(a.where or b.where))
     common_a, common_b = every_a.take(found.rows_a), every_b.take(found.rows_b)
     distances = None
     if sites:
@@ -285,32 +178,70 @@ def _compare(
         config=name,
         task=a.task,
         aligned_by=found.by,
+        notes=[*_unfinished(a, b), *differing_conditions(common_a, common_b)],
         num_common=len(found.rows_a),
         num_only_a=found.num_only_a,
         num_only_b=found.num_only_b,
-        a=_scores(a, common_a),
-        b=_scores(b, common_b),
+        num_judged_both=sum(_judged_both(common_a.verdicts, common_b.verdicts)),
+        a=_scores(a, common_a, common_b),
+        b=_scores(b, common_b, common_a),
         shifts=_shifts(common_a, common_b),
-        answers=_answer_changes(common_a, common_b, FIELDS.get(a.task, Fields())),
+        answers=_answer_changes(
+            (common_a.answers, common_b.answers),
+            (common_a.verdicts, common_b.verdicts),
+            has_letters=FIELDS.get(a.task, Fields()).has_letters,
+        ),
+        most_probable=_answer_changes(
+            (common_a.most_probable, common_b.most_probable),
+            (common_a.most_probable_verdicts, common_b.most_probable_verdicts),
+            has_letters=True,
+        ),
         activations=distances.sites if distances else [],
         activations_note=("; ".join(distances.notes) or None) if distances else "no site was asked for",
     )
 
 
-def _scores(side: _Opened, outcomes: Outcomes) -> Scores:
+def _unfinished(a: _Opened, b: _Opened) -> list[str]:
+    return [
+        f"{name} is not finished: {side.num_samples} samples so far"
+        for name, side in (("a", a), ("b", b))
+        if side.is_open
+    ]
+
+
+def _judged_both(one: Sequence[bool | None], other: Sequence[bool | None]) -> list[bool]:
+    return [None not in pair for pair in zip(one, other, strict=True)]
+
+
+def _scores(side: _Opened, outcomes: Outcomes, others: Outcomes) -> Scores:
+    """How a side did on what the other did, too."""
     num_judged = sum(verdict is not None for verdict in outcomes.verdicts)
-    calibration, note = calibration_of(outcomes)
+    both = _judged_both(outcomes.verdicts, others.verdicts)
+    calibration, note = _calibration(outcomes, others)
     return Scores(
         config=side.config,
         model=side.model,
+        model_name=side.model_name,
+        asked_for=outcomes.asked_for,
         num_judged=num_judged,
         num_unjudged=len(outcomes.verdicts) - num_judged if outcomes.has_verdicts else 0,
-        accuracy=accuracy_of(outcomes.verdicts),
+        accuracy=accuracy_of([verdict for verdict, is_both in zip(outcomes.verdicts, both, strict=True) if is_both]),
         accuracy_most_probable=accuracy_most_probable(outcomes, FIELDS.get(side.task, Fields())),
         num_without_answer=0 if outcomes.answers is None else sum(answer is None for answer in outcomes.answers),
         calibration=calibration,
+        calibration_against=outcomes.calibrated_against(),
         calibration_note=note,
     )
+
+
+def _calibration(outcomes: Outcomes, others: Outcomes) -> tuple[Calibration | None, str | None]:
+    """Calibration over what both sides can calibrate, or over all that this side can where the other can nothing."""
+    is_used, is_other = outcomes.is_calibrated(), others.is_calibrated()
+    both = is_used & is_other
+    if not is_other.any() or not is_used.any() or both.all():
+        return calibration_of(outcomes)
+    calibration, _ = calibration_of(outcomes.take([int(row) for row in np.flatnonzero(both)]))
+    return calibration, f"{int((~both).sum())} of {len(both)} samples left out: not judged in both"
 
 
 def _shifts(a: Outcomes, b: Outcomes) -> list[Shift]:
@@ -324,8 +255,8 @@ def _shifts(a: Outcomes, b: Outcomes) -> list[Shift]:
         if not is_there.any():
             continue
         steps = others[is_there] - values[is_there]
-        reach = float(np.abs(steps).max()) or 1.0
-        counts, edges = np.histogram(steps, bins=_NUM_BINS, range=(-reach, reach))
+        low, high = min(float(steps.min()), 0.0), max(float(steps.max()), 0.0)
+        counts, edges = np.histogram(steps, bins=_NUM_BINS, range=(low, high) if low < high else (-1.0, 1.0))
         found.append(
             Shift(
                 name=name,
@@ -340,19 +271,28 @@ def _shifts(a: Outcomes, b: Outcomes) -> list[Shift]:
     return found
 
 
-def _answer_changes(a: Outcomes, b: Outcomes, fields: Fields) -> AnswerChanges | None:
-    if a.answers is None or b.answers is None:
+def _answer_changes(
+    answers: tuple[list[Any] | None, list[Any] | None],
+    verdicts: tuple[list[bool | None], list[bool | None]],
+    *,
+    has_letters: bool,
+) -> AnswerChanges | None:
+    """How the answers of a, the first of each pair, became those of b."""
+    one, other = answers
+    if one is None or other is None:
         return None
-    changes = Counter((one, other) for one, other in zip(a.answers, b.answers, strict=True) if one != other)
-    turns = Counter(zip(a.verdicts, b.verdicts, strict=True))
+    pairs = list(zip(one, other, strict=True))
+    changes = Counter(pair for pair in pairs if pair[0] != pair[1])
+    turns = Counter(zip(*verdicts, strict=True))
     return AnswerChanges(
+        num=sum(pair != (None, None) for pair in pairs),
         num_changed=sum(changes.values()),
         num_right_to_wrong=turns[True, False],
         num_wrong_to_right=turns[False, True],
         confusions=[
-            AnswerChange(a=one, b=other, count=count)
-            for (one, other), count in sorted(changes.items(), key=lambda item: (-item[1], str(item[0])))
+            AnswerChange(a=before, b=after, count=count)
+            for (before, after), count in sorted(changes.items(), key=lambda item: (-item[1], str(item[0])))
         ]
-        if fields.has_letters
+        if has_letters
         else [],
     )

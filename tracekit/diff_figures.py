@@ -4,13 +4,14 @@
     <config>-reliability.png     reliability diagram of a and of b: accuracy by confidence, and how many answers there
     <config>-<number>-shift.png  histogram of b - a of entropy and of confidence
 
-A picture whose numbers are missing is left out.
+The title names the models of a and b. A picture whose numbers are missing is left out.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tracekit.calibration import Calibration
-from tracekit.diff import ConfigDifference, Difference, Shift
+from tracekit.difference import ConfigDifference, Difference, Shift
 from tracekit.distances import LayerDistance, SiteDistance
 from tracekit.plots import BLUE, INK, ORANGE, canvas, grid, png, style
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_difference"]
 
-_SHIFTS = {"entropy": "entropy (nats)", "confidence": "confidence"}
+_SHIFTS = ("entropy", "confidence")
+_MAX_NAME = 72  # characters of a model's name and filters in a title
 _LAYER_LABELS = {
     "hidden_states": "layer of hidden_states (0: embeddings; the model's last: after its final norm)",
 }
@@ -34,19 +36,40 @@ def draw_difference(difference: Difference) -> dict[str, bytes]:
     drawn: dict[str, bytes] = {}
     with style():
         for one in difference.configs:
+            names = _names(difference, one)
             stem = one.config.replace(", ", "-")
             for site in one.activations:
                 if len(site.layers) > 1:
-                    drawn[f"{stem}-{site.site}.png"] = _site_png(one, site)
+                    drawn[f"{stem}-{site.site}.png"] = _site_png(one, names, site)
             if one.a.calibration is not None or one.b.calibration is not None:
-                drawn[f"{stem}-reliability.png"] = _reliability_png(one)
+                drawn[f"{stem}-reliability.png"] = _reliability_png(one, names)
             for shift in one.shifts:
                 if shift.name in _SHIFTS:
-                    drawn[f"{stem}-{shift.name}-shift.png"] = _shift_png(one, shift)
+                    drawn[f"{stem}-{shift.name}-shift.png"] = _shift_png(one, names, shift)
     return drawn
 
 
-def _site_png(one: ConfigDifference, site: SiteDistance) -> bytes:
+def _names(difference: Difference, one: ConfigDifference) -> list[str]:
+    """What a and b are, a line each: model, filters, and what was asked for where that is not the same."""
+    lines = []
+    for name, side, scores in (("a", difference.a, one.a), ("b", difference.b, one.b)):
+        where = f" where {' and '.join(side.where)}" if side.where else ""
+        asked = f" ({scores.asked_for})" if one.a.asked_for != one.b.asked_for else ""
+        text = f"{name}: {scores.model_name}{asked}{where}"
+        lines.append(text if len(text) <= _MAX_NAME else text[: _MAX_NAME - 3] + "...")
+    return lines
+
+
+def _shift_words(one: ConfigDifference, shift: Shift) -> tuple[str, str, float]:
+    """What moved, its unit, and the factor to that unit."""
+    if shift.name == "entropy":
+        return "entropy", "nats", 1.0
+    if one.a.asked_for is None:
+        return "the probability of the most probable letter", "0 to 1", 1.0
+    return "expected confidence", "percent points", 100.0
+
+
+def _site_png(one: ConfigDifference, names: Sequence[str], site: SiteDistance) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     figure = canvas(height=6.8)
@@ -70,7 +93,7 @@ def _site_png(one: ConfigDifference, site: SiteDistance) -> bytes:
     differences.set_xlabel(_LAYER_LABELS.get(site.site, f"layer of {site.site}"))
     differences.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*cosines.get_legend_handles_labels(), frameon=False, ncols=2, loc="outside lower center")
-    _title(cosines, f"How far the activations lie apart: {site.site}", one)
+    _title(cosines, f"How far the activations lie apart: {site.site}", one, names)
     grid(cosines)
     grid(differences)
     return png(figure)
@@ -89,7 +112,7 @@ def _number(layer: LayerDistance) -> int:
     return layer.layer
 
 
-def _reliability_png(one: ConfigDifference) -> bytes:
+def _reliability_png(one: ConfigDifference, names: Sequence[str]) -> bytes:
     figure = canvas(height=7.2)
     curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     curve.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="calibrated")
@@ -123,7 +146,8 @@ def _reliability_png(one: ConfigDifference) -> bytes:
     figure.legend(*curve.get_legend_handles_labels(), frameon=False, loc="outside lower center")
     counts.set_ylabel("answers")
     counts.set_xlabel("confidence")
-    _title(curve, "Confidence against being right", one)
+    against = {side.calibration_against for side in (one.a, one.b) if side.calibration_against}
+    _title(curve, f"Confidence against {min(against, key=len)}", one, names)
     grid(curve)
     grid(counts)
     return png(figure)
@@ -134,12 +158,13 @@ def _score_text(name: str, calibration: Calibration) -> str:
     return f"{name}: ECE {calibration.ece:.3f}, Brier {calibration.brier:.3f}{area}"
 
 
-def _shift_png(one: ConfigDifference, shift: Shift) -> bytes:
+def _shift_png(one: ConfigDifference, names: Sequence[str], shift: Shift) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     figure = canvas(height=4.6)
     axes = figure.subplots()
-    edges = shift.histogram.edges
+    what, unit, factor = _shift_words(one, shift)
+    edges = [factor * edge for edge in shift.histogram.edges]
     width = edges[1] - edges[0]
     axes.bar(
         [edge + width / 2 for edge in edges[:-1]],
@@ -151,18 +176,19 @@ def _shift_png(one: ConfigDifference, shift: Shift) -> bytes:
     )
     axes.axvline(0, color=INK, linewidth=1)
     axes.axvline(
-        shift.shift,
+        factor * shift.shift,
         color=ORANGE,
         linestyle="--",
         linewidth=2,
-        label=f"mean {_signed(shift.shift)}, standard deviation {shift.shift_std:.3g}, of {shift.num} samples",
+        label=f"mean {_signed(factor * shift.shift)}, standard deviation {factor * shift.shift_std:.3g}, "
+        f"of {shift.num} samples",
     )
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlim(edges[0] - width, edges[-1] + width)  # 0 may be an edge, and has to be seen
     axes.set_ylabel("samples per bin")
-    axes.set_xlabel(f"{_SHIFTS[shift.name]} of b minus that of a")
+    axes.set_xlabel(f"{what} ({unit}), b minus a")
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center")
-    _title(axes, f"Shift of {shift.name}", one)
+    _title(axes, f"Shift of {what}", one, names)
     grid(axes)
     return png(figure)
 
@@ -171,5 +197,6 @@ def _signed(value: float) -> str:
     return f"{value:+.3g}" if value else "0"
 
 
-def _title(axes: "Axes", text: str, one: ConfigDifference) -> None:
-    axes.set_title(f"{text}\n{one.config}, {one.num_common} samples in common", loc="left", parse_math=False)
+def _title(axes: "Axes", text: str, one: ConfigDifference, names: Sequence[str]) -> None:
+    lines = [text, f"{one.config}, {one.num_common} samples in common", *names]
+    axes.set_title("\n".join(lines), loc="left", parse_math=False)

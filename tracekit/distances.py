@@ -10,7 +10,7 @@ at a time.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -144,7 +144,7 @@ def compare_activations(
         b: The other.
         pairs: Keys in a and in b of the samples to compare.
         sites: Sites to compare, where both stores have them.
-        layers: Layers to compare, where both stores have them; all by default.
+        layers: Layers to compare, where both stores have them, negative from the last that both have; all by default.
         progress: Show a bar on stderr.
 
     Raises:
@@ -164,6 +164,9 @@ def compare_activations(
     return Distances(comparison.sites(), comparison.notes())
 
 
+_Layers: TypeAlias = dict[int | None, TensorSpec]
+
+
 class _Comparison:
     """Sums over the samples of two stores."""
 
@@ -172,15 +175,28 @@ class _Comparison:
         self._sums: dict[str, dict[int | None, tuple[_Sums, _Sums]]] = {}
         self._num_samples = self._num_other_tokens = 0
         self._only: dict[str, set[str]] = {"a": set(), "b": set()}
+        self._found: set[int] = set()
 
     def prefetch(self, pairs: Sequence[tuple[Record, Record]]) -> None:
         """Fetch what will be read of these samples, and no layer that one side alone has."""
         for site in self._names:
-            common = set.intersection(*[{*_stored(one, site, self._layers)} for pair in pairs for one in pair])
+            common = set.intersection(*[{*found} for a, b in pairs for found in self._chosen(a, b, site)])
             layers = sorted(layer for layer in common if layer is not None)
             if common:
                 for number, store in enumerate((self._a, self._b)):
                     store.prefetch([pair[number].key for pair in pairs], sites=[site], layers=layers or None)
+
+    def _chosen(self, a: Record, b: Record, site: str) -> tuple[_Layers, _Layers]:
+        """The layers of a site that each of two samples holds, of those that were asked for."""
+        found_a, found_b = _stored(a, site), _stored(b, site)
+        if self._layers is None:
+            return found_a, found_b
+        common = sorted(layer for layer in found_a if layer is not None and layer in found_b)
+        numbers = {n: common[n] if -len(common) <= n < 0 else n for n in self._layers}
+        self._found |= {n for n, layer in numbers.items() if layer in common}
+        wanted = {None, *numbers.values()}
+        first, second = ({at: spec for at, spec in found.items() if at in wanted} for found in (found_a, found_b))
+        return first, second
 
     def add(self, a: Record, b: Record) -> str | None:
         """Take in a pair of samples; why they cannot be compared, if so."""
@@ -191,7 +207,7 @@ class _Comparison:
         self._num_samples += 1
         self._num_other_tokens += not is_same_prompt
         for site in self._names:
-            found_a, found_b = (_stored(record, site, self._layers) for record in (a, b))
+            found_a, found_b = self._chosen(a, b, site)
             self._only["a"] |= {_layer_name(site, layer) for layer in found_a if layer not in found_b}
             self._only["b"] |= {_layer_name(site, layer) for layer in found_b if layer not in found_a}
             for layer in found_a:
@@ -243,8 +259,7 @@ class _Comparison:
     def notes(self) -> list[str]:
         """What was not compared."""
         found = []
-        compared = {layer for of_site in self._sums.values() for layer in of_site}
-        missing = [str(layer) for layer in self._layers or [] if layer not in compared]
+        missing = [str(layer) for layer in self._layers or [] if layer not in self._found]
         if missing:
             found.append(f"no layer {', '.join(missing)} in both")
         elif not self._sums:
@@ -268,11 +283,10 @@ class _Comparison:
         return found
 
 
-def _stored(record: Record, site: str, layers: Sequence[int] | None) -> dict[int | None, TensorSpec]:
-    """The layers of a site that a sample holds, of those that were asked for, each with its tensor."""
+def _stored(record: Record, site: str) -> _Layers:
+    """The layers of a site that a sample holds, each with its tensor."""
     specs = [spec for spec in record.tensors if site_of(spec.name) == site]
-    found: dict[int | None, TensorSpec] = {layer: spec for spec in specs for layer in spec.layers or [None]}
-    return {layer: spec for layer, spec in found.items() if layers is None or layer is None or layer in layers}
+    return {layer: spec for spec in specs for layer in spec.layers or [None]}
 
 
 def _layer_name(site: str, layer: int | None) -> str:

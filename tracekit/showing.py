@@ -9,15 +9,17 @@ import msgspec
 from tracekit.hub import HubPath
 from tracekit.layout import Layout
 from tracekit.manifest import Manifest, read_struct
+from tracekit.outcomes import number_label
 from tracekit.records import Record
 from tracekit.remote import open_remote
 from tracekit.sizes import bar, filesize
-from tracekit.stats import Bar, ConfigStats, Lengths
+from tracekit.stats import Bar, ConfigStats, Lengths, Mean
 from tracekit.store import TraceStore
 
 __all__ = ["metric_lines", "show_config", "show_samples", "stats_lines", "verification_lines"]
 
 _WIDTH = 100
+_LABEL = 42
 
 
 def metric_lines(manifest: Manifest) -> list[str]:
@@ -48,12 +50,9 @@ def verification_lines(verification: Any) -> list[str]:
     return lines
 
 
-def show_config(store: TraceStore, num_examples: int, *, as_json: bool) -> None:
+def show_config(store: TraceStore, num_examples: int) -> None:
     """Print what a configuration holds and its first samples."""
     info = msgspec.to_builtins(store.info())
-    if as_json:
-        print(json.dumps(info, indent=2))
-        return
     facts = {
         "folder": ", ".join(info["paths"]),
         "task": f"{info['task']} ({', '.join(sorted(set(info['configs'])))})" + " - not finished" * info["is_open"],
@@ -116,12 +115,14 @@ def stats_lines(one: ConfigStats) -> list[str]:
     if one.accuracy is not None:
         lines.append(_row("accuracy", f"{one.accuracy:.4g}  of {one.num_judged} judged answers"))
     if one.accuracy_most_probable is not None:
-        lines.append(_row("accuracy by letter", f"{one.accuracy_most_probable:.4g}  of the most probable letter"))
+        lines.append(_row("accuracy of the most probable letter", f"{one.accuracy_most_probable:.4g}"))
     if one.letters:
         reasons = "; ".join(f"{failure.value}: {failure.count}" for failure in one.failures)
         lines.append(_row("nothing parsed", f"{one.num_without_answer}{reasons and f'  ({reasons})'}"))
     lines += _calibration_lines(one)
-    lines += [_row(f"mean {mean.name}", f"{mean.mean:.4g}  (std {mean.std:.3g})") for mean in one.means]
+    lines += [_mean_line(one, mean) for mean in one.means]
+    if one.asked_for is not None and one.num_without_answer == one.num_samples:
+        lines.append(_row(number_label("stated_confidence", one.asked_for), "-  (none parsed)"))
     for name, lengths in (("prompt tokens", one.prompt_tokens), ("generated tokens", one.answer_tokens)):
         if lengths is not None and lengths.longest:
             lines.append(_row(name, _length_text(lengths)))
@@ -141,11 +142,17 @@ def stats_lines(one: ConfigStats) -> list[str]:
 
 
 def _row(name: str, text: str) -> str:
-    return f"  {name:20s} {text}"
+    return f"  {name:{_LABEL - 2}s} {text}"
 
 
 def _length_text(lengths: Lengths) -> str:
     return f"{lengths.mean:.4g}  ({lengths.shortest} to {lengths.longest})"
+
+
+def _mean_line(one: ConfigStats, mean: Mean) -> str:
+    what = " parsed" if mean.name == "stated_confidence" else ""
+    count = f"of {mean.num}{what}, " if what or mean.num < one.num_samples else ""
+    return _row(number_label(mean.name, one.asked_for), f"{mean.mean:.4g}  ({count}std {mean.std:.3g})")
 
 
 def _calibration_lines(one: ConfigStats) -> list[str]:
@@ -154,16 +161,22 @@ def _calibration_lines(one: ConfigStats) -> list[str]:
     if found is None:
         return [_row("calibration", f"none: {note}")] if one.confidence else []
     area = "-" if found.auroc is None else f"{found.auroc:.3f}"
-    text = f"ECE {found.ece:.3f}, Brier {found.brier:.3f}, AUROC {area} over {found.num}{note and f'; {note}'}"
-    return [_row("calibration", text)]
+    return [
+        f"  calibration against {one.calibration_against}",
+        f"    ECE {found.ece:.3f} ({len(found.bins)} bins of equal width), Brier {found.brier:.3f}, AUROC {area} over "
+        f"{found.num}{note and f'; {note}'}",
+    ]
 
 
 def _confidence_lines(bars: list[Bar]) -> list[str]:
     total = sum(one.num_expected for one in bars)
     asked = _is_asked(bars)
     width = max(len(one.label) for one in bars)
-    titles = f"{'expected in bin':>27s}" + (f"{'answered':>10s}{'mean prob.':>12s}" if asked else "")
-    lines = [f"  {'confidence':{width + 2}s}  {titles}"]
+    if asked:
+        titles = f"{'expected in bin':>27s}{'answered':>10s}{'mean prob.':>12s}"
+        lines = [f"  {'confidence':{width + 2}s}  {titles}"]
+    else:
+        lines = ["  samples by probability of the most probable letter"]
     for one in bars:
         more = ""
         if one.num_answered is not None and one.mean_probability is not None:

@@ -29,7 +29,7 @@ from tracekit.outcomes import (
     calibration_of,
     read_outcomes,
 )
-from tracekit.records import RECORD_TYPES
+from tracekit.records import RECORD_TYPES, ConfidenceBin
 from tracekit.remote import Listing, list_configs
 from tracekit.store import TraceStore
 
@@ -52,7 +52,9 @@ class Mean(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A number of the task over all samples that have it."""
 
     name: str
-    """The number: `entropy` (nats), `allowed_mass` (probability), `confidence` (0 to 1), ..."""
+    """The number: `entropy` (nats), `allowed_mass` (probability), ...; `confidence` (0 to 1), expected by the
+    probabilities where it was asked for, else the probability of the most probable option; `stated_confidence` (0 to
+    1), the midpoint of the bin that the output named."""
     num: int
     """Samples."""
     mean: float
@@ -138,8 +140,14 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Samples from whose output no answer could be read."""
     failures: list[Count]
     """Why, most frequent first."""
+    asked_for: str | None
+    """`self_confidence` or `other_confidence` where the pass asks for it; null elsewhere."""
     calibration: Calibration | None
-    """Confidence against being right; null where it cannot be told."""
+    """Confidence against the most probable letter being right, ten bins of equal width; null where it cannot be
+    told."""
+    calibration_against: str | None
+    """The same in words; null for a task without confidence. Confidence in others is held against the model's own
+    answers."""
     calibration_note: str | None
     """Why it cannot, or what was left out; null where there is nothing to say."""
     confidence: list[Bar]
@@ -195,7 +203,9 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
             accuracy_most_probable=accuracy_most_probable(outcomes, fields),
             num_without_answer=sum(answer is None for answer in outcomes.answers or []),
             failures=_failures(store),
+            asked_for=outcomes.asked_for,
             calibration=calibration,
+            calibration_against=outcomes.calibrated_against(),
             calibration_note=note,
             confidence=_confidence(store, outcomes),
             means=_means(outcomes),
@@ -245,12 +255,12 @@ def _confidence(store: TraceStore, outcomes: Outcomes) -> list[Bar]:
     answered = Counter(outcomes.answers or [])
     return [
         Bar(
-            label=f"{one['label']}  {one['low']:g} to {one['high']:g} %",
+            label=f"{one.label}  {one.text()}",
             num_expected=counts[number],
-            num_answered=answered[one["label"]],
+            num_answered=answered[one.label],
             mean_probability=float(probs_NB[:, number].mean()),
         )
-        for number, one in enumerate(asked)
+        for number, one in enumerate(msgspec.convert(asked, list[ConfidenceBin]))
     ]
 
 
