@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.datasets_for_tests import write_dataset
+from tests.degradation_for_tests import make_damaged
 from tests.introspection_for_tests import Noise, write_passes
 from tests.sample_records import confidence_record, introspection_record, trivia_record
 from tests.test_diff import A, B
@@ -175,3 +177,33 @@ def test_what_cannot_be_compared_is_one_line(a: str, capsys: pytest.CaptureFixtu
     done = capsys.readouterr()
     assert done.err == "error: no such folder: '/nowhere'\n"
     assert done.out == ""
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    samples = [
+        make_damaged(prompt, level=level, generated_answer=text)
+        for level, text in ((0.0, "one two three four five"), (0.5, "no no no no no"))
+        for prompt in ("p0", "p1")
+    ]
+    folder = tmp_path_factory.mktemp("damaged") / "run"
+    write_dataset(folder, {"train-00000": samples}, config="degradation")
+    return str(folder)
+
+
+def test_stats_of_a_damaged_model_are_by_level(damaged: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["show", damaged, "--stats", "--plots", str(tmp_path / "plots")]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.split()[:2] in (["0", "2"], ["0.5", "2"])]
+    assert [row[3] for row in rows] == ["0.000", "0.500"]
+    assert (tmp_path / "plots/degradation-levels-ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["show", damaged, "--stats", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert [level["level"] for level in one["levels"]] == [0.0, 0.5]
+
+
+def test_pictures_of_what_was_not_damaged_are_refused(a: str, damaged: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["show", a, "--stats", "--plots", "x"]) == 1
+    assert "nothing was damaged here" in capsys.readouterr().err
+    assert main(["show", damaged, "--plots", "x"]) == 1
+    assert "--plots goes with --stats" in capsys.readouterr().err

@@ -19,9 +19,11 @@ from tracekit.errors import ConfigError
 from tracekit.hub import HubPath
 from tracekit.journal import Sent
 from tracekit.layout import Layout, config_names, write_atomic
+from tracekit.levels import draw_levels
 from tracekit.remote import list_configs
 from tracekit.showing import show_config, show_samples, stats_lines, verification_lines
 from tracekit.sizes import filesize
+from tracekit.stats import ConfigStats, stats
 from tracekit.store import TraceStore
 
 __all__ = ["Command", "Diff", "Merge", "Publish", "Show", "Verify"]
@@ -44,6 +46,8 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
     """Where the fine-tuned checkpoint is, if it was a local one."""
     adapter: str | None = None
     """Where the adapter is, if it was a local one."""
+    image: str | None = None
+    """Where the picture is that was shown with the prompts, if one was."""
     device: str = "auto"
     """Device to replay on."""
     hub: bool = False
@@ -108,6 +112,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
                 model_path=self.model_path,
                 adapter=self.adapter,
                 device=self.device,
+                image=self.image,
             )
             print("\n".join(verification_lines(result)))
 
@@ -128,11 +133,15 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
     json: bool = False
     """Print JSON."""
     stats: bool = False
-    """Sum the run up: accuracy, calibration, confidence, parse failures, sizes."""
+    """Sum the run up: accuracy, calibration, confidence, parse failures, sizes; answers by level of damage."""
+    plots: str | None = None
+    """Folder for pictures of the answers by level of damage; with --stats."""
 
     def run(self) -> int:
         if self.stats:
             return self._stats()
+        if self.plots is not None:
+            raise ConfigError("--plots goes with --stats")
         names = list_configs(HubPath.parse(self.folder) or Path(self.folder)).configs
         if self.dataset_config is None and self.key is None and self.prompt_sha256 is None and len(names) > 1:
             return self._every(names)
@@ -168,17 +177,27 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
     def _stats(self) -> int:
-        from tracekit.stats import stats
-
         if self.key is not None or self.prompt_sha256 is not None:
             raise ConfigError("--stats sums up whole configurations; leave --key and --prompt-sha256 out")
         found = stats(self.folder, config=self.dataset_config)
+        self._draw(found)
         if self.json:
             print(_json(found))
             return 0
         print("\n\n".join("\n".join(stats_lines(one)) for one in found))
         _next(f"tracekit show {shlex.quote(self.folder)} --examples 3")
         return 0
+
+    def _draw(self, found: Sequence[ConfigStats]) -> None:
+        if self.plots is None:
+            return
+        if not any(one.levels for one in found):
+            raise ConfigError("--plots draws answers by level of damage; nothing was damaged here")
+        for one in found:
+            for name, data in draw_levels(one.levels).items():
+                path = Path(self.plots) / f"{one.config}-{name}"
+                write_atomic(path, data)
+                print(f"wrote {path}", file=sys.stderr)
 
 
 class Diff(msgspec.Struct, frozen=True, kw_only=True):

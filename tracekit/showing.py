@@ -8,6 +8,7 @@ import msgspec
 
 from tracekit.hub import HubPath
 from tracekit.layout import Layout
+from tracekit.levels import level_lines
 from tracekit.manifest import Manifest, read_struct
 from tracekit.outcomes import number_label
 from tracekit.records import Record
@@ -136,6 +137,8 @@ def stats_lines(one: ConfigStats) -> list[str]:
         for subject in one.subjects:
             share = "    -" if subject.accuracy is None else f"{bar(subject.accuracy)} {subject.accuracy:5.3f}"
             lines.append(f"    {subject.subject:{width}s}  {share}  of {subject.num}")
+    if one.levels:
+        lines += ["", *level_lines(one.levels)]
     if one.metrics and one.accuracy is None and not one.confidence:
         lines += [_row(metric.name, f"{metric.value:.4g}") for metric in one.metrics]
     return [line.rstrip() for line in lines]

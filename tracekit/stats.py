@@ -7,6 +7,7 @@ What a task does not say is null or empty. Every number is over all samples; not
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -19,6 +20,7 @@ from tracekit.calibration import Calibration
 from tracekit.errors import DatasetError
 from tracekit.hub import HubPath
 from tracekit.layout import Layout, choose_config
+from tracekit.levels import LevelStats, level_stats
 from tracekit.manifest import Manifest, Metric, read_struct
 from tracekit.outcomes import (
     FIELDS,
@@ -29,7 +31,7 @@ from tracekit.outcomes import (
     calibration_of,
     read_outcomes,
 )
-from tracekit.records import RECORD_TYPES, ConfidenceBin
+from tracekit.records import RECORD_TYPES, ConfidenceBin, DegradationRecord
 from tracekit.remote import Listing, list_configs
 from tracekit.store import TraceStore
 
@@ -158,6 +160,8 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Answers by letter; empty where answers are no letters."""
     subjects: list[SubjectAccuracy]
     """The ten largest subjects; empty for a source without."""
+    levels: list[LevelStats]
+    """Answers by level of damage; empty where nothing was damaged."""
     metrics: list[Metric]
     """The manifest's numbers; empty where the run is not finished."""
 
@@ -211,8 +215,16 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
             means=_means(outcomes),
             letters=_letters(store, outcomes, fields),
             subjects=_subjects(store, outcomes),
+            levels=level_stats(_damaged(store)) if info.task == "degradation" else [],
             metrics=read_struct(manifest, Manifest).metrics if manifest.exists() else [],
         )
+
+
+def _damaged(store: TraceStore) -> Iterator[DegradationRecord]:
+    """The records of a damaged model's answers."""
+    for sample in store:
+        assert isinstance(sample.record, DegradationRecord), sample.key
+        yield sample.record
 
 
 def _column(store: TraceStore, name: str) -> list[Any] | None:
