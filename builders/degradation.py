@@ -251,7 +251,7 @@ class DegradationTask(Task[DamagedPrompt]):
         traces = capture(traced, texts, self._config.capture, allow_nonfinite=True)
         return [
             Sample(
-                self._record(traced, example, output, trace, place, len(examples)),
+                self._record(traced, example, output, trace, place),
                 text,
                 trace,
                 allow_nonfinite=True,
@@ -296,7 +296,6 @@ class DegradationTask(Task[DamagedPrompt]):
         output: Generated,
         trace: Trace,
         place: Place,
-        batch_size: int,
     ) -> DegradationRecord:
         prompt, wanted = self._prompts[example.row], example.prompt.answer
         parsed = parse_answer(self._tokenizer, prompt, output.token_ids, eos_included=output.eos_included)
@@ -313,12 +312,15 @@ class DegradationTask(Task[DamagedPrompt]):
             generation=settings_of(self._config.generation, do_sample=self._config.do_sample),
             seed=self._config.output.seed,
             prompt_id=example.prompt.id,
+            prompt_group=Path(self._config.source.source).stem,
             prompt_kind=example.prompt.kind,
             prompt_text=prompt.input_text,
+            image_filename=None if self._config.image is None else Path(self._config.image).name,
             image_sha256=self._image_sha256,
+            config_name=self._config.name,
             damage=self._damage(example),
+            level_index=self._config.all_levels.index(example.level),
             repeat=example.repeat,
-            effective_batch_size=batch_size,
             generated_text=parsed.whole_text[len(prompt.text) :],
             generated_answer=parsed.text,
             generated_token_ids=output.token_ids,

@@ -42,6 +42,8 @@ class DegradationConfig(RunConfig, frozen=True, kw_only=True):
     """How answers are generated: one a prompt, so --num-samples and --trace-samples have no meaning here."""
     capture: CaptureConfig = CaptureConfig(sites=("none",))
     """What is recorded: texts and their numbers alone, unless --sites asks for more."""
+    name: str = "custom"
+    """Name of these settings, written into every record; a named configuration has its own."""
     method: Method = "mult_gauss"
     """How weights are damaged."""
     groups: tuple[str, ...] = ("attn", "mlp", "embed")
@@ -93,8 +95,10 @@ _BASES = {
     "cookie_theft_it": DegradationConfig(source=SourceConfig(source="picture")),
 }
 
-CONFIGS: dict[str, DegradationConfig] = _BASES | {
-    f"{name}_{method}": msgspec.structs.replace(base, method=method)
+CONFIGS: dict[str, DegradationConfig] = {
+    name: msgspec.structs.replace(base, name=name) for name, base in _BASES.items()
+} | {
+    f"{name}_{method}": msgspec.structs.replace(base, name=name, method=method)
     for name, base in _BASES.items()
     for method in METHODS
 }

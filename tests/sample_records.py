@@ -304,12 +304,15 @@ def degradation_record(**changes: Any) -> DegradationRecord:
     )
     fields: dict[str, Any] = {
         "prompt_id": "iq-logic-01",
+        "prompt_group": "iq",
         "prompt_kind": "logic",
         "prompt_text": "Why?",
+        "image_filename": None,
         "image_sha256": None,
+        "config_name": "iq_it",
         "damage": damage,
+        "level_index": 1,
         "repeat": 0,
-        "effective_batch_size": 2,
         "generated_text": "B.",
         "generated_answer": "B.",
         "generated_token_ids": [2, 3],

@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 
 import tracekit.run as run_module
 from builders.csqa import CsqaBuilder, CsqaConfig
 from tests.runs_for_tests import hashes, log_lines
-from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
+from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2, tiny_tokenizer
 from tracekit import TraceStore, verify
 from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
@@ -45,25 +45,6 @@ def run_csqa(out: Path, checkpoint: Path, /, max_seq_len: int | str = "auto", **
     return execute(CsqaBuilder(), config_for(checkpoint, max_seq_len, **sections), out)
 
 
-def save_gpt2_like(folder: Path) -> Path:
-    """A tiny random GPT-2 (learned positions, LayerNorm, tied head) with the tiny tokenizer."""
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=384,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.3,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 class Made(NamedTuple):
     """A finished run."""
 
@@ -77,7 +58,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     return {
         "llama": save_tiny_checkpoint(folder / "llama", chat=True),
-        "gpt2": save_gpt2_like(folder / "gpt2"),
+        "gpt2": save_tiny_gpt2(folder / "gpt2"),
     }
 
 

@@ -16,13 +16,14 @@ import builders.degradation as degradation
 import tracekit.run as run_module
 from builders.degradation import DegradationBuilder
 from builders.degradation_configs import CONFIGS, LEVELS, DegradationConfig, get_config
-from tests.runs_for_tests import hashes, log_lines
+from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
-from tracekit.cli import run_builder
+from tracekit.cli import main, run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.damage import METHODS
 from tracekit.errors import CaptureError, ConfigError, MemoryPressureError, SourceError
+from tracekit.export import export_degradation
 from tracekit.layout import Layout
 from tracekit.manifest import read_plan
 from tracekit.memory import MemoryReader
@@ -121,7 +122,7 @@ def test_every_point_of_the_grid_is_a_sample(made: TraceStore):
     assert "attn_0p5_001_000002" in made.keys
     record = made.record("attn_0p5_001_000002")
     assert (record.question_id, record.prompt_kind, record.damage.seed) == ("p2", "other", 1)
-    assert record.effective_batch_size == 3
+    assert (record.config_name, record.level_index) == ("custom", 1)
 
 
 def test_outputs_and_states_are_those_of_a_damaged_plain_model(made: TraceStore, checkpoint: Path):
@@ -216,8 +217,8 @@ def test_a_text_does_not_depend_on_its_batch(
             run(folder, checkpoint, prompts, do_sample=sampled, output={"batch_size": size})
         one, three = (TraceStore(str(tmp_path / f"{sampled}{size}")) for size in (1, 3))
         assert [s.record.token_ids for s in one] == [s.record.token_ids for s in three]
-        assert {s.record.effective_batch_size for s in one} == {1}
-        assert {s.record.effective_batch_size for s in three} == {3}
+        assert {tuple(line["parts"]) for line in log_lines(tmp_path / f"{sampled}1", "degradation")} == {(1, 1, 1)}
+        assert {tuple(line["parts"]) for line in log_lines(tmp_path / f"{sampled}3", "degradation")} == {(3,)}
 
 
 def test_draws_differ_by_repeat_and_not_by_level(checkpoint: Path, prompts: Path, tmp_path: Path):
@@ -257,8 +258,6 @@ def test_parts_grow_between_levels_where_memory_is_plentiful_and_are_journalled(
     run(tmp_path / "run", checkpoint, prompts, groups=("mlp",), output={"batch_size": 1})
     parts = [line["parts"] for line in log_lines(tmp_path / "run", "degradation")]
     assert parts == [[1, 1, 1], [1, 1, 1], [2, 1], [2, 1]]
-    sizes = [sample.record.effective_batch_size for sample in TraceStore(str(tmp_path / "run"))]
-    assert sorted(sizes) == [1] * 8 + [2] * 4
 
 
 def test_memory_that_runs_out_halves_the_batch_for_the_level(
@@ -425,3 +424,87 @@ def test_the_command_line_takes_a_name_and_flags_over_it(
     with pytest.raises(SystemExit):
         run_builder(DegradationBuilder(), DegradationConfig, ["--config", "iq"], configs=CONFIGS)
     assert "--config 'iq': no such file, and no name of dreams_it" in capsys.readouterr().err
+
+
+EXPORTED = [
+    "timestamp",
+    "model_name",
+    "prompt_group",
+    "prompt_id",
+    "prompt_text",
+    "output",
+    "std_dev",
+    "repeat_index",
+    "temperature",
+    "do_sample",
+    "param_group_name",
+    "seed",
+    "duration",
+    "tokens",
+    "degradation_method",
+    "usar_4bit",
+    "experiment_id",
+    "config_name",
+    "model_variant",
+    "tokens_in",
+    "tokens_out",
+    "level_value",
+    "level_index",
+    "batch_size_effective",
+    "device",
+    "dtype",
+    "load_4bit",
+    "restore_strategy",
+    "gen_params",
+    "image_used",
+    "image_filename",
+    "vram_usage_percent",
+    "perplexity",
+]
+
+
+def test_an_export_has_every_field_of_the_scripts(made: TraceStore, capsys: pytest.CaptureFixture[str]):
+    folder = Path(made.info().paths[0])
+    assert main(["export", str(folder), "--format", "degradation-json"]) == 0
+    (path,) = (folder / "exports").glob("outputs_*.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    assert path.name == f"outputs_{rows[0]['degradation_method']}_tiny_custom.json"
+    assert len(rows) == len(made) == 24
+    for row, sample in zip(rows, made, strict=True):
+        record = sample.record
+        assert sorted(row) == sorted(EXPORTED)
+        assert (row["prompt_id"], row["level_value"], row["repeat_index"]) == (
+            record.prompt_id,
+            record.damage.level,
+            record.repeat,
+        )
+        assert row["output"] == record.generated_answer
+        assert row["tokens"] == row["tokens_in"] + row["tokens_out"] == len(record.token_ids)
+        assert row["experiment_id"] == f"{record.damage.method}|tiny|custom"
+        assert row["batch_size_effective"] == 3
+        assert (row["device"], row["model_variant"], row["load_4bit"]) == ("cpu", "it", False)
+        assert row["duration"] >= 0
+        assert row["timestamp"][:2] == "20"
+        assert (row["std_dev"] is None) == (record.damage.method != "mult_gauss")
+    assert verify(folder).problems == []
+
+
+def test_an_export_may_be_a_sample_and_does_without_the_log(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(degradation, "memory_reader", Memory(0.5).reader)
+    run(tmp_path / "run", checkpoint, prompts, output={"batch_size": 2})
+    lines = (tmp_path / "run/logs/degradation.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run/logs/degradation.jsonl").write_text("".join(lines[1:]))
+    rows = json.loads(export_degradation(tmp_path / "run").read_text())
+    assert [row["batch_size_effective"] for row in rows] == [None] * 3 + [2, 2, 1] * 7
+    assert all(row["device"] is None for row in rows[:3])
+    some = json.loads(export_degradation(tmp_path / "run", num_samples=5).read_text())
+    assert len(some) == 5
+    assert all(row in rows for row in some)
+
+
+def test_an_export_of_something_else_is_refused(checkpoint: Path, tmp_path: Path):
+    run_trivia(tmp_path / "run", checkpoint)
+    with pytest.raises(ConfigError, match="this is trivia_qa"):
+        export_degradation(tmp_path / "run")

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import builders.introspection as introspection
 import tracekit.run as run_module
@@ -20,7 +20,7 @@ from builders.introspection_prompts import PASSES
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, publish
 from tests.runs_for_tests import hashes, log_lines
-from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
+from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
 from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
@@ -57,25 +57,6 @@ def write_questions(path: Path, questions: Sequence[dict[str, Any]] = QUESTIONS)
     return path
 
 
-def save_gpt2_like(folder: Path) -> Path:
-    """A tiny random GPT-2 (learned positions) with the tiny tokenizer."""
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=640,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.3,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 class Checkpoints(NamedTuple):
     llama: Path
     gpt2: Path
@@ -87,7 +68,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     folder = tmp_path_factory.mktemp("checkpoints")
     return Checkpoints(
         save_tiny_checkpoint(folder / "llama", chat=True),
-        save_gpt2_like(folder / "gpt2"),
+        save_tiny_gpt2(folder / "gpt2", num_positions=640),
         write_questions(folder / "questions.jsonl"),
     )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
@@ -35,6 +35,25 @@ def save_tiny_checkpoint(folder: Path, *, chat: bool = False, seed: int = 0, dty
         initializer_range=0.3,
     )
     LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_gpt2(folder: Path, *, num_positions: int = 384) -> Path:
+    """Save a tiny random GPT-2 (learned positions, LayerNorm, tied head) with that tokenizer; returns the folder."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(3)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=num_positions,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.3,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

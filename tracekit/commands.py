@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import tyro
@@ -26,7 +26,7 @@ from tracekit.sizes import filesize
 from tracekit.stats import ConfigStats, stats
 from tracekit.store import TraceStore
 
-__all__ = ["Command", "Diff", "Merge", "Publish", "Show", "Verify"]
+__all__ = ["Command", "Diff", "Export", "Merge", "Publish", "Show", "Verify"]
 
 _NUM_SHOWN = 5
 
@@ -275,6 +275,26 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
 
+class Export(msgspec.Struct, frozen=True, kw_only=True):
+    """Write a dataset in the form that other tools read, into its folder exports/."""
+
+    folder: tyro.conf.Positional[str]
+    """Folder of the dataset."""
+    format: Literal["degradation-json"] = "degradation-json"
+    """The form: one JSON list of a degradation run, with what the run log knows of every sample."""
+    dataset_config: str | None = None
+    """Configuration, where there are several."""
+    sample: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """So many samples alone, drawn over the whole run."""
+
+    def run(self) -> int:
+        from tracekit.export import export_degradation
+
+        path = export_degradation(Path(self.folder), config=self.dataset_config, num_samples=self.sample)
+        print(f"wrote {path}, {filesize(path.stat().st_size)}")
+        return 0
+
+
 class Publish(msgspec.Struct, frozen=True, kw_only=True):
     """Publish a dataset to the Hub under a version. The same command again sends only what is missing."""
 
@@ -332,7 +352,7 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
 
-Command = Verify | Show | Diff | Merge | Publish
+Command = Verify | Show | Export | Diff | Merge | Publish
 
 
 def _json(value: Any) -> str:

@@ -34,6 +34,7 @@ from tracekit.manifest import (
     read_struct,
     to_bytes,
 )
+from tracekit.memory import memory_reader
 from tracekit.metrics import hidden_norms
 from tracekit.models import load_model, load_tokenizer, max_positions, model_info, resolve_device
 from tracekit.plan import (
@@ -285,6 +286,7 @@ class _Run(Generic[ExampleT]):
     ) -> None:
         self._traced, self._task, self._by_index = traced, task, by_index
         self._layout, self._capture = layout, capture
+        self._memory = memory_reader(traced.device)
 
     def shards(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it."""
@@ -434,6 +436,7 @@ class _Run(Generic[ExampleT]):
             "seconds": round(seconds, 3),
             "max_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "device": str(self._traced.device),
+            "used_memory_share": self._memory.read() if self._memory.read else None,
         }
         self._layout.log.parent.mkdir(parents=True, exist_ok=True)
         with self._layout.log.open("a", encoding="utf-8") as file:

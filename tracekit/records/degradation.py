@@ -38,19 +38,25 @@ class DegradationRecord(Record, frozen=True, kw_only=True, tag="degradation", fo
 
     prompt_id: str
     """The prompt's id, the same at all levels; `question_id` too."""
+    prompt_group: str
+    """Set of prompts it is of: `dreams`, `iq`, `picture`, or the name of a file."""
     prompt_kind: str
     """What is asked for: `dream`, `mathematics`, `language`, `logic`, `factual`, `creativity`, `picture`, or the
     source's own."""
     prompt_text: str
     """The user's message, before the chat template."""
+    image_filename: str | None
+    """Name of the picture's file; null without one."""
     image_sha256: str | None
-    """SHA-256 of the picture's file; null without one."""
+    """SHA-256 of it; null without one."""
+    config_name: str
+    """Name of the settings, `dreams_it`; `custom` where they have none."""
     damage: DamageInfo
     """What was done to the weights."""
+    level_index: int
+    """Number of the level among those of the run."""
     repeat: int
     """Number of the repeat: other draws of the same damage."""
-    effective_batch_size: int
-    """Prompts that were generated together."""
     generated_text: str
     """What the model wrote, special tokens included."""
     generated_answer: str
