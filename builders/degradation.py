@@ -11,6 +11,7 @@ depend on the prompt and the repeat alone: at another level of the same repeat o
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,6 +196,7 @@ class DegradationTask(Task[DamagedPrompt]):
         self._watch: MemoryWatch | None = None
         self._level: tuple[str, float] | None = None
         self._group: Group | None = None
+        self._open = ExitStack()
         self._damaged: Damaged | None = None
         self._cell: tuple[str, float, int] | None = None
         self._stats: DamageStats | None = None
@@ -261,8 +263,7 @@ class DegradationTask(Task[DamagedPrompt]):
 
     def close(self) -> None:
         """Restore the model."""
-        if self._damaged is not None:
-            self._damaged.__exit__(None, None, None)
+        self._open.close()
         self._group = self._damaged = self._cell = None
 
     def _bring(self, traced: TracedModel, example: DamagedPrompt) -> None:
@@ -275,8 +276,7 @@ class DegradationTask(Task[DamagedPrompt]):
             self._group = find_group(traced.model, traced.anatomy, example.group)
             if self._group.note:
                 say(self._group.note)
-            self._damaged = Damaged(self._group)
-            self._damaged.__enter__()
+            self._damaged = self._open.enter_context(Damaged(self._group))
         assert self._damaged is not None
         method, seed = self._config.method, self._config.seed_base
         is_other_level = self._cell is None or self._cell[:2] != cell[:2]
