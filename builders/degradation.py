@@ -10,6 +10,7 @@ Weights are restored, bit by bit, before every level and repeat. A batch is of o
 depend on the prompt and the repeat alone: at another level of the same repeat only the weights differ.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +20,6 @@ import numpy as np
 
 from builders.degradation_configs import CONFIGS, DegradationConfig, check_grid
 from builders.degradation_prompts import DREAMS, IQ, PICTURE, DegradationPrompt
-from builders.scoring import find_alias
 from builders.sources import HubSource, Row, read_examples
 from tracekit.answers import parse_answer
 from tracekit.capture import Text, Trace, capture
@@ -30,7 +30,7 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.generation import Generated, answer_once, settings_of
 from tracekit.manifest import SourceInfo
 from tracekit.memory import MemoryWatch, memory_reader
-from tracekit.models import load_processor
+from tracekit.models import load_processor, max_positions
 from tracekit.perplexity import TextPerplexity, text_perplexity
 from tracekit.pictures import Illustrated, illustrate, read_picture, with_picture
 from tracekit.plan import Example
@@ -42,7 +42,7 @@ from tracekit.task import Place, Sample, Task, answered_fields
 from tracekit.traced import TracedModel
 from tracekit.weights import Group, find_group
 
-__all__ = ["BUILDER", "DamagedPrompt", "DegradationBuilder", "parse_row"]
+__all__ = ["BUILDER", "DamagedPrompt", "DegradationBuilder", "gives", "parse_row"]
 
 _PROMPTS: Mapping[str, Sequence[DegradationPrompt]] = {"dreams": DREAMS, "iq": IQ, "picture": PICTURE}
 _NO_HUB = HubSource("", None)
@@ -73,8 +73,14 @@ class DamagedPrompt(Example, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """Key of its sample: the same whatever `--offset`, `--limit` and the rest of the grid are."""
-        names = (self.group.replace(":", "_").replace("-", "to"), f"{self.level:g}".replace(".", "p").replace("-", "m"))
-        return f"{names[0]}_{names[1].replace('+', '')}_{self.repeat:03d}_{self.row:06d}"
+        group = re.sub(r"(?<=\d)-", "to", self.group).replace(":", "_").replace("-", "m")
+        level = repr(self.level).removesuffix(".0").replace(".", "p").replace("-", "m").replace("+", "")
+        return f"{group}_{level}_{self.repeat:03d}_{self.row:06d}"
+
+    @property
+    def source_row(self) -> int:
+        """Number of the prompt in its source."""
+        return self.row
 
 
 class _Numbered(NamedTuple):
@@ -108,6 +114,10 @@ class DegradationBuilder:
         """The grid over the prompts of the source: group by group, level by level, repeat by repeat."""
         check_grid(config)
         _check(config)
+        if config.source.source == "picture" and config.image is None:
+            say("WARNING: the prompts ask for a picture, and none is shown; give --image FILE")
+        if config.method == "uni_quant" and config.n_rep > 1 and not config.do_sample:
+            say("WARNING: uni_quant draws nothing, and nothing is sampled: all repeats will be alike")
         prompts, info = _prompts(config.source)
         grid = [
             (group, level, repeat)
@@ -151,6 +161,11 @@ def _prompts(source: SourceConfig) -> tuple[list[_Numbered], SourceInfo]:
         if source.source in ("default", "sample"):
             raise SourceError(f"source {source.source!r}; expected {', '.join(_PROMPTS)}, or a file with prompts")
         found = read_examples(source, default=_NO_HUB, sample=Path(), parse=parse_row)
+        names = [one.prompt.id for one in found.examples]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise SourceError(
+                f"{found.info.id}: id {repeated[0]!r} stands twice; samples are found by it, so give each its own"
+            )
         return found.examples, found.info
     whole = _PROMPTS[source.source]
     stop = len(whole) if source.limit is None else source.offset + source.limit
@@ -195,6 +210,7 @@ class DegradationTask(Task[DamagedPrompt]):
         self._text = _read_text(config.perplexity_text)
         self._watch: MemoryWatch | None = None
         self._level: tuple[str, float] | None = None
+        self._groups: dict[str, Group] = {}
         self._group: Group | None = None
         self._open = ExitStack()
         self._damaged: Damaged | None = None
@@ -271,9 +287,11 @@ class DegradationTask(Task[DamagedPrompt]):
         cell = (example.group, example.level, example.repeat)
         if cell == self._cell:
             return
+        if not self._groups:  # all of them at once: a wrong one is found before anything is computed
+            self._groups = {name: find_group(traced.model, traced.anatomy, name) for name in self._config.groups}
         if self._group is None or self._group.name != example.group:
             self.close()
-            self._group = find_group(traced.model, traced.anatomy, example.group)
+            self._group = self._groups[example.group]
             if self._group.note:
                 say(self._group.note)
             self._damaged = self._open.enter_context(Damaged(self._group))
@@ -283,7 +301,7 @@ class DegradationTask(Task[DamagedPrompt]):
         self._cell = None
         if self._text is not None and is_other_level:
             self._damaged.apply(method, level=example.level, seed=seed)
-            window = min(_PERPLEXITY_WINDOW, self._config.sequence_limit)
+            window = min(_PERPLEXITY_WINDOW, max_positions(self._config.model) or _PERPLEXITY_WINDOW)
             stride = min(window, self._config.perplexity_stride)
             self._perplexity = text_perplexity(traced, self._text, max_length=window, stride=stride)
         self._stats = self._damaged.apply(method, level=example.level, seed=seed + example.repeat)
@@ -298,7 +316,9 @@ class DegradationTask(Task[DamagedPrompt]):
         place: Place,
     ) -> DegradationRecord:
         prompt, wanted = self._prompts[example.row], example.prompt.answer
-        parsed = parse_answer(self._tokenizer, prompt, output.token_ids, eos_included=output.eos_included)
+        parsed = parse_answer(
+            self._tokenizer, prompt, output.token_ids, eos_included=output.eos_included, is_one_line=False
+        )
         perplexity = self._perplexity
         is_known = perplexity is not None and bool(np.isfinite(perplexity.perplexity))
         return DegradationRecord(
@@ -328,7 +348,7 @@ class DegradationTask(Task[DamagedPrompt]):
             token_logprobs=_finite(trace.logprobs),
             token_entropies=_finite(trace.entropies),
             expected_answer=wanted,
-            is_correct=None if wanted is None else find_alias(parsed.text, [wanted]) is not None,
+            is_correct=None if wanted is None else gives(parsed.text, wanted),
             perplexity=perplexity.perplexity if perplexity is not None and is_known else None,
             is_perplexity_finite=None if perplexity is None else is_known,
             num_nonfinite_values=sum(int((~np.isfinite(array)).sum()) for array in trace.tensors.values()),
@@ -351,6 +371,15 @@ class DegradationTask(Task[DamagedPrompt]):
         )
 
 
+def gives(answer: str, wanted: str) -> bool:
+    """Whether an answer gives what was expected: the same words, whatever their case, not inside other words or
+    numbers. A single letter counts alone, in quotes, or called a letter: "a" is an article too."""
+    if len(wanted) == 1 and wanted.isalpha():
+        form = rf"\W*{wanted}\W*|.*(?:\bletter\W+|[\"'“‘]){wanted}(?!\w).*"
+        return re.fullmatch(form, answer, re.IGNORECASE | re.DOTALL) is not None
+    return re.search(rf"(?<![\w.,]){re.escape(wanted)}(?![\w]|[.,]\d)", answer, re.IGNORECASE) is not None
+
+
 def _finite(values: np.ndarray) -> list[float | None]:
     """Values, None for those that are not finite."""
     return [float(value) if np.isfinite(value) else None for value in values]
@@ -365,9 +394,12 @@ def _read_text(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"perplexity text {path!r} - at `$.perplexity_text`; cannot be read: {error}") from error
+    if len(text.split()) < 2:
+        raise ConfigError(f"perplexity text {path!r} - at `$.perplexity_text`; it has no two words; give a longer one")
+    return text
 
 
 BUILDER = DegradationBuilder()

@@ -16,6 +16,7 @@ import msgspec
 from tracekit.config import CaptureConfig, GenerationConfig, Positive, RunConfig, SourceConfig
 from tracekit.damage import METHODS, Method, check_level
 from tracekit.errors import ConfigError
+from tracekit.weights import GROUPS
 
 __all__ = ["CONFIGS", "LEVELS", "DegradationConfig", "get_config"]
 
@@ -125,5 +126,10 @@ def check_grid(config: DegradationConfig) -> None:
     for name, values in (("groups", config.groups), ("levels", config.all_levels)):
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"{' '.join(map(str, values))!r} - at `$.{name}`; expected one or more, each once")
+    for number, name in enumerate(config.groups):
+        if name.partition(":")[0] not in GROUPS:
+            raise ConfigError(
+                f"group {name!r} - at `$.groups[{number}]`; expected one of {', '.join(GROUPS)}, with layers"
+            )
     for number, level in enumerate(config.all_levels):
         check_level(level, method=config.method, at=f"$.levels[{number}]")

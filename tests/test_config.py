@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from builders.introspection import IntrospectionConfig
 from builders.trivia_qa import TriviaQAConfig
 from tracekit.config import (
     CaptureConfig,
@@ -106,3 +107,11 @@ def test_site_groups_resolve_in_the_order_of_the_table_each_once():
     assert resolve_sites(("values", "qkv", "hidden")) == ("hidden_states", "queries", "keys", "values")
     assert resolve_sites(("all",)) == tuple(SITES)
     assert resolve_sites(("none",)) == ()
+
+
+def test_a_file_leaves_the_defaults_of_a_task_where_it_says_nothing(tmp_path: Path):
+    path = tmp_path / "run.toml"
+    path.write_text("[generation]\nmax_new_tokens = 4\n")
+    config = load_toml(str(path), IntrospectionConfig)
+    assert (config.generation.max_new_tokens, config.generation.num_beams) == (4, 1)
+    assert config.capture.sites == ("hidden_states", "resid_post_mlp")

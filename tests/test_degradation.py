@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import builders.degradation as degradation
 import tracekit.run as run_module
-from builders.degradation import DegradationBuilder
+from builders.degradation import DegradationBuilder, gives
 from builders.degradation_configs import CONFIGS, LEVELS, DegradationConfig, get_config
 from tests.runs_for_tests import hashes, log_lines, run_trivia
-from tests.tiny_checkpoint import save_tiny_checkpoint
+from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
 from tracekit.cli import main, run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
@@ -372,7 +372,7 @@ def test_perplexity_is_that_of_the_level(checkpoint: Path, prompts: Path, tmp_pa
         ({"levels": (0, 2), "method": "ablation"}, r"level 2\.0 of ablation - at `\$\.levels\[1\]`"),
         ({"levels": (0.1, 0.1)}, r"at `\$\.levels`; expected one or more, each once"),
         ({"groups": ()}, r"at `\$\.groups`"),
-        ({"groups": ("brain",)}, r"group 'brain'; expected one of attn"),
+        ({"groups": ("brain",)}, r"group 'brain' - at `\$\.groups\[0\]`; expected one of attn"),
         ({"groups": ("mlp:9",)}, r"layer"),
         ({"model": {"quantize": "int8"}}, r"--quantize int8 - at `\$\.model\.quantize`"),
         ({"generation": {"num_samples": 2}}, r"--num-samples"),
@@ -387,11 +387,87 @@ def test_a_bad_value_is_refused_with_its_path(
     assert not (tmp_path / "run" / "data").exists()
 
 
+def test_levels_that_are_nearly_the_same_have_keys_of_their_own(checkpoint: Path, prompts: Path, tmp_path: Path):
+    run(tmp_path / "run", checkpoint, prompts, levels=(0.1234567, 0.1234568, 1e-5), groups=("mlp:-1", "mlp:0-1"))
+    assert verify(tmp_path / "run").problems == []
+    store = TraceStore(str(tmp_path / "run"))
+    assert len(set(store.keys)) == len(store) == 2 * 3 * 2 * 3
+    assert {"mlp_m1_0p1234567_000_000000", "mlp_0to1_1em05_001_000002"} <= set(store.keys)
+
+
+def test_a_group_that_the_model_does_not_have_stops_the_run_before_anything_is_written(
+    checkpoint: Path, prompts: Path, tmp_path: Path
+):
+    with pytest.raises(ConfigError, match="layer '9'"):
+        run(tmp_path / "run", checkpoint, prompts, groups=("attn", "mlp:9"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "is_given"),
+    [
+        ("It is Paris.", "Paris", True),
+        ("parisian", "Paris", False),
+        ("The answer is 10.2", "2", False),
+        ("12", "2", False),
+        ("It is 2.", "2", True),
+        ("2,5", "2", False),
+        ("a", "a", True),
+        ("A.", "a", True),
+        ("The letter a.", "a", True),
+        ('It is the letter "a".', "a", True),
+        ("It is a mystery", "a", False),
+        ("Leo  Tolstoy", "Leo Tolstoy", False),
+        ("war by Leo Tolstoy!", "Leo Tolstoy", True),
+    ],
+)
+def test_an_answer_gives_what_was_expected_in_its_own_words(answer: str, wanted: str, is_given: bool):
+    assert gives(answer, wanted) is is_given
+
+
+def test_free_text_goes_on_over_its_lines(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tracekit.generation import Generated
+
+    plain = save_tiny_checkpoint(tmp_path / "plain")
+    ids = AutoTokenizer.from_pretrained(plain)("One.\nTwo.\n\nThree", add_special_tokens=False).input_ids
+    outputs = lambda traced, p, config, seeds, **further: [Generated(ids, "length")] * len(p)  # noqa: E731
+    monkeypatch.setattr(degradation, "answer_once", outputs)
+    run(tmp_path / "run", plain, prompts, groups=("mlp",), n_rep=1, generation={"max_new_tokens": 40})
+    for sample in TraceStore(str(tmp_path / "run")):
+        assert sample.record.generated_answer == "One.\nTwo.\n\nThree"
+        assert sample.record.is_truncated
+
+
+def test_perplexity_of_a_model_with_few_positions(prompts: Path, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 30)
+    small = save_tiny_gpt2(tmp_path / "small", num_positions=200)
+    run(tmp_path / "run", small, prompts, perplexity_text=str(text), groups=("q",), n_rep=1)
+    assert all(sample.record.perplexity > 1 for sample in TraceStore(str(tmp_path / "run")))
+
+
+def test_the_card_says_how_answers_were_drawn(checkpoint: Path, prompts: Path, tmp_path: Path):
+    run(
+        tmp_path / "run",
+        checkpoint,
+        prompts,
+        do_sample=True,
+        groups=("mlp",),
+        generation={"temperature": 0.5, "top_k": 7},
+    )
+    card = (tmp_path / "run/README.md").read_text()
+    assert "Answers: sampled at temperature 0.5, top_p 1, top_k 7, at most 5 new tokens." in card
+
+
 def test_a_prompt_that_does_not_fit_is_a_bad_row(checkpoint: Path, prompts: Path, tmp_path: Path):
     with pytest.raises(SourceError, match=r"the limit is 60"):
         run(tmp_path / "run", checkpoint, prompts, max_seq_len=60)
     run(tmp_path / "run", checkpoint, prompts, max_seq_len=60, source={"on_bad_row": "skip"})
     assert {s.record.prompt_id for s in TraceStore(str(tmp_path / "run"))} == {"p0", "p2"}
+    source = read_plan(Layout(tmp_path / "run", "degradation")).source
+    assert (source.num_rows, source.num_used, len(source.skipped)) == (3, 2, 1)
 
 
 def test_named_configurations_are_typed_and_cover_every_method(checkpoint: Path, tmp_path: Path):

@@ -23,7 +23,8 @@ def answer(text: str, group: str = "mlp", level: float = 0.1, **changes: object)
         ("no no no no no", 4, 1 / 2),
         ("don't DON'T", 1, 1 / 2),
         ("one", 2, None),
-        ("...", 1, None),
+        (".", 1, None),
+        ("!!!! !!!! !!!!", 1, 1 / 3),
         ("", 1, None),
     ],
 )

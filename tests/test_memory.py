@@ -70,8 +70,8 @@ def test_memory_that_is_nearly_full_stops() -> None:
     with pytest.raises(MemoryPressureError) as caught:
         fake.watch().check()
     assert str(caught.value) == (
-        "memory of fake: 96.0% used, above 95%. What is finished is saved; run the same command again, with a smaller "
-        "--batch-size or with less beside it on the device"
+        "memory of fake: 96.0% used, above 95%. What is finished is saved; run the same command again when less "
+        "lies beside it on the device"
     )
     assert (fake.num_released, fake.slept) == (1, [])
 

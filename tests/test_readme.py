@@ -12,6 +12,8 @@ import pytest
 from tracekit.records import RECORD_TYPES
 from tracekit.sites import SITES
 
+pytestmark = pytest.mark.timeout(900)  # whole runs of a real model, on whatever machine
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BUILDERS = (ROOT / "builders/README.md").read_text(encoding="utf-8")

@@ -46,10 +46,13 @@ class Answer(NamedTuple):
         return next((span for span in self.spans if span.name == name), None)
 
 
-def parse_answer(tokenizer: Any, prompt: Prompt, token_ids: Sequence[int], *, eos_included: bool) -> Answer:
+def parse_answer(
+    tokenizer: Any, prompt: Prompt, token_ids: Sequence[int], *, eos_included: bool, is_one_line: bool = True
+) -> Answer:
     """Find reasoning and answer among the generated tokens.
 
-    A plain prompt's answer ends with its first line: a base model goes on and asks itself the next question.
+    A plain prompt's answer ends with its first line: a base model goes on and asks itself the next question. Free
+    texts, for which `is_one_line` is False, do not.
     """
     anchor = prompt.token_ids[-1:]
     pieces = token_offsets(tokenizer, token_ids, anchor=anchor)
@@ -60,7 +63,7 @@ def parse_answer(tokenizer: Any, prompt: Prompt, token_ids: Sequence[int], *, eo
     visible = pieces[-1][0] if eos_included and pieces else len(generated)
     think_end = _end_of_thinking(prompt.text, generated[:visible])
     start, stop = _strip(generated, think_end, visible)
-    has_more_lines = prompt.template_sha256 is None and "\n" in generated[start:visible]
+    has_more_lines = is_one_line and prompt.template_sha256 is None and "\n" in generated[start:visible]
     if has_more_lines:
         start, stop = _strip(generated, start, generated.index("\n", start))
     text = tokenizer.decode(

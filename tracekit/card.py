@@ -264,7 +264,7 @@ def _for_template(manifest: Manifest, *, has_figures: bool) -> dict[str, Any]:
         "bytes_per_sample": num_bytes / max(1, num_samples),
         "template": f"{manifest.task}.md.j2",
         "model_link": _link(manifest.model.id, None, ""),
-        "decoding": _decoding(manifest.run.get("generation", {})),
+        "decoding": _decoding(manifest.run),
         "balance": f"Class balance: {figures.num_right} right, {figures.num_wrong} wrong, which is "
         f"{100 * figures.num_right / judged:.1f} % right."
         if judged
@@ -280,10 +280,14 @@ def _for_template(manifest: Manifest, *, has_figures: bool) -> dict[str, Any]:
     }
 
 
-def _decoding(generation: dict[str, Any]) -> str:
+def _decoding(run: dict[str, Any]) -> str:
     """How answers were decoded, in words."""
+    generation = run.get("generation", {})
     beams, more = generation.get("num_beams", 1), generation.get("num_samples", 1) - 1
     words = f"beam search, {beams} beams" if beams > 1 else "greedy"
+    if run.get("do_sample"):
+        top_k = f", top_k {generation['top_k']}" if generation["top_k"] else ""
+        words = f"sampled at temperature {generation['temperature']:g}, top_p {generation['top_p']:g}{top_k}"
     words += f", at most {generation.get('max_new_tokens', '?')} new tokens"
     if more > 0:
         words += (
@@ -312,7 +316,7 @@ def _making(manifest: Manifest) -> list[tuple[str, str]]:
         ("rows", f"split {source.split}: {source.num_used} of {source.num_rows} used, {len(source.skipped)} malformed"),
         ("prompt template", f"chat template, SHA-256 {templates}" if templates else "none: a plain prompt"),
         ("solved examples", str(prompt.get("num_shots", 0))),
-        ("answers", _decoding(run.get("generation", {})) if _generates(manifest) else "nothing is generated"),
+        ("answers", _decoding(run) if _generates(manifest) else "nothing is generated"),
         ("captured", f"layers {' '.join(capture.get('layers', ['?']))}, tokens: {capture.get('tokens', '?')}"),
         ("attention", f"{model.attention} in the capture pass"),
         ("device", manifest.device_type),

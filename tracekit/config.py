@@ -220,14 +220,14 @@ def check(config: ConfigT) -> ConfigT:
 
 
 def load_toml(path: str, config_type: type[ConfigT]) -> ConfigT:
-    """Read a configuration from a TOML file with one section a part.
+    """Read a configuration from a TOML file with one section a part; what it does not name is the task's default.
 
     Raises:
         ConfigError: no such file, not TOML, or a value is refused.
     """
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        return msgspec.convert(data, config_type)
+        return msgspec.convert(_over(msgspec.to_builtins(config_type()), data), config_type)
     except OSError as error:
         raise ConfigError(f"configuration file {path!r} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -235,6 +235,15 @@ def load_toml(path: str, config_type: type[ConfigT]) -> ConfigT:
     except msgspec.ValidationError as error:
         sections = ", ".join(f"[{field.name}]" for field in msgspec.structs.fields(config_type))
         raise ConfigError(f"{path}: {error}. Sections: {sections}") from error
+
+
+def _over(defaults: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Settings over defaults, section by section."""
+    both = defaults | data
+    for name in defaults.keys() & data.keys():
+        if isinstance(defaults[name], dict) and isinstance(data[name], dict):
+            both[name] = defaults[name] | data[name]
+    return both
 
 
 def template_kwargs(prompt: PromptConfig) -> dict[str, Any]:

@@ -191,6 +191,8 @@ def _damaged(exact: Tensor, method: Method, level: float, step: float, generator
             drawn = torch.empty_like(exact).uniform_(generator=generator)  # in [0, 1)
             return exact.masked_fill(drawn < level, 0)
         case "uni_quant":
+            if not math.isfinite(step):
+                return torch.zeros_like(exact)
             is_grid = step >= torch.finfo(exact.dtype).tiny  # all weights zero, or a level next to zero: no grid
             return (exact / step).round_().mul_(step) if is_grid else exact
 

@@ -3,7 +3,8 @@
 distinct-n is the share of different n-grams among all of an answer (Li et al. 2016, "A Diversity-Promoting Objective
 Function for Neural Conversation Models", https://arxiv.org/abs/1510.03055); repetition is 1 - distinct-4, seq-rep-4 of
 Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training" (https://arxiv.org/abs/1908.04319). Both are
-over the words of an answer, in lower case and without punctuation, and are means over the answers that have an n-gram.
+over the words of an answer, in lower case, and its runs of signs ("!!!!"); single marks of punctuation do not count.
+They are means over the answers that have an n-gram.
 """
 
 import math
@@ -19,7 +20,7 @@ from tracekit.records import DegradationRecord
 
 __all__ = ["LevelStats", "distinct", "draw_levels", "level_lines", "level_stats"]
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]{2,}")
 _COLUMNS = (
     "level",
     "answers",
@@ -65,6 +66,8 @@ class LevelStats(msgspec.Struct, frozen=True, kw_only=True):
     """Mean entropy of a generated token, nats; null where none is finite."""
     perplexity: float | None
     """Perplexity of the run's text; null where none was asked for, or not finite."""
+    is_perplexity_finite: bool | None
+    """Whether it is a number at this level; null where none was asked for."""
     nonfinite_share: float
     """Share of the answers with values that are not finite."""
 
@@ -100,6 +103,7 @@ def _summed(method: str, group: str, level: float, records: Sequence[Degradation
         accuracy=_mean([None if record.is_correct is None else float(record.is_correct) for record in records]),
         mean_entropy=_mean([entropy for record in records for entropy in record.token_entropies]),
         perplexity=_mean([record.perplexity for record in records]),
+        is_perplexity_finite=records[0].is_perplexity_finite,
         nonfinite_share=sum(_is_spoilt(record) for record in records) / len(records),
     )
 
@@ -128,7 +132,7 @@ def level_lines(stats: Sequence[LevelStats]) -> list[str]:
                 _cell(one.distinct_2, ".3f"),
                 _cell(one.accuracy, ".3f"),
                 _cell(one.mean_entropy, ".3f"),
-                _cell(one.perplexity, ".4g"),
+                "infinite" if one.is_perplexity_finite is False else _cell(one.perplexity, ".4g"),
                 f"{one.nonfinite_share:.0%}",
             ]
             lines.append("  " + "".join(f"{cell:>12s}" for cell in cells))

@@ -232,6 +232,10 @@ def load_model(
                 "Expected an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ...), or what "
                 "builders.finetune_csqa wrote, as a local folder or a Hub id"
             ) from error
+        if loads == "lm" and hasattr(settings, "vision_config"):
+            raise ModelError(
+                f"model {config.model!r} is loaded for text, and takes pictures; give --image FILE"
+            ) from error
         raise _load_error("model", config.model, error) from error
     if config.quantize == "none":
         model = model.to(device)

@@ -25,7 +25,17 @@ from tracekit.shards import sha256_file
 from tracekit.sizes import filesize
 from tracekit.version import __version__
 
-__all__ = ["Estimate", "Example", "check_same", "check_space", "command_line", "make_plan", "public_run", "versions"]
+__all__ = [
+    "Estimate",
+    "Example",
+    "check_same",
+    "check_space",
+    "command_line",
+    "make_plan",
+    "num_shards",
+    "public_run",
+    "versions",
+]
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "bitsandbytes", "peft")
 
@@ -40,6 +50,16 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     def cell(self) -> int | None:
         """Examples of different cells are never in one batch, and those of one are kept together; None: no cells."""
         return None
+
+    @property
+    def source_row(self) -> int:
+        """Row in the source that it was made of."""
+        return self.index
+
+
+def num_shards(examples: Sequence[Example], size: int) -> int:
+    """Shards that the examples fill."""
+    return sum(1 for _ in _deal(examples, size))
 
 
 class Estimate(NamedTuple):

@@ -43,6 +43,7 @@ from tracekit.plan import (
     check_same,
     check_space,
     make_plan,
+    num_shards,
     public_run,
 )
 from tracekit.proof import replay, replay_scored
@@ -185,17 +186,18 @@ def _execute(
         check_same(plan, plan_for(plan.batch_size), str(out))
         if not config.output.dry_run:
             open_log(layout.text_log)
-        if config.output.force_run and not config.output.dry_run:
-            say(f"deleting what {str(out)!r} has of {name}")
-            forget(layout)
-            plan = None
-        elif not config.output.dry_run and done_shards(layout, plan) >= {shard.name for shard in plan.shards}:
+        is_done = done_shards(layout, plan) >= {shard.name for shard in plan.shards}
+        if is_done and not config.output.dry_run and not config.output.force_run:
             was_complete = is_finished(layout)
             manifest = read_struct(layout.manifest, Manifest) if was_complete else finish(layout, plan)
             return Outcome(out, name, manifest, None, was_complete, False)
     elif out.exists() and any(out.iterdir()) and not (out / "plans").is_dir():
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
     traced = loader.load(config.model, info, tokenizer, resolve_sites(config.capture.sites), task.loads)
+    if plan is not None and config.output.force_run and not config.output.dry_run:
+        say(f"deleting what {str(out)!r} has of {name}")
+        forget(layout)
+        plan = None
     run = _Run(traced, task, {example.index: example for example in examples}, layout, config.capture)
     estimate = None
     with closing(task):
@@ -259,15 +261,14 @@ def _that_fit(
     """
     own, limit = task.max_positions, max_positions(config.model)
     limit, whose = (own, "the limit is") if own is not None and own < (limit or own + 1) else (limit, "the model has")
-    too_long = [e for e in examples if limit is not None and task.num_positions(e) > limit]
+    too_long = {e.source_row: e for e in examples if limit is not None and task.num_positions(e) > limit}
     why = [
-        f"{source.id} row {e.index}: it takes {task.num_positions(e)} positions, new tokens included; {whose} {limit}"
-        for e in too_long
+        f"{source.id} row {row}: it takes {task.num_positions(e)} positions, new tokens included; {whose} {limit}"
+        for row, e in too_long.items()
     ]
-    if why and (config.source.on_bad_row == "error" or len(why) == len(examples)):
+    if why and (config.source.on_bad_row == "error" or len(why) == len({e.source_row for e in examples})):
         raise SourceError(f"{why[0]}. Shorten it, lower --max-new-tokens, or pass --on-bad-row skip")
-    left_out = {example.index for example in too_long}
-    fitting = [example for example in examples if example.index not in left_out]
+    fitting = [example for example in examples if example.source_row not in too_long]
     # a row may make several examples, so rows are counted down, not examples up
     num_used = source.num_used - len(why)
     return fitting, msgspec.structs.replace(source, num_used=num_used, skipped=[*source.skipped, *why])
@@ -402,7 +403,7 @@ class _Run(Generic[ExampleT]):
             num_prompt_tokens=sum(lengths),
             bytes_per_sample=round(total / max(1, len(examples) * per_question)) if encoded else 0,
             total_bytes=round(total),
-            num_shards=-(-len(examples) // samples_per_shard),
+            num_shards=num_shards(examples, samples_per_shard),
             seconds=seconds / len(chosen) * len(examples),
             num_measured=len(chosen),
         )
