@@ -15,12 +15,13 @@ from builders.degradation_configs import DegradationConfig, get_config
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_vision import draw_picture, save_tiny_gemma3, save_tiny_llava
 from tracekit import TraceStore, verify
-from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, SourceConfig
+from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.damage import Damaged
 from tracekit.errors import ConfigError, ModelError
 from tracekit.layout import Layout
 from tracekit.models import load_processor, load_tokenizer
 from tracekit.pictures import read_picture
+from tracekit.prompts import Prompter
 from tracekit.replay import replay_stored
 from tracekit.run import execute
 from tracekit.shards import sha256_file
@@ -169,6 +170,17 @@ def test_attention_with_a_picture_is_kept_whole(checkpoint: Path, picture: Path,
         kept = sample.attention(layer=0)
         assert kept.shape[-1] == len(sample.record.token_ids)
         np.testing.assert_allclose(kept[:, :length, :length], wanted, atol=1e-4)
+
+
+def test_a_template_with_a_clock_sees_the_date_of_the_run(checkpoint: Path, tmp_path: Path):
+    config = ModelConfig(model=str(checkpoint))
+    processor, tokenizer = load_processor(config), load_tokenizer(config)
+    template = tmp_path / "clock.jinja"
+    template.write_text(str(tokenizer.chat_template) + "{{ strftime_now('%Y-%m-%d') }}")
+    prompter = Prompter(
+        tokenizer, PromptConfig(chat_template=str(template), template_date="2001-02-03"), default_system=""
+    )
+    assert prompter.render_with_picture(processor, "What is it?").endswith("2001-02-03")
 
 
 def test_the_limit_rises_with_a_picture(picture: Path):

@@ -93,26 +93,19 @@ class Prompter:
         Raises:
             ConfigError: the template does not render, or there is no placeholder for a picture.
         """
-        import jinja2
-
         template = self._template or getattr(processor, "chat_template", None)
         mark = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)
         if mark is None:
             raise ConfigError(f"{type(processor).__name__} has no placeholder for a picture; leave --image out")
         if template is None:
             return f"{mark}\n{self._plain([Exchange(question)])[0]}"
+        system = [{"role": "system", "content": self._system}] if self._system else []
         parts = [{"type": "image"}, {"type": "text", "text": question}]
         for content in (parts, f"{mark}\n{question}"):  # templates that know parts, and those that know texts alone
-            system = [{"role": "system", "content": self._system}] if self._system else []
+            messages = [*system, {"role": "user", "content": content}]
             try:
-                text = processor.apply_chat_template(
-                    [*system, {"role": "user", "content": content}],
-                    chat_template=template,
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    **self._arguments,
-                )
-            except (jinja2.TemplateError, TypeError, ValueError, KeyError):
+                text = self._rendered(processor, template, messages, add_generation_prompt=True)
+            except (*_render_errors(), KeyError):
                 continue
             if mark in text and "{'type'" not in text:
                 return text
@@ -161,24 +154,27 @@ class Prompter:
         return text, found + len(question) if found >= 0 else len(text)
 
     def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        import jinja2
-
         assert self._template is not None
-
         try:
-            return self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=_FROZEN_CLOCK + self._template if "strftime_now" in self._template else self._template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                tracekit_date={code: self._today.strftime(code) for code in _DATE_CODES},
-                **self._arguments,
+            return self._rendered(
+                self._tokenizer, self._template, messages, add_generation_prompt=add_generation_prompt
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except _render_errors() as error:
             hint = (
                 " (this template takes no system message: pass --system '')" if "system" in str(error).lower() else ""
             )
             raise ConfigError(f"the chat template does not render: {error}{hint}") from error
+
+    def _rendered(self, renderer: Any, template: str, messages: list[Any], *, add_generation_prompt: bool) -> str:
+        """Messages by a template, as a tokenizer or a processor renders it; its clock stands still."""
+        return renderer.apply_chat_template(
+            messages,
+            chat_template=_FROZEN_CLOCK + template if "strftime_now" in template else template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            tracekit_date={code: self._today.strftime(code) for code in _DATE_CODES},
+            **self._arguments,
+        )
 
     def _tokenize(self, text: str) -> tuple[list[int], list[list[int]]]:
         encoded = self._tokenizer(
@@ -214,6 +210,13 @@ class Prompter:
         parts.append(("assistant_header", header_start, len(text)))
         spans = [(name, *tokens_of(offsets, start, stop)) for name, start, stop in parts]
         return [Span(name=name, start=start, stop=stop) for name, start, stop in spans if stop > start]
+
+
+def _render_errors() -> tuple[type[Exception], ...]:
+    """What a chat template that does not render raises."""
+    import jinja2
+
+    return (jinja2.TemplateError, TypeError, ValueError)
 
 
 def tokens_of(offsets: Sequence[Sequence[int]], start: int, stop: int) -> tuple[int, int]:
