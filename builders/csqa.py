@@ -16,7 +16,6 @@ text after the prompt, teacher-forced.
     python -m builders.csqa --model Qwen/Qwen3-4B-Instruct-2507 --split validation --limit 1000
 """
 
-import random
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -28,10 +27,10 @@ from tracekit.capture import Text, Trace, capture
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, Positive, RunConfig, SourceConfig
 from tracekit.continuations import answer_joint, continuation_ids, score_continuations, softmax
-from tracekit.errors import ConfigError, SourceError
+from tracekit.errors import ConfigError
 from tracekit.manifest import SourceInfo
 from tracekit.models import max_positions
-from tracekit.prompts import Exchange, Prompt, Prompter, sha256_text
+from tracekit.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaRecord
 from tracekit.replay import scored_of
 from tracekit.talk import say
@@ -153,15 +152,15 @@ class CsqaTask(Task[CsqaQuestion]):
         return "\n".join([*lines, "Answer:"] if self.variant == "chat" else lines)
 
     def _shots(self, example: CsqaQuestion) -> list[Exchange]:
-        """Solved examples for one question, drawn by its own seed from the packaged sample (why: trivia_qa)."""
-        count = self._config.prompt.num_shots
-        if count >= len(self._pool):
-            raise SourceError(f"--num-shots {count} needs more than the {len(self._pool)} sample questions there are")
-        draw = random.Random(f"{self._config.output.seed} {example.index}")
-        others = [other for other in self._pool if other.question != example.question]
-        return [
-            Exchange(self._asked(other, other.question), str(other.gold_label)) for other in draw.sample(others, count)
-        ]
+        """Solved examples for one question."""
+        shots = draw_shots(
+            self._pool,
+            self._config.prompt.num_shots,
+            seed=self._config.output.seed,
+            index=example.index,
+            asked=lambda other: other.question == example.question,
+        )
+        return [Exchange(self._asked(other, other.question), str(other.gold_label)) for other in shots]
 
     def _check_fit(self, examples: Sequence[CsqaQuestion]) -> None:
         """Say what was cut. What cannot be cut enough is refused: here where a flag is at fault, by the run

@@ -9,7 +9,6 @@ One row   {"question": "Which American-born Sinclair won the Nobel Prize for Lit
     python -m builders.trivia_qa --model Qwen/Qwen3-4B-Instruct-2507 --quantize int8 --split train --limit 1000
 """
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from tracekit.errors import SourceError
 from tracekit.generation import Generated, answer_deterministically, answer_sampled, settings_of
 from tracekit.manifest import SourceInfo
 from tracekit.plan import Example
-from tracekit.prompts import Exchange, Prompter, sha256_text, tokens_of
+from tracekit.prompts import Exchange, Prompter, draw_shots, sha256_text, tokens_of
 from tracekit.records import (
     SampledAnswer,
     TriviaQARecord,
@@ -193,17 +192,15 @@ class TriviaQATask(Task[TriviaExample]):
         return Text(prompt + answer.token_ids, len(prompt))
 
     def _shots(self, example: TriviaExample) -> list[Exchange]:
-        """Solved examples for one question, drawn by its own seed from the packaged sample.
-
-        Not from the run's questions: those would stand in one another's prompts with their answers, on both sides of
-        any split, and would differ with the slice of the source.
-        """
-        count = self._config.prompt.num_shots
-        if count >= len(self._pool):
-            raise SourceError(f"--num-shots {count} needs more than the {len(self._pool)} sample questions there are")
-        draw = random.Random(f"{self._config.output.seed} {example.index}")
-        others = [other for other in self._pool if other.question != example.question]
-        return [Exchange(other.question, other.answers[0]) for other in draw.sample(others, count)]
+        """Solved examples for one question."""
+        shots = draw_shots(
+            self._pool,
+            self._config.prompt.num_shots,
+            seed=self._config.output.seed,
+            index=example.index,
+            asked=lambda other: other.question == example.question,
+        )
+        return [Exchange(other.question, other.answers[0]) for other in shots]
 
     def _parse(self, example: TriviaExample, answer: Generated) -> Answer:
         prompt = self._prompts[example.index]

@@ -7,15 +7,18 @@ tokenised as the tokenizer does by default. `--bos` overrides both, and never le
 
 import datetime
 import hashlib
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tracekit.config import PromptConfig, template_kwargs
-from tracekit.errors import ConfigError
+from tracekit.errors import ConfigError, SourceError
 from tracekit.records import Span
 
-__all__ = ["Exchange", "Prompt", "Prompter", "sha256_text", "tokens_of", "with_bos"]
+__all__ = ["Exchange", "Prompt", "Prompter", "draw_shots", "sha256_text", "tokens_of", "with_bos"]
+
+PoolT = TypeVar("PoolT")
 
 _DATE_CODES = ("%-d", "%-m", "%A", "%B", "%H", "%I", "%M", "%S", "%Y", "%a", "%b", "%d", "%e", "%j", "%m", "%p", "%y")
 _FROZEN_CLOCK = (
@@ -217,6 +220,22 @@ def _render_errors() -> tuple[type[Exception], ...]:
     import jinja2
 
     return (jinja2.TemplateError, TypeError, ValueError)
+
+
+def draw_shots(
+    pool: Sequence[PoolT], count: int, *, seed: int, index: int, asked: Callable[[PoolT], bool]
+) -> list[PoolT]:
+    """Solved examples for one question, drawn by its own seed from a packaged sample without the question itself.
+
+    Not from the run's questions: those would stand in one another's prompts with their answers, on both sides of any
+    split, and would differ with the slice of the source. `asked` says whether one is the question.
+
+    Raises:
+        SourceError: fewer than one more than `count` in the pool.
+    """
+    if count >= len(pool):
+        raise SourceError(f"--num-shots {count} needs more than the {len(pool)} sample questions there are")
+    return random.Random(f"{seed} {index}").sample([one for one in pool if not asked(one)], count)
 
 
 def tokens_of(offsets: Sequence[Sequence[int]], start: int, stop: int) -> tuple[int, int]:
