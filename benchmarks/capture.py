@@ -37,14 +37,14 @@ from benchmarks.measure import (
     table,
 )
 from builders.trivia_qa import SAMPLE, SYSTEM
-from tracekit.capture import Text, Trace, capture
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, PromptConfig
 from tracekit.errors import ModelError
-from tracekit.generation import answer_deterministically
-from tracekit.models import load_model, load_tokenizer, model_info
-from tracekit.prompts import Prompter
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.generation import answer_deterministically
+from tracekit.model.models import load_model, load_tokenizer, model_info
+from tracekit.model.prompts import Prompter
+from tracekit.model.traced import TracedModel
 from tracekit.tensors import Payload, encode, unpack_causal
-from tracekit.traced import TracedModel
 
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 32

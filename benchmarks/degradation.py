@@ -16,12 +16,12 @@ import transformers
 from benchmarks.measure import parse_arguments, say, store_results, table
 from builders.degradation_configs import LEVELS
 from tracekit.config import ModelConfig
-from tracekit.damage import Damaged
 from tracekit.errors import ModelError
-from tracekit.models import load_model, load_tokenizer, model_info
-from tracekit.perplexity import text_perplexity
+from tracekit.model.damage import Damaged
+from tracekit.model.models import load_model, load_tokenizer, model_info
+from tracekit.model.weights import find_group
 from tracekit.plots import BLUE, ORANGE, canvas, grid, png, style
-from tracekit.weights import find_group
+from tracekit.run.perplexity import text_perplexity
 
 GROUPS = ("attn", "mlp", "embed")
 _TEXT = Path(__file__).parents[1] / "builders" / "samples" / "next_token_wikitext.txt"

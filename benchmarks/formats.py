@@ -22,7 +22,7 @@ import numpy as np
 import zarr
 
 from tests.datasets_for_tests import Made, write_dataset
-from tracekit.store import TraceStore
+from tracekit.read.store import TraceStore
 
 __all__ = ["FORMATS", "Format", "TracekitFormat"]
 

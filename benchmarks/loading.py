@@ -39,7 +39,7 @@ from benchmarks.measure import (
 from benchmarks.reading import touch
 from benchmarks.samples import make_samples, total_bytes
 from tests.datasets_for_tests import Made, write_dataset
-from tracekit.loading import load_dataset
+from tracekit.read.loading import load_dataset
 from tracekit.tensors import unpack_causal
 
 NUM_SAMPLES = 40

@@ -21,11 +21,11 @@ from benchmarks.measure import Ratio, compare, interleave, parse_arguments, rati
 from builders.next_token import NextTokenBuilder, NextTokenConfig, NextTokenTask, Window
 from tracekit.config import CaptureConfig, ModelConfig, SourceConfig
 from tracekit.errors import ModelError
-from tracekit.models import load_model, load_tokenizer, model_info
+from tracekit.model.models import load_model, load_tokenizer, model_info
+from tracekit.model.traced import TracedModel
 from tracekit.records import encode_record
-from tracekit.task import Place
+from tracekit.run.task import Place
 from tracekit.tensors import encode
-from tracekit.traced import TracedModel
 
 BATCH_SIZE = 8
 SETTINGS = {"windows of 128 tokens": "sample", "sentences": "sample:ud_ewt"}

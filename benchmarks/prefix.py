@@ -23,11 +23,11 @@ from builders.introspection import IntrospectionBuilder, IntrospectionConfig, In
 from builders.mcq_questions import McqQuestion
 from tracekit.config import ModelConfig, SourceConfig
 from tracekit.errors import ModelError
-from tracekit.models import load_model, load_tokenizer, model_info
+from tracekit.model.models import load_model, load_tokenizer, model_info
+from tracekit.model.traced import TracedModel
 from tracekit.records import encode_record
-from tracekit.task import Place
+from tracekit.run.task import Place
 from tracekit.tensors import encode
-from tracekit.traced import TracedModel
 
 BATCH_SIZE = 8
 _NUM_ROUNDS = 6

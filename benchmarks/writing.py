@@ -32,9 +32,9 @@ from benchmarks.measure import (
 )
 from benchmarks.samples import make_samples, total_bytes
 from tests.datasets_for_tests import Made
-from tracekit.layout import Layout
+from tracekit.format.layout import Layout
+from tracekit.format.shards import ShardWriter
 from tracekit.records import encode_record
-from tracekit.shards import ShardWriter
 from tracekit.tensors import encode
 
 NUM_SAMPLES = 128

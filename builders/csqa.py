@@ -23,19 +23,19 @@ import numpy as np
 
 from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row
 from builders.sources import read_examples
-from tracekit.capture import Text, Trace, capture
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, Positive, RunConfig, SourceConfig
-from tracekit.continuations import answer_joint, continuation_ids, score_continuations, softmax
 from tracekit.errors import ConfigError
-from tracekit.manifest import SourceInfo
-from tracekit.models import max_positions
-from tracekit.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
+from tracekit.format.manifest import SourceInfo
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.continuations import answer_joint, continuation_ids, score_continuations, softmax
+from tracekit.model.models import max_positions
+from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
+from tracekit.model.traced import TracedModel
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaRecord
-from tracekit.replay import scored_of
+from tracekit.run.replay import scored_of
+from tracekit.run.task import Place, Sample, Task
 from tracekit.talk import say
-from tracekit.task import Place, Sample, Task
-from tracekit.traced import TracedModel
 
 __all__ = ["BUILDER", "CsqaBuilder", "CsqaConfig"]
 

@@ -16,18 +16,18 @@ import numpy as np
 
 from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, EncodedChoice, encode_choices, parse_row
 from builders.sources import read_examples
-from tracekit.capture import Text
-from tracekit.choices import Choices, ChoiceTrace, capture_choices, check_choice_config
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, ModelConfig, Positive, PromptConfig, RunConfig
 from tracekit.errors import ConfigError
-from tracekit.manifest import SourceInfo
-from tracekit.models import max_positions
-from tracekit.prompts import sha256_text
+from tracekit.format.manifest import SourceInfo
+from tracekit.model.capture import Text
+from tracekit.model.choices import Choices, ChoiceTrace, capture_choices, check_choice_config
+from tracekit.model.models import max_positions
+from tracekit.model.prompts import sha256_text
+from tracekit.model.traced import TracedModel
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaMcqRecord, Span
+from tracekit.run.task import Place, Sample, Task
 from tracekit.talk import say
-from tracekit.task import Place, Sample, Task
-from tracekit.traced import TracedModel
 
 __all__ = ["BUILDER", "CsqaMcqBuilder", "CsqaMcqConfig"]
 

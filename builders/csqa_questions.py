@@ -21,8 +21,8 @@ import msgspec
 
 from builders.sources import HubSource, Row
 from tracekit.errors import ConfigError, SourceError
-from tracekit.plan import Example
 from tracekit.records import Choice
+from tracekit.run.plan import Example
 
 __all__ = [
     "SAMPLE",

@@ -1,7 +1,7 @@
 """Degradation: what a model writes, and what goes on inside it, while its weights are damaged step by step.
 
 The grid is groups of weights x levels x repeats x prompts; every point is a sample, level 0 in every group too. What is
-done to the weights stands in tracekit/damage.py, the groups in tracekit/weights.py, the prompts in
+done to the weights stands in tracekit/model/damage.py, the groups in tracekit/model/weights.py, the prompts in
 builders/degradation_prompts.py, named configurations in builders/degradation_configs.py.
 
     python -m builders.degradation --config dreams_it --model google/gemma-3-4b-it --out traces/dreams
@@ -21,26 +21,26 @@ import numpy as np
 from builders.degradation_configs import CONFIGS, DegradationConfig, check_grid
 from builders.degradation_prompts import DREAMS, IQ, PICTURE, DegradationPrompt
 from builders.sources import HubSource, Row, read_examples
-from tracekit.answers import parse_answer
-from tracekit.capture import Text, Trace, capture
 from tracekit.cli import run_builder
 from tracekit.config import SourceConfig
-from tracekit.damage import Damaged, DamageStats
 from tracekit.errors import ConfigError, SourceError
-from tracekit.generation import Generated, answer_once, settings_of
-from tracekit.manifest import SourceInfo
-from tracekit.memory import MemoryWatch, memory_reader
-from tracekit.models import load_processor, max_positions
-from tracekit.perplexity import TextPerplexity, text_perplexity
-from tracekit.pictures import Illustrated, illustrate, read_picture, with_picture
-from tracekit.plan import Example
-from tracekit.prompts import Prompter, sha256_text
+from tracekit.format.manifest import SourceInfo
+from tracekit.format.shards import sha256_file
+from tracekit.model.answers import parse_answer
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.damage import Damaged, DamageStats
+from tracekit.model.generation import Generated, answer_once, settings_of
+from tracekit.model.memory import MemoryWatch, memory_reader
+from tracekit.model.models import load_processor, max_positions
+from tracekit.model.pictures import Illustrated, illustrate, read_picture, with_picture
+from tracekit.model.prompts import Prompter, sha256_text
+from tracekit.model.traced import TracedModel
+from tracekit.model.weights import Group, find_group
 from tracekit.records import DamageInfo, DegradationRecord
-from tracekit.shards import sha256_file
+from tracekit.run.perplexity import TextPerplexity, text_perplexity
+from tracekit.run.plan import Example
+from tracekit.run.task import Place, Sample, Task, answered_fields
 from tracekit.talk import say
-from tracekit.task import Place, Sample, Task, answered_fields
-from tracekit.traced import TracedModel
-from tracekit.weights import Group, find_group
 
 __all__ = ["BUILDER", "DamagedPrompt", "DegradationBuilder", "gives", "parse_row"]
 

@@ -14,9 +14,9 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from tracekit.config import CaptureConfig, GenerationConfig, Positive, RunConfig, SourceConfig
-from tracekit.damage import METHODS, Method, check_level
 from tracekit.errors import ConfigError
-from tracekit.weights import GROUPS
+from tracekit.model.damage import METHODS, Method, check_level
+from tracekit.model.weights import GROUPS
 
 __all__ = ["CONFIGS", "LEVELS", "DegradationConfig", "get_config"]
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracekit.errors import SourceError
-from tracekit.shards import sha256_file
+from tracekit.format.shards import sha256_file
 
 __all__ = ["SUFFIXES", "BadRow", "Reader", "Row", "Table", "open_file"]
 

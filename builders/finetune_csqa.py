@@ -31,9 +31,9 @@ from builders.mcq_training import Data, Encoder, Metrics, TrainingConfig, draw_c
 from builders.sources import read_examples
 from tracekit.config import Positive, SourceConfig, check
 from tracekit.errors import ConfigError, DatasetError, PlanMismatchError, SourceError, TracekitError
-from tracekit.layout import write_atomic
-from tracekit.manifest import SourceInfo
-from tracekit.models import resolve, resolve_device
+from tracekit.format.layout import write_atomic
+from tracekit.format.manifest import SourceInfo
+from tracekit.model.models import resolve, resolve_device
 from tracekit.sizes import duration
 from tracekit.talk import say
 

@@ -23,19 +23,19 @@ from builders.letter_parsing import name_letter
 from builders.letters import LetterScores, asked_ids, score_letters, spellings_of
 from builders.mcq_questions import McqQuestion, read_questions, shuffled
 from builders.surface import Rarity, surface_of
-from tracekit.answers import parse_answer
-from tracekit.capture import Text, Trace, capture
 from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, RunConfig, SourceConfig
-from tracekit.continuations import softmax
 from tracekit.errors import ConfigError, SourceError
-from tracekit.generation import Generated, answer_once, settings_of
-from tracekit.manifest import SourceInfo
-from tracekit.prompts import Exchange, Prompter, sha256_text, tokens_of
+from tracekit.format.manifest import SourceInfo
+from tracekit.model.answers import parse_answer
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.continuations import softmax
+from tracekit.model.generation import Generated, answer_once, settings_of
+from tracekit.model.prompts import Exchange, Prompter, sha256_text, tokens_of
+from tracekit.model.traced import TracedModel
 from tracekit.records import IntrospectionRecord
-from tracekit.replay import scored_of
-from tracekit.task import Place, Sample, Task, answered_fields
-from tracekit.traced import TracedModel
+from tracekit.run.replay import scored_of
+from tracekit.run.task import Place, Sample, Task, answered_fields
 
 __all__ = ["BUILDER", "IntrospectionBuilder", "IntrospectionConfig", "single_passes"]
 

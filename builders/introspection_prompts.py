@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from tracekit.errors import ConfigError
-from tracekit.prompts import sha256_text
+from tracekit.model.prompts import sha256_text
 from tracekit.records import Choice, ConfidenceBin
 
 __all__ = ["PASSES", "SYSTEM", "Pass", "bins_of", "instruction_sha256", "message"]

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tracekit.capture import Trace
-from tracekit.continuations import continuation_ids, score_continuations
 from tracekit.errors import ConfigError
-from tracekit.traced import TracedModel
+from tracekit.model.capture import Trace
+from tracekit.model.continuations import continuation_ids, score_continuations
+from tracekit.model.traced import TracedModel
 
 __all__ = ["LetterScores", "Spelling", "asked_ids", "score_letters", "spellings_of"]
 

@@ -23,8 +23,8 @@ import msgspec
 from builders.sources import Examples, HubSource, Row, read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
-from tracekit.plan import Example
 from tracekit.records import Choice
+from tracekit.run.plan import Example
 
 __all__ = ["SAMPLE", "SOURCE", "McqQuestion", "parse_row", "read_questions", "shuffled"]
 

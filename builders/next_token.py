@@ -21,18 +21,18 @@ import msgspec
 import numpy as np
 
 from builders.texts import Document, Kind, read_documents
-from tracekit.capture import Text, Trace, capture
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, Positive, PromptConfig, RunConfig
 from tracekit.errors import ConfigError, SourceError
-from tracekit.manifest import SourceInfo
-from tracekit.metrics import perplexity
-from tracekit.models import load_tokenizer, max_positions
-from tracekit.plan import Example
-from tracekit.prompts import sha256_text, tokens_of, with_bos
+from tracekit.format.manifest import SourceInfo
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.models import load_tokenizer, max_positions
+from tracekit.model.prompts import sha256_text, tokens_of, with_bos
+from tracekit.model.traced import TracedModel
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, NextTokenRecord, Word
-from tracekit.task import Place, Sample, Task
-from tracekit.traced import TracedModel
+from tracekit.run.metrics import perplexity
+from tracekit.run.plan import Example
+from tracekit.run.task import Place, Sample, Task
 
 __all__ = ["BUILDER", "NextTokenBuilder", "NextTokenConfig", "Tokenized", "Window", "cut", "place_in_text", "tokenize"]
 

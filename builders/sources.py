@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from builders.files import SUFFIXES, BadRow, Row, Table, open_file
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
-from tracekit.manifest import SourceInfo
+from tracekit.format.manifest import SourceInfo
 
 if TYPE_CHECKING:
     import datasets

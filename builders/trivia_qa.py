@@ -18,21 +18,21 @@ import numpy as np
 
 from builders.scoring import exact_match, f1, find_alias
 from builders.sources import HubSource, Row, read_examples
-from tracekit.answers import Answer, parse_answer
-from tracekit.capture import Text, Trace, capture
 from tracekit.cli import run_builder
 from tracekit.config import RunConfig, SourceConfig
 from tracekit.errors import SourceError
-from tracekit.generation import Generated, answer_deterministically, answer_sampled, settings_of
-from tracekit.manifest import SourceInfo
-from tracekit.plan import Example
-from tracekit.prompts import Exchange, Prompter, draw_shots, sha256_text, tokens_of
+from tracekit.format.manifest import SourceInfo
+from tracekit.model.answers import Answer, parse_answer
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.generation import Generated, answer_deterministically, answer_sampled, settings_of
+from tracekit.model.prompts import Exchange, Prompter, draw_shots, sha256_text, tokens_of
+from tracekit.model.traced import TracedModel
 from tracekit.records import (
     SampledAnswer,
     TriviaQARecord,
 )
-from tracekit.task import Place, Sample, Task, answered_fields
-from tracekit.traced import TracedModel
+from tracekit.run.plan import Example
+from tracekit.run.task import Place, Sample, Task, answered_fields
 
 __all__ = ["BUILDER", "TriviaExample", "TriviaQABuilder", "TriviaQAConfig", "parse_row"]
 

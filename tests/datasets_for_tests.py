@@ -17,8 +17,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from tracekit.layout import Layout, write_atomic
-from tracekit.manifest import (
+from tracekit.format.layout import Layout, write_atomic
+from tracekit.format.manifest import (
     Manifest,
     Plan,
     ShardInfo,
@@ -31,6 +31,8 @@ from tracekit.manifest import (
     Verification,
     to_bytes,
 )
+from tracekit.format.shards import ShardWriter
+from tracekit.read.tables import write_records_table
 from tracekit.records import (
     SCHEMA_VERSION,
     Choice,
@@ -42,9 +44,7 @@ from tracekit.records import (
     TriviaQARecord,
     encode_record,
 )
-from tracekit.shards import ShardWriter
 from tracekit.sites import SITES
-from tracekit.tables import write_records_table
 from tracekit.tensors import DTYPES, TensorSpec, encode, positions_of
 
 NUM_LAYERS, NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, D_MODEL, TOP_K = 3, 4, 2, 3, 8, 2

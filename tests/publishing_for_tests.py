@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 from tests.hub_for_tests import TestHub
 from tests.runs_for_tests import run_trivia
-from tracekit.shards import sha256_file
+from tracekit.format.shards import sha256_file
 
 __all__ = ["COMMAND", "REPO", "Said", "large_files", "make_run", "publish", "tell"]
 
 REPO = "tester/traces"
 
 COMMAND = """
-import sys, tracekit.hub, tracekit.publish
+import sys, tracekit.hub, tracekit.publish.publisher
 tracekit.hub.FIRST_WAIT_SECONDS = 0.02
 for setting in sys.argv.pop(1).split():
     name, value = setting.split("=")
-    setattr(tracekit.publish, name, int(value))
+    setattr(tracekit.publish.publisher, name, int(value))
 from tracekit.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -40,7 +40,7 @@ print(json.dumps(said))
 def publish(
     hub: TestHub, folder: Path, version: str, *flags: str, limits: str = "", check: bool = True, **kwargs: Any
 ) -> subprocess.CompletedProcess[str]:
-    """`tracekit publish` in a fresh process; `limits` sets constants of tracekit.publish, as `GROUP_FILES=1`."""
+    """`tracekit publish` in a fresh process; `limits` sets constants of publisher.py, as `GROUP_FILES=1`."""
     arguments = ("publish", str(folder), REPO, "--version", version, *flags)
     return hub.python(COMMAND, limits, *arguments, check=check, **kwargs)
 

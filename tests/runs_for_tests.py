@@ -9,7 +9,7 @@ import msgspec
 
 from builders.trivia_qa import TriviaQABuilder, TriviaQAConfig
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
-from tracekit.run import Outcome, execute
+from tracekit.run.runner import Outcome, execute
 
 
 def trivia_config(checkpoint: Path, /, **sections: dict[str, Any]) -> TriviaQAConfig:

@@ -18,10 +18,10 @@ from tests.datasets_for_tests import (
     make_sample,
     write_dataset,
 )
-from tracekit.accessors import handed_out
 from tracekit.errors import ConfigError, SampleNotFoundError
+from tracekit.read.accessors import handed_out
+from tracekit.read.store import TraceStore
 from tracekit.sites import SITES
-from tracekit.store import TraceStore
 
 LENGTHS = (3, 2, 4)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from tests.tiny_checkpoint import tiny_tokenizer
-from tracekit.answers import Answer, parse_answer, token_offsets
 from tracekit.config import PromptConfig
-from tracekit.prompts import Prompt, Prompter
+from tracekit.model.answers import Answer, parse_answer, token_offsets
+from tracekit.model.prompts import Prompt, Prompter
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -5,7 +5,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from tracekit.calibration import auroc, brier_score, calibrate, expected_calibration_error, reliability
+from tracekit.card.calibration import auroc, brier_score, calibrate, expected_calibration_error, reliability
 from tracekit.errors import ConfigError
 
 CONFIDENCE = [0.95, 0.85, 0.85, 0.35, 0.35]

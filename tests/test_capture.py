@@ -31,13 +31,13 @@ from tests.tiny_models import (
     token_ids,
     traced,
 )
-from tracekit.capture import Text, Trace, capture, resolve_layers
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ConfigError, DtypeOverflowError, UnsupportedSiteError
-from tracekit.hooks import _ACTIVE, _PROBABILITIES, record
+from tracekit.model.capture import Text, Trace, capture, resolve_layers
+from tracekit.model.hooks import _ACTIVE, _PROBABILITIES, record
+from tracekit.model.traced import TracedModel
 from tracekit.sites import QKV_SITES, SITES
 from tracekit.tensors import TensorSpec, unpack_causal
-from tracekit.traced import TracedModel
 
 TEXTS = (Text(token_ids(20), 12), Text(token_ids(9, start=5), 4), Text(token_ids(31, start=7), 30))
 TOPK = 5
@@ -630,7 +630,7 @@ def test_k_of_topk_is_chosen() -> None:
 
 @pytest.mark.parametrize("rows", [1, 4, 7])
 def test_the_head_may_run_over_any_number_of_rows_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracekit.capture._HEAD_ROWS", rows)
+    monkeypatch.setattr("tracekit.model.capture._HEAD_ROWS", rows)
     for trace, whole in zip(capture(traced("gemma2"), TEXTS, ALL_SITES), family("gemma2").traces, strict=True):
         np.testing.assert_allclose(trace.tensors["topk_logprobs"], whole.tensors["topk_logprobs"], atol=1e-5)
         np.testing.assert_allclose(trace.logprobs, whole.logprobs, atol=1e-5)
@@ -863,7 +863,7 @@ def test_what_is_not_finite_in_padding_alone_does_not_count() -> None:
 
 def test_rows_that_do_not_sum_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     made = traced("llama")
-    monkeypatch.setattr("tracekit.hooks.own_eager_attention", with_probabilities(lambda probs: probs * 0.9))
+    monkeypatch.setattr("tracekit.model.hooks.own_eager_attention", with_probabilities(lambda probs: probs * 0.9))
     with pytest.raises(CaptureError, match=r"^attentions, layer 0: rows sum to 0\.9\d*\.\.0\.9\d*, expected 1"):
         capture(made, TEXTS, CaptureConfig(sites=("attn",)))
 
@@ -877,7 +877,7 @@ def test_rows_that_do_not_sum_to_one_beside_padding_that_is_not_finite(monkeypat
         changed[1, :, length:] = torch.nan
         return changed
 
-    monkeypatch.setattr("tracekit.hooks.own_eager_attention", with_probabilities(change))
+    monkeypatch.setattr("tracekit.model.hooks.own_eager_attention", with_probabilities(change))
     with pytest.raises(CaptureError, match=r"^attentions, layer 0: rows sum to"):
         capture(made, TEXTS, CaptureConfig(sites=("attn",)))
 
@@ -885,14 +885,14 @@ def test_rows_that_do_not_sum_to_one_beside_padding_that_is_not_finite(monkeypat
 def test_rows_of_a_sink_model_may_sum_to_less_but_not_to_more(monkeypatch: pytest.MonkeyPatch) -> None:
     made = traced("gpt_oss")
     assert attentions_of(capture(made, TEXTS, CaptureConfig(sites=("attn",)))[0]).sum(-1).min() < 0.9
-    monkeypatch.setattr("tracekit.hooks.own_eager_attention", with_probabilities(lambda probs: probs * 2))
+    monkeypatch.setattr("tracekit.model.hooks.own_eager_attention", with_probabilities(lambda probs: probs * 2))
     with pytest.raises(CaptureError, match=r"^attentions, layer 0: rows sum to .*, expected 1"):
         capture(made, TEXTS, CaptureConfig(sites=("attn",)))
 
 
 def test_attention_to_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
     made = traced("llama")
-    monkeypatch.setattr("tracekit.hooks.own_eager_attention", with_probabilities(lambda probs: probs.flip(-1)))
+    monkeypatch.setattr("tracekit.model.hooks.own_eager_attention", with_probabilities(lambda probs: probs.flip(-1)))
     with pytest.raises(CaptureError, match=r"^attentions, layer 0: a causal model attends to the future$"):
         capture(made, TEXTS, CaptureConfig(sites=("attn",)))
 

@@ -20,14 +20,22 @@ from builders.trivia_qa import TriviaQABuilder, TriviaQAConfig
 from tests.runs_for_tests import run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore
-from tracekit.card import CardSettings, card_features, own_section, render_card, settings_of, shard_globs, split_card
+from tracekit.card.readme import (
+    CardSettings,
+    card_features,
+    own_section,
+    render_card,
+    settings_of,
+    shard_globs,
+    split_card,
+)
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import ConfigError, DatasetError
-from tracekit.layout import shard_name
-from tracekit.manifest import Manifest, ShardInfo, read_struct
-from tracekit.merge import merge
-from tracekit.plan import command_line, public_run
+from tracekit.format.layout import shard_name
+from tracekit.format.manifest import Manifest, ShardInfo, read_struct
 from tracekit.records import RECORD_TYPES, arrow_schema
+from tracekit.run.merge import merge
+from tracekit.run.plan import command_line, public_run
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,13 @@ from transformers import (
 )
 
 from tests.tiny_models import model_info
-from tracekit.capture import Text
-from tracekit.choices import Choices, ChoiceTrace, capture_choices, check_choice_config
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ConfigError, UnsupportedSiteError
-from tracekit.proof import prove, replay
+from tracekit.model.capture import Text
+from tracekit.model.choices import Choices, ChoiceTrace, capture_choices, check_choice_config
+from tracekit.model.proof import prove, replay
+from tracekit.model.traced import TracedModel
 from tracekit.sites import resolve_sites
-from tracekit.traced import TracedModel
 
 SIZES: dict[str, Any] = {
     "vocab_size": 99,

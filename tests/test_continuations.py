@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-import tracekit.continuations as continuations_module
+import tracekit.model.continuations as continuations_module
 from tests.tiny_checkpoint import tiny_tokenizer
 from tests.tiny_models import tiny_model, token_ids, traced
-from tracekit.capture import Text, Trace
-from tracekit.continuations import continuation_ids, score_continuations, softmax
 from tracekit.errors import ConfigError
-from tracekit.traced import TracedModel
+from tracekit.model.capture import Text, Trace
+from tracekit.model.continuations import continuation_ids, score_continuations, softmax
+from tracekit.model.traced import TracedModel
 
 PROMPTS = [token_ids(7), token_ids(1, start=3), token_ids(16, start=5)]
 SHARED = [[5, 6, 7], [5, 6, 8], [5, 9], [5, 6, 7, 7], [10], [11], [5]]

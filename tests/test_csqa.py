@@ -12,19 +12,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 
-import tracekit.run as run_module
+import tracekit.run.runner as run_module
 from builders.csqa import CsqaBuilder, CsqaConfig
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2, tiny_tokenizer
 from tracekit import TraceStore, verify
 from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
-from tracekit.continuations import answer_joint, continuation_ids
 from tracekit.errors import CaptureError, ConfigError, SourceError
-from tracekit.layout import Layout
-from tracekit.prompts import Prompter
-from tracekit.replay import replay_stored
-from tracekit.run import Outcome, execute
+from tracekit.format.layout import Layout
+from tracekit.model.continuations import answer_joint, continuation_ids
+from tracekit.model.prompts import Prompter
+from tracekit.run.replay import replay_stored
+from tracekit.run.runner import Outcome, execute
 
 
 def config_for(checkpoint: Path, /, max_seq_len: int | str = "auto", **sections: dict[str, Any]) -> CsqaConfig:

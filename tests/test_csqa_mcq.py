@@ -27,10 +27,10 @@ from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import ConfigError, ModelError
-from tracekit.layout import Layout
+from tracekit.format.layout import Layout
 from tracekit.records import CsqaMcqRecord
-from tracekit.replay import replay_stored
-from tracekit.run import Outcome, execute
+from tracekit.run.replay import replay_stored
+from tracekit.run.runner import Outcome, execute
 
 SITES = ("hidden", "attn", "qkv", "resid")
 

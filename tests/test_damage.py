@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.tiny_models import model_info, tiny_model
-from tracekit import damage
-from tracekit.damage import METHODS, Damaged, DamageStats, Method, check_level
 from tracekit.errors import ConfigError
-from tracekit.traced import TracedModel
-from tracekit.weights import Group, find_group
+from tracekit.model import damage
+from tracekit.model.damage import METHODS, Damaged, DamageStats, Method, check_level
+from tracekit.model.traced import TracedModel
+from tracekit.model.weights import Group, find_group
 
 DTYPES = ("float32", "bfloat16", "float16")
 FAMILIES = ("llama", "gpt2", "gpt_neox", "falcon_new", "gpt_oss", "mixtral")

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import builders.degradation as degradation
-import tracekit.run as run_module
+import tracekit.run.runner as run_module
 from builders.degradation import DegradationBuilder, gives
 from builders.degradation_configs import CONFIGS, LEVELS, DegradationConfig, get_config
 from tests.runs_for_tests import hashes, log_lines, run_trivia
@@ -21,14 +21,14 @@ from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
 from tracekit.cli import main, run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
-from tracekit.damage import METHODS
 from tracekit.errors import CaptureError, ConfigError, MemoryPressureError, SourceError
-from tracekit.export import export_degradation
-from tracekit.layout import Layout
-from tracekit.manifest import read_plan
-from tracekit.memory import MemoryReader
-from tracekit.replay import replay_stored
-from tracekit.run import Loader, Outcome, execute
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import read_plan
+from tracekit.model.damage import METHODS
+from tracekit.model.memory import MemoryReader
+from tracekit.run.export import export_degradation
+from tracekit.run.replay import replay_stored
+from tracekit.run.runner import Loader, Outcome, execute
 
 PROMPTS = [
     {"prompt": "Say one word.", "id": "p0", "kind": "short"},
@@ -95,9 +95,9 @@ def made(
 
 def damaged_by_hand(checkpoint: Path, record: Any) -> Any:
     """Plain transformers with the damage that a record tells of, done weight by weight."""
-    from tracekit.anatomy import examine
-    from tracekit.damage import Damaged
-    from tracekit.weights import find_group
+    from tracekit.model.anatomy import examine
+    from tracekit.model.damage import Damaged
+    from tracekit.model.weights import find_group
 
     plain = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
     anatomy = examine(plain, lambda: plain(torch.tensor([[1, 2, 3]])))
@@ -167,7 +167,7 @@ def test_level_zero_is_the_model_itself_in_every_group(made: TraceStore, checkpo
 def test_an_expected_answer_is_judged_and_a_missing_one_is_not(
     checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from tracekit.generation import Generated
+    from tracekit.model.generation import Generated
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     ids = tokenizer("It is Paris.", add_special_tokens=False).input_ids
@@ -428,7 +428,7 @@ def test_an_answer_gives_what_was_expected_in_its_own_words(answer: str, wanted:
 def test_free_text_goes_on_over_its_lines(
     checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from tracekit.generation import Generated
+    from tracekit.model.generation import Generated
 
     plain = save_tiny_checkpoint(tmp_path / "plain")
     ids = AutoTokenizer.from_pretrained(plain)("One.\nTwo.\n\nThree", add_special_tokens=False).input_ids

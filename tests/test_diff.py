@@ -14,8 +14,8 @@ from tests.degradation_for_tests import make_damaged
 from tests.hub_for_tests import TestHub
 from tests.introspection_for_tests import BINS, Noise, Question, entropy, make_pass, write_passes
 from tests.publishing_for_tests import REPO, publish, tell
-from tracekit.diff import AnswerChange, ConfigDifference, Difference, diff
-from tracekit.diff_table import difference_lines
+from tracekit.analysis.diff import AnswerChange, ConfigDifference, Difference, diff
+from tracekit.analysis.diff_table import difference_lines
 from tracekit.errors import ConfigError, DatasetError
 
 PASSES = ["mcq", "self_confidence", "other_confidence"]

@@ -11,8 +11,8 @@ from tests.datasets_for_tests import MODEL, write_dataset
 from tests.introspection_for_tests import Noise, Question, make_pass, write_passes
 from tests.test_diff import A, B
 from tests.test_figures import chunks
-from tracekit.diff import Difference, diff
-from tracekit.diff_figures import draw_difference
+from tracekit.analysis.diff import Difference, diff
+from tracekit.analysis.diff_figures import draw_difference
 from tracekit.errors import ConfigError
 
 
@@ -54,7 +54,7 @@ def test_what_has_no_numbers_is_left_out(tmp_path: Path):
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The pictures that are drawn, before they become bytes."""
     drawn: list[Figure] = []
-    monkeypatch.setattr("tracekit.diff_figures.png", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr("tracekit.analysis.diff_figures.png", lambda figure: drawn.append(figure) or b"")
     return drawn
 
 

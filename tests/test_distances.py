@@ -8,8 +8,8 @@ import pytest
 
 from tests.datasets_for_tests import make_choices, make_sample, write_dataset
 from tests.introspection_for_tests import Noise, Question, write_passes
-from tracekit.distances import COMPARED_SITES, Distances, compare_activations, distance
-from tracekit.store import TraceStore
+from tracekit.analysis.distances import COMPARED_SITES, Distances, compare_activations, distance
+from tracekit.read.store import TraceStore
 
 QUESTIONS = [Question()] * 3
 KEYS = [(f"{i:06d}", f"{i:06d}") for i in range(3)]

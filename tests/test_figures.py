@@ -16,13 +16,13 @@ import pytest
 from tests.runs_for_tests import hashes, run_trivia
 from tests.sample_records import trivia_record
 from tracekit import TraceStore
+from tracekit.card.figures import draw, figures_of
 from tracekit.errors import ConfigError
-from tracekit.figures import draw, figures_of
-from tracekit.finish import finish
-from tracekit.layout import Layout
-from tracekit.manifest import FigureData, LayerNorms, Manifest, Sidecar, read_plan, read_struct
-from tracekit.merge import merge
-from tracekit.metrics import Tally, hidden_norms
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import FigureData, LayerNorms, Manifest, Sidecar, read_plan, read_struct
+from tracekit.run.finish import finish
+from tracekit.run.merge import merge
+from tracekit.run.metrics import Tally, hidden_norms
 from tracekit.tensors import TensorSpec
 
 DATA = FigureData(

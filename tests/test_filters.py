@@ -6,8 +6,8 @@ import pytest
 
 from tests.introspection_for_tests import Question, write_passes
 from tracekit.errors import ConfigError
-from tracekit.filters import parse_filter, rows_where
-from tracekit.store import TraceStore
+from tracekit.read.filters import parse_filter, rows_where
+from tracekit.read.store import TraceStore
 
 QUESTIONS = [
     Question(probs=(0.7, 0.1, 0.1, 0.1), parsed="A", confident=95.0),

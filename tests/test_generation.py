@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
 
 from tests.tiny_models import VOCAB_SIZE, tiny_model, token_ids, traced
-from tracekit.capture import Text, capture
 from tracekit.config import CaptureConfig, GenerationConfig
-from tracekit.generation import Generated, _GumbelNoise, answer_deterministically, answer_sampled
-from tracekit.models import _clean_generation_config
-from tracekit.traced import TracedModel
+from tracekit.model.capture import Text, capture
+from tracekit.model.generation import Generated, _GumbelNoise, answer_deterministically, answer_sampled
+from tracekit.model.models import _clean_generation_config
+from tracekit.model.traced import TracedModel
 
 PROMPTS = (token_ids(12), token_ids(5, start=3), token_ids(20, start=9), token_ids(1, start=4))
 FAMILIES = ("gpt2", "opt", "opt_post_norm", "llama", "bloom", "falcon", "falcon_alibi", "mistral", "gemma2", "gpt_oss")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tracekit.errors import ConfigError
-from tracekit.graphs import attention_edges
+from tracekit.read.graphs import attention_edges
 
 WEIGHTS = np.array([[1.0, 0.0, 0.0], [0.4, 0.6, 0.0], [0.2, 0.2, 0.6]], np.float32)
 

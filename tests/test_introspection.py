@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import builders.introspection as introspection
-import tracekit.run as run_module
+import tracekit.run.runner as run_module
 from builders.introspection import IntrospectionBuilder, IntrospectionConfig, single_passes
 from builders.introspection_prompts import PASSES
 from tests.hub_for_tests import TestHub
@@ -25,10 +25,10 @@ from tracekit import TraceStore, verify
 from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import CaptureError, ConfigError, SourceError
-from tracekit.generation import Generated
-from tracekit.layout import Layout
-from tracekit.replay import replay_stored
-from tracekit.run import Loader, Outcome, execute
+from tracekit.format.layout import Layout
+from tracekit.model.generation import Generated
+from tracekit.run.replay import replay_stored
+from tracekit.run.runner import Loader, Outcome, execute
 
 QUESTIONS = [
     {"id": "q1", "question": "Is ice cold?", "options": ["yes", "no", "maybe", "it is hot"], "answer": "A"},

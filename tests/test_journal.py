@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tracekit.journal import Sent, can_write_journal, is_last, is_sent, read_journal, sent_shards, write_journal
-from tracekit.layout import Layout
-from tracekit.manifest import Sidecar, read_struct
+from tracekit.format.journal import Sent, can_write_journal, is_last, is_sent, read_journal, sent_shards, write_journal
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import Sidecar, read_struct
 
 PATH = "data/trivia_qa/validation-00000.tar"
 

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFa
 from builders.letters import LetterScores, Spelling, asked_ids, score_letters, spellings_of
 from tests.tiny_checkpoint import tiny_tokenizer
 from tests.tiny_models import tiny_model, token_ids, traced
-from tracekit.capture import Text, capture
 from tracekit.config import CaptureConfig
 from tracekit.errors import ConfigError
+from tracekit.model.capture import Text, capture
 
 LETTERS = list("ABCD")
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from tests.sample_records import degradation_record
-from tracekit.levels import distinct, draw_levels, level_lines, level_stats
+from tracekit.analysis.levels import distinct, draw_levels, level_lines, level_stats
 from tracekit.records import DegradationRecord
 
 

@@ -21,13 +21,13 @@ import pytest
 
 from tests.datasets_for_tests import Made, MadeChoices, make_choices, make_sample, write_dataset
 from tracekit import TraceStore
+from tracekit.card.script import render_script
 from tracekit.errors import DatasetError
-from tracekit.manifest import FileInfo, Manifest, Sidecar, read_struct, to_bytes
+from tracekit.format.manifest import FileInfo, Manifest, Sidecar, read_struct, to_bytes
+from tracekit.format.shards import sha256_file
+from tracekit.read.tables import write_records_tar
 from tracekit.records import RECORD_TYPES, arrow_schema
-from tracekit.script import render_script
-from tracekit.shards import sha256_file
 from tracekit.sites import SITES
-from tracekit.tables import write_records_tar
 from tracekit.tensors import encode, pack_indices
 
 Import = Callable[[Path], Any]

@@ -24,14 +24,14 @@ from webdataset.autodecode import DecodingError
 
 import tracekit
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
+from tracekit.format.layout import Layout, write_atomic
+from tracekit.format.manifest import Manifest, read_struct, to_bytes
 from tracekit.hub import HubPath
-from tracekit.layout import Layout, write_atomic
-from tracekit.loading import load_dataset, wds_decoder
-from tracekit.manifest import Manifest, read_struct, to_bytes
+from tracekit.read.loading import load_dataset, wds_decoder
+from tracekit.read.remote import Remote
+from tracekit.read.store import TraceStore
 from tracekit.records import RECORD_TYPES, arrow_schema
-from tracekit.remote import Remote
 from tracekit.sites import SITES
-from tracekit.store import TraceStore
 from tracekit.tensors import encode, positions_of, unpack_causal
 
 TRAIN = {"train-00000": (1, 0), "train-00001": (2, 3), "train-00002": (5, 4)}
@@ -496,10 +496,10 @@ def test_a_name_is_one_on_the_hub_and_only_its_split_is_fetched(
     opened: list[tuple[HubPath, str | None]] = []
     fetched: list[tuple[HubPath, list[str]]] = []
     monkeypatch.setattr(
-        "tracekit.loading.open_remote",
+        "tracekit.read.loading.open_remote",
         lambda hub, name: opened.append((hub, name)) or Remote(folder, "trivia_qa", pinned),
     )
-    monkeypatch.setattr("tracekit.loading.fetch", lambda hub, patterns: fetched.append((hub, patterns)))
+    monkeypatch.setattr("tracekit.read.loading.fetch", lambda hub, patterns: fetched.append((hub, patterns)))
     dataset = load_dataset(path, "trivia_qa", split="train", revision=revision)
     assert opened == [(HubPath("owner/name", expected), "trivia_qa")]
     assert fetched == [(pinned, [f"data/trivia_qa/{name}.tar" for name in TRAIN])]
@@ -510,7 +510,7 @@ def test_a_name_is_one_on_the_hub_and_only_its_split_is_fetched(
 
 
 def test_a_folder_comes_before_a_name_on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracekit.loading.open_remote", lambda *_: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("tracekit.read.loading.open_remote", lambda *_: pytest.fail("the Hub was asked"))
     monkeypatch.chdir(folder.parents[1])
     assert len(_mapped(folder.relative_to(folder.parents[1]))) == 6
     assert load_dataset(f"{folder.parent.name}/run", split="test")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tracekit.errors import MemoryPressureError
-from tracekit.memory import MemoryReader, MemoryWatch, decide, memory_reader
+from tracekit.model.memory import MemoryReader, MemoryWatch, decide, memory_reader
 
 
 class Fake:

@@ -9,7 +9,7 @@ import pytest
 from tests.runs_for_tests import run_trivia
 from tracekit import TraceStore, verify
 from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
-from tracekit.merge import merge
+from tracekit.run.merge import merge
 
 
 @pytest.fixture(scope="module")

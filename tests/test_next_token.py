@@ -30,10 +30,10 @@ from tracekit import TraceStore, verify
 from tracekit.cli import run_builder
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import CaptureError, ConfigError, SourceError
-from tracekit.layout import Layout
-from tracekit.merge import merge
-from tracekit.replay import replay_stored
-from tracekit.run import Outcome, execute
+from tracekit.format.layout import Layout
+from tracekit.run.merge import merge
+from tracekit.run.replay import replay_stored
+from tracekit.run.runner import Outcome, execute
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from tests.tiny_models import proven, sites_of, tiny_model, token_ids, traced
-from tracekit.capture import Text, Trace, capture
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, DtypeOverflowError, ModelError
-from tracekit.hooks import own_eager_attention
-from tracekit.proof import Scored, _compare, replay, replay_scored
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.hooks import own_eager_attention
+from tracekit.model.proof import Scored, _compare, replay, replay_scored
+from tracekit.model.traced import TracedModel
 from tracekit.tensors import unpack_causal
-from tracekit.traced import TracedModel
 
 TEXTS = (Text(token_ids(20), 12), Text(token_ids(9, start=5), 4), Text(token_ids(31, start=7), 30))
 FAMILIES = ("llama", "gpt2", "gpt_neox", "bloom", "gemma2", "gpt_oss")
@@ -188,7 +188,7 @@ def with_a_spoilt_row(change: Any) -> Any:
 
 def test_a_row_that_is_not_finite_is_kept_among_finite_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     ready = traced("llama")
-    monkeypatch.setattr("tracekit.hooks.own_eager_attention", with_a_spoilt_row(lambda probs: probs))
+    monkeypatch.setattr("tracekit.model.hooks.own_eager_attention", with_a_spoilt_row(lambda probs: probs))
     trace = capture(ready, TEXTS, CaptureConfig(sites=("attn",)), allow_nonfinite=True)[0]
     probs = unpack_causal(trace.tensors["attentions"], np.arange(20), 20)
     assert np.argwhere(np.isnan(probs).any(-1))[:, 1:].tolist() == [[0, 3]] * 3
@@ -217,7 +217,7 @@ def test_a_long_text_is_as_in_plain_transformers_whatever_blocks_a_kernel_skips(
 )
 def test_rows_that_are_finite_are_still_checked(change: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = traced("llama")
-    monkeypatch.setattr("tracekit.hooks.own_eager_attention", with_a_spoilt_row(change))
+    monkeypatch.setattr("tracekit.model.hooks.own_eager_attention", with_a_spoilt_row(change))
     with pytest.raises(CaptureError, match=message):
         capture(ready, TEXTS, CaptureConfig(sites=("attn",)), allow_nonfinite=True)
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from tests.test_capture import BLOCKS, NORMS_OF_SUM, OUT_PROJECTIONS, POST_NORMS, RESIDUAL_SCALES
 from tests.tiny_models import CAUSAL, FAMILIES, NUM_LAYERS, proven, tiny_model, token_ids
 from tracekit import patch
-from tracekit.capture import Text, Trace, capture
 from tracekit.config import CaptureConfig
 from tracekit.errors import ConfigError, ModelError, UnsupportedSiteError
-from tracekit.families import OFF_INTERFACE
-from tracekit.hooks import record
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.families import OFF_INTERFACE
+from tracekit.model.hooks import record
+from tracekit.model.traced import TracedModel
 from tracekit.sites import QKV_SITES
-from tracekit.traced import TracedModel
 
 PARALLEL = ("gpt_neox", "phi", "falcon", "falcon_new", "cohere", "gptj")
 """Families that add attention and MLP to the same input."""

@@ -10,13 +10,13 @@ import torch
 
 from builders.next_token import cut
 from tests.tiny_models import model_info, tiny_model, token_ids, traced
-from tracekit.capture import Text, capture
 from tracekit.config import CaptureConfig, ModelConfig
 from tracekit.errors import ConfigError, SourceError
-from tracekit.models import load_model, load_tokenizer
-from tracekit.models import model_info as info_of
-from tracekit.perplexity import text_perplexity, token_perplexity
-from tracekit.traced import TracedModel
+from tracekit.model.capture import Text, capture
+from tracekit.model.models import load_model, load_tokenizer
+from tracekit.model.models import model_info as info_of
+from tracekit.model.traced import TracedModel
+from tracekit.run.perplexity import text_perplexity, token_perplexity
 
 IDS = token_ids(50)
 WINDOWS = [(50, 50), (64, 16), (16, 16), (16, 5), (16, 1), (12, 11), (2, 1), (10, 10), (49, 49)]

@@ -16,16 +16,16 @@ from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_vision import draw_picture, save_tiny_gemma3, save_tiny_llava
 from tracekit import TraceStore, verify
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
-from tracekit.damage import Damaged
 from tracekit.errors import ConfigError, ModelError
-from tracekit.layout import Layout
-from tracekit.models import load_processor, load_tokenizer
-from tracekit.pictures import read_picture
-from tracekit.prompts import Prompter
-from tracekit.replay import replay_stored
-from tracekit.run import execute
-from tracekit.shards import sha256_file
-from tracekit.weights import find_group
+from tracekit.format.layout import Layout
+from tracekit.format.shards import sha256_file
+from tracekit.model.damage import Damaged
+from tracekit.model.models import load_processor, load_tokenizer
+from tracekit.model.pictures import read_picture
+from tracekit.model.prompts import Prompter
+from tracekit.model.weights import find_group
+from tracekit.run.replay import replay_stored
+from tracekit.run.runner import execute
 
 PROMPTS = ["What is in it?", "Describe the picture in as many words as you like, please."]
 SAVED = {"llava": save_tiny_llava, "gemma3": save_tiny_gemma3}
@@ -94,7 +94,7 @@ def test_answers_and_states_are_those_of_a_plain_model_that_sees_the_picture(
     for sample in store:
         record = sample.record
         plain = AutoModelForImageTextToText.from_pretrained(checkpoint, attn_implementation="eager").eval()
-        from tracekit.anatomy import examine
+        from tracekit.model.anatomy import examine
 
         group = find_group(plain, examine(plain, lambda model=plain: model(torch.tensor([[1, 2, 3]]))), "mlp")
         inputs = plain_inputs(checkpoint, picture, record.prompt_text)

@@ -9,11 +9,11 @@ import pytest
 
 from tests.datasets_for_tests import D_MODEL, NUM_LAYERS, make_choices, make_sample, write_dataset
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
-from tracekit.index import open_folder
-from tracekit.places import Row, Stored, extent_of
-from tracekit.remote import ByteRange
-from tracekit.rows import Rows, ranges_of
-from tracekit.store import TraceStore
+from tracekit.read.index import open_folder
+from tracekit.read.places import Row, Stored, extent_of
+from tracekit.read.remote import ByteRange
+from tracekit.read.rows import Rows, ranges_of
+from tracekit.read.store import TraceStore
 from tracekit.tensors import TensorSpec
 
 ITEM = 4

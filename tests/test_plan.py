@@ -3,9 +3,9 @@
 import pytest
 
 from tracekit.config import OutputConfig, RunConfig
-from tracekit.manifest import Plan, SourceInfo
-from tracekit.plan import Example, make_plan
+from tracekit.format.manifest import Plan, SourceInfo
 from tracekit.records import ModelInfo
+from tracekit.run.plan import Example, make_plan
 
 MODEL = ModelInfo(
     id="m", revision="r", variant="base", adapter=None, quantization=None, dtype="float32", attention="auto"

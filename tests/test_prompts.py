@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFa
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit.config import PromptConfig
 from tracekit.errors import ConfigError
-from tracekit.prompts import Exchange, Prompt, Prompter, sha256_text, tokens_of
+from tracekit.model.prompts import Exchange, Prompt, Prompter, sha256_text, tokens_of
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -24,13 +24,13 @@ from transformers.masking_utils import causal_mask_function, eager_mask
 from transformers.models.llama import modeling_llama
 
 from tests.tiny_models import CAUSAL, FAMILIES, WITH_QKV, model_info, proven, sites_of, tiny_model, token_ids, traced
-from tracekit.capture import Text, Trace, capture
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
-from tracekit.hooks import EAGER, SDPA, own_eager_attention, record
-from tracekit.proof import prove, replay
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.hooks import EAGER, SDPA, own_eager_attention, record
+from tracekit.model.proof import prove, replay
+from tracekit.model.traced import SiteLayout, TracedModel, tolerance_of
 from tracekit.sites import QKV_SITES
-from tracekit.traced import SiteLayout, TracedModel, tolerance_of
 
 TEXTS = (Text(token_ids(20), 12), Text(token_ids(9, start=5), 4))
 SIZES: dict[str, Any] = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -196,13 +196,13 @@ def changed_attention(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]])
 
 def test_hooks_that_change_what_the_model_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     change = changed_attention(lambda output, probs: (output * 1.2, probs))
-    monkeypatch.setattr("tracekit.hooks.own_eager_attention", change)
+    monkeypatch.setattr("tracekit.model.hooks.own_eager_attention", change)
     assert failure_of(tiny_model("llama"), "llama") == failed("the logits differ while hooks are attached")
 
 
 def test_probabilities_that_are_not_those_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     change = changed_attention(lambda output, probs: (output, probs.flip(1)))
-    monkeypatch.setattr("tracekit.hooks.own_eager_attention", change)
+    monkeypatch.setattr("tracekit.model.hooks.own_eager_attention", change)
     assert failure_of(tiny_model("llama"), "llama") == failed(
         "attention of layer 0 differs from output_attentions=True"
     )
@@ -215,14 +215,14 @@ def test_a_hook_that_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
             yield
         anatomy.blocks[0].register_forward_hook(lambda module, args, output: output + 1e-5)
 
-    monkeypatch.setattr("tracekit.proof.record", forgetful)
+    monkeypatch.setattr("tracekit.model.proof.record", forgetful)
     assert failure_of(tiny_model("llama"), "llama") == failed("the logits changed after the hooks were taken off")
 
 
 @pytest.mark.parametrize("site", QKV_SITES)
 def test_a_site_whose_replacement_is_ignored(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "tracekit.hooks._offer",
+        "tracekit.model.hooks._offer",
         lambda sink, sites, layer, qkv: [
             [sink(name, layer, part) for name, part in zip(QKV_SITES, qkv, strict=True) if name in sites],
             qkv,
@@ -359,7 +359,7 @@ def test_a_family_nobody_knows_is_refused_by_name(sites: tuple[str, ...]) -> Non
         proven(model, "unknown", sites)
     assert str(caught.value) == (
         f"xglm (tiny/unknown): nothing arrived from {', '.join(sites)}; its attention does not go through "
-        "transformers' AttentionInterface and tracekit/families.py has no row for it"
+        "transformers' AttentionInterface and tracekit/model/families.py has no row for it"
     )
     assert proven(model, "unknown", ("hidden_states", "resid_post_attn")).is_causal
 

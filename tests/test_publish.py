@@ -16,8 +16,8 @@ from tests.publishing_for_tests import COMMAND, REPO, large_files, make_run, pub
 from tests.runs_for_tests import run_trivia
 from tracekit import TraceStore
 from tracekit.errors import DatasetError
-from tracekit.shards import sha256_file
-from tracekit.snapshot import read_local
+from tracekit.format.shards import sha256_file
+from tracekit.publish.snapshot import read_local
 
 OWN_LINE = "Our own words, which nobody takes away."
 BEGIN = "<!-- yours: begin -->"
@@ -584,12 +584,12 @@ THREE_WAYS = """
 import re, sys
 from pathlib import Path
 from huggingface_hub import HfApi
-import tracekit.contents
-from tracekit.card import own_section as section
+import tracekit.publish.contents
+from tracekit.card.readme import own_section as section
 from tracekit.errors import DatasetError
-from tracekit.publish import publish
+from tracekit.publish.publisher import publish
 
-tracekit.contents.draw = lambda manifest: {}  # figures take most of the time
+tracekit.publish.contents.draw = lambda manifest: {}  # figures take most of the time
 
 root, numbers = Path(sys.argv[1]), {}
 here = root / "README.md"

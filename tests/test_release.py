@@ -7,10 +7,10 @@ import pytest
 from msgspec.structs import replace
 
 from tracekit.errors import VersionError
-from tracekit.layout import Layout
-from tracekit.manifest import Manifest, index_entry, read_struct, to_bytes
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import Manifest, index_entry, read_struct, to_bytes
+from tracekit.format.release import Change, State, Step, Version, change_between, check_version
 from tracekit.records import RECORD_TYPES, json_schema
-from tracekit.release import Change, State, Step, Version, change_between, check_version
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ import pytest
 from tests.hub_for_tests import TestHub
 from tests.hubserver_state import Request
 from tests.publishing_for_tests import REPO, publish
-from tracekit.remote import MAX_GAP_BYTES, MAX_RANGE_BYTES, ByteRange, merge_ranges
+from tracekit.read.remote import MAX_GAP_BYTES, MAX_RANGE_BYTES, ByteRange, merge_ranges
 
 SHARD = "data/trivia_qa/validation-{:05d}.tar"
 
 PRELUDE = """
 import json, sys
 import numpy as np
-import tracekit, tracekit.hub, tracekit.remote
+import tracekit, tracekit.hub, tracekit.read.remote
 from tracekit.errors import TracekitError
 tracekit.hub.FIRST_WAIT_SECONDS = 0.01
 local = tracekit.TraceStore(sys.argv[1])
@@ -137,7 +137,7 @@ print(len(local.keys))
 
 def test_a_stack_asks_once_for_neighbours(remote: TestHub, finished: Path, cache: Path):
     code = """
-tracekit.remote.MAX_GAP_BYTES = 1_000_000
+tracekit.read.remote.MAX_GAP_BYTES = 1_000_000
 there, here = (s.stack("hidden_states", layer=1, tokens="all") for s in (open_store(), local))
 assert (there.values == here.values).all() and (there.mask == here.mask).all() and there.keys == here.keys
 print(1)
@@ -150,7 +150,7 @@ print(1)
 
 def test_prefetching_fetches_neighbours_together_and_little_else(remote: TestHub, finished: Path, cache: Path):
     code = """
-tracekit.remote.MAX_GAP_BYTES = 64
+tracekit.read.remote.MAX_GAP_BYTES = 64
 store = open_store()
 store.prefetch(sites=["hidden_states"], layers=[0, 1])
 asked = sum(local.hidden_states(key, layer=layer).nbytes for key in local.keys for layer in (0, 1))
@@ -170,7 +170,7 @@ print(asked)
 def test_requests_run_side_by_side(remote: TestHub, finished: Path, cache: Path):
     code = """
 import time
-tracekit.remote.MAX_GAP_BYTES = 0
+tracekit.read.remote.MAX_GAP_BYTES = 0
 store = open_store()
 for shard in (0, 1, 2):
     next(iter(store.shard(shard))).hidden_states(layer=2)
@@ -427,7 +427,7 @@ def test_workers_of_a_data_loader_read_for_themselves(remote: TestHub, finished:
 
 
 DATASETS = """
-tracekit.remote.MAX_GAP_BYTES = 0
+tracekit.read.remote.MAX_GAP_BYTES = 0
 chosen = {"split": "validation", "sites": ["hidden_states"], "layers": [1], "revision": "v1.0.0"}
 rows = list(tracekit.load_dataset("tester/traces", "trivia_qa", streaming=True, **chosen))
 assert sorted(row["key"] for row in rows) == local.keys

@@ -9,16 +9,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import tracekit.run
+import tracekit.run.runner
 from builders.trivia_qa import TriviaQATask
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
-from tracekit.capture import Trace
 from tracekit.errors import CaptureError, NoSpaceError, PlanMismatchError, ShardLockedError, SourceError
-from tracekit.layout import Layout
-from tracekit.manifest import read_plan
-from tracekit.shards import ShardWriter
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import read_plan
+from tracekit.format.shards import ShardWriter
+from tracekit.model.capture import Trace
 
 
 class StoppedError(Exception):
@@ -100,11 +100,11 @@ def test_a_crash_between_rename_and_sidecar_is_mended(finished: Path, model: Pat
             raise StoppedError
         original(path, data)
 
-    import tracekit.shards
+    import tracekit.format.shards
 
-    original = tracekit.shards.write_atomic
+    original = tracekit.format.shards.write_atomic
     with monkeypatch.context() as patch:
-        patch.setattr(tracekit.shards, "write_atomic", die)
+        patch.setattr(tracekit.format.shards, "write_atomic", die)
         with pytest.raises(StoppedError):
             run_trivia(out, model)
     run_trivia(out, model)
@@ -120,7 +120,7 @@ def test_a_crash_while_finishing_is_mended_without_loading_the_model(
         (out / name).unlink()
         if name == last:
             break
-    monkeypatch.setattr("tracekit.run.load_model", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("tracekit.run.runner.load_model", lambda *arguments: pytest.fail("the model was loaded"))
     run_trivia(out, model)
     assert hashes(out) == hashes(finished)
 
@@ -332,13 +332,13 @@ def test_a_plan_that_was_edited_is_refused(finished: Path, model: Path, tmp_path
 
 
 def test_another_process_that_plans_first_wins(finished: Path, model: Path, tmp_path: Path, monkeypatch):
-    original = tracekit.run.create_once
+    original = tracekit.run.runner.create_once
 
     def second(path: Path, data: bytes) -> bool:
         original(path, (finished / "plans/trivia_qa.json").read_bytes())
         return original(path, data)
 
-    monkeypatch.setattr(tracekit.run, "create_once", second)
+    monkeypatch.setattr(tracekit.run.runner, "create_once", second)
     with pytest.raises(PlanMismatchError, match="max_new_tokens: 6 there, 7 now"):
         run_trivia(tmp_path / "run", model, generation={"max_new_tokens": 7})
 
@@ -402,13 +402,17 @@ def test_what_was_said_is_in_the_log_and_no_generated_text_is(model: Path, tmp_p
 
 
 def test_an_error_is_in_the_log_of_a_run_that_was_begun(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tracekit.run.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke")))
+    monkeypatch.setattr(
+        "tracekit.run.runner.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
+    )
     with pytest.raises(CaptureError):
         run_trivia(tmp_path / "none", model)
     assert not (tmp_path / "none").exists()
     monkeypatch.undo()
     run_trivia(tmp_path / "run", model)
-    monkeypatch.setattr("tracekit.run.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke")))
+    monkeypatch.setattr(
+        "tracekit.run.runner.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
+    )
     with pytest.raises(CaptureError):
         run_trivia(tmp_path / "run", model, output={"force_run": True})
     assert "error: it broke" in (tmp_path / "run/logs/trivia_qa.log").read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ import pytest
 import webdataset
 
 from tracekit.errors import CorruptShardError, DatasetError
-from tracekit.layout import Layout
-from tracekit.shards import ShardWriter, iter_members, iter_samples, tar_header
+from tracekit.format.layout import Layout
+from tracekit.format.shards import ShardWriter, iter_members, iter_samples, tar_header
 from tracekit.tensors import encode
 
 GOLDEN = "390f80d2017597670525738ad8a0c215d223e3899f3957c2b75ce47f93c9b334"

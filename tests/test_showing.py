@@ -13,9 +13,9 @@ from tests.sample_records import confidence_record, introspection_record, trivia
 from tests.test_diff import A, B
 from tracekit.cli import main
 from tracekit.errors import DatasetError
+from tracekit.read.store import TraceStore
 from tracekit.records import Record
 from tracekit.sizes import bar
-from tracekit.store import TraceStore
 
 
 @pytest.fixture(scope="module")

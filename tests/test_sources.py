@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from builders.sources import Examples, HubSource, Row, read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
-from tracekit.manifest import SourceInfo
+from tracekit.format.manifest import SourceInfo
 
 SAMPLE = Path(__file__).parents[1] / "builders/samples/trivia_qa.jsonl"
 TRIVIAQA = Path(__file__).parents[2] / "shared/data/triviaqa/triviaqa_300.jsonl"

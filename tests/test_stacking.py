@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
-from tracekit.stacking import (
+from tracekit.read.stacking import (
     Selected,
     TokenMarks,
     check_choice_tokens,

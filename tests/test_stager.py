@@ -13,7 +13,7 @@ import pytest
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import COMMAND, REPO, large_files, tell
 from tests.runs_for_tests import hashes, log_lines, run_trivia
-from tracekit.layout import IGNORED_FOLDERS
+from tracekit.format.layout import IGNORED_FOLDERS
 
 NUM_SHARDS = 6
 TRACES = f"--publish {REPO} --version v1.0.0".split()

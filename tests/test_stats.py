@@ -7,9 +7,9 @@ import pytest
 
 from tests.datasets_for_tests import make_choices, make_sample, write_dataset
 from tests.introspection_for_tests import BINS, Question, write_passes
+from tracekit.analysis.showing import stats_lines
+from tracekit.analysis.stats import ConfigStats, Count, Lengths, LetterCount, SubjectAccuracy, stats
 from tracekit.errors import DatasetError
-from tracekit.showing import stats_lines
-from tracekit.stats import ConfigStats, Count, Lengths, LetterCount, SubjectAccuracy, stats
 
 QUESTIONS = [
     Question(probs=(0.7, 0.1, 0.1, 0.1), parsed="A", confident=95.0),

@@ -31,12 +31,12 @@ from datasets_for_tests import (
 )
 
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
-from tracekit.layout import Layout, write_atomic
-from tracekit.manifest import Manifest, read_struct, to_bytes
-from tracekit.remote import ByteRange, RemoteShards
+from tracekit.format.layout import Layout, write_atomic
+from tracekit.format.manifest import Manifest, read_struct, to_bytes
+from tracekit.read.remote import ByteRange, RemoteShards
+from tracekit.read.stacking import Stacked
+from tracekit.read.store import TraceStore
 from tracekit.sites import SITES
-from tracekit.stacking import Stacked
-from tracekit.store import TraceStore
 
 
 @pytest.fixture

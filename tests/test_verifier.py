@@ -16,8 +16,8 @@ from tests.runs_for_tests import hashes
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import verify
 from tracekit.errors import CaptureError, DatasetError, ModelError
-from tracekit.layout import Layout
-from tracekit.replay import replay_stored
+from tracekit.format.layout import Layout
+from tracekit.run.replay import replay_stored
 
 SHARD = "data/trivia_qa/validation-00001.tar"
 
@@ -113,7 +113,7 @@ def rewrite_shard(folder: Path, change: Callable[[str, bytes], bytes]) -> None:
     """Rewrite a shard and make size and hash in the manifest agree, as one who wants to deceive would."""
     import hashlib
 
-    from tracekit.shards import tar_header
+    from tracekit.format.shards import tar_header
 
     path = folder / SHARD
     with tarfile.open(path) as tar:

@@ -38,12 +38,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from tracekit.families import OFF_INTERFACE
-from tracekit.models import _clean_generation_config
-from tracekit.proof import prove
+from tracekit.model.families import OFF_INTERFACE
+from tracekit.model.models import _clean_generation_config
+from tracekit.model.proof import prove
+from tracekit.model.traced import TracedModel
 from tracekit.records import ModelInfo
 from tracekit.sites import QKV_SITES, SITES
-from tracekit.traced import TracedModel
 
 __all__ = [
     "CAUSAL",

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from tracekit.version import __version__
 
 if TYPE_CHECKING:
-    from tracekit.loading import load_dataset, wds_decoder
-    from tracekit.patching import patch
-    from tracekit.store import Sample, TraceStore
-    from tracekit.verifier import verify
+    from tracekit.model.patching import patch
+    from tracekit.read.loading import load_dataset, wds_decoder
+    from tracekit.read.store import Sample, TraceStore
+    from tracekit.read.verifier import verify
 
 __all__ = ["Sample", "TraceStore", "__version__", "load_dataset", "patch", "verify", "wds_decoder"]
 
 _HOMES = {
-    "Sample": "tracekit.store",
-    "TraceStore": "tracekit.store",
-    "load_dataset": "tracekit.loading",
-    "patch": "tracekit.patching",
-    "verify": "tracekit.verifier",
-    "wds_decoder": "tracekit.loading",
+    "Sample": "tracekit.read.store",
+    "TraceStore": "tracekit.read.store",
+    "load_dataset": "tracekit.read.loading",
+    "patch": "tracekit.model.patching",
+    "verify": "tracekit.read.verifier",
+    "wds_decoder": "tracekit.read.loading",
 }
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tracekit.errors import ConfigError
-from tracekit.layout import PARTIAL_SUFFIX
+from tracekit.format.layout import PARTIAL_SUFFIX
 
 __all__ = ["RangeCache", "cache_folder"]
 

@@ -14,7 +14,7 @@ import tyro
 
 from tracekit.config import RunConfig, check, load_toml
 from tracekit.errors import ConfigError, TracekitError
-from tracekit.layout import Layout
+from tracekit.format.layout import Layout
 
 __all__ = ["main", "run_builder"]
 
@@ -110,7 +110,7 @@ def _take_config(arguments: list[str], config_type: type[ConfigT], configs: Mapp
 
 
 def _execute(builder: Any, config: ConfigT, parts: Callable[[ConfigT], Sequence[ConfigT]]) -> int:
-    from tracekit.run import Loader, preflight
+    from tracekit.run.runner import Loader, preflight
 
     folder = Path(config.output.out or default_folder(builder.name, config))
     loader, all_parts = Loader(), parts(config)
@@ -141,7 +141,7 @@ def _execute(builder: Any, config: ConfigT, parts: Callable[[ConfigT], Sequence[
 
 def _execute_part(builder: Any, config: RunConfig, folder: Path, loader: Any) -> int:
     """Run one configuration and say what became of it; the exit code, 0 where it was finished."""
-    from tracekit.run import execute
+    from tracekit.run.runner import execute
     from tracekit.sizes import filesize
 
     layout = Layout(folder, config.output.dataset_config or builder.name)
@@ -149,7 +149,7 @@ def _execute_part(builder: Any, config: RunConfig, folder: Path, loader: Any) ->
     if config.publish.publish is None:
         outcome = execute(builder, config, folder, loader=loader)
     else:
-        from tracekit.stager import Stager
+        from tracekit.publish.stager import Stager
 
         stager = Stager(layout, config.publish)
         if config.output.dry_run:
@@ -204,7 +204,7 @@ def _print_estimate(outcome: Any, folder: Path) -> None:
 
 
 def _print_outcome(folder: Path, outcome: Any) -> None:
-    from tracekit.showing import metric_lines, verification_lines
+    from tracekit.analysis.showing import metric_lines, verification_lines
     from tracekit.sizes import filesize
 
     manifest = outcome.manifest

@@ -13,18 +13,18 @@ import msgspec
 import tyro
 from tqdm import tqdm
 
-from tracekit.diff_table import difference_lines
-from tracekit.distances import COMPARED_SITES
+from tracekit.analysis.diff_table import difference_lines
+from tracekit.analysis.distances import COMPARED_SITES
+from tracekit.analysis.levels import draw_levels
+from tracekit.analysis.showing import show_config, show_samples, stats_lines, verification_lines
+from tracekit.analysis.stats import ConfigStats, stats
 from tracekit.errors import ConfigError
+from tracekit.format.journal import Sent
+from tracekit.format.layout import Layout, config_names, write_atomic
 from tracekit.hub import HubPath
-from tracekit.journal import Sent
-from tracekit.layout import Layout, config_names, write_atomic
-from tracekit.levels import draw_levels
-from tracekit.remote import list_configs
-from tracekit.showing import show_config, show_samples, stats_lines, verification_lines
+from tracekit.read.remote import list_configs
+from tracekit.read.store import TraceStore
 from tracekit.sizes import filesize
-from tracekit.stats import ConfigStats, stats
-from tracekit.store import TraceStore
 
 __all__ = ["Command", "Diff", "Export", "Merge", "Publish", "Show", "Verify"]
 
@@ -54,7 +54,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
     """Ask the Hub whether it has the shards that were sent there and deleted here."""
 
     def run(self) -> int:
-        from tracekit.verifier import verify
+        from tracekit.read.verifier import verify
 
         root = Path(self.folder)
         total = sum(path.stat().st_size for path in root.glob("data/*/*.tar"))
@@ -84,7 +84,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
 
     def _sent(self, entries: list[Sent]) -> bool:
         """Say where the shards are that are not here, and ask the Hub about them if that is wanted."""
-        from tracekit.snapshot import lost_files
+        from tracekit.publish.snapshot import lost_files
 
         size = filesize(sum(entry.num_bytes for entry in entries))
         where = sorted({f"{entry.repo} {entry.version}" for entry in entries})
@@ -102,7 +102,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
         return True
 
     def _replay(self, root: Path) -> None:
-        from tracekit.replay import replay_stored
+        from tracekit.run.replay import replay_stored
 
         for name in [self.dataset_config] if self.dataset_config else config_names(root):
             result = replay_stored(
@@ -223,7 +223,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
     """Print JSON."""
 
     def run(self) -> int:
-        from tracekit.diff import diff
+        from tracekit.analysis.diff import diff
 
         found = diff(
             self.a,
@@ -245,7 +245,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
             again = shlex.join([self.a, self.b, *given, "--plots", "plots"])
             _next(f"tracekit diff {again}  # draws pictures; --json has every layer and bin")
             return 0
-        from tracekit.diff_figures import draw_difference
+        from tracekit.analysis.diff_figures import draw_difference
 
         for name, data in draw_difference(found).items():
             path = Path(self.plots, name)
@@ -265,7 +265,7 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
     """Configuration to join, where there are several."""
 
     def run(self) -> int:
-        from tracekit.merge import merge
+        from tracekit.run.merge import merge
 
         if len(self.folders) < 2:
             raise ConfigError(f"merge needs two folders or more, got {len(self.folders)}")
@@ -288,7 +288,7 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     """So many samples alone, drawn over the whole run."""
 
     def run(self) -> int:
-        from tracekit.export import export_degradation
+        from tracekit.run.export import export_degradation
 
         path = export_degradation(Path(self.folder), config=self.dataset_config, num_samples=self.sample)
         print(f"wrote {path}, {filesize(path.stat().st_size)}")
@@ -318,7 +318,7 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True):
     """Title of the dataset."""
 
     def run(self) -> int:
-        from tracekit.publish import free_shards, publish
+        from tracekit.publish.publisher import free_shards, publish
 
         settings = {"license": self.license, "language": list(self.language) or None, "pretty_name": self.pretty_name}
         done = publish(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 
 from tracekit.errors import ConfigError
-from tracekit.release import Version
+from tracekit.format.release import Version
 from tracekit.sites import DEFAULT_SITES, resolve_sites
 
 __all__ = [

@@ -11,7 +11,7 @@ class DamageInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What was done to the weights. With the model it says all that is needed to do it again."""
 
     method: str
-    """`mult_gauss`, `ablation` or `uni_quant`; what a level means to each stands in tracekit/damage.py."""
+    """`mult_gauss`, `ablation` or `uni_quant`; what a level means to each stands in tracekit/model/damage.py."""
     group: str
     """Weights that were damaged: `attn`, `mlp`, `embed`, `q`, ..., with layers as in `mlp:4-8`."""
     level: float

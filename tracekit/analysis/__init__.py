@@ -1,0 +1,1 @@
+"""What datasets say: statistics, differences between two, curves over levels; tables and figures of them."""

@@ -1,0 +1,353 @@
+"""Outcomes: what a model made of each sample of a configuration, as columns whatever the task.
+
+Which of a task's fields says what stands in one table, `FIELDS`; a task that is not in it has inputs and nothing else.
+
+Confidence is calibrated against the most probable letter, everywhere: it is there for every labelled question, whether
+the output named a letter or not. The confidence passes of introspection ask about the pass `mcq`, another configuration
+of the same dataset, and are judged by its most probable letter, joined by question. Accuracy of what the outputs named
+is a number of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tracekit.card.calibration import NUM_BINS, Calibration, calibrate
+from tracekit.errors import ConfigError
+from tracekit.read.filters import dig, rows_where
+from tracekit.read.remote import Listing
+from tracekit.read.store import TraceStore
+
+__all__ = [
+    "FIELDS",
+    "Fields",
+    "Outcomes",
+    "accuracy_most_probable",
+    "accuracy_of",
+    "calibration_of",
+    "number_label",
+    "read_outcomes",
+]
+
+_JUDGING_CONFIG = "mcq"
+_PERCENT = 100.0
+
+
+class Fields(NamedTuple):
+    """Names of a task's fields, by what they say."""
+
+    same: tuple[str, ...] = ()
+    """What has to be equal where two samples are of the same question, beside `input_sha256`."""
+    verdict: str | None = None
+    """Whether the answer is right; null where nothing was judged."""
+    answer: str | None = None
+    """The answer."""
+    has_letters: bool = False
+    """True where answers are letters, of which there are few."""
+    numbers: tuple[tuple[str, str], ...] = ()
+    """Numbers with their fields; of a field with a list its mean."""
+    probs: str | None = None
+    """Distribution over the options; its largest value is the confidence."""
+    most_probable: str | None = None
+    """The option with the largest; None where that is the answer."""
+    probs_verdict: str | None = None
+    """Whether the option with the largest is right."""
+    confidences: tuple[str, ...] = ()
+    """Expected confidence in percent, one field a pass; null in the other passes."""
+    bins: str | None = None
+    """What each letter of a confidence pass counts for."""
+    conditions: tuple[str, ...] = ()
+    """Dotted paths of what samples were made under, beside the model's arithmetic and how answers were generated."""
+
+
+FIELDS: dict[str, Fields] = {
+    "trivia_qa": Fields(
+        same=("question",),
+        verdict="is_correct",
+        answer="generated_answer",
+        numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs"), ("f1", "f1")),
+    ),
+    "next_token": Fields(
+        same=("text",),
+        numbers=(
+            ("loss", "loss"),
+            ("perplexity", "perplexity"),
+            ("entropy", "next_entropy"),
+            ("next_token_accuracy", "next_correct"),
+        ),
+    ),
+    "csqa": Fields(
+        same=("question", "choices", "label_idx"),
+        verdict="is_correct",
+        answer="pred_label",
+        has_letters=True,
+        numbers=(("entropy", "entropy"), ("margin", "margin")),
+        probs="letter_probs",
+        probs_verdict="is_correct",
+    ),
+    "csqa_mcq": Fields(
+        same=("question", "choices", "label_idx"),
+        verdict="is_correct",
+        answer="pred_label",
+        has_letters=True,
+        numbers=(("entropy", "entropy"), ("margin", "margin")),
+        probs="choice_probs",
+        probs_verdict="is_correct",
+    ),
+    "introspection": Fields(
+        same=("prompt_type", "question_text", "options", "correct_answer_letter", "bins"),
+        verdict="is_correct",
+        answer="parsed_answer",
+        has_letters=True,
+        numbers=(("entropy", "entropy"), ("allowed_mass", "allowed_mass"), ("logit_margin", "logit_margin")),
+        probs="probs",
+        most_probable="pred_letter",
+        probs_verdict="is_pred_correct",
+        confidences=("self_confidence", "other_confidence"),
+        bins="bins",
+        conditions=("instruction_sha256",),
+    ),
+    "degradation": Fields(
+        same=("prompt_text", "image_sha256", "expected_answer"),
+        verdict="is_correct",
+        answer="generated_answer",
+        numbers=(
+            ("entropy", "token_entropies"),
+            ("logprob", "token_logprobs"),
+            ("perplexity", "perplexity"),
+            ("truncated_share", "is_truncated"),
+        ),
+        conditions=("damage.method", "damage.group", "damage.level", "damage.seed"),
+    ),
+}
+"""What the fields of each task say."""
+
+_CONDITIONS = (
+    *("model.dtype", "model.quantization"),
+    *("generation.do_sample", "generation.num_beams", "generation.max_new_tokens"),
+    *("generation.temperature", "generation.top_p", "generation.top_k"),
+)
+"""Conditions of every task."""
+
+
+class Outcomes(NamedTuple):
+    """What a model made of some samples; every list and array has one entry a sample."""
+
+    keys: list[str]
+    """Keys."""
+    questions: list[tuple[str, int]]
+    """`question_id` and `sample_index`."""
+    inputs: list[str]
+    """SHA-256 of the user's own text."""
+    same: list[dict[str, Any]]
+    """The fields that have to be equal where two samples are of the same question."""
+    has_verdicts: bool
+    """False where nothing is judged in this task, or in this pass."""
+    verdicts: list[bool | None]
+    """Whether the answer is right; None where it was not judged."""
+    answers: list[Any] | None
+    """The answers, None where there is none; None for a task without."""
+    numbers: dict[str, np.ndarray]
+    """(N,) float64 by name; nan where a sample has none."""
+    most_probable: list[Any] | None
+    """The most probable of the allowed answers; None where that is the answer itself."""
+    most_probable_verdicts: list[bool | None]
+    """Whether it is right; None where it was not judged."""
+    asked_for: str | None
+    """`self_confidence` or `other_confidence` where that was asked for; None elsewhere."""
+    confidences: np.ndarray
+    """(N,) float64, 0 to 1: expected, or of the most probable option; nan where a sample has none."""
+    confidence_verdicts: list[bool | None]
+    """Whether the most probable letter is right, by which confidence is calibrated; None where it is not known."""
+    confidence_note: str | None
+    """Why calibration cannot be told; None where it can."""
+    conditions: dict[str, list[Any]]
+    """What each sample was made under, by dotted path."""
+
+    def take(self, rows: Sequence[int]) -> "Outcomes":
+        """These samples, in this order."""
+        picked: dict[str, Any] = {}
+        for name, value in self._asdict().items():
+            if isinstance(value, list):
+                picked[name] = [value[row] for row in rows]
+            elif isinstance(value, np.ndarray):
+                picked[name] = value[list(rows)]
+        numbers = {name: values[list(rows)] for name, values in self.numbers.items()}
+        conditions = {name: [values[row] for row in rows] for name, values in self.conditions.items()}
+        return self._replace(**picked, numbers=numbers, conditions=conditions)
+
+    def is_calibrated(self) -> np.ndarray:
+        """(N,) bool: the samples whose confidence and judgement are both there."""
+        judged = np.array([verdict is not None for verdict in self.confidence_verdicts], dtype=np.bool_)
+        return judged & ~np.isnan(self.confidences)
+
+    def calibrated_against(self) -> str | None:
+        """What confidence is calibrated against, in words; None where the task states none."""
+        if np.isnan(self.confidences).all():
+            return None
+        return "the most probable letter" + (
+            " (this model's own answers)" if self.asked_for == "other_confidence" else ""
+        )
+
+
+def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Sequence[str] = ()) -> Outcomes:
+    """The outcomes of one configuration, or of those of its samples that filters let through, in row order.
+
+    Args:
+        store: The configuration, opened.
+        listing: The dataset it is of: confidence passes are judged by another of its configurations.
+        config: Name of the configuration.
+        where: Filters `field=value`, see `tracekit.read.filters.rows_where`. They choose in the judging configuration
+            too, where that answers a question several times.
+
+    Raises:
+        ConfigError: a filter cannot be read, names no field, or lets nothing through.
+    """
+    fields = FIELDS.get(store.info().task, Fields())
+    columns = _columns(store, fields, where)
+    questions = list(zip(columns["question_id"], columns["sample_index"], strict=True))
+    asked_for = next((name for name in fields.confidences if any(v is not None for v in columns[name])), None)
+    numbers = {name: _numbers(columns[field]) for name, field in fields.numbers}
+    note: str | None = None
+    nothing: list[bool | None] = [None] * len(questions)
+    verdicts = columns[fields.verdict] if fields.verdict is not None else nothing
+    probable_verdicts = columns[fields.probs_verdict] if fields.probs_verdict is not None else nothing
+    judged, confidences, stated = nothing, np.full(len(questions), np.nan), None
+    if asked_for is not None:
+        confidences = _numbers(columns[asked_for]) / _PERCENT
+        stated = _stated(columns, fields) / _PERCENT
+        judged, note = _joined_verdicts(listing, config, asked_for, fields, questions, where)
+    elif fields.probs is not None and fields.probs_verdict is not None:
+        confidences = np.array([max(probs, default=np.nan) for probs in columns[fields.probs]], dtype=np.float64)
+        judged = probable_verdicts
+    else:
+        note = "the task states no confidence"
+    numbers |= {"confidence": confidences} | ({} if stated is None else {"stated_confidence": stated})
+    return Outcomes(
+        keys=columns["key"],
+        questions=questions,
+        inputs=columns["input_sha256"],
+        same=[{name: columns[name][row] for name in fields.same} for row in range(len(questions))],
+        has_verdicts=fields.verdict is not None and asked_for is None,
+        verdicts=verdicts,
+        answers=columns[fields.answer] if fields.answer else None,
+        numbers={name: values for name, values in numbers.items() if not np.isnan(values).all()},
+        most_probable=columns[fields.most_probable] if fields.most_probable else None,
+        most_probable_verdicts=probable_verdicts,
+        asked_for=asked_for,
+        confidences=confidences,
+        confidence_verdicts=judged,
+        confidence_note=note,
+        conditions={
+            path: [dig(value, path.split(".")[1:], where=path) for value in columns[path.split(".")[0]]]
+            for path in (*_CONDITIONS, *fields.conditions)
+        },
+    )
+
+
+def _columns(store: TraceStore, fields: Fields, where: Sequence[str]) -> dict[str, list[Any]]:
+    """All that the table of fields names, of the samples that filters let through."""
+    single = (fields.verdict, fields.answer, fields.probs, fields.most_probable, fields.probs_verdict, fields.bins)
+    wanted = (
+        *("key", "question_id", "sample_index", "input_sha256"),
+        *(*fields.same, *fields.confidences),
+        *[field for _, field in fields.numbers],
+        *[name for name in single if name],
+        *[path.split(".")[0] for path in (*_CONDITIONS, *fields.conditions)],
+    )
+    rows = pa.array(rows_where(store, where), pa.int64())
+    table = store.columns(list(dict.fromkeys(wanted))).take(rows)
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+def _stated(columns: dict[str, list[Any]], fields: Fields) -> np.ndarray:
+    """(N,) midpoint, percent, of the bin that each output named; nan where it named none."""
+    if fields.bins is None or fields.answer is None:
+        return np.full(len(columns["key"]), np.nan)
+    midpoints = [{one["label"]: one["midpoint"] for one in bins} for bins in columns[fields.bins]]
+    return _numbers([of.get(answer) for of, answer in zip(midpoints, columns[fields.answer], strict=True)])
+
+
+def calibration_of(outcomes: Outcomes, *, num_bins: int = NUM_BINS) -> tuple[Calibration | None, str | None]:
+    """Calibration against the most probable letter, over the samples with confidence and judgement; else None, and why.
+
+    Also beside a calibration stands a note where samples were left out of it.
+    """
+    if outcomes.confidence_note is not None:
+        return None, outcomes.confidence_note
+    is_used = outcomes.is_calibrated()
+    num_left_out = int((~is_used).sum())
+    if not is_used.any():
+        return None, "no sample has both a confidence and a judgement: is the source labelled?"
+    right = [bool(verdict) for verdict, used in zip(outcomes.confidence_verdicts, is_used, strict=True) if used]
+    note = f"{num_left_out} of {len(is_used)} samples left out: not judged" if num_left_out else None
+    return calibrate(outcomes.confidences[is_used], right, num_bins=num_bins), note
+
+
+def number_label(name: str, asked_for: str | None) -> str:
+    """What a number of `Outcomes.numbers` is called in a table, by what the pass asked for."""
+    if name == "stated_confidence":
+        return "stated confidence (bin of the output)"
+    if name == "confidence":
+        asked = "expected confidence (from probabilities)"
+        return "probability of the most probable letter" if asked_for is None else asked
+    return f"mean {name}"
+
+
+def accuracy_of(verdicts: Sequence[bool | None]) -> float | None:
+    """Share of the judged that is right; None where none is judged."""
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    return sum(judged) / len(judged) if judged else None
+
+
+def accuracy_most_probable(outcomes: Outcomes, fields: Fields) -> float | None:
+    """Accuracy of the most probable answer; None where it is the answer itself, or where none is judged."""
+    if fields.probs_verdict in (None, fields.verdict) or not outcomes.has_verdicts:
+        return None
+    return accuracy_of(outcomes.most_probable_verdicts)
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray:
+    """Values as float64, lists as the means of what is not null in them; nan where nothing is left."""
+    flat = [_mean(value) if isinstance(value, list) else value for value in values]
+    return np.array([np.nan if value is None else float(value) for value in flat], dtype=np.float64)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def _joined_verdicts(
+    listing: Listing,
+    config: str,
+    asked_for: str,
+    fields: Fields,
+    questions: Sequence[tuple[str, int]],
+    where: Sequence[str],
+) -> tuple[list[bool | None], str | None]:
+    """Whether the most probable letter of the pass `mcq` is right, by question; and why that cannot be told, if so."""
+    nothing: list[bool | None] = [None] * len(questions)
+    if not config.endswith(asked_for):
+        return nothing, f"configuration {config!r} is not named ...{asked_for}, so that its pass mcq is not known"
+    judging = config.removesuffix(asked_for) + _JUDGING_CONFIG
+    if judging not in listing.configs:
+        return nothing, f"the dataset has no configuration {judging!r} that says whether the model is right"
+    assert fields.probs_verdict is not None, fields
+    with TraceStore(str(listing.path), config=judging) as store:
+        if _JUDGING_CONFIG not in store.columns(["prompt_type"])["prompt_type"].to_pylist()[:1]:
+            return nothing, f"configuration {judging!r} is not the pass {_JUDGING_CONFIG!r}"
+        names = ["question_id", "sample_index", fields.probs_verdict]
+        table = store.columns(names)
+        judged = list(zip(*[table[name].to_pylist() for name in names], strict=True))
+        if where and len({row[:2] for row in judged}) < len(judged):
+            try:
+                judged = [judged[row] for row in rows_where(store, where)]
+            except ConfigError as error:
+                return nothing, f"configuration {judging!r}: {error}"
+    verdict_of = {(question, index): verdict for question, index, verdict in judged}
+    if len(verdict_of) < len(judged):
+        return nothing, f"configuration {judging!r} answers a question several times; choose one with a filter"
+    return [verdict_of.get((name, index), verdict_of.get((name, 0))) for name, index in questions], None

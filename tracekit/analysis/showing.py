@@ -1,0 +1,205 @@
+"""Showing: what `tracekit show` prints of a dataset, of its samples and of its stats."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tracekit.analysis.levels import level_lines
+from tracekit.analysis.outcomes import number_label
+from tracekit.analysis.stats import Bar, ConfigStats, Lengths, Mean
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import Manifest, read_struct
+from tracekit.hub import HubPath
+from tracekit.read.remote import open_remote
+from tracekit.read.store import TraceStore
+from tracekit.records import Record
+from tracekit.sizes import bar, filesize
+
+__all__ = ["metric_lines", "show_config", "show_samples", "stats_lines", "verification_lines"]
+
+_WIDTH = 100
+_LABEL = 42
+
+
+def metric_lines(manifest: Manifest) -> list[str]:
+    """The task's numbers, a line each; accuracy with the rule behind it."""
+    rule = manifest.run.get("correctness")
+    lines = []
+    for metric in manifest.metrics:
+        note = f"  (by {rule})" if metric.name == "accuracy" and rule else ""
+        if metric.name == "truncated_share" and metric.value == 1:
+            note = "  (every answer ran into --max-new-tokens: raise it?)"
+        if metric.name == "fresh_head_share" and metric.value:
+            note = "  (the multiple-choice head was drawn at random: predictions mean nothing)"
+        lines.append(f"{metric.name:18s} {metric.value:.4g}{note}")
+    return lines
+
+
+def verification_lines(verification: Any) -> list[str]:
+    """What replays showed, a line a site."""
+    agreed = verification.agreement()
+    lines = [
+        f"replayed {verification.num_replayed} samples alone in plain eager transformers{agreed and ': ' + agreed}"
+    ]
+    for error in verification.sites:
+        lines.append(
+            f"  {error.site:16s} relative error {error.max_rel_error:.1e} (tolerance {error.tolerance:g}), "
+            f"cosine {error.min_cosine:.6f}"
+        )
+    return lines
+
+
+def show_config(store: TraceStore, num_examples: int) -> None:
+    """Print what a configuration holds and its first samples."""
+    info = msgspec.to_builtins(store.info())
+    facts = {
+        "folder": ", ".join(info["paths"]),
+        "task": f"{info['task']} ({', '.join(sorted(set(info['configs'])))})" + " - not finished" * info["is_open"],
+        "model": "; ".join(_model_text(model) for model in info["models"]),
+        "samples": "; ".join(f"{split['num_samples']} in {split['name']}" for split in info["splits"]),
+        "size": filesize(info["num_bytes"]),
+    }
+    for name, text in facts.items():
+        print(f"{name:16s} {text}")
+    for tensor in info["tensors"]:
+        axes = f"({', '.join(tensor['axes'])})"
+        print(
+            f"{tensor['name']:16s} {tensor['dtype']:9s} {axes:16s} {tensor['layout']:7s} "
+            f"{filesize(tensor['num_bytes'])}"
+        )
+    for path, config in zip(info["paths"], info["configs"], strict=False):
+        hub = HubPath.parse(path)
+        manifest = Layout(open_remote(hub, config).root if hub else Path(path), config).manifest
+        if manifest.exists():
+            print("\n".join(metric_lines(read_struct(manifest, Manifest))))
+    print()
+    for key in store.keys[:num_examples]:
+        lines = store.record(key).lines()
+        print("\n".join(lines))
+        if len(lines) > 1:
+            print()
+
+
+def _model_text(model: dict[str, Any]) -> str:
+    extras = [model["dtype"], model["quantization"], model["adapter"] and f"adapter {model['adapter']}"]
+    return f"{model['id']} at {model['revision'][:23]}, {', '.join(extra for extra in extras if extra)}"
+
+
+def show_samples(records: list[Record], *, as_json: bool) -> None:
+    """Print every field of some samples."""
+    if as_json:
+        print(
+            json.dumps(msgspec.to_builtins(records[0] if len(records) == 1 else records), indent=2, ensure_ascii=False)
+        )
+        return
+    for record in records:
+        print("\n".join(record.lines()))
+        for name in msgspec.structs.fields(type(record)):
+            value = getattr(record, name.name)
+            if name.name == "tensors":
+                for spec in value:
+                    print(f"  {spec.name:16s} {spec.dtype:9s} {spec.shape} ({', '.join(spec.axes)}) {spec.layout}")
+            elif name.name not in ("model", "generation"):
+                text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+                print(f"{name.name:20s} {text if len(text) <= _WIDTH else text[: _WIDTH - 3] + '...'}")
+
+
+def stats_lines(one: ConfigStats) -> list[str]:
+    """The stats of a configuration as aligned text."""
+    lines = [
+        f"{one.config} ({one.task}): {one.num_samples} samples, {filesize(one.num_bytes)}, "
+        + ", ".join(one.models)
+        + " - not finished" * one.is_open
+    ]
+    if one.accuracy is not None:
+        lines.append(_row("accuracy", f"{one.accuracy:.4g}  of {one.num_judged} judged answers"))
+    if one.accuracy_most_probable is not None:
+        lines.append(_row("accuracy of the most probable letter", f"{one.accuracy_most_probable:.4g}"))
+    if one.letters:
+        reasons = "; ".join(f"{failure.value}: {failure.count}" for failure in one.failures)
+        lines.append(_row("nothing parsed", f"{one.num_without_answer}{reasons and f'  ({reasons})'}"))
+    lines += _calibration_lines(one)
+    lines += [_mean_line(one, mean) for mean in one.means]
+    if one.asked_for is not None and one.num_without_answer == one.num_samples:
+        lines.append(_row(number_label("stated_confidence", one.asked_for), "-  (none parsed)"))
+    for name, lengths in (("prompt tokens", one.prompt_tokens), ("generated tokens", one.answer_tokens)):
+        if lengths is not None and lengths.longest:
+            lines.append(_row(name, _length_text(lengths)))
+    if one.confidence:
+        lines += ["", *_confidence_lines(one.confidence)]
+    if one.letters and not _is_asked(one.confidence):  # else the bins' letters are counted there
+        lines += ["", *_letter_lines(one)]
+    if one.subjects:
+        lines += ["", _row("accuracy by subject", "")]
+        width = max(len(subject.subject) for subject in one.subjects)
+        for subject in one.subjects:
+            share = "    -" if subject.accuracy is None else f"{bar(subject.accuracy)} {subject.accuracy:5.3f}"
+            lines.append(f"    {subject.subject:{width}s}  {share}  of {subject.num}")
+    if one.levels:
+        lines += ["", *level_lines(one.levels)]
+    if one.metrics and one.accuracy is None and not one.confidence:
+        lines += [_row(metric.name, f"{metric.value:.4g}") for metric in one.metrics]
+    return [line.rstrip() for line in lines]
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:{_LABEL - 2}s} {text}"
+
+
+def _length_text(lengths: Lengths) -> str:
+    return f"{lengths.mean:.4g}  ({lengths.shortest} to {lengths.longest})"
+
+
+def _mean_line(one: ConfigStats, mean: Mean) -> str:
+    what = " parsed" if mean.name == "stated_confidence" else ""
+    count = f"of {mean.num}{what}, " if what or mean.num < one.num_samples else ""
+    return _row(number_label(mean.name, one.asked_for), f"{mean.mean:.4g}  ({count}std {mean.std:.3g})")
+
+
+def _calibration_lines(one: ConfigStats) -> list[str]:
+    found = one.calibration
+    note = one.calibration_note or ""
+    if found is None:
+        return [_row("calibration", f"none: {note}")] if one.confidence else []
+    area = "-" if found.auroc is None else f"{found.auroc:.3f}"
+    return [
+        f"  calibration against {one.calibration_against}",
+        f"    ECE {found.ece:.3f} ({len(found.bins)} bins of equal width), Brier {found.brier:.3f}, AUROC {area} over "
+        f"{found.num}{note and f'; {note}'}",
+    ]
+
+
+def _confidence_lines(bars: list[Bar]) -> list[str]:
+    total = sum(one.num_expected for one in bars)
+    asked = _is_asked(bars)
+    width = max(len(one.label) for one in bars)
+    if asked:
+        titles = f"{'expected in bin':>27s}{'answered':>10s}{'mean prob.':>12s}"
+        lines = [f"  {'confidence':{width + 2}s}  {titles}"]
+    else:
+        lines = ["  samples by probability of the most probable letter"]
+    for one in bars:
+        more = ""
+        if one.num_answered is not None and one.mean_probability is not None:
+            more = f"{one.num_answered:>10d}{one.mean_probability:>12.3f}"
+        lines.append(f"    {one.label:{width}s}  {bar(one.num_expected / total)} {one.num_expected:>6d}{more}")
+    return lines
+
+
+def _is_asked(bars: list[Bar]) -> bool:
+    """Whether the model was asked for its confidence, so that a letter is a bin."""
+    return any(one.num_answered is not None for one in bars)
+
+
+def _letter_lines(one: ConfigStats) -> list[str]:
+    """Answers by letter, beside how often each was the right one."""
+    total = sum(letter.num_answered for letter in one.letters) or 1
+    lines = [f"  {'answers by letter':20s}{'answered':>12s}{'most probable':>16s}{'right':>8s}"]
+    for letter in one.letters:
+        probable = "-" if letter.num_most_probable is None else str(letter.num_most_probable)
+        right = "-" if letter.num_right is None else str(letter.num_right)
+        share = bar(letter.num_answered / total)
+        lines.append(f"    {letter.letter}  {share}{letter.num_answered:>7d}{probable:>16s}{right:>8s}")
+    return lines

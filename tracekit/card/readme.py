@@ -1,0 +1,493 @@
+"""The card: manifests in, README.md text out. Pure; placeholders are filled in cards/*.md.j2, which hold no logic.
+
+    ---
+    YAML       what the Hub and `datasets` read: licence, tags, configurations, features, counts, sizes
+    ---
+    # title, table of the configurations
+    <!-- yours: begin -->
+               the person's own Markdown, kept from version to version (`own_section` reads it back)
+    <!-- yours: end -->
+    body       how to load it; what is inside; each configuration: labels, figures, tensors, making, verification;
+               known limits; citation
+
+The YAML head declares two configurations for each of ours, both WebDataset, because `datasets` opens a whole
+repository with one module: `<config>_records` (the records alone; the first one is the default) and `<config>` (records
+and tensors). Features are declared, because those that `datasets` infers from five samples lose data silently. Globs
+match the manifest's shards and no other number, so that shards of a release that is just being uploaded stay unseen.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import msgspec
+import pyarrow as pa
+import yaml
+
+from tracekit.axes import LEGEND
+from tracekit.card.figures import figures_of
+from tracekit.errors import ConfigError, DatasetError
+from tracekit.format.layout import shard_name
+from tracekit.format.manifest import Manifest, ShardInfo
+from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
+from tracekit.sizes import filesize
+
+__all__ = ["CardSettings", "card_features", "own_section", "render_card", "settings_of", "shard_globs", "split_card"]
+
+_BEGIN, _END = "<!-- yours: begin -->", "<!-- yours: end -->"
+_INVITATION = (
+    "*What is this for, and what did you find? Write it here, between the two comment markers in README.md: this part "
+    "is yours and stays as it is when tracekit renders the card again.*"
+)
+_MADE_TITLE = "Traces of "
+_MADE_KEYS = (
+    "license",
+    "language",
+    "pretty_name",
+    "tags",
+    "size_categories",
+    "task_categories",
+    "base_model",
+    "source_datasets",
+    "configs",
+    "dataset_info",
+)
+_HIDDEN_STATES = "hidden-states"
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")  # from 1,000 on, each ten times the one before
+_TAGS = ("tracekit", "interpretability", "activations", "webdataset")
+_AGENT_TRACES = "agent-traces"  # on the Hub these are sessions of agents, with a viewer of their own
+_TASK_CATEGORIES = {
+    "trivia_qa": "question-answering",
+    "csqa": "multiple-choice",
+    "csqa_mcq": "multiple-choice",
+    "introspection": "multiple-choice",
+    "degradation": "text-generation",
+}
+_DEMO = ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")  # its package is no repository on the Hub
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB = "https://huggingface.co"
+_CURRENT = "str(Path.cwd())"  # datasets 5.2 names a dataset after its folder and fails on "."
+
+
+class CardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a card says that no manifest knows."""
+
+    license: str = "unknown"
+    """Licence, as the Hub names it (`apache-2.0`, `cc-by-4.0`, `unknown`)."""
+    language: list[str] = msgspec.field(default_factory=lambda: ["en"])
+    """Languages of the texts, ISO 639 codes."""
+    pretty_name: str | None = None
+    """Title; made from the models by default."""
+    tags: list[str] = []
+    """Tags besides tracekit's own."""
+    section: str | None = None
+    """The person's own Markdown; None leaves an invitation to write some."""
+    extra: dict[str, Any] = {}
+    """Further keys of the head, as `extra_gated_prompt`; kept as they are."""
+
+
+def render_card(
+    manifests: Sequence[Manifest],
+    *,
+    here: str = ".",
+    version: str | None = None,
+    settings: CardSettings = CardSettings(),  # noqa: B008 - frozen
+    has_figures: bool = False,
+) -> str:
+    """The card of a dataset of these configurations.
+
+    Args:
+        manifests: Its configurations; records of the first are the default.
+        here: What `load_dataset` is to be given: `owner/name` on the Hub, or a folder (`.`, `./name`, `/path`).
+        version: Tag on the Hub that every line for loading names.
+        settings: What no manifest knows.
+        has_figures: Whether the figures that `tracekit.card.figures.draw` makes lie beside the card.
+
+    Raises:
+        ConfigError: a setting would spoil the card.
+        DatasetError: there is no manifest, or one lists no records tar.
+    """
+    if not manifests:
+        raise DatasetError("a card needs at least one finished configuration, there is none; finish a run first")
+    section = (settings.section or _INVITATION).strip()
+    if _BEGIN in section or _END in section:
+        raise ConfigError(
+            f"card section: it holds {_BEGIN} or {_END}, which mark where it starts and ends; take it out"
+        )
+    title = _title(manifests, settings)
+    body = _environment().get_template("base.md.j2")
+    text = body.render(
+        title=title,
+        manifests=[_for_template(manifest, has_figures=has_figures) for manifest in manifests],
+        writing=[manifest for manifest in manifests if _generates(manifest)],
+        int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
+        tasks=[_task(name) for name in dict.fromkeys(manifest.task for manifest in manifests)],
+        load=_loading(manifests, here, version),
+        legend=LEGEND,
+        section=section,
+        begin=_BEGIN,
+        end=_END,
+        bibtex=_bibtex(title, here, version),
+    )
+    head = yaml.safe_dump(_metadata(manifests, settings, title), sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{head}---\n\n{text.rstrip()}\n"
+
+
+def settings_of(card_text: str) -> CardSettings:
+    """What a card says that no manifest knows; the defaults where it says nothing.
+
+    Raises:
+        DatasetError: its head is not YAML, or holds something else than the Hub allows there.
+    """
+    head, _ = split_card(card_text)
+    found = {key: head[key] for key in ("license", "language", "pretty_name", "tags") if head.get(key) is not None}
+    for key in ("language", "tags"):  # the Hub takes one alone for a list of one
+        found |= {key: [found[key]]} if isinstance(found.get(key), str) else {}
+    if str(found.get("pretty_name", "")).startswith(_MADE_TITLE):  # nobody's choice: made from the models
+        del found["pretty_name"]
+    if isinstance(found.get("tags"), list):
+        found["tags"] = [tag for tag in found["tags"] if tag not in (*_TAGS, _HIDDEN_STATES, *RECORD_TYPES)]
+    extra = {key: value for key, value in head.items() if key not in _MADE_KEYS}
+    kept = {"section": own_section(card_text), "extra": extra, **found}
+    try:
+        return msgspec.convert(kept, CardSettings)
+    except msgspec.ValidationError as error:
+        raise DatasetError(f"the head of the card (README.md): {error}; mend it") from error
+
+
+def split_card(card_text: str) -> tuple[dict[Any, Any], str]:
+    """Head and body of a card.
+
+    Raises:
+        DatasetError: its head is not YAML, or no mapping.
+    """
+    text = card_text.replace("\r\n", "\n")
+    match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
+    if match is None:
+        return {}, text
+    try:
+        head = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise DatasetError(f"the head of the card (README.md) is not YAML: {error}; mend it") from error
+    if head is not None and not isinstance(head, dict):
+        raise DatasetError("the head of the card (README.md) is no mapping of names to values; mend it")
+    return head or {}, text[match.end() :]
+
+
+def own_section(card_text: str) -> str | None:
+    """The person's own part of a card; None where there is none, or only the invitation to write it."""
+    found = re.search(rf"^{_BEGIN}[ \t]*\r?\n(.*?)^{_END}", card_text, re.DOTALL | re.MULTILINE)
+    text = found[1].replace("\r\n", "\n").strip() if found else ""
+    return text if text not in ("", _INVITATION) else None
+
+
+def card_features(task: str, *, with_tensors: bool) -> list[dict[str, Any]]:
+    """Features of a configuration as the card declares them."""
+    features: list[dict[str, Any]] = [{"name": "json", "struct": _struct_features(arrow_schema(RECORD_TYPES[task]))}]
+    if with_tensors:
+        features.append({"name": "safetensors", "dtype": "binary"})
+    return [*features, {"name": "__key__", "dtype": "string"}, {"name": "__url__", "dtype": "string"}]
+
+
+def shard_globs(config: str, split: str, shards: Sequence[ShardInfo]) -> list[str]:
+    """Patterns that match exactly these shards of a split and no other number.
+
+    shards 0 to 12      data/c/train-0000[0-9].tar, data/c/train-0001[0-2].tar
+    shards 3 and 7      data/c/train-00003.tar, data/c/train-00007.tar
+    """
+    folder = f"data/{config}/"
+    names = {shard.name for shard in shards if shard.split == split}
+    count = len(names)
+    if names != {shard_name(split, number) for number in range(count)} or len(shard_name("", count)) > 6:
+        return [f"{folder}{name}.tar" for name in sorted(names)]
+    prefix = shard_name(split, 0)[:-5]
+    digits = f"{count:05d}"
+    globs: list[str] = []
+    for place, digit in enumerate(digits):  # [0, count): for each digit, the numbers that are smaller from there on
+        if digit != "0":
+            smaller = "0" if digit == "1" else f"[0-{int(digit) - 1}]"
+            globs.append(f"{folder}{prefix}{digits[:place]}{smaller}{'[0-9]' * (len(digits) - place - 1)}.tar")
+    return globs
+
+
+def _environment() -> jinja2.Environment:
+    packaged = Path(str(files("tracekit"))) / "cards"  # in a wheel; in a checkout they lie beside the package
+    folder = packaged if packaged.is_dir() else packaged.parent.parent / "cards"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(folder)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - Markdown, not HTML
+    )
+    environment.filters |= {"cell": _cell, "fence": _fence, "filesize": filesize}
+    return environment
+
+
+def _cell(text: str) -> str:
+    """Text as a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _fence(text: str, language: str) -> str:
+    """Text as a block of code, whatever backticks it holds."""
+    marks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{marks}{language}\n{text}\n{marks}"
+
+
+def _title(manifests: Sequence[Manifest], settings: CardSettings) -> str:
+    return settings.pretty_name or _MADE_TITLE + ", ".join(sorted({m.model.id for m in manifests}))
+
+
+def _task(name: str) -> dict[str, Any]:
+    record_type = RECORD_TYPES[name]
+    docs = field_docs(record_type)
+    return {"name": name, "fields": {f.name: docs[f.name] for f in msgspec.structs.fields(record_type)}}
+
+
+def _for_template(manifest: Manifest, *, has_figures: bool) -> dict[str, Any]:
+    """A manifest and every text about it that has a condition in it."""
+    figures, replayed = manifest.figures, manifest.verification
+    num_samples = sum(split.num_samples for split in manifest.splits)
+    num_bytes = sum(split.num_bytes for split in manifest.splits)
+    judged = figures.num_right + figures.num_wrong
+    return {
+        **{name: getattr(manifest, name) for name in manifest.__struct_fields__},
+        "num_samples": num_samples,
+        "num_bytes": num_bytes,
+        "bytes_per_sample": num_bytes / max(1, num_samples),
+        "template": f"{manifest.task}.md.j2",
+        "model_link": _link(manifest.model.id, None, ""),
+        "decoding": _decoding(manifest.run),
+        "balance": f"Class balance: {figures.num_right} right, {figures.num_wrong} wrong, which is "
+        f"{100 * figures.num_right / judged:.1f} % right."
+        if judged
+        else "",
+        "drawn": figures_of(manifest) if has_figures else [],
+        "making": _making(manifest),
+        "commands": [manifest.command] if manifest.command else [],
+        "run_json": json.dumps(manifest.run, indent=1, ensure_ascii=False),
+        "replays": f"{replayed.num_replayed} samples were run again alone, unpadded, in plain eager transformers"
+        + (f"; {replayed.agreement()}." if replayed.agreement() else ".")
+        if replayed.num_replayed
+        else "No sample was replayed (`num_replays = 0`).",
+    }
+
+
+def _decoding(run: dict[str, Any]) -> str:
+    """How answers were decoded, in words."""
+    generation = run.get("generation", {})
+    beams, more = generation.get("num_beams", 1), generation.get("num_samples", 1) - 1
+    words = f"beam search, {beams} beams" if beams > 1 else "greedy"
+    if run.get("do_sample"):
+        top_k = f", top_k {generation['top_k']}" if generation["top_k"] else ""
+        words = f"sampled at temperature {generation['temperature']:g}, top_p {generation['top_p']:g}{top_k}"
+    words += f", at most {generation.get('max_new_tokens', '?')} new tokens"
+    if more > 0:
+        words += (
+            f"; {more} more answers sampled at temperature {generation['temperature']:g}, top_p {generation['top_p']:g}"
+        )
+    return words
+
+
+def _generates(manifest: Manifest) -> bool:
+    """Whether the model wrote anything."""
+    return any(metric.name == "mean_answer_tokens" for metric in manifest.metrics)
+
+
+def _making(manifest: Manifest) -> list[tuple[str, str]]:
+    """How a configuration was made, row by row."""
+    model, source, run = manifest.model, manifest.source, manifest.run
+    prompt, capture = run.get("prompt", {}), run.get("capture", {})
+    templates = ", ".join(f"`{sha}`" for sha in manifest.templates)
+    rows = [
+        ("model", f"{_link(model.id, model.revision, '')}, {model.variant}, {model.dtype}"),
+        ("model revision", f"`{model.revision}`"),
+        ("adapter", f"`{model.adapter}`" if model.adapter else "none"),
+        ("quantisation", model.quantization or "none"),
+        ("source", f"{_link(source.id, source.revision, 'datasets/')}{f', {source.subset}' if source.subset else ''}"),
+        ("source revision", f"`{source.revision}`"),
+        ("rows", f"split {source.split}: {source.num_used} of {source.num_rows} used, {len(source.skipped)} malformed"),
+        ("prompt template", f"chat template, SHA-256 {templates}" if templates else "none: a plain prompt"),
+        ("solved examples", str(prompt.get("num_shots", 0))),
+        ("answers", _decoding(run) if _generates(manifest) else "nothing is generated"),
+        ("captured", f"layers {' '.join(capture.get('layers', ['?']))}, tokens: {capture.get('tokens', '?')}"),
+        ("attention", f"{model.attention} in the capture pass"),
+        ("device", manifest.device_type),
+        ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _link(identity: str, revision: str | None, kind: str) -> str:
+    """A Hub id as a link, at its commit where it is known; anything else as it stands."""
+    hub_id = _DEMO[1] if identity == _DEMO[0] else identity
+    if not _HUB_ID.fullmatch(hub_id):
+        return f"`{identity}`"
+    tree = f"/tree/{revision}" if revision and _COMMIT.fullmatch(revision) else ""
+    return f"[{identity}]({_HUB}/{kind}{hub_id}{tree})"
+
+
+def _is_hub(here: str) -> bool:
+    return _HUB_ID.fullmatch(here) is not None
+
+
+def _loading(manifests: Sequence[Manifest], here: str, version: str | None) -> dict[str, str]:
+    """What stands in the lines for loading."""
+    first = manifests[0]
+    config, split = first.config, first.splits[0].name
+    revision = f', revision="{version}"' if version else ""
+    store = f"hf://datasets/{here}{f'@{version}' if version else ''}" if _is_hub(here) else here
+    script = f'load_dataset("{here}/load_traces.py", "{config}", trust_remote_code=True)'
+    if _is_hub(here):
+        script = (
+            f'folder = snapshot_download("{here}", repo_type="dataset"{revision})\n'
+            f'load_dataset(f"{{folder}}/load_traces.py", "{config}", trust_remote_code=True)'
+        )
+        script = f"from huggingface_hub import snapshot_download\n\n{script}"
+    others = ", ".join(f"`{manifest.config}`" for manifest in manifests[1:])
+    return {
+        "here": here,
+        "quoted": _CURRENT if here == "." else f'"{here}"',
+        "also": "\nfrom pathlib import Path" if here == "." else "",
+        "config": config,
+        "revision": revision,
+        "table": f"records/{config}/{split}.parquet",
+        "store": store,
+        "read": _reading(first),
+        "shards": f"{store}/data/{config}/{_braces(first, split)}.tar",
+        "script": f"from datasets import load_dataset\n{script}",
+        "others": f"; likewise {others}" if others else "",
+    }
+
+
+def _reading(manifest: Manifest) -> str:
+    """A line that reads one thing of one sample."""
+    names = [tensor.name for tensor in manifest.tensors]
+    if "hidden_states" in names:
+        layers = manifest.figures.layers or [0]
+        return (
+            f"hidden = store.hidden_states(key, layer={layers[len(layers) // 2]})  # (T, D): these bytes and no others"
+        )
+    if names:
+        return f'values = store.tensor(key, "{names[0].partition(".")[0]}")'
+    return "record = store.record(key)"
+
+
+def _braces(manifest: Manifest, split: str) -> str:
+    """The shards of a split in the notation of webdataset."""
+    numbers = sorted(shard.number for shard in manifest.shards if shard.split == split)
+    if len(numbers) == 1:
+        return shard_name(split, numbers[0])
+    span = f"{numbers[0]:05d}..{numbers[-1]:05d}"
+    is_whole = numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{split}-{{{span if is_whole else ','.join(f'{number:05d}' for number in numbers)}}}"
+
+
+def _bibtex(title: str, here: str, version: str | None) -> str:
+    owner, _, name = here.partition("/") if _is_hub(here) else ("", "", "")
+    escaped = re.sub(r"([#$%&_{}])", r"\\\1", title)
+    lines = [f'  title = "{{{escaped}}}"']
+    lines += [f'  author = "{{{owner}}}"', f"  howpublished = {{\\url{{{_HUB}/datasets/{here}}}}}"] if owner else []
+    lines.append(f"  note = {{{f'Version {version}. ' if version else ''}Recorded with tracekit}}")
+    key = re.sub(r"\W+", "_", f"{owner}_{name}" if owner else title).strip("_").lower()
+    return f"@misc{{{key},\n" + ",\n".join(lines) + "\n}"
+
+
+def _metadata(manifests: Sequence[Manifest], settings: CardSettings, title: str) -> dict[str, Any]:
+    """The YAML head."""
+    if _AGENT_TRACES in settings.tags:
+        raise ConfigError(
+            f"card tag {_AGENT_TRACES!r}: on the Hub it means logs of agents, not activations; take it out"
+        )
+    tensors = {tensor.name.partition(".")[0] for manifest in manifests for tensor in manifest.tensors}
+    tasks = list(dict.fromkeys(manifest.task for manifest in manifests))
+    hidden = ["hidden-states"] if "hidden_states" in tensors else []
+    configs, infos = [], []
+    for manifest in manifests:
+        for suffix in ("_records", ""):
+            configs.append(_config(manifest, suffix) | ({} if configs else {"default": True}))
+            infos.append(_info(manifest, suffix))
+    models = dict.fromkeys(_DEMO[1] if m.model.id == _DEMO[0] else m.model.id for m in manifests)
+    optional = {
+        "task_categories": sorted({_TASK_CATEGORIES[task] for task in tasks if task in _TASK_CATEGORIES}),
+        "base_model": [model for model in models if _is_hub(model)],
+        "source_datasets": [source for source in dict.fromkeys(m.source.id for m in manifests) if _is_hub(source)],
+    }
+    return {
+        "license": settings.license,
+        "language": settings.language,
+        "pretty_name": title,
+        "tags": list(dict.fromkeys([*_TAGS, *hidden, *tasks, *settings.tags])),
+        "size_categories": [_size_category(sum(s.num_samples for m in manifests for s in m.splits))],
+        **{name: values for name, values in optional.items() if values},
+        "configs": configs,
+        "dataset_info": infos,
+        **settings.extra,
+    }
+
+
+def _size_category(total: int) -> str:
+    """How many samples, as the Hub says it."""
+    place = max(0, len(str(total)) - 3)
+    if place >= len(_SIZES):
+        return f"n>{_SIZES[-1]}"
+    return f"{_SIZES[place - 1]}<n<{_SIZES[place]}" if place else f"n<{_SIZES[0]}"
+
+
+def _config(manifest: Manifest, suffix: str) -> dict[str, Any]:
+    """A configuration for `datasets`: which files, split by split."""
+    data_files: list[dict[str, Any]] = []
+    for split in manifest.splits:
+        paths = (
+            [_records_tar(manifest, split.name)]
+            if suffix
+            else shard_globs(manifest.config, split.name, manifest.shards)
+        )
+        data_files.append({"split": split.name, "path": paths[0] if len(paths) == 1 else paths})
+    return {"config_name": manifest.config + suffix, "data_files": data_files}
+
+
+def _info(manifest: Manifest, suffix: str) -> dict[str, Any]:
+    """Features, counts and sizes of a configuration; `datasets` checks the counts."""
+    sizes = {file.path: file.num_bytes for file in manifest.files}
+    splits: list[dict[str, Any]] = []
+    for split in manifest.splits:
+        path = _records_tar(manifest, split.name)
+        if suffix and path not in sizes:
+            raise DatasetError(f"manifest of {manifest.config!r} lists no {path}; delete it and finish the run again")
+        num_bytes = sizes[path] if suffix else split.num_bytes
+        splits.append({"name": split.name, "num_bytes": num_bytes, "num_examples": split.num_samples})
+    total = sum(split["num_bytes"] for split in splits)
+    return {
+        "config_name": manifest.config + suffix,
+        "features": card_features(manifest.task, with_tensors=not suffix),
+        "splits": splits,
+        "download_size": total,
+        "dataset_size": total,
+    }
+
+
+def _records_tar(manifest: Manifest, split: str) -> str:
+    return f"records/{manifest.config}/{split}.tar"
+
+
+def _struct_features(fields: Any) -> list[dict[str, Any]]:
+    return [{"name": field.name, **_feature(field.type)} for field in fields]
+
+
+def _feature(arrow_type: pa.DataType) -> dict[str, Any]:
+    """One Arrow type in the card's notation."""
+    if pa.types.is_list(arrow_type):
+        inner = _feature(arrow_type.value_type)
+        return {"list": inner.get("dtype", inner.get("struct", inner))}
+    if pa.types.is_struct(arrow_type):
+        return {"struct": _struct_features(arrow_type.fields)}
+    names = {"double": "float64"}
+    return {"dtype": names.get(str(arrow_type), str(arrow_type))}

@@ -1,0 +1,438 @@
+"""Plan, sidecar and manifest: what a run set out to do, what each shard became, and what the dataset is.
+
+    plan       plans/<config>.json        written first, never changed; the shard tasks of the run
+    sidecar    sidecars/<config>/*.json   written when its shard is whole; its existence means "done"
+    manifest   manifests/<config>.json    written when every shard is; counts, hashes, verification
+    index      manifest.json              every manifest of the folder, written last
+
+None of them holds a clock or an absolute path, so the whole folder is reproducible.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import msgspec
+
+from tracekit.errors import DatasetError
+from tracekit.format.layout import Layout
+from tracekit.records import ModelInfo
+from tracekit.tensors import TensorIndex
+
+__all__ = [
+    "ConfigEntry",
+    "FigureData",
+    "FileInfo",
+    "Index",
+    "LayerNorms",
+    "Manifest",
+    "Metric",
+    "Plan",
+    "SampleIndex",
+    "ShardInfo",
+    "ShardTask",
+    "Sidecar",
+    "SiteError",
+    "SourceInfo",
+    "SplitInfo",
+    "TensorSummary",
+    "Verification",
+    "index_entry",
+    "newest_schema",
+    "read_plan",
+    "read_struct",
+    "to_bytes",
+]
+
+
+ShardName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*-\d{5,}$")]
+PlainName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
+FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*(/\w[\w-]*)*(\.\w+)*$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Stored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything that is written as a JSON file."""
+
+
+class SourceInfo(_Stored, frozen=True, kw_only=True):
+    """The data a run went over."""
+
+    id: str
+    """Hub id, or name of the local file."""
+    revision: str
+    """Commit on the Hub, or `sha256:...` of the file."""
+    subset: str | None
+    """Configuration of the dataset on the Hub; null for a file."""
+    split: str
+    """Split."""
+    num_rows: int
+    """Rows in the split."""
+    num_used: int
+    """Rows used, after offset, limit and skipped rows."""
+    skipped: list[str]
+    """Rows left out as malformed: where each was and what was wrong."""
+
+
+class ShardTask(_Stored, frozen=True, kw_only=True):
+    """One unit of work: which rows of the source, in which batches, into which shard."""
+
+    name: str
+    """Name of the shard, as `train-00000`."""
+    number: int
+    """Number of the shard in its split."""
+    batches: list[list[int]]
+    """Rows of the source, batch by batch, in the order in which they are computed and stored."""
+
+
+class Plan(_Stored, frozen=True, kw_only=True):
+    """What a run sets out to do: enough for any process on a like machine to do any part of it."""
+
+    schema_version: str
+    """Version of the contract."""
+    config: str
+    """Name of the configuration."""
+    task: str
+    """Name of the builder."""
+    run: dict[str, Any]
+    """The checked, merged run configuration, without `out` and `dry_run`."""
+    model: ModelInfo
+    """The model."""
+    source: SourceInfo
+    """The data."""
+    batch_size: int
+    """Questions a batch, resolved."""
+    device_type: str
+    """`cpu`, `cuda` or `mps`: bytes are the same on the same type only."""
+    num_threads: int
+    """Threads of torch: bf16 and sdpa results depend on it."""
+    versions: dict[str, str]
+    """Versions of the packages whose behaviour the bytes depend on."""
+    shards: list[ShardTask]
+    """Every shard task."""
+    command: str = ""
+    """The command line of this run, without `--out`; empty in plans of older versions. Plans are equal without it."""
+
+
+class SampleIndex(_Stored, frozen=True, kw_only=True):
+    """Where one sample lies in its shard; all offsets in bytes."""
+
+    key: str
+    """Key of the sample."""
+    json_offset: int
+    """Start of the record's JSON in the shard."""
+    json_size: int
+    """Its size."""
+    tensors_offset: int
+    """Start of the safetensors payload in the shard."""
+    tensors_size: int
+    """Its size."""
+    data_offset: int
+    """Start of the payload's data part in the shard."""
+    tensors: list[TensorIndex]
+    """Offset in the data part and size of each tensor."""
+
+
+class SiteError(_Stored, frozen=True, kw_only=True):
+    """How far captured values of one site lie from those of a lone, unpadded, eager run."""
+
+    site: str
+    """Name of the site."""
+    max_abs_error: float
+    """Largest absolute difference."""
+    max_rel_error: float
+    """Largest, over samples, of the largest difference divided by the largest reference value."""
+    min_cosine: float
+    """Smallest cosine between captured and reference tensor, over samples."""
+    tolerance: float
+    """Largest `max_rel_error` that was let pass."""
+
+    def or_worse(self, other: Self | None) -> Self:
+        """The larger errors of two."""
+        if other is None:
+            return self
+        return msgspec.structs.replace(
+            self,
+            max_abs_error=max(self.max_abs_error, other.max_abs_error),
+            max_rel_error=max(self.max_rel_error, other.max_rel_error),
+            min_cosine=min(self.min_cosine, other.min_cosine),
+        )
+
+
+class Verification(_Stored, frozen=True, kw_only=True):
+    """What replaying samples alone, unpadded and eager, showed."""
+
+    num_replayed: int
+    """Samples run again alone."""
+    num_positions: int
+    """Answer positions of those samples."""
+    num_agreeing: int
+    """Positions among them at which both runs predict the same token."""
+    sites: list[SiteError]
+    """Largest errors per site."""
+
+    def agreement(self) -> str:
+        """How often both runs came to the same, in words; empty where nothing was predicted."""
+        if not self.num_positions:
+            return ""
+        if any(error.site == "choice_logits" for error in self.sites):
+            return f"same option in {self.num_agreeing} of {self.num_positions} questions"
+        return f"same token at {self.num_agreeing} of {self.num_positions} positions"
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """Nothing was replayed."""
+        return cls(num_replayed=0, num_positions=0, num_agreeing=0, sites=[])
+
+    def with_more(self, other: Self) -> Self:
+        """Both together: counts added, the larger errors kept."""
+        worst = {error.site: error for error in self.sites}
+        for error in other.sites:
+            worst[error.site] = error.or_worse(worst.get(error.site))
+        return type(self)(
+            num_replayed=self.num_replayed + other.num_replayed,
+            num_positions=self.num_positions + other.num_positions,
+            num_agreeing=self.num_agreeing + other.num_agreeing,
+            sites=[worst[site] for site in sorted(worst)],
+        )
+
+
+class LayerNorms(_Stored, frozen=True, kw_only=True):
+    """L2 norms of hidden states, added up while the tensors are at hand."""
+
+    layers: list[int]
+    """Layers as `hidden_states` counts them: 0 is the embeddings."""
+    sums: list[float]
+    """Sum over tokens of the norm at each of those layers, added in float64, in the order of the samples."""
+    num_tokens: int
+    """Tokens in each sum."""
+
+    def with_more(self, other: Self | None) -> Self:
+        """Both together; of the same layers."""
+        if other is None:
+            return self
+        assert self.layers == other.layers, (self.layers, other.layers)
+        sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        return type(self)(layers=self.layers, sums=sums, num_tokens=self.num_tokens + other.num_tokens)
+
+
+class Sidecar(_Stored, frozen=True, kw_only=True):
+    """A finished shard: everything that finishing the dataset needs, so that the shard itself may be gone by then."""
+
+    name: str
+    """Name of the shard."""
+    number: int
+    """Number of the shard in its split."""
+    num_bytes: int
+    """Size of the tar."""
+    sha256: str
+    """SHA-256 of the tar."""
+    samples: list[SampleIndex]
+    """Byte index, in the order of the tar."""
+    records: list[msgspec.Raw]
+    """The records, in the same order."""
+    verification: Verification
+    """What replays of its samples showed."""
+    hidden_norms: LayerNorms | None = None
+    """Norms of its hidden states; null where none are stored."""
+
+
+class ShardInfo(_Stored, frozen=True, kw_only=True):
+    """A shard in the manifest."""
+
+    name: ShardName
+    """Name."""
+    number: int
+    """Number in its split."""
+    split: PlainName
+    """Split."""
+    num_samples: Size
+    """Samples."""
+    num_bytes: Size
+    """Size of the tar."""
+    sha256: Sha256
+    """SHA-256 of the tar."""
+    first_key: str
+    """Smallest key."""
+    last_key: str
+    """Largest key."""
+
+
+class SplitInfo(_Stored, frozen=True, kw_only=True):
+    """A split of a configuration."""
+
+    name: PlainName
+    """Name."""
+    num_samples: int
+    """Samples."""
+    num_bytes: int
+    """Bytes of its shards."""
+
+
+class TensorSummary(_Stored, frozen=True, kw_only=True):
+    """One kind of tensor over a whole configuration."""
+
+    name: str
+    """Name of the tensor."""
+    dtype: str
+    """dtype."""
+    axes: list[str]
+    """Axes as stored."""
+    layout: str
+    """Layout."""
+    num_bytes: int
+    """Bytes of all of them."""
+
+
+class Metric(_Stored, frozen=True, kw_only=True):
+    """A number over a whole configuration, as its task defines it."""
+
+    name: str
+    """What it is."""
+    value: float
+    """Its value."""
+
+
+class FigureData(_Stored, frozen=True, kw_only=True):
+    """The numbers behind the card's figures; empty lists where a task or a run has none."""
+
+    layers: list[int] = []
+    """Layers of the norms, as `hidden_states` counts them."""
+    mean_norms: list[float] = []
+    """Mean L2 norm of a token's hidden state at each of those layers."""
+    num_tokens: int = 0
+    """Tokens each mean is over."""
+    num_right: int = 0
+    """Answers judged right."""
+    num_wrong: int = 0
+    """Answers judged wrong."""
+    entropy_edges: list[float] = []
+    """Edges of the histogram's bins, one more than there are bins, in nats."""
+    entropy_right: list[int] = []
+    """Right answers by the mean of their `token_entropies`, a count a bin."""
+    entropy_wrong: list[int] = []
+    """Wrong answers, likewise."""
+
+
+class FileInfo(_Stored, frozen=True, kw_only=True):
+    """A file of the dataset other than a shard."""
+
+    path: FilePath
+    """Path in the dataset."""
+    num_bytes: Size
+    """Size."""
+    sha256: Sha256
+    """SHA-256."""
+
+
+class Manifest(_Stored, frozen=True, kw_only=True):
+    """A complete configuration."""
+
+    schema_version: str
+    """Version of the contract."""
+    config: str
+    """Name of the configuration."""
+    task: str
+    """Name of the builder."""
+    model: ModelInfo
+    """The model."""
+    source: SourceInfo
+    """The data."""
+    run: dict[str, Any]
+    """The checked, merged run configuration."""
+    device_type: str
+    """Type of device that made it."""
+    versions: dict[str, str]
+    """Versions of the packages that made it."""
+    splits: list[SplitInfo]
+    """Splits."""
+    shards: list[ShardInfo]
+    """Every shard."""
+    files: list[FileInfo]
+    """Every other file of the configuration."""
+    tensors: list[TensorSummary]
+    """What is stored of each sample."""
+    metrics: list[Metric]
+    """The task's own numbers."""
+    invariants: list[str]
+    """What held for every sample, or it would not be here."""
+    verification: Verification
+    """What replays showed."""
+    command: str = ""
+    """What to type to make it again, without `--out`; after a merge the commands of the parts, a line each, and the
+    merge. Empty in manifests of older versions."""
+    templates: list[str] = []
+    """SHA-256 of every chat template that prompts were made with, sorted; empty where prompts are plain."""
+    figures: FigureData = FigureData()
+    """The numbers behind the card's figures."""
+
+
+class ConfigEntry(_Stored, frozen=True, kw_only=True):
+    """One configuration in the index."""
+
+    name: PlainName
+    """Name."""
+    task: str
+    """Builder."""
+    num_samples: int
+    """Samples."""
+    num_bytes: int
+    """Bytes of its shards."""
+    manifest_sha256: Sha256
+    """SHA-256 of its manifest."""
+
+
+def newest_schema(manifests: Iterable[Manifest]) -> str:
+    """The highest schema version among manifests; empty where there is none."""
+    versions = [manifest.schema_version for manifest in manifests]
+    return max(versions, key=lambda version: [int(part) for part in version.split(".")], default="")
+
+
+def index_entry(manifest: Manifest, data: bytes) -> ConfigEntry:
+    """The index's entry of a configuration; `data` are the bytes of its manifest's file."""
+    return ConfigEntry(
+        name=manifest.config,
+        task=manifest.task,
+        num_samples=sum(split.num_samples for split in manifest.splits),
+        num_bytes=sum(split.num_bytes for split in manifest.splits),
+        manifest_sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+class Index(_Stored, frozen=True, kw_only=True):
+    """The configurations of a dataset folder."""
+
+    schema_version: str
+    """Version of the contract."""
+    configs: list[ConfigEntry]
+    """Every complete configuration, by name."""
+
+
+StoredT = TypeVar("StoredT", bound=_Stored)
+
+
+def read_struct(path: Path, struct: type[StoredT]) -> StoredT:
+    """Read and check one of these files.
+
+    Raises:
+        DatasetError: the file is missing or is not what it should be.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=struct)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not a tracekit {struct.__name__.lower()}: {error}") from error
+
+
+def to_bytes(struct: msgspec.Struct, *, compact: bool = False) -> bytes:
+    """The bytes of such a file."""
+    data = msgspec.json.encode(struct, order="deterministic")
+    return data if compact else msgspec.json.format(data, indent=2) + b"\n"
+
+
+def read_plan(layout: Layout) -> Plan:
+    """The plan of a configuration."""
+    return read_struct(layout.plan, Plan)

@@ -1,0 +1,156 @@
+"""What a new version may be called: semantic versions, and what changed between two states of a dataset. Pure.
+
+    nothing but words    patch    v1.0.0 -> v1.0.1
+    shards or configurations were added, record fields too               minor    v1.0.0 -> v1.1.0
+    published shards changed or went, record fields went or changed      major    v1.0.0 -> v2.0.0
+
+In 0.x a minor step may break, as semantic versioning has it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from tracekit.errors import VersionError
+from tracekit.format.manifest import ConfigEntry, Manifest
+
+__all__ = ["Change", "State", "Step", "Version", "change_between", "check_version"]
+
+
+_PATTERN = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
+
+
+class Step(IntEnum):
+    """How much changed; the larger is the worse for readers."""
+
+    NONE = 0
+    PATCH = 1
+    MINOR = 2
+    MAJOR = 3
+
+
+class Version(NamedTuple):
+    """A semantic version, written `v1.2.3`."""
+
+    major: int
+    minor: int
+    patch: int
+
+    def __str__(self) -> str:
+        return f"v{self.major}.{self.minor}.{self.patch}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Version":
+        """Read `v1.2.3` or `1.2.3`.
+
+        Raises:
+            VersionError: it is not one.
+        """
+        found = _PATTERN.fullmatch(text)
+        if not found:
+            raise VersionError(f"--version {text!r} is no semantic version; expected one like v1.0.0")
+        return cls(*(int(part) for part in found.groups()))
+
+    @classmethod
+    def latest(cls, tags: Iterable[str]) -> "Version | None":
+        """The highest version among tags; other tags do not count."""
+        return max((cls.parse(tag) for tag in tags if tag.startswith("v") and _PATTERN.fullmatch(tag)), default=None)
+
+    def after(self, step: Step) -> "Version":
+        """The next version for a change of this size."""
+        if step == Step.MAJOR and self.major > 0:
+            return Version(self.major + 1, 0, 0)
+        if step >= Step.MINOR:
+            return Version(self.major, self.minor + 1, 0)
+        return Version(self.major, self.minor, self.patch + 1)
+
+
+class State(NamedTuple):
+    """A dataset, published or about to be."""
+
+    entries: Mapping[str, ConfigEntry]
+    """Entry of every configuration in the index."""
+    manifests: Mapping[str, Manifest]
+    """Manifest of every configuration."""
+    schemas: Mapping[str, Any]
+    """JSON Schema of every configuration's record."""
+
+
+class Change(NamedTuple):
+    """What changed, and how large a step that is."""
+
+    step: Step
+    reasons: list[str]
+    """The changes, largest first."""
+
+
+def change_between(before: State, after: State) -> Change:
+    """What `after` changes in `before`, configuration by configuration."""
+    found: list[tuple[Step, str]] = []
+    for name, manifest in after.manifests.items():
+        old = before.manifests.get(name)
+        if old is None:
+            found.append((Step.MINOR, f"configuration {name} is new"))
+        elif old != manifest:
+            found += _config_changes(name, old, manifest)
+            found += _schema_changes(name, before.schemas[name], after.schemas[name])
+    found += [(Step.MAJOR, f"configuration {n} is gone") for n in before.manifests if n not in after.manifests]
+    found.sort(key=lambda pair: -pair[0])
+    return Change(found[0][0] if found else Step.NONE, [reason for _, reason in found])
+
+
+def check_version(version: Version, existing: Sequence[str], change: Change) -> None:
+    """See that a version may follow those that are there.
+
+    Raises:
+        VersionError: it is not higher than the latest one, or too small a step; the message names the next free one.
+    """
+    latest = Version.latest(existing)
+    if latest is None:
+        return
+    needed = latest.after(change.step)
+    why = f" ({'; '.join(change.reasons[:3])})" if change.reasons else ""
+    if version <= latest:
+        raise VersionError(
+            f"{version} is not higher than the latest version {latest}; the next free one for this content is "
+            f"{needed}{why}"
+        )
+    if version < needed:
+        step = {Step.MAJOR: "a major", Step.MINOR: "a minor"}.get(change.step, "a patch")
+        raise VersionError(
+            f"{version} is too small a step from {latest}: this is {step} change{why}. "
+            f"The next free version is {needed}"
+        )
+
+
+def _config_changes(name: str, old: Manifest, new: Manifest) -> list[tuple[Step, str]]:
+    if old.task != new.task or old.schema_version.split(".")[0] != new.schema_version.split(".")[0]:
+        return [(Step.MAJOR, f"records of {name} have another schema")]
+    published = {shard.name: shard.sha256 for shard in old.shards}
+    now = {shard.name: shard.sha256 for shard in new.shards}
+    changed = [shard for shard, sha256 in published.items() if now.get(shard) != sha256]
+    if changed:
+        return [(Step.MAJOR, f"{len(changed)} published shards of {name} changed or went, {changed[0]} first")]
+    added = len(now) - len(published)
+    if added:
+        return [(Step.MINOR, f"{added} shards of {name} are new")]
+    return [(Step.PATCH, f"what is said about {name} changed, no shard did")]
+
+
+def _schema_changes(name: str, old: Any, new: Any) -> list[tuple[Step, str]]:
+    before, after = _fields(old), _fields(new)
+    broken = [field for field, kind in before.items() if after.get(field) != kind]
+    if broken:
+        return [(Step.MAJOR, f"record field {broken[0]} of {name} changed or went")]
+    added = [field for field in after if field not in before]
+    return [(Step.MINOR, f"record field {added[0]} of {name} is new")] if added else []
+
+
+def _fields(schema: Any) -> dict[str, str]:
+    """Type of every field of every Struct in a JSON Schema, descriptions left out."""
+    found: dict[str, str] = {}
+    for struct, body in schema.get("$defs", {}).items():
+        for field, kind in body.get("properties", {}).items():
+            found[f"{struct}.{field}"] = repr(sorted((k, v) for k, v in kind.items() if k != "description"))
+    return found

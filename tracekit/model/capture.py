@@ -1,0 +1,625 @@
+"""Capture: token ids in, every requested tensor out, in one teacher-forced pass.
+
+Sequences run right-padded in one batch, so every real token sees exactly what it would see alone; padding is cut off
+while the tensors are copied into buffers of their final shape, layer by layer, while the model runs. Next-token
+numbers come from the raw logits at the positions that need them: the model runs once without its head, then the head
+alone runs over chunks of those rows, so (B, T, V) never exists.
+
+Values that are not finite stop a capture, unless they are allowed: damaged models have them. What a text gives would
+then depend on its batch (a masked value that is not finite still spoils the sum in which it has weight 0, and kernels
+differ in what they skip), so where anything in a batch is not finite, each text runs again alone, in eager attention.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tracekit.config import CaptureConfig
+from tracekit.errors import (
+    CaptureError,
+    ConfigError,
+    DtypeOverflowError,
+    UnsupportedSiteError,
+)
+from tracekit.model.hooks import eager_attention, record
+from tracekit.model.traced import SiteLayout, TracedModel
+from tracekit.sites import ATTENTION_SITES, SITES, resolve_sites
+from tracekit.tensors import TensorSpec, num_packed, pack_indices
+
+__all__ = [
+    "ROW_SUM_TOLERANCE",
+    "Buffers",
+    "Rows",
+    "Text",
+    "Trace",
+    "capture",
+    "head_logits",
+    "keep_inner_output",
+    "resolve_layers",
+    "run_rows",
+    "to_numpy",
+]
+
+_HEAD_ROWS = 256
+ROW_SUM_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+"""How far from 1 the sum of an attention row may lie, by dtype."""
+
+
+class Text(NamedTuple):
+    """Prompt and answer as token ids."""
+
+    token_ids: list[int]
+    """Prompt, then answer."""
+    prompt_length: int
+    """Where the answer starts."""
+    scored_from: int | None = None
+    """First token whose log-probability is wanted; the answer's first by default."""
+    token_type_ids: list[int] | None = None
+    """Segment of each token, for encoders that have segments."""
+    inputs: Mapping[str, Tensor] = MappingProxyType({})
+    """What the model takes beside the tokens, such as `pixel_values` (1, C, H, W); batches join them along axis 0."""
+    asked_ids: tuple[int, ...] = ()
+    """Tokens whose logits are wanted in the place of the first one after the prompt."""
+
+    @property
+    def scored(self) -> range:
+        """Positions whose next token is scored: one before each scored token."""
+        first = self.prompt_length if self.scored_from is None else self.scored_from
+        return range(first - 1, len(self.token_ids) - 1)
+
+
+class Trace(NamedTuple):
+    """What was captured of one text."""
+
+    tensors: dict[str, np.ndarray]
+    """Stored tensors by name."""
+    specs: list[TensorSpec]
+    """What each of them is."""
+    logprobs: np.ndarray
+    """Log-probability of each scored token (the answer's) under the raw model, nats, float32 (num_scored,)."""
+    entropies: np.ndarray
+    """Entropy of the distribution of each scored token, nats, float32 (num_scored,)."""
+    predicted_ids: np.ndarray
+    """Most likely token in the place of each scored one, int64 (num_scored,)."""
+    best_ids: np.ndarray
+    """Most likely tokens in the place of each scored one, best first, int64 (num_scored, num_best)."""
+    best_logprobs: np.ndarray
+    """Their log-probabilities, nats, float32 (num_scored, num_best)."""
+    asked_logits: np.ndarray
+    """Raw logits of `asked_ids`, float32 (num_asked,)."""
+    asked_logprobs: np.ndarray
+    """Their log-probabilities, nats, float32 (num_asked,)."""
+
+
+def capture(
+    traced: TracedModel,
+    texts: Sequence[Text],
+    config: CaptureConfig,
+    *,
+    num_best: int = 0,
+    allow_nonfinite: bool = False,
+) -> list[Trace]:
+    """Run texts through the model once and keep what the configuration asks for.
+
+    `num_best` most likely tokens are kept in the place of each scored one. With `allow_nonfinite` values that are not
+    finite are stored as they are in a lone eager pass, next-token numbers too.
+
+    Models whose rows influence one another (int8 with outliers) run one text at a time.
+
+    Raises:
+        CaptureError: an invariant failed: attention rows that do not sum to one, attention to the future (of rows that
+            are finite), or a value that is not finite and not allowed to be.
+        DtypeOverflowError: a value does not fit `store_dtype`.
+        UnsupportedSiteError: the model cannot give a requested site.
+    """
+    if traced.is_row_coupled and len(texts) > 1:
+        return [
+            trace
+            for text in texts
+            for trace in capture(traced, [text], config, num_best=num_best, allow_nonfinite=allow_nonfinite)
+        ]
+    rows = run_rows(traced, texts, config, allow_nonfinite=allow_nonfinite)
+    if allow_nonfinite and not (rows.buffers.is_finite and rows.output.last_hidden_state.isfinite().all()):
+        with eager_attention(traced.model, traced.anatomy):
+            alone = [(text, run_rows(traced, [text], config, allow_nonfinite=True)) for text in texts]
+        return [trace for text, row in alone for trace in _traces(traced, row, [text], config, num_best, True)]
+    return _traces(traced, rows, texts, config, num_best, allow_nonfinite)
+
+
+def _traces(
+    traced: TracedModel,
+    rows: "Rows",
+    texts: Sequence[Text],
+    config: CaptureConfig,
+    num_best: int,
+    allow_nonfinite: bool,
+) -> list[Trace]:
+    """What was captured in a pass, with the next-token numbers."""
+    numbers = _next_tokens(traced, rows.output, texts, config, num_best, allow_nonfinite=allow_nonfinite)
+    return [rows.buffers.trace(i, number) for i, number in enumerate(numbers)]
+
+
+class Rows(NamedTuple):
+    """What came of a batch: captured tensors, and the model's output (of an LM, its inner model's)."""
+
+    buffers: "Buffers"
+    output: Any
+
+
+def run_rows(
+    traced: TracedModel, texts: Sequence[Text], config: CaptureConfig, *, allow_nonfinite: bool = False
+) -> Rows:
+    """Run texts as rows of one batch and capture what the configuration asks for, next-token numbers left out.
+
+    With `allow_nonfinite` values that are not finite are stored as they are in this batch.
+
+    Raises: as `capture`.
+    """
+    sites = resolve_sites(config.sites)
+    missing = [site for site in sites if site not in traced.layouts and SITES[site].source != "head"]
+    if missing:
+        raise UnsupportedSiteError(_cannot_give(traced, missing))
+    buffers = Buffers(traced, texts, sites, config, allow_nonfinite=allow_nonfinite)
+    inputs = _right_pad(texts, traced.device)
+    hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
+    wants_hidden = "hidden_states" in sites
+    with (
+        torch.inference_mode(),
+        keep_inner_output(traced.anatomy.inner) if traced.head == "lm" else nullcontext([]) as kept,
+        record(traced.model, traced.anatomy, hooked, buffers.put, resid_rule=traced.resid_rule),
+    ):
+        whole = traced.run(**inputs, output_hidden_states=wants_hidden)
+    output = kept[0] if kept else whole
+    if wants_hidden:
+        for layer, hidden in enumerate(output.hidden_states):
+            buffers.put("hidden_states", layer, hidden)
+    return Rows(buffers, output)
+
+
+def resolve_layers(chosen: Sequence[str], available: Sequence[int], *, at: str = "$.capture.layers") -> list[int]:
+    """Layer numbers for `all`, numbers (negative from the end) and ranges `4-8`; `at` is where they were given.
+
+    Raises:
+        ConfigError: no such layer, or not a layer at all.
+    """
+    picked: set[int] = set()
+    last = available[-1]
+    for text in chosen:
+        low, dash, high = text.partition("-") if not text.startswith("-") else (text, "", "")
+        try:
+            first = int(low) if text != "all" else 0
+            stop = int(high) if dash else first
+        except ValueError:
+            raise ConfigError(f"layer {text!r} - at `{at}`; expected all, 12, -1 or 4-8") from None
+        wanted = list(available) if text == "all" else list(range(first, stop + 1))
+        wanted = [number + last + 1 if number < 0 else number for number in wanted]
+        if not wanted or wanted[0] < 0 or wanted[-1] > last:
+            raise ConfigError(f"layer {text!r} - at `{at}`; the model has layers 0 to {last} there")
+        picked.update(number for number in wanted if number in available)
+    if not picked:
+        raise ConfigError(f"layers {' '.join(chosen)!r} - at `{at}`; none of them gives this site")
+    return sorted(picked)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor's memory as an array, bfloat16 included."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+@contextmanager
+def keep_inner_output(inner: nn.Module) -> Iterator[list[Any]]:
+    """Keep the inner model's output, and let the head see a single row of it."""
+    kept: list[Any] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        kept[:] = [output]
+        return type(output)(last_hidden_state=output.last_hidden_state[:1, :1])
+
+    handle = inner.register_forward_hook(hook)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def head_logits(traced: TracedModel, rows: Tensor, output_type: Callable[..., Any]) -> Iterator[Tensor]:
+    """Logits (n, V) in float32 for rows (N, D) of the last hidden state, chunk by chunk.
+
+    The model's own forward pass runs with its inner model replaced by the rows, so soft-caps and scales of any head
+    are applied as they should be. `output_type` is the type of the inner model's output.
+    """
+    inner: Any = traced.anatomy.inner
+    own_forward = inner.__dict__.get("forward")
+    token = torch.zeros((1, 1), dtype=torch.long, device=traced.device)
+    for chunk in rows.split(_HEAD_ROWS):
+        inner.forward = lambda *args, chunk=chunk, **kwargs: output_type(last_hidden_state=chunk[None])
+        try:
+            with torch.inference_mode():
+                logits = traced.model(input_ids=token, use_cache=False).logits[0]
+        finally:
+            if own_forward is None:
+                del inner.forward
+            else:
+                inner.forward = own_forward
+        yield logits.float()
+
+
+class _NextTokens(NamedTuple):
+    """Next-token numbers of one text."""
+
+    logprobs: np.ndarray
+    entropies: np.ndarray
+    predicted_ids: np.ndarray
+    best_ids: np.ndarray
+    best_logprobs: np.ndarray
+    topk_ids: np.ndarray
+    topk_logprobs: np.ndarray
+    asked_logits: np.ndarray
+    asked_logprobs: np.ndarray
+
+
+class _Scores(NamedTuple):
+    """Numbers of rows of logits, one each."""
+
+    logprobs: Tensor
+    """Log-probability of the token that follows (n,); of no meaning where none does."""
+    entropies: Tensor
+    """Entropy (n,)."""
+    best: Tensor
+    """Most likely tokens, best first (n, k)."""
+    best_logprobs: Tensor
+    """Their log-probabilities (n, k)."""
+    asked_logits: Tensor
+    """Logits of the tokens that a text asks for (n, A); of meaning in the row after its prompt."""
+    asked_logprobs: Tensor
+    """Their log-probabilities (n, A)."""
+
+
+def _next_tokens(
+    traced: TracedModel,
+    output: Any,
+    texts: Sequence[Text],
+    config: CaptureConfig,
+    num_best: int,
+    *,
+    allow_nonfinite: bool,
+) -> list[_NextTokens]:
+    """Numbers of each text's scored tokens, and the top-k of its kept positions where asked for.
+
+    The rows of all texts go through the head together, in chunks: texts may be short, and the head's weights large.
+    """
+    sites = resolve_sites(config.sites)
+    wants_topk = "topk_ids" in sites or "topk_logprobs" in sites
+    kept = [range(*_kept_positions(text, config)) if wants_topk else range(0) for text in texts]
+    after_prompt = [[text.prompt_length - 1] if text.asked_ids else [] for text in texts]
+    positions = [
+        sorted({*some, *text.scored, *last}) for some, text, last in zip(kept, texts, after_prompt, strict=True)
+    ]
+    if not any(positions):
+        return [_numbers_of(None, text, [], range(0), config, num_best) for text in texts]
+    rows = torch.cat([output.last_hidden_state[i, some] for i, some in enumerate(positions)])
+    following = [
+        text.token_ids[p + 1] if p in text.scored else -1
+        for text, some in zip(texts, positions, strict=True)
+        for p in some
+    ]
+    asked = _asked(texts, positions)
+    width = max(1, num_best, config.topk if wants_topk else 0)
+    parts: list[_Scores] = []
+    done = 0
+    for logits in head_logits(traced, rows, type(output)):
+        targets = torch.tensor(following[done : done + len(logits)], device=logits.device)
+        parts.append(_scores(logits, targets, asked[done : done + len(logits)].to(logits.device), width))
+        done += len(logits)
+    scores = _Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+    is_finite = all(bool(torch.isfinite(part).all()) for part in scores if part.is_floating_point())
+    if not is_finite and not allow_nonfinite:
+        raise CaptureError(
+            f"log-probabilities of the next token: not finite in a {traced.info.dtype} model; use another --dtype"
+        )
+    stops = np.cumsum([len(some) for some in positions]).tolist()
+    return [
+        _numbers_of(
+            _Scores(*(column[stop - len(some) : stop] for column in scores)), text, some, some_kept, config, num_best
+        )
+        for text, some, some_kept, stop in zip(texts, positions, kept, stops, strict=True)
+    ]
+
+
+def _asked(texts: Sequence[Text], positions: Sequence[list[int]]) -> Tensor:
+    """Ids that each row's text asks for (n, A), filled up with 0."""
+    width = max(len(text.asked_ids) for text in texts)
+    rows = [
+        [*text.asked_ids, *[0] * (width - len(text.asked_ids))]
+        for text, some in zip(texts, positions, strict=True)
+        for _ in some
+    ]
+    return torch.tensor(rows, dtype=torch.long).reshape(len(rows), width)
+
+
+def _scores(logits_nV: Tensor, targets: Tensor, asked_nA: Tensor, width: int) -> _Scores:
+    logprobs_nV = logits_nV.log_softmax(-1)
+    entropies = -(logprobs_nV.exp().mul_(logprobs_nV)).sum(-1)
+    if not torch.isfinite(entropies).all():  # 0 times -inf, where a head rules tokens out: entr knows it for 0, slowly
+        entropies = torch.special.entr(logprobs_nV.exp()).sum(-1)
+    best = logprobs_nV.topk(width)
+    targets = torch.where(targets < 0, best.indices[:, 0], targets)  # nothing follows, or nobody asks
+    return _Scores(
+        logprobs_nV.gather(1, targets[:, None])[:, 0],
+        entropies,
+        best.indices,
+        best.values,
+        logits_nV.gather(1, asked_nA),
+        logprobs_nV.gather(1, asked_nA),
+    )
+
+
+def _numbers_of(
+    scores: _Scores | None, text: Text, positions: list[int], kept: range, config: CaptureConfig, num_best: int
+) -> _NextTokens:
+    """One text's share of the rows."""
+    if scores is None:
+        none = torch.zeros(0)
+        empty = none.reshape(0, max(1, num_best))
+        scores = _Scores(none, none, empty, empty, none.reshape(0, 0), none.reshape(0, 0))
+    scored = [row for row, position in enumerate(positions) if position in text.scored]
+    topk = [row for row, position in enumerate(positions) if position in kept]
+    asked = positions.index(text.prompt_length - 1) if text.asked_ids else None
+    count = len(text.asked_ids)
+    return _NextTokens(
+        scores.logprobs[scored].numpy().astype(np.float32),
+        scores.entropies[scored].numpy().astype(np.float32),
+        scores.best[scored, 0].numpy().astype(np.int64),
+        scores.best[scored, :num_best].numpy().astype(np.int64),
+        scores.best_logprobs[scored, :num_best].numpy().astype(np.float32),
+        scores.best[topk, : config.topk].numpy().astype(np.int64),
+        scores.best_logprobs[topk, : config.topk].numpy().astype(np.float32),
+        np.zeros(0, np.float32) if asked is None else scores.asked_logits[asked, :count].numpy(),
+        np.zeros(0, np.float32) if asked is None else scores.asked_logprobs[asked, :count].numpy(),
+    )
+
+
+def _kept_positions(text: Text, config: CaptureConfig) -> tuple[int, int]:
+    """`[start, stop)` of the positions that `tokens` keeps."""
+    total, prompt = len(text.token_ids), text.prompt_length
+    return {"all": (0, total), "prompt": (0, prompt), "answer": (prompt, total), "last": (prompt - 1, prompt)}[
+        config.tokens
+    ]
+
+
+def _right_pad(texts: Sequence[Text], device: torch.device) -> dict[str, Tensor]:
+    """Input ids, attention mask and, where there are, segments (B, T) and further inputs.
+
+    The pad id does not matter, the mask decides.
+    """
+    longest = max(len(text.token_ids) for text in texts)
+
+    def padded(rows: Sequence[list[int]]) -> Tensor:
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+
+    inputs = {
+        "input_ids": padded([text.token_ids for text in texts]),
+        "attention_mask": padded([[1] * len(text.token_ids) for text in texts]),
+    }
+    segments = [text.token_type_ids for text in texts if text.token_type_ids is not None]
+    assert len(segments) in (0, len(texts)), "segments are given for all texts or for none"
+    assert len({tuple(text.inputs) for text in texts}) == 1, "further inputs are the same for all texts"
+    further = {name: torch.cat([text.inputs[name] for text in texts]).to(device) for name in texts[0].inputs}
+    return inputs | further | ({"token_type_ids": padded(segments)} if segments else {})
+
+
+def _cannot_give(traced: TracedModel, missing: Sequence[str]) -> str:
+    return (
+        f"{traced.anatomy.model_type} ({traced.info.id}) cannot give {', '.join(missing)}; "
+        f"it can give: {', '.join(traced.layouts)}. Choose with --sites"
+    )
+
+
+@lru_cache(maxsize=16)
+def _pack_indices(start: int, stop: int, row_stride: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(pack_indices(np.arange(start, stop), row_stride)).to(device)
+
+
+def _sees_future(value_HTT: Tensor, length: int) -> bool:
+    """Whether anything above the diagonal of the first `length` rows is not exactly zero (padded rows may be)."""
+    return bool(value_HTT[:, :length, :length].triu(1).any())
+
+
+class _Target(NamedTuple):
+    """One tensor to be stored, for every text of the batch."""
+
+    name: str
+    site: str
+    layers: list[int]
+    layout: str
+    values: list[Tensor]
+
+
+class Buffers:
+    """The sink of a capture pass: final tensors of every text, filled layer by layer.
+
+    `is_finite` says whether all that came, padding included, was finite; it is watched where it need not be.
+    """
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        texts: Sequence[Text],
+        sites: tuple[str, ...],
+        config: CaptureConfig,
+        *,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        self._traced, self._texts, self._config = traced, texts, config
+        self._allow_nonfinite = allow_nonfinite
+        self._is_causal = traced.is_causal and not texts[0].inputs  # parts of a picture may see one another
+        self.is_finite = True
+        self._ranges = [_kept_positions(text, config) for text in texts]
+        self._targets: dict[tuple[str, int], tuple[_Target, int]] = {}
+        self._by_name: dict[str, _Target] = {}
+        for site in sites:
+            if SITES[site].source != "head":
+                self._allocate(site, traced.layouts[site])
+
+    def _allocate(self, site: str, layout: SiteLayout) -> None:
+        has_layers = "L" in SITES[site].axes
+        layers = resolve_layers(self._config.layers, layout.layers) if has_layers else [layout.layers[0]]
+        groups = [layers] if layout.is_uniform else [[layer] for layer in layers]
+        dtype = layout.dtype if self._config.store_dtype == "same" else getattr(torch, self._config.store_dtype)
+        is_packed = self._is_causal and self._traced.head == "lm"
+        form = "dense" if site != "attentions" else "causal" if is_packed else "full"
+        for group in groups:
+            tail = layout.tails[layout.layers.index(group[0])]
+            shapes = [self._shape(site, form, tail, i) for i in range(len(self._texts))]
+            lead = (len(group),) if has_layers else ()
+            values = [torch.empty(lead + shape, dtype=dtype) for shape in shapes]
+            name = site if layout.is_uniform else f"{site}.{group[0]}"
+            target = _Target(name, site, group if has_layers else [], form, values)
+            self._by_name[name] = target
+            for row, layer in enumerate(group):
+                self._targets[site, layer] = (target, row)
+
+    def _shape(self, site: str, form: str, tail: tuple[int, ...], i: int) -> tuple[int, ...]:
+        """Shape of one layer of one text."""
+        start, stop = self._ranges[i]
+        if form == "causal":
+            return (tail[0], num_packed(np.arange(start, stop)))
+        if form == "full":
+            return (tail[0], stop - start, len(self._texts[i].token_ids))
+        if site in ATTENTION_SITES:
+            return (tail[0], stop - start, tail[1])
+        return (stop - start, tail[0])
+
+    def put(self, site: str, layer: int, value: Tensor) -> None:
+        """Copy what is kept of a batch tensor (B, ...) into the texts' own tensors."""
+        if (site, layer) not in self._targets:
+            return
+        target, row = self._targets[site, layer]
+        value = value.detach()
+        self._check(site, layer, value, target)
+        if target.layout == "causal":
+            value = value.contiguous()
+        elif value.device.type != "cpu":
+            value = value.cpu()
+        for i, (start, stop) in enumerate(self._ranges):
+            whole = target.values[i]
+            out = whole[row] if target.layers else whole
+            if target.layout == "causal":
+                index = _pack_indices(start, stop, value.shape[-1], value.device)
+                flat = value[i].view(value.shape[1], -1)
+                if out.dtype == flat.dtype and flat.device.type == "cpu":
+                    torch.index_select(flat, 1, index, out=out)
+                else:
+                    out.copy_(flat.index_select(1, index))
+            elif target.layout == "full":
+                out.copy_(value[i, :, start:stop, : len(self._texts[i].token_ids)])
+            elif site in ATTENTION_SITES:
+                out.copy_(value[i, :, start:stop])
+            else:
+                out.copy_(value[i, start:stop])
+
+    def _check(self, site: str, layer: int, value: Tensor, target: _Target) -> None:
+        """Finite, and within the dtype it is stored in; looked at closely only where the whole batch does not pass."""
+        stored = target.values[0].dtype
+        largest = torch.finfo(stored).max if stored != value.dtype else float("inf")
+        if not value.abs().amax().item() < largest:  # true for NaN, too
+            self.is_finite &= bool(torch.isfinite(value).all())
+            for i in range(len(self._texts)):
+                self._check_closely(site, layer, value[i], i, target.values[i].dtype)
+        if site == "attentions":
+            self._check_attention(layer, value)
+
+    def _check_closely(self, site: str, layer: int, value: Tensor, i: int, stored: torch.dtype) -> None:
+        """The same for what is kept of text `i`."""
+        start, stop = self._ranges[i]
+        kept = value[start:stop] if site not in ATTENTION_SITES else value[:, start:stop]
+        kept = kept[..., : len(self._texts[i].token_ids)] if site == "attentions" else kept
+        is_finite = torch.isfinite(kept)
+        if self._allow_nonfinite:
+            kept = kept[is_finite]
+        elif not is_finite.all():
+            raise CaptureError(f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype")
+        if kept.numel() and kept.abs().amax() > torch.finfo(stored).max:
+            raise DtypeOverflowError(
+                f"{site}, layer {layer}: {kept.abs().amax().item():g} does not fit {stored} "
+                f"(largest {torch.finfo(stored).max:g}); use another --store-dtype"
+            )
+
+    def _check_attention(self, layer: int, value_BHTT: Tensor) -> None:
+        sums_BHT = value_BHTT.sum(-1, dtype=torch.float32)
+        slack = ROW_SUM_TOLERANCE[value_BHTT.dtype]
+        for i, text in enumerate(self._texts):
+            real, rows_HTT = sums_BHT[i, :, : len(text.token_ids)], value_BHTT[i]
+            if self._allow_nonfinite and not self.is_finite:
+                rows_HTT = rows_HTT.masked_fill(~sums_BHT[i, ..., None].isfinite(), 0)
+                real = real[real.isfinite()]
+                if not real.numel():
+                    continue
+            lowest, highest = real.min().item(), real.max().item()
+            if highest > 1 + slack or (self._traced.rows_sum_to_one and lowest < 1 - slack):
+                raise CaptureError(f"attentions, layer {layer}: rows sum to {lowest:g}..{highest:g}, expected 1")
+            if self._is_causal and _sees_future(rows_HTT, len(text.token_ids)):
+                raise CaptureError(f"attentions, layer {layer}: a causal model attends to the future")
+
+    def tensors(self, i: int) -> tuple[dict[str, np.ndarray], list[TensorSpec]]:
+        """Captured tensors of text `i`, and what they are."""
+        text = self._texts[i]
+        start, stop = self._ranges[i]
+        positions = [[start, stop]] if stop > start else []
+        tensors: dict[str, np.ndarray] = {}
+        specs: list[TensorSpec] = []
+        for name, target in self._by_name.items():
+            tensors[name] = to_numpy(target.values[i])
+            axes = list(SITES[target.site].axes)
+            if target.layout == "causal":
+                axes = ["L", "H", "S"]
+            keys = len(text.token_ids) if target.site == "attentions" else 0
+            specs.append(_spec(name, tensors[name], axes, target.layers, positions, target.layout, keys))
+        return tensors, specs
+
+    def trace(self, i: int, numbers: _NextTokens) -> Trace:
+        """Everything of text `i`."""
+        tensors, specs = self.tensors(i)
+        start, stop = self._ranges[i]
+        positions = [[start, stop]] if stop > start else []
+        for name in ("topk_ids", "topk_logprobs"):
+            if name in resolve_sites(self._config.sites):
+                array = getattr(numbers, name).reshape(stop - start, self._config.topk)
+                tensors[name] = array
+                specs.append(_spec(name, array, ["T", "k"], [], positions, "dense", 0))
+        return Trace(
+            tensors,
+            specs,
+            numbers.logprobs,
+            numbers.entropies,
+            numbers.predicted_ids,
+            numbers.best_ids,
+            numbers.best_logprobs,
+            numbers.asked_logits,
+            numbers.asked_logprobs,
+        )
+
+
+def _spec(
+    name: str, array: np.ndarray, axes: list[str], layers: list[int], positions: list[list[int]], layout: str, keys: int
+) -> TensorSpec:
+    return TensorSpec(
+        name=name,
+        dtype=str(array.dtype),
+        shape=list(array.shape),
+        axes=axes,
+        layers=layers,
+        positions=positions,
+        layout=layout,
+        num_keys=keys,
+        choice_offsets=[],
+    )

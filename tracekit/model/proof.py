@@ -1,0 +1,465 @@
+"""A model proves itself before anything of it is captured; captured samples are replayed alone and compared.
+
+On loading, on a short text: shapes at every requested site, recorded tensors equal to transformers' own, attention
+rows that sum to one (sink models: at most one), no attention to the future in a causal model, hooks that leave the
+logits untouched, sites whose change moves the logits, and a head that gives the same logits row by row.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracekit.config import CaptureConfig
+from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
+from tracekit.format.manifest import SiteError, Verification
+from tracekit.model.capture import (
+    ROW_SUM_TOLERANCE,
+    Text,
+    Trace,
+    capture,
+    head_logits,
+    keep_inner_output,
+    to_numpy,
+)
+from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
+from tracekit.model.hooks import check_attention, eager_attention, record
+from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, tolerance_of
+from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
+from tracekit.tensors import TensorSpec, positions_of, unpack_causal
+
+__all__ = ["Scored", "prove", "replay", "replay_scored"]
+
+
+class Scored(NamedTuple):
+    """A continuation of a prompt, and the log-probability that was recorded for it."""
+
+    name: str
+    """Field of the record."""
+    token_ids: list[int]
+    """The continuation."""
+    logprob: float
+    """Its log-probability after the prompt, summed over its tokens, nats."""
+
+
+class _Reference(NamedTuple):
+    """What plain transformers says of a text, in eager mode."""
+
+    logits: Tensor
+    hidden_states: Sequence[Tensor]
+    attentions: Sequence[Tensor] | None
+    """Of the layers that have attention, in their order."""
+
+
+def prove(traced: TracedModel, sites: Sequence[str]) -> None:
+    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`.
+
+    Raises:
+        UnsupportedSiteError: the architecture cannot give a site.
+        ModelError: a proof failed; the message says which.
+    """
+    ids = traced.probe_ids()
+    check_attention(traced.model, traced.anatomy, tuple(sites))
+    _check_family(traced)
+    before = _plain(traced, ids, attentions="attentions" in sites)
+    _check_plain(traced, ids, before)
+    _find_causality(traced, ids, before)
+    if "resid_post_attn" in sites:
+        traced.find_resid_rule()
+    _measure(traced, ids, sites, before)
+    for site in sites:
+        if site in RESID_SITES or (site in QKV_SITES and traced.anatomy.family is None):
+            _prove_that_it_matters(traced, ids, site)
+    if traced.head == "lm":
+        _prove_head(traced, ids, before)
+    after = _plain(traced, ids, attentions=False)
+    if not torch.equal(before.logits, after.logits):
+        raise _failed(traced, "the logits changed after the hooks were taken off")
+
+
+def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool, **arguments: Tensor) -> _Reference:
+    """Plain transformers, eager where the model can switch, one unpadded text (1, T)."""
+    with torch.inference_mode(), eager_attention(traced.model, traced.anatomy):
+        output = traced.run(ids, output_hidden_states=True, output_attentions=attentions, **arguments)
+    given = getattr(output, "attentions", None) if attentions else None
+    return _Reference(output.logits, output.hidden_states, given and [layer for layer in given if layer is not None])
+
+
+def _check_family(traced: TracedModel) -> None:
+    """Families whose eager attention is wrong in transformers itself must not run in it."""
+    family, config = traced.anatomy.family, traced.model.config
+    fault = family.eager_fault(config.get_text_config()) if family is not None else None
+    if fault is not None and config._attn_implementation == "eager":
+        raise _failed(traced, f"in transformers' eager attention {fault}; load it with sdpa attention")
+
+
+def _check_plain(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """Plain transformers gives what can be worked with: finite, one stream, the same whatever the attention."""
+    if not torch.isfinite(before.logits).all():
+        raise _failed(traced, f"its logits are not finite in {traced.info.dtype}; use another --dtype or checkpoint")
+    shapes = {tuple(hidden.shape[:2]) for hidden in before.hidden_states} | {tuple(ids.shape)}
+    if len(shapes) > 1 or any(hidden.dim() != 3 for hidden in before.hidden_states):
+        raise UnsupportedSiteError(
+            f"{traced.anatomy.model_type} ({traced.info.id}): hidden_states are "
+            f"{tuple(before.hidden_states[-1].shape)} for a text of {tuple(ids.shape)}; models with several residual "
+            "streams are not supported"
+        )
+    with torch.inference_mode():
+        selected = traced.run(ids).logits
+    if not _relative(selected, before.logits) <= tolerance_of(traced.info).max_rel_error:
+        raise _failed(traced, "its eager attention computes something else than the attention transformers selects")
+
+
+def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """Whether a change of the last token leaves all earlier positions as they are."""
+    changed = ids.clone()
+    changed[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
+    other = _plain(traced, changed, attentions=False)
+    earlier = [hidden[:, :-1] for hidden in (before.hidden_states[-1], other.hidden_states[-1])]
+    is_exact = traced.info.dtype == "float32" and not traced.info.quantization
+    traced.is_causal = traced.head == "lm" and _relative(*earlier) < (1e-4 if is_exact else 1e-2)
+    declared = any(getattr(module, "is_causal", False) for block in traced.anatomy.blocks for module in block.modules())
+    if declared and not traced.is_causal:
+        int8 = (traced.info.quantization or "").startswith("int8")
+        hint = "; int8 with outliers couples a text's positions: try --int8-threshold 0, --quantize nf4, or neither"
+        raise _failed(traced, "it attends to the future, and declares itself causal" + hint * int8)
+    for layer in before.attentions or []:
+        slack = ROW_SUM_TOLERANCE[layer.dtype] / (20 if layer.dtype == torch.float32 else 2)
+        traced.rows_sum_to_one &= bool(((layer.sum(-1, dtype=torch.float32) - 1).abs() < slack).all())
+        if traced.is_causal and layer.triu(1).any():
+            raise _failed(traced, "a causal model whose attention is not zero above the diagonal")
+
+
+def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Reference) -> None:
+    """Record every site once: shapes, and equality with what plain transformers hands out."""
+    seen: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
+
+    def sink(site: str, layer: int, value: Tensor) -> None:
+        seen[site][layer] = value.detach().clone()
+
+    hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
+    with torch.inference_mode(), record(traced.model, traced.anatomy, hooked, sink, resid_rule=traced.resid_rule):
+        output = traced.run(ids)
+    if hooked and not _relative(output.logits, before.logits) <= tolerance_of(traced.info).max_rel_error:
+        raise _failed(traced, "the logits differ while hooks are attached")
+    if "hidden_states" in sites:
+        seen["hidden_states"] = dict(enumerate(before.hidden_states))
+    silent = [site for site in sites if SITES[site].source != "head" and not seen[site]]
+    if silent:
+        raise UnsupportedSiteError(
+            f"{traced.anatomy.model_type} ({traced.info.id}): nothing arrived from {', '.join(silent)}; its attention "
+            "does not go through transformers' AttentionInterface and tracekit/model/families.py has no row for it"
+        )
+    for site, layers in seen.items():
+        if layers:
+            traced.layouts[site] = _layout_of(traced, site, layers, ids.shape[1])
+    if before.attentions is not None:
+        if len(before.attentions) != len(seen["attentions"]):
+            counts = (
+                f"{len(seen['attentions'])} layers gave attention, output_attentions gives {len(before.attentions)}"
+            )
+            raise _failed(traced, counts)
+        for (layer, mine), theirs in zip(sorted(seen["attentions"].items()), before.attentions, strict=True):
+            if not _relative(mine, theirs) <= 1e-5 and not traced.info.quantization:
+                raise _failed(traced, f"attention of layer {layer} differs from output_attentions=True")
+    _check_stream(traced, seen)
+
+
+def _check_stream(traced: TracedModel, seen: dict[str, dict[int, Tensor]]) -> None:
+    """Blocks hand the residual stream on unchanged."""
+    for layer, value in seen.get("resid_post_mlp", {}).items():
+        following = seen.get("resid_pre_attn", {}).get(layer + 1)
+        if following is not None and not torch.equal(value, following):
+            raise _failed(traced, f"resid_post_mlp[{layer}] is not resid_pre_attn[{layer + 1}]")
+
+
+def _layout_of(traced: TracedModel, site: str, layers: dict[int, Tensor], num_tokens: int) -> SiteLayout:
+    """Sizes of a site, layer by layer, each checked against the text's length."""
+    order = sorted(layers)
+    tails: list[tuple[int, ...]] = []
+    for layer in order:
+        shape = tuple(layers[layer].shape)
+        if site == "attentions":
+            expected, tail = (1, shape[1], num_tokens, num_tokens), (shape[1],)
+        elif site in ATTENTION_SITES:
+            expected, tail = (1, shape[1], num_tokens, shape[3]), (shape[1], shape[3])
+        else:
+            expected, tail = (1, num_tokens, shape[-1]), (shape[-1],)
+        if shape != expected:
+            raise UnsupportedSiteError(
+                f"{traced.anatomy.model_type}: {site}, layer {layer}, is {shape}, expected {expected}"
+            )
+        tails.append(tail)
+    return SiteLayout(tuple(order), tuple(tails), layers[order[0]].dtype)
+
+
+def _prove_that_it_matters(traced: TracedModel, ids: Tensor, site: str) -> None:
+    """Changing a site moves the logits; resid_post_attn has proven itself by arithmetic (see anatomy)."""
+    if site == "resid_post_attn":
+        return
+
+    def nudge(name: str, layer: int, value: Tensor) -> Tensor:
+        # differs by position and by feature: softmax ignores a shift common to all keys, RMSNorm a common scale
+        along_T, along_D = (torch.linspace(-1, 1, size, device=value.device) for size in value.shape[-2:])
+        return value + (value.abs().mean() * torch.outer(along_T, along_D)).to(value.dtype)
+
+    def watch(name: str, layer: int, value: Tensor) -> None:
+        return None
+
+    logits = []
+    for sink in (watch, nudge):
+        with torch.inference_mode(), record(traced.model, traced.anatomy, (site,), sink, resid_rule=traced.resid_rule):
+            logits.append(traced.run(ids).logits)
+    if torch.equal(*logits):
+        raise _failed(traced, f"changing {site} does not change the logits")
+
+
+def _prove_head(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """The head alone, row by row, gives the model's logits."""
+    with torch.inference_mode(), keep_inner_output(traced.anatomy.inner) as kept:
+        traced.run(ids)
+    backwards = kept[0].last_hidden_state[0].flip(0)  # a head that looks at other rows gives something else
+    rows = torch.cat(list(head_logits(traced, backwards, type(kept[0])))).flip(0)
+    if not _relative(rows, before.logits[0].float()) <= tolerance_of(traced.info).max_rel_error:
+        raise _failed(traced, "its head, run alone, gives other logits")
+
+
+def _failed(traced: TracedModel, what: str) -> ModelError:
+    return ModelError(f"{traced.anatomy.model_type} ({traced.info.id}) did not pass its proof: {what}")
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Largest difference divided by the largest value of b."""
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
+
+
+def replay(
+    traced: TracedModel,
+    key: str,
+    text: Text | Choices,
+    trace: Trace | ChoiceTrace,
+    config: CaptureConfig,
+    *,
+    allow_nonfinite: bool = False,
+) -> Verification:
+    """Compare captured tensors with the same text, or each of the options, run alone, unpadded, eager.
+
+    hidden_states and attentions are compared with transformers' own output, every other site with a lone capture.
+    With `allow_nonfinite` (not for options) values of a text may be not finite, where both are in the same way.
+
+    Raises:
+        CaptureError: an error is past the tolerance of the model's dtype.
+    """
+    if isinstance(text, Choices):
+        assert isinstance(trace, ChoiceTrace), type(trace)
+        assert not allow_nonfinite, "options of a question"
+        return _replay_choices(traced, key, text, trace, config)
+    assert isinstance(trace, Trace), type(trace)
+    lone = capture(traced, [text], config, allow_nonfinite=allow_nonfinite)[0]
+    further = {name: value.to(traced.device) for name, value in text.inputs.items()}
+    if text.token_type_ids is not None:
+        further["token_type_ids"] = _row(traced, text.token_type_ids)
+    plain = _plain(traced, _row(traced, text.token_ids), attentions=_has_attentions(trace), **further)
+    compared = partial(_compared, key, allow_nonfinite=allow_nonfinite)
+    result = Verification.nothing()
+    for spec in trace.specs:
+        site = spec.name.split(".")[0]
+        if site == "topk_ids":
+            continue
+        mine, reference = trace.tensors[spec.name], lone.tensors[spec.name]
+        if site in ("hidden_states", "attentions"):
+            reference = _select(traced, plain, spec)
+        if spec.layout == "causal":
+            mine = unpack_causal(mine, positions_of(spec.positions), spec.num_keys)
+            reference = _without_future(reference, spec) if allow_nonfinite else reference
+        tolerance = tolerance_of(traced.info, spec.dtype)
+        result = result.with_more(compared(site, mine, reference, tolerance, by_layer=bool(spec.layers)))
+    for name, mine, reference in _answer_numbers(plain, text, trace):
+        result = result.with_more(compared(name, mine, reference, tolerance_of(traced.info), by_layer=False))
+    predicted = plain.logits[0, text.scored.start : -1].argmax(-1).cpu().numpy()
+    return msgspec.structs.replace(
+        result,
+        num_replayed=1,
+        num_positions=len(predicted),
+        num_agreeing=int(
+            (predicted == (trace.predicted_ids if len(trace.predicted_ids) else lone.predicted_ids)).sum()
+        ),
+    )
+
+
+def _without_future(probs: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Attention (L, H, T, keys) with 0 where a future token's is not finite: in a row that is spoilt, all of it is."""
+    is_future = np.arange(spec.num_keys) > positions_of(spec.positions)[:, None]
+    return np.where(is_future & ~np.isfinite(probs), np.zeros((), probs.dtype), probs)
+
+
+def replay_scored(
+    traced: TracedModel,
+    key: str,
+    prompt_ids: Sequence[int],
+    scored: Sequence[Scored],
+    *,
+    allow_nonfinite: bool = False,
+) -> Verification:
+    """Compare scores of continuations of a prompt with plain transformers, each alone, eager.
+
+    With `allow_nonfinite` scores may be not finite, where both are in the same way.
+
+    Raises:
+        CaptureError: an error is past the tolerance of the model's dtype.
+    """
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for one in scored:
+        ids = [*prompt_ids, *one.token_ids]
+        plain = _plain(traced, _row(traced, ids), attentions=False)
+        logprobs = plain.logits[0, len(prompt_ids) - 1 : -1].float().log_softmax(-1)
+        picked = logprobs.gather(1, torch.tensor(one.token_ids, device=logprobs.device)[:, None])
+        mine, reference = found.setdefault(one.name, ([], []))
+        mine.append(one.logprob)
+        reference.append(picked.double().sum().item())
+    result = Verification.nothing()
+    for name, (mine, reference) in found.items():
+        values = _compared(
+            key,
+            name,
+            np.array(mine),
+            np.array(reference),
+            tolerance_of(traced.info),
+            by_layer=False,
+            allow_nonfinite=allow_nonfinite,
+        )
+        result = result.with_more(values)
+    return result
+
+
+def _replay_choices(
+    traced: TracedModel, key: str, item: Choices, trace: ChoiceTrace, config: CaptureConfig
+) -> Verification:
+    result = Verification.nothing()
+    logits: list[float] = []
+    for number, text in enumerate(item.texts):
+        lone = capture_choices(traced, [Choices([text])], config)[0]
+        extra = {} if text.token_type_ids is None else {"token_type_ids": _row(traced, text.token_type_ids)}
+        plain = _plain(traced, _row(traced, text.token_ids), attentions=_has_attentions(trace), **extra)
+        logits.append(plain.logits[0, 0].item())
+        for spec in trace.specs:
+            site = spec.name.split(".")[0]
+            mine, reference = _choice(trace.tensors[spec.name], spec, number), lone.tensors[spec.name]
+            if site in ("hidden_states", "attentions"):
+                whole = msgspec.structs.replace(spec, positions=[[0, len(text.token_ids)]])
+                reference = _select(traced, plain, whole).reshape(mine.shape)
+            tolerance = tolerance_of(traced.info, spec.dtype)
+            result = result.with_more(_compared(key, site, mine, reference, tolerance, by_layer=bool(spec.layers)))
+    numbers = _compared(key, "choice_logits", trace.logits, np.array(logits), tolerance_of(traced.info), by_layer=False)
+    return msgspec.structs.replace(
+        result.with_more(numbers),
+        num_replayed=1,
+        num_positions=1,
+        num_agreeing=int(trace.logits.argmax() == np.array(logits).argmax()),
+    )
+
+
+def _choice(array: np.ndarray, spec: TensorSpec, number: int) -> np.ndarray:
+    """One option's part of a stored tensor."""
+    lengths = np.diff(spec.choice_offsets)
+    starts = np.concatenate(([0], np.cumsum(lengths**2 if "S" in spec.axes else lengths)))
+    along = spec.axes.index("S" if "S" in spec.axes else "T")
+    return array.take(range(starts[number], starts[number + 1]), axis=along)
+
+
+def _row(traced: TracedModel, ids: Sequence[int]) -> Tensor:
+    return torch.tensor([list(ids)], device=traced.device)
+
+
+def _has_attentions(trace: Trace | ChoiceTrace) -> bool:
+    return any(spec.name.split(".")[0] == "attentions" for spec in trace.specs)
+
+
+def _answer_numbers(plain: _Reference, text: Text, trace: Trace) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Log-probabilities and entropies of the answer tokens: name, captured, by plain transformers."""
+    if not len(trace.logprobs):
+        return []
+    logprobs = plain.logits[0, text.scored.start : -1].float().log_softmax(-1)
+    answer = torch.tensor(text.token_ids[text.scored.start + 1 :], device=logprobs.device)
+    picked = logprobs.gather(1, answer[:, None])[:, 0]
+    entropies = torch.special.entr(logprobs.exp()).sum(-1)
+    pairs = (("token_logprobs", trace.logprobs, picked), ("token_entropies", trace.entropies, entropies))
+    return [(name, _bare(mine), _bare(reference.cpu().numpy())) for name, mine, reference in pairs]
+
+
+def _bare(values: np.ndarray) -> np.ndarray:
+    """Values with nan for all that is not finite, as records know it."""
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _compared(
+    key: str,
+    site: str,
+    mine: np.ndarray,
+    reference: np.ndarray,
+    tolerance: Tolerance,
+    *,
+    by_layer: bool,
+    allow_nonfinite: bool = False,
+) -> Verification:
+    """The largest errors, layer by layer: a layer is held against its own values, not against the largest of all.
+
+    Raises:
+        CaptureError: an error is past the tolerance.
+    """
+    result = Verification.nothing()
+    for a, b in zip(mine, reference, strict=True) if by_layer else [(mine, reference)]:
+        error = _compare(site, a, b, tolerance.max_rel_error, allow_nonfinite=allow_nonfinite)
+        _check_error(key, error, tolerance)
+        result = result.with_more(Verification(num_replayed=0, num_positions=0, num_agreeing=0, sites=[error]))
+    return result
+
+
+def _check_error(key: str, error: SiteError, tolerance: Tolerance) -> None:
+    if not (error.max_rel_error <= tolerance.max_rel_error and error.min_cosine >= tolerance.min_cosine):
+        raise CaptureError(
+            f"sample {key}: {error.site} differs from a lone eager run by {error.max_abs_error:g} (relative "
+            f"{error.max_rel_error:g}, cosine {error.min_cosine:.6f}); tolerance {tolerance.max_rel_error:g} and "
+            f"{tolerance.min_cosine}. Its batch was not written. Try --batch-size 1 or --dtype float32"
+        )
+
+
+def _select(traced: TracedModel, plain: _Reference, spec: TensorSpec) -> np.ndarray:
+    """The stored layers and positions of plain transformers' output."""
+    positions = torch.from_numpy(positions_of(spec.positions))
+    if spec.name.startswith("hidden_states"):
+        chosen = [plain.hidden_states[layer][0].cpu()[positions] for layer in spec.layers]
+    else:
+        assert plain.attentions is not None
+        order = traced.layouts["attentions"].layers
+        chosen = [plain.attentions[order.index(layer)][0].cpu()[:, positions] for layer in spec.layers]
+    return to_numpy(torch.stack(chosen))
+
+
+def _compare(
+    site: str, mine: np.ndarray, reference: np.ndarray, tolerance: float, *, allow_nonfinite: bool = False
+) -> SiteError:
+    """The errors of a site. Where it is allowed, nan, inf and -inf are equal to themselves, and infinitely far from all
+    else; the rest is measured."""
+    a, b = mine.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    if allow_nonfinite:
+        kinds = [np.where(np.isfinite(values), 0.0, values) for values in (a, b)]
+        if not np.array_equal(*kinds, equal_nan=True):
+            inf = float("inf")
+            return SiteError(site=site, max_abs_error=inf, max_rel_error=inf, min_cosine=0.0, tolerance=tolerance)
+        a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+    if a.size == 0:
+        return SiteError(site=site, max_abs_error=0.0, max_rel_error=0.0, min_cosine=1.0, tolerance=tolerance)
+    largest = float(np.abs(a - b).max())
+    norms = float(np.sqrt(np.square(a).sum()) * np.sqrt(np.square(b).sum()))
+    return SiteError(
+        site=site,
+        max_abs_error=largest,
+        max_rel_error=largest / max(float(np.abs(b).max()), 1e-12),
+        min_cosine=min(float((a * b).sum()) / norms, 1.0) if norms else 1.0,  # not a @ b: BLAS sums by its threads
+        tolerance=tolerance,
+    )

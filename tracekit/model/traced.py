@@ -1,0 +1,120 @@
+"""A model ready to be traced: the model itself, its tokenizer, and what was measured of it on loading."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+
+from tracekit.model.anatomy import Anatomy, ResidRule, examine, find_resid_rule
+from tracekit.records import ModelInfo
+
+__all__ = ["Head", "Loads", "SiteLayout", "Tolerance", "TracedModel", "tolerance_of"]
+
+
+Head: TypeAlias = Literal["lm", "choices"]
+"""What a model ends in: a language-model head, or a multiple-choice head."""
+Loads: TypeAlias = Literal["lm", "image_lm", "choices"]
+"""As what a checkpoint is loaded: `image_lm` is a language model that takes pictures beside its text."""
+
+
+class Tolerance(NamedTuple):
+    """How far a captured tensor may lie from a lone eager run."""
+
+    max_rel_error: float
+    """Largest difference divided by the largest reference value."""
+    min_cosine: float
+    """Smallest cosine of the flattened tensors."""
+
+
+_TOLERANCES = {
+    "float32": Tolerance(1e-3, 0.99999),
+    "float16": Tolerance(3e-2, 0.999),
+    "bfloat16": Tolerance(1e-1, 0.99),
+}
+_QUANTIZED = Tolerance(1e-1, 0.99)
+
+
+def tolerance_of(info: ModelInfo, stored_dtype: str | None = None) -> Tolerance:
+    """The tolerance for a model's dtype and quantisation, and for the dtype its tensors are stored in."""
+    model = _QUANTIZED if info.quantization else _TOLERANCES[info.dtype]
+    stored = _TOLERANCES.get(stored_dtype or info.dtype, model)
+    return Tolerance(max(model.max_rel_error, stored.max_rel_error), min(model.min_cosine, stored.min_cosine))
+
+
+class SiteLayout(NamedTuple):
+    """What a model gives at one site."""
+
+    layers: tuple[int, ...]
+    """Layers that give it."""
+    tails: tuple[tuple[int, ...], ...]
+    """Per layer the sizes that do not depend on the text: (D,), (H, E) or (H,)."""
+    dtype: torch.dtype
+    """dtype in which the model hands it over."""
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers have one shape."""
+        return len(set(self.tails)) <= 1
+
+
+class TracedModel:
+    """A model, its tokenizer, and what its proof found.
+
+    `head` says what the model ends in: `lm`, a language-model head, or `choices`, a multiple-choice head, which gives
+    every sequence a logit of its own. `run` calls either with rows of token ids. `is_head_fresh` is set by the loader
+    where the checkpoint had no weights for the head.
+
+    `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.model.proof.prove`, which every model goes through
+    before anything of it is captured.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, info: ModelInfo, *, is_row_coupled: bool = False, head: Head = "lm"
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.info = info
+        self.is_row_coupled = is_row_coupled
+        self.head: Head = head
+        self.layouts: dict[str, SiteLayout] = {}
+        self.is_causal = False
+        self.rows_sum_to_one = True
+        self.is_head_fresh = False
+        self.anatomy: Anatomy = examine(self.model, lambda: self.run(self.probe_ids()))
+        self.resid_rule: ResidRule | None = None
+
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **arguments: Any) -> Any:
+        """Run rows of token ids (B, T); the model's output. A multiple-choice head gives logits (B, 1).
+
+        Without a mask all tokens are real. Tensors among the further arguments are rows (B, T) as well.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **arguments}
+        if attention_mask is None:
+            inputs["attention_mask"] = torch.ones_like(input_ids)
+        if self.head == "choices":  # every row as a question with a single option
+            inputs = {name: v[:, None] if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
+        else:
+            inputs["use_cache"] = False
+        return self.model(**inputs)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's inputs."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.anatomy.blocks)
+
+    def probe_ids(self) -> torch.Tensor:
+        """A short text as ids (1, T): a real sentence where there is a tokenizer, else the first ids."""
+        vocab_size = self.model.get_input_embeddings().weight.shape[0]
+        ids: Sequence[int] = [3, 1, 4, 1, 5, 9, 2, 6]
+        if self.tokenizer is not None:
+            ids = self.tokenizer("The cat sat on the mat and looked at the moon.", add_special_tokens=False).input_ids
+        return torch.tensor([[i % vocab_size for i in ids]], device=self.device)
+
+    def find_resid_rule(self) -> None:
+        """Search the place of resid_post_attn."""
+        self.resid_rule = find_resid_rule(self.anatomy, lambda: self.run(self.probe_ids()))

@@ -1,0 +1,1 @@
+"""Releasing a dataset on the Hub: stage, commit, tag."""

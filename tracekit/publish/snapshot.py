@@ -1,0 +1,195 @@
+"""Two states of a dataset: the folder here, and the repository as it is. Read and compared, never changed."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tracekit.errors import DatasetError
+from tracekit.format.journal import Sent
+from tracekit.format.layout import MAX_SHARDS, Layout
+from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_struct
+from tracekit.format.release import State
+from tracekit.hub import HubRepo, Refs, RemoteFile
+from tracekit.records import RECORD_TYPES
+from tracekit.run.finish import is_finished, ordered_names
+
+__all__ = [
+    "EMPTY",
+    "Large",
+    "Local",
+    "Remote",
+    "has_file",
+    "lost_files",
+    "merged",
+    "read_local",
+    "read_remote",
+    "state_at",
+]
+
+EMPTY = State({}, {}, {})
+"""Nothing published."""
+
+
+class Large(NamedTuple):
+    """A file that goes to the Hub's storage of large files."""
+
+    num_bytes: int
+    sha256: str
+
+
+class Local(NamedTuple):
+    """A finished folder."""
+
+    root: Path
+    state: State
+    large: dict[str, Large]
+    """Shards and record tables, by path."""
+    card: str | None
+    """Text of README.md."""
+
+
+class Remote(NamedTuple):
+    """main, as it is."""
+
+    head: str
+    files: dict[str, RemoteFile]
+    state: State
+    card: str | None
+
+
+def read_local(root: Path) -> Local:
+    """Everything that publishing needs to know of the folder, the shards themselves left alone."""
+    entries: dict[str, ConfigEntry] = {}
+    manifests: dict[str, Manifest] = {}
+    schemas: dict[str, Any] = {}
+    large: dict[str, Large] = {}
+    for name in ordered_names(root):
+        layout = Layout(root, name)
+        if not is_finished(layout):
+            raise DatasetError(f"{root}: {name} is not finished; run its command again, then publish")
+        manifest = manifests[name] = read_struct(layout.manifest, Manifest)
+        for split in manifest.splits:
+            if not re.fullmatch(r"\w+(\.\w+)*", split.name, re.ASCII) or split.name == "all":
+                raise DatasetError(
+                    f"{root}: `datasets` takes no split named {split.name!r}; make it under another name"
+                )
+        if len(manifest.shards) > MAX_SHARDS:
+            raise DatasetError(
+                f"{root}: {name} has {len(manifest.shards)} shards; the Hub takes {MAX_SHARDS} files in a folder. Make "
+                "it again with more --samples-per-shard"
+            )
+        entries[name] = index_entry(manifest, layout.manifest.read_bytes())
+        schemas[name] = msgspec.json.decode(layout.schema.read_bytes())
+        for shard in manifest.shards:
+            large[layout.shard(shard.name).relative_to(root).as_posix()] = Large(shard.num_bytes, shard.sha256)
+        for file in manifest.files:
+            if file.path.startswith("records/"):
+                large[file.path] = Large(file.num_bytes, file.sha256)
+    card = root / "README.md"
+    return Local(root, State(entries, manifests, schemas), large, card.read_text("utf-8") if card.exists() else None)
+
+
+def _state(repo: HubRepo, revision: str, files: Mapping[str, RemoteFile]) -> State:
+    """What is published at a commit; nothing where the repository is still empty.
+
+    Raises:
+        DatasetError: the repository holds something that tracekit did not write.
+    """
+    if "manifest.json" not in files:
+        others = sorted(files.keys() - {".gitattributes", "README.md"})
+        if others:
+            raise DatasetError(
+                f"{repo.repo_id} holds files that no tracekit dataset has ({', '.join(others[:3])}); choose another "
+                "repository"
+            )
+        return EMPTY
+    index = _decode(repo, "manifest.json", revision, Index)
+    manifests = {e.name: _decode(repo, f"manifests/{e.name}.json", revision, Manifest) for e in index.configs}
+    unknown = [manifest.task for manifest in manifests.values() if manifest.task not in RECORD_TYPES]
+    if unknown:
+        raise DatasetError(f"{repo.repo_id} holds records of the task {unknown[0]!r}, unknown here; upgrade tracekit")
+    schemas = {name: _decode(repo, f"schemas/{name}.json", revision, dict) for name in manifests}
+    return State({entry.name: entry for entry in index.configs}, manifests, schemas)
+
+
+def state_at(repo: HubRepo, revision: str) -> State:
+    """What is published at a commit.
+
+    Raises: as `read_remote`.
+    """
+    return _state(repo, revision, repo.files(revision))
+
+
+def _decode(repo: HubRepo, path: str, revision: str, struct: Any) -> Any:
+    try:
+        return msgspec.json.decode(repo.read(path, revision), type=struct)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(
+            f"{path} of {repo.repo_id} cannot be read by this tracekit ({error}); upgrade tracekit, or publish to "
+            "another repository"
+        ) from error
+
+
+def read_remote(repo: HubRepo) -> Remote:
+    """main as it is now.
+
+    Raises:
+        DatasetError: the repository holds something that this tracekit did not write, or cannot read.
+        HubError: the Hub cannot be reached.
+    """
+    head = repo.refs().branches["main"]
+    files = repo.files(head)
+    try:
+        card = repo.read("README.md", head).decode() if "README.md" in files else None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"README.md of {repo.repo_id} is not UTF-8; mend it on the Hub") from error
+    return Remote(head, files, _state(repo, head, files), card)
+
+
+def merged(published: State, local: Local) -> State:
+    """What the dataset will be: what is published, and ours in its place or beside it.
+
+    Raises:
+        DatasetError: names of configurations clash.
+    """
+    manifests = _both(published.manifests, local.state.manifests)
+    for name in manifests:
+        if f"{name}_records" in manifests:
+            raise DatasetError(
+                f"configurations {name!r} and {name + '_records'!r} cannot be in one repository: `datasets` reads the "
+                f"records of {name!r} by the second name. Choose another --dataset-config"
+            )
+    return State(
+        _both(published.entries, local.state.entries), manifests, _both(published.schemas, local.state.schemas)
+    )
+
+
+def _both(published: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Ours in place of what is published, or after it: the first configuration, the default, stays the first."""
+    return dict(published) | dict(ours)
+
+
+def lost_files(entries: Sequence[Sent]) -> list[Sent]:
+    """Those of these files that the Hub does not have, at their version or still on its staging branch.
+
+    Raises:
+        HubError: the Hub cannot be reached.
+    """
+    lost: list[Sent] = []
+    places = {(entry.repo, entry.branch, entry.version) for entry in entries}
+    for repo_id, branch, version in sorted(places):
+        mine = [entry for entry in entries if (entry.repo, entry.branch) == (repo_id, branch)]
+        repo = HubRepo(repo_id)
+        refs = repo.refs() if repo.exists() else Refs({}, {})
+        revision = refs.tags.get(version) or refs.branches.get(branch)
+        files = repo.files(revision) if revision else {}
+        lost += [entry for entry in mine if not has_file(files, entry.path, entry.sha256)]
+    return lost
+
+
+def has_file(files: Mapping[str, RemoteFile], path: str, sha256: str) -> bool:
+    """Whether a large file is among these with this content."""
+    return path in files and files[path].sha256 == sha256

@@ -1,0 +1,329 @@
+"""The index of a dataset folder: which rows there are, and where the bytes of each lie.
+
+A finished configuration is indexed from its Parquet files, an open one (a plan and sidecars, no manifest yet) from its
+sidecars. Shards are reached through `ShardBytes` alone: mapped, or by ranges on the Hub. Nothing here knows what the
+bytes are read for.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tracekit.cache import RangeCache
+from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.format.journal import read_journal
+from tracekit.format.layout import Layout, choose_config, config_names
+from tracekit.format.manifest import (
+    Manifest,
+    Plan,
+    Sidecar,
+    SplitInfo,
+    TensorSummary,
+    Verification,
+    read_plan,
+    read_struct,
+)
+from tracekit.hub import HubPath
+from tracekit.read.remote import ByteRange, RemoteShards, open_remote
+from tracekit.read.tables import INDEX_COLUMNS, records_table, tensor_summaries
+from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, ModelInfo
+
+__all__ = [
+    "Folder",
+    "MappedShards",
+    "Part",
+    "Shard",
+    "ShardBytes",
+    "open_folder",
+    "shard_codes",
+    "together",
+]
+
+_ENTRY_COLUMNS = (
+    "tensors",
+    "tensor_index",
+    "token_ids",
+    "prompt_length",
+    "last_prompt_index",
+    "first_answer_index",
+    "last_answer_index",
+)
+
+
+class Shard(NamedTuple):
+    """One shard: where it lies, its place in the dataset, and the size it must have."""
+
+    path: Path
+    split: str
+    number: int
+    num_bytes: int
+
+
+class ShardBytes(Protocol):
+    """Where the bytes of shards come from."""
+
+    def view(self, shard: Path, offset: int, size: int, /) -> memoryview:
+        """Bytes `[offset, offset + size)` of a shard."""
+        ...
+
+    def prefetch(self, ranges: Sequence[ByteRange], /) -> None:
+        """Get ready to view these."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+class MappedShards:
+    """Bytes of shards on this disk. Each is mapped when first read and stays so; no file stays open."""
+
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        self._sizes = {shard.path: shard.num_bytes for shard in shards}
+        self._maps: dict[Path, memoryview] = {}
+
+    def view(self, shard_path: Path, offset: int, size: int) -> memoryview:
+        """Bytes `[offset, offset + size)` of a shard, read-only.
+
+        Raises:
+            DatasetError: the shard is missing.
+            CorruptShardError: the shard has not the size it should have, or ends before these bytes.
+        """
+        mapped = self._maps.get(shard_path)
+        if mapped is None:
+            mapped = self._maps[shard_path] = self._map(shard_path)
+        if offset < 0 or size < 0 or offset + size > len(mapped):
+            raise CorruptShardError(
+                f"{shard_path}: bytes {offset} to {offset + size} are asked for, the shard has {len(mapped)}. "
+                "Run `tracekit verify` on the dataset"
+            )
+        return mapped[offset : offset + size]
+
+    def prefetch(self, ranges: Sequence[ByteRange]) -> None:
+        """Nothing to do: the shards are here."""
+
+    def close(self) -> None:
+        """Let go of every map; memory is returned once no array uses it."""
+        self._maps.clear()
+
+    def _map(self, path: Path) -> memoryview:
+        try:
+            # Arrow, because Python's mmap keeps a file descriptor for as long as the map lives
+            with pa.memory_map(str(path)) as file:
+                buffer = file.read_buffer(file.size())
+        except OSError as error:
+            raise DatasetError(
+                f"shard {path} cannot be read ({error.strerror or 'not there'}): {_where_sent(path)}"
+            ) from error
+        if buffer.size != self._sizes[path]:
+            raise CorruptShardError(
+                f"{path} has {buffer.size} bytes, expected {self._sizes[path]}. Run `tracekit verify` on the dataset, "
+                "then fetch or make the shard again"
+            )
+        return memoryview(buffer)
+
+
+def _where_sent(path: Path) -> str:
+    """What to do about a shard that is not here."""
+    root = path.parents[2]
+    entries = read_journal(root).get(path.relative_to(root).as_posix())
+    if not entries:
+        return "was it freed or not downloaded? `tracekit verify` lists what is missing"
+    where = f"hf://datasets/{entries[-1].repo}@{entries[-1].version}"
+    return f"it was sent to the Hub and deleted here; once that version is released, TraceStore({where!r}) reads it"
+
+
+class Part:
+    """The rows of one split of one folder: a Parquet file, or a table in memory. Can be used from several threads."""
+
+    def __init__(self, source: pq.ParquetFile | pa.Table) -> None:
+        self._source: Any = source
+        self._lock = threading.Lock()  # a ParquetFile must not be read by two threads at once
+        self._groups: dict[int, pa.Table] = {}
+        self._whole_group: tuple[int, pa.Table] | None = None
+        if isinstance(source, pq.ParquetFile):
+            groups = range(source.metadata.num_row_groups)
+            self.schema, lengths = source.schema_arrow, [source.metadata.row_group(i).num_rows for i in groups]
+        else:
+            self.schema, lengths = source.schema, [source.num_rows]
+        self._stops = np.cumsum(lengths)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """These columns of every row."""
+        if isinstance(self._source, pa.Table):
+            return self._source.select(columns)
+        with self._lock:
+            return self._source.read(columns=list(columns))
+
+    def entry(self, row: int) -> dict[str, Any]:
+        """The entry columns of one row, `num_tokens` in place of the tokens."""
+        number = int(np.searchsorted(self._stops, row, side="right"))
+        with self._lock:
+            group = self._groups.get(number)
+            if group is None:
+                group = self._groups[number] = self._read_group(number)
+        return group.slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
+
+    def record(self, row: int) -> dict[str, Any]:
+        """One row with all its columns."""
+        if isinstance(self._source, pa.Table):
+            return self._source.slice(row, 1).to_pylist()[0]
+        number = int(np.searchsorted(self._stops, row, side="right"))
+        with self._lock:
+            if self._whole_group is None or self._whole_group[0] != number:
+                self._whole_group = (number, self._source.read_row_group(number))
+            group = self._whole_group[1]
+        return group.slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
+
+    def close(self) -> None:
+        """Close the file."""
+        if not isinstance(self._source, pa.Table):
+            self._source.close()
+
+    def _read_group(self, number: int) -> pa.Table:
+        if isinstance(self._source, pa.Table):
+            group = self._source.select(_ENTRY_COLUMNS)
+        else:
+            group = self._source.read_row_group(number, columns=list(_ENTRY_COLUMNS))
+        num_tokens = pc.call_function("list_value_length", [group["token_ids"]])
+        return group.drop_columns("token_ids").append_column("num_tokens", num_tokens).combine_chunks()
+
+
+class Folder(NamedTuple):
+    """One configuration of one folder, opened."""
+
+    description: Manifest | Plan
+    """Its manifest; of an open one its plan."""
+    config: str
+    task: str
+    model: ModelInfo
+    splits: list[SplitInfo]
+    shards: list[Shard]
+    parts: list[Part]
+    tensors: list[TensorSummary]
+    verification: Verification
+    is_open: bool
+    bytes_of: ShardBytes
+
+
+def open_folder(path: Path | HubPath, config: str | None) -> Folder:
+    """Open one configuration of a folder, finished or not, or of a published dataset."""
+    if isinstance(path, HubPath):
+        remote = open_remote(path, config)
+        folder = _open_finished(Layout(remote.root, remote.config))
+        return folder._replace(bytes_of=RemoteShards(remote, RangeCache()))
+    root = path
+    names = config_names(root)
+    chosen = choose_config(names, config, root)
+    layout = Layout(root, chosen)
+    return _open_finished(layout) if layout.manifest.exists() else _open_unfinished(layout)
+
+
+def _open_finished(layout: Layout) -> Folder:
+    """A configuration with a manifest: its rows are in Parquet files."""
+    manifest = read_struct(layout.manifest, Manifest)
+    _check_contract(manifest, layout.manifest)
+    shards = [Shard(layout.shard(one.name), one.split, one.number, one.num_bytes) for one in manifest.shards]
+    return Folder(
+        description=manifest,
+        config=layout.config,
+        task=manifest.task,
+        model=manifest.model,
+        splits=manifest.splits,
+        shards=shards,
+        parts=[Part(_open_parquet(layout.records_table(one.name), one.num_samples)) for one in manifest.splits],
+        tensors=manifest.tensors,
+        verification=manifest.verification,
+        is_open=False,
+        bytes_of=MappedShards(shards),
+    )
+
+
+def _open_unfinished(layout: Layout) -> Folder:
+    """A configuration without a manifest: its rows are in the sidecars of those shards that are done."""
+    plan = read_plan(layout)
+    _check_contract(plan, layout.plan)
+    by_split: dict[str, list[Sidecar]] = {}
+    for task in plan.shards:
+        if layout.sidecar(task.name).exists():
+            split = task.name.rpartition("-")[0]
+            by_split.setdefault(split, []).append(read_struct(layout.sidecar(task.name), Sidecar))
+    shards = [
+        Shard(layout.shard(one.name), split, one.number, one.num_bytes)
+        for split, sidecars in by_split.items()
+        for one in sidecars
+    ]
+    splits = [
+        SplitInfo(
+            name=split,
+            num_samples=sum(len(one.samples) for one in sidecars),
+            num_bytes=sum(one.num_bytes for one in sidecars),
+        )
+        for split, sidecars in by_split.items()
+    ]
+    tables = [records_table(plan.task, sidecars) for sidecars in by_split.values()] or [records_table(plan.task, [])]
+    return Folder(
+        description=plan,
+        config=layout.config,
+        task=plan.task,
+        model=plan.model,
+        splits=splits,
+        shards=shards,
+        parts=[Part(table) for table in tables],
+        tensors=tensor_summaries(one for sidecars in by_split.values() for one in sidecars),
+        verification=together(one.verification for sidecars in by_split.values() for one in sidecars),
+        is_open=True,
+        bytes_of=MappedShards(shards),
+    )
+
+
+def _check_contract(stored: Manifest | Plan, path: Path) -> None:
+    """Refuse what was written to another contract."""
+    if stored.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0] or stored.task not in RECORD_TYPES:
+        raise DatasetError(
+            f"{path}: task {stored.task!r} with schema {stored.schema_version}; this tracekit reads "
+            f"{', '.join(RECORD_TYPES)} with schema {SCHEMA_VERSION.split('.')[0]}.x. Upgrade tracekit?"
+        )
+
+
+def _open_parquet(path: Path, num_samples: int) -> pq.ParquetFile:
+    """Open a record table and check its length."""
+    try:
+        table = pq.ParquetFile(path, memory_map=True)
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(
+            f"record table {path} cannot be read: {error}. Run `tracekit verify` on the dataset"
+        ) from error
+    missing = {"key", "shard_name", *INDEX_COLUMNS, *_ENTRY_COLUMNS} - {*table.schema_arrow.names}
+    if missing:
+        raise DatasetError(f"{path} is not a record table of tracekit: it has no column {', '.join(sorted(missing))}")
+    if table.metadata.num_rows != num_samples:
+        raise DatasetError(
+            f"{path} has {table.metadata.num_rows} rows, its manifest says {num_samples}. "
+            "Run `tracekit verify` on the dataset"
+        )
+    return table
+
+
+def together(verifications: Iterable[Verification]) -> Verification:
+    """What all replays together showed."""
+    whole = Verification.nothing()
+    for one in verifications:
+        whole = whole.with_more(one)
+    return whole
+
+
+def shard_codes(names: pa.ChunkedArray, code_of: Mapping[str, int]) -> np.ndarray:
+    """Shard names as numbers."""
+    encoded = names.combine_chunks().dictionary_encode()
+    found: Any = encoded.dictionary.to_pylist()
+    unknown = [name for name in found if name not in code_of]
+    if unknown:
+        raise DatasetError(f"a record table names shards that the manifest does not: {', '.join(unknown[:3])}")
+    return np.array([code_of[name] for name in found], dtype=np.int64)[encoded.indices.to_numpy()]

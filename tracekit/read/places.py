@@ -1,0 +1,224 @@
+"""Where the bytes of one sample lie: its tensors, checked, and the range that a layer or a choice of one takes.
+
+    whole tensor (L, T, D)    | layer 0           | layer 1           | layer 2           |
+    layer=1      (T, D)                           ^^^^^^^^^^^^^^^^^^^^^
+    and choice=1 (T_c, D)                         | c0 |   c1   | c2  |
+                                                       ^^^^^^^^^^ one range, nothing else is read
+
+Where heads stand before tokens, (L, H, T, E) and attention (L, H, S), a choice is cut out of its layer's bytes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
+from tracekit.read.stacking import TokenMarks
+from tracekit.tensors import DTYPES, TensorSpec, are_ranges, choice_spans, choices_problem, num_packed, positions_of
+
+__all__ = [
+    "Extent",
+    "Row",
+    "Stored",
+    "choice_number",
+    "extent_of",
+    "find_place",
+    "layers_of",
+    "num_query_heads",
+    "stored_tensors",
+]
+
+
+class Stored(NamedTuple):
+    """One tensor of one sample, and where its bytes start in the shard."""
+
+    spec: TensorSpec
+    dtype: np.dtype
+    start: int
+    num_bytes: int
+
+
+class Row(NamedTuple):
+    """Everything that reading one sample needs."""
+
+    key: str
+    shard: Path
+    json_offset: int
+    json_size: int
+    tensors: dict[str, Stored]
+    marks: TokenMarks
+
+
+def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: str) -> dict[str, Stored]:
+    """Tensors of a row by name, each checked: its bytes, shape and positions have to go together."""
+    specs = msgspec.convert(entry["tensors"], list[TensorSpec])
+    places = {place["name"]: place for place in entry["tensor_index"]}
+    end = offsets["tensors_offset"] + offsets["tensors_size"]
+    tensors: dict[str, Stored] = {}
+    for spec in specs:
+        place, dtype = places.get(spec.name), DTYPES.get(spec.dtype)
+        if place is None or dtype is None:
+            raise DatasetError(f"{where}: tensor {spec.name!r} ({spec.dtype}) has no bytes or an unknown dtype")
+        num_tokens = entry["num_tokens"]
+        if not are_ranges(spec.positions, num_tokens) or spec.num_keys not in (0, num_tokens):
+            raise DatasetError(
+                f"{where}: tensor {spec.name!r} names positions outside a text of {num_tokens} tokens. Run "
+                "`tracekit verify` on the dataset"
+            )
+        if "L" in spec.axes and (spec.axes[0] != "L" or len(spec.layers) != spec.shape[0]):
+            raise DatasetError(f"{where}: tensor {spec.name!r} names {len(spec.layers)} layers, it has {spec.shape}")
+        problem = choices_problem(spec)
+        if problem:
+            raise DatasetError(f"{where}: tensor {spec.name!r}: {problem}. Run `tracekit verify` on the dataset")
+        letter, num_rows = _rows_axis(spec)
+        start = offsets["data_offset"] + place["offset"]
+        num_bytes = math.prod(spec.shape) * dtype.itemsize
+        has_all_rows = letter in spec.axes and spec.shape[spec.axes.index(letter)] == num_rows
+        if place["size"] != num_bytes or start + num_bytes > end or not has_all_rows:
+            raise DatasetError(
+                f"{where}: tensor {spec.name!r} {spec.shape} with {num_rows} rows does not go with its "
+                f"{place['size']} bytes at {start}. Run `tracekit verify` on the dataset"
+            )
+        tensors[spec.name] = Stored(spec, dtype, start, num_bytes)
+    return tensors
+
+
+def _rows_axis(spec: TensorSpec) -> tuple[str, int]:
+    """Axis along which a tensor's tokens lie, and how long it must be."""
+    if spec.choice_offsets:
+        return ("S" if spec.layout == "full" else "T"), choice_spans(spec)[-1].stop
+    kept = positions_of(spec.positions)
+    return ("S", num_packed(kept)) if spec.layout == "causal" else ("T", len(kept))
+
+
+class _Place(NamedTuple):
+    """Where an asked-for layer stands: in which tensor, at which entry of its first axis (None: all of them)."""
+
+    stored: Stored
+    entry: int | None
+    layers: list[int]
+
+
+def find_place(row: Row, site: str, layer: int | None) -> _Place:
+    """Find a site's tensor and layer, whether its layers are stored together or one by one."""
+    stored = row.tensors.get(site)
+    by_layer = {} if stored else _by_layer(row, site)
+    if not stored and not by_layer:
+        raise SampleNotFoundError(f"sample {row.key!r} stores no {site!r}; stored: {_stored_text(row)}")
+    layers = stored.spec.layers if stored else list(by_layer)
+    if layer is None:
+        if not stored:
+            raise DatasetError(f"the shapes of {site!r} differ by layer in sample {row.key!r}; choose one with `layer`")
+        return _Place(stored, None, layers)
+    if not layers:
+        raise ConfigError(f"{site!r} has no layers; leave `layer` out")
+    number = layers[layer] if -len(layers) <= layer < 0 else layer
+    if number not in layers:
+        raise SampleNotFoundError(
+            f"sample {row.key!r} stores no layer {layer} of {site!r}; stored: {_ranges_text(layers)}"
+        )
+    return _Place(stored, layers.index(number), [number]) if stored else _Place(by_layer[number], 0, [number])
+
+
+def layers_of(row: Row, site: str) -> list[int]:
+    """Numbers of the layers of a site."""
+    stored = row.tensors.get(site)
+    return stored.spec.layers if stored else list(_by_layer(row, site))
+
+
+class Extent(NamedTuple):
+    """A range of a shard's bytes, and what is taken of the array over it."""
+
+    start: int
+    """First byte in the shard."""
+    num_bytes: int
+    """Bytes."""
+    shape: tuple[int, ...]
+    """Shape of the array over them."""
+    axes: str
+    """Letter of each axis."""
+    cut: tuple[slice, ...]
+    """What is taken of that array; empty where all of it is."""
+
+
+def extent_of(stored: Stored, *, entry: int | None, choice: int | None = None) -> Extent:
+    """Bytes of one entry of a tensor's first axis (None: all of it), and of one choice where they lie together."""
+    spec = stored.spec
+    start, num_bytes, shape, axes = stored.start, stored.num_bytes, tuple(spec.shape), "".join(spec.axes)
+    if entry is not None:
+        num_bytes //= shape[0]
+        start, shape, axes = start + entry * num_bytes, shape[1:], axes[1:]
+    if choice is None:
+        return Extent(start, num_bytes, shape, axes, ())
+    span, axis = choice_spans(spec)[choice], axes.index("S" if spec.layout == "full" else "T")
+    if axis > 0:
+        return Extent(start, num_bytes, shape, axes, (slice(None),) * axis + (span,))
+    row_bytes, length = num_bytes // shape[0], span.stop - span.start
+    return Extent(start + span.start * row_bytes, length * row_bytes, (length, *shape[1:]), axes, ())
+
+
+def choice_number(stored: Stored, choice: int, *, where: str) -> int:
+    """Number of a choice, counted from the start.
+
+    Raises:
+        ConfigError: the tensor holds no choices.
+        SampleNotFoundError: no such choice.
+    """
+    count = max(len(stored.spec.choice_offsets) - 1, 0)
+    if not count:
+        raise ConfigError(f"{where} has no choices; leave `choice` out")
+    if not isinstance(choice, int | np.integer):
+        raise ConfigError(f"choice is {choice!r}, expected its number, counted from 0")
+    if not -count <= choice < count:
+        raise SampleNotFoundError(f"{where}: no choice {choice}; choices are 0 to {count - 1}, or -1 for the last")
+    return int(choice) % count
+
+
+def _by_layer(row: Row, site: str) -> dict[int, Stored]:
+    """The tensors `site.<layer>` by layer, where a site is stored so."""
+    found = {stored.spec.layers[0]: stored for name, stored in row.tensors.items() if name.startswith(f"{site}.")}
+    return dict(sorted(found.items()))
+
+
+def num_query_heads(row: Row, place: _Place) -> int:
+    """Heads that grouped heads are to be repeated to: those of the queries, or of the attention, in the same layers."""
+    for site in ("queries", "attentions"):
+        by_layer = _by_layer(row, site)
+        found = [row.tensors[site]] if site in row.tensors else [by_layer[n] for n in place.layers if n in by_layer]
+        numbers = sorted({stored.spec.shape[1] for stored in found})
+        if len(numbers) == 1 and numbers[0] % place.stored.spec.shape[1] == 0:
+            return numbers[0]
+        if numbers:
+            raise DatasetError(
+                f"sample {row.key!r}: {place.stored.spec.name!r} has {place.stored.spec.shape[1]} heads, {site!r} "
+                f"{' or '.join(map(str, numbers))}; choose a `layer`, or read them without `expand_heads`"
+            )
+    raise DatasetError(
+        f"sample {row.key!r} stores neither queries nor attentions, so the number of query heads is not known; "
+        "read the heads as stored, without `expand_heads`"
+    )
+
+
+def _stored_text(row: Row) -> str:
+    """What a sample stores, for messages."""
+    texts = [
+        f"{name} (layers {_ranges_text(stored.spec.layers)})" if stored.spec.layers else name
+        for name, stored in row.tensors.items()
+    ]
+    return ", ".join(texts) or "no tensors"
+
+
+def _ranges_text(numbers: Sequence[int]) -> str:
+    """`0-3, 7` for 0 1 2 3 7."""
+    texts: list[str] = []
+    start = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
+            first, last = numbers[start], numbers[i - 1]
+            texts.append(str(first) if first == last else f"{first}-{last}")
+            start = i
+    return ", ".join(texts)

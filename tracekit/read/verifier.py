@@ -1,0 +1,295 @@
+"""Verification: re-read a dataset and prove it, from the index down to every tensor; replay samples on request.
+
+Checked: the index against the manifests; every file's size and SHA-256; tar structure; every record against its schema
+and its place; every tensor against its declared dtype and shape; keys, counts and the byte index; nothing undeclared in
+the folder. An open dataset (a plan, no manifest yet) is checked as far as it goes.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pyarrow.parquet as pq
+
+from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.format.journal import Sent, is_sent, read_journal
+from tracekit.format.layout import Layout, config_names, is_ignored
+from tracekit.format.manifest import (
+    Index,
+    Manifest,
+    Plan,
+    ShardInfo,
+    Sidecar,
+    read_plan,
+    read_struct,
+)
+from tracekit.format.shards import RawSample, iter_samples, sha256_file
+from tracekit.records import SCHEMA_VERSION, CsqaMcqRecord, Record, decode_record
+from tracekit.tensors import HeaderEntry, TensorSpec, are_ranges, choices_problem, num_packed, positions_of, read_header
+
+__all__ = ["Report", "verify"]
+
+
+class Report(NamedTuple):
+    """What verification found."""
+
+    problems: list[str]
+    """Everything that is wrong; empty where the dataset is right."""
+    num_samples: int
+    """Samples checked."""
+    num_bytes: int
+    """Bytes of the shards checked."""
+    open_configs: list[str]
+    """Configurations that are not finished."""
+    sent: list[Sent]
+    """Shards that are not here but, by the journal, were sent to the Hub as their sidecars say; they were not read."""
+
+
+def verify(root: Path, *, config: str | None = None, progress: Callable[[int], object] = lambda done: None) -> Report:
+    """Check a dataset folder; `progress` is told of every shard's bytes.
+
+    Raises:
+        DatasetError: the folder is no dataset, or has no such configuration.
+    """
+    names = config_names(root)
+    if config is not None and config not in names:
+        raise DatasetError(f"{str(root)!r} has no configuration {config!r}; it has {', '.join(names)}")
+    problems: list[str] = []
+    open_configs: list[str] = []
+    num_samples = num_bytes = 0
+    sent: list[Sent] = []
+    for name in [config] if config is not None else names:
+        layout = Layout(root, name)
+        try:
+            plan = read_plan(layout)
+            if plan.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+                raise DatasetError(f"{name}: schema {plan.schema_version}, this tracekit reads {SCHEMA_VERSION}")
+            check = _Config(layout, plan)
+        except DatasetError as error:
+            problems.append(str(error))
+            continue
+        if check.manifest is None:
+            open_configs.append(name)
+        for shard in check.shards():
+            if (entry := check.sent(shard)) is not None:
+                sent.append(entry)
+                continue
+            problems += check.shard(shard)
+            num_samples += shard.num_samples
+            num_bytes += shard.num_bytes
+            progress(shard.num_bytes)
+        problems += check.files()
+    problems += _index_problems(root, names) if config is None else []
+    problems += _strangers(root, names) if not problems else []
+    return Report(problems, num_samples, num_bytes, open_configs, sent)
+
+
+class _Config:
+    """One configuration under verification."""
+
+    def __init__(self, layout: Layout, plan: Plan) -> None:
+        self._layout, self._plan = layout, plan
+        self.manifest = read_struct(layout.manifest, Manifest) if layout.manifest.exists() else None
+        self._keys: set[str] = set()
+        self._journal = read_journal(layout.root)
+
+    def shards(self) -> Iterator[ShardInfo]:
+        """The shards that should be there: the manifest's, or those that have a sidecar."""
+        if self.manifest is not None:
+            yield from self.manifest.shards
+            return
+        for task in self._plan.shards:
+            if self._layout.sidecar(task.name).exists():
+                sidecar = read_struct(self._layout.sidecar(task.name), Sidecar)
+                keys = [sample.key for sample in sidecar.samples]
+                yield ShardInfo(
+                    name=sidecar.name,
+                    number=sidecar.number,
+                    split=self._plan.source.split,
+                    num_samples=len(keys),
+                    num_bytes=sidecar.num_bytes,
+                    sha256=sidecar.sha256,
+                    first_key=min(keys),
+                    last_key=max(keys),
+                )
+
+    def sent(self, shard: ShardInfo) -> Sent | None:
+        """Where a shard that is not here was sent to, by the journal."""
+        path = self._layout.shard(shard.name)
+        relative = path.relative_to(self._layout.root).as_posix()
+        return None if path.exists() else is_sent(self._journal, relative, shard.sha256)
+
+    def shard(self, shard: ShardInfo) -> list[str]:
+        """What is wrong with one shard."""
+        path = self._layout.shard(shard.name)
+        where = str(path.relative_to(self._layout.root))
+        if not path.exists():
+            return [f"{where}: missing"]
+        problems = []
+        if path.stat().st_size != shard.num_bytes:
+            problems.append(f"{where}: {path.stat().st_size} bytes, the manifest says {shard.num_bytes}")
+        elif sha256_file(path) != shard.sha256:
+            problems.append(f"{where}: SHA-256 is not the manifest's; its bytes were altered")
+        index = self._index(shard.name)
+        try:
+            with path.open("rb") as file:
+                samples = list(iter_samples(file, where=where))
+                if len(samples) != shard.num_samples:
+                    problems.append(f"{where}: {len(samples)} samples, the manifest says {shard.num_samples}")
+                for sample in samples:
+                    problems += self._sample(file, sample, where, index)
+        except CorruptShardError as error:
+            problems.append(str(error))
+        return problems
+
+    def files(self) -> list[str]:
+        """What is wrong with the files beside the shards."""
+        problems = []
+        if self.manifest is None:
+            return problems
+        for file in self.manifest.files:
+            path = self._layout.root / file.path
+            if not path.exists():
+                problems.append(f"{file.path}: missing")
+            elif sha256_file(path) != file.sha256:
+                problems.append(f"{file.path}: SHA-256 is not the manifest's")
+        declared = sum(split.num_samples for split in self.manifest.splits)
+        if declared != sum(shard.num_samples for shard in self.manifest.shards):
+            problems.append(f"{self._layout.config}: split counts do not add up to the shards'")
+        for split in self.manifest.splits:
+            path = self._layout.records_table(split.name)
+            if path.exists() and not problems and pq.read_metadata(path).num_rows != split.num_samples:
+                problems.append(f"{path.relative_to(self._layout.root)}: not {split.num_samples} rows")
+        return problems
+
+    def _index(self, name: str) -> dict[str, tuple[int, int]]:
+        """Data offset and payload size of every key, by the sidecar; empty where it is gone."""
+        path = self._layout.sidecar(name)
+        if not path.exists():
+            return {}
+        return {s.key: (s.data_offset, s.tensors_size) for s in read_struct(path, Sidecar).samples}
+
+    def _sample(self, file: BinaryIO, sample: RawSample, where: str, index: dict[str, tuple[int, int]]) -> list[str]:
+        here = f"{where}: {sample.key}"
+        if sample.key in self._keys:
+            return [f"{here}: a second sample of this key"]
+        self._keys.add(sample.key)
+        file.seek(sample.record.offset)
+        raw_record = file.read(sample.record.size)
+        file.seek(sample.payload.offset)
+        payload = file.read(sample.payload.size)
+        try:
+            record = decode_record(raw_record, where=here)
+            header = read_header(payload, where=here)
+        except CorruptShardError as error:
+            return [str(error)]
+        problems = []
+        if record.key != sample.key or record.config != self._layout.config or record.task_name() != self._plan.task:
+            problems.append(f"{here}: its record says key {record.key!r}, configuration {record.config!r}")
+        if index and index.get(sample.key) != (sample.payload.offset + header.data_offset, sample.payload.size):
+            problems.append(f"{here}: its byte index is wrong")
+        return problems + [f"{here}: {problem}" for problem in _tensor_problems(record, header.entries)]
+
+
+def _tensor_problems(record: Record, entries: dict[str, HeaderEntry]) -> list[str]:
+    """Where tensors are not what their record declares."""
+    problems = []
+    declared = {spec.name: spec for spec in record.tensors}
+    for name in sorted(declared.keys() ^ entries.keys()):
+        problems.append(f"tensor {name!r} is {'missing' if name in declared else 'not declared'}")
+    for name in declared.keys() & entries.keys():
+        spec, entry = declared[name], entries[name]
+        dtype = entry.dtype_name
+        if dtype != spec.dtype or entry.shape != spec.shape:
+            problems.append(f"tensor {name!r} is {dtype} {entry.shape}, declared {spec.dtype} {spec.shape}")
+            continue
+        if not are_ranges(spec.positions, len(record.token_ids)):
+            problems.append(f"tensor {name!r}: positions {spec.positions} of a text of {len(record.token_ids)} tokens")
+            continue
+        problems += [f"tensor {name!r}: {problem}" for problem in _shape_problems(spec, record)]
+    problems += _choice_problems(record)
+    if not len(record.token_ids) == len(record.tokens) == len(record.token_offsets):
+        problems.append("token_ids, tokens and token_offsets differ in length")
+    return problems
+
+
+def _shape_problems(spec: TensorSpec, record: Record) -> list[str]:
+    """Where a tensor's shape is not what its layers, positions and choices say."""
+    problems = []
+    rows = positions_of(spec.positions)
+    expected = {"L": len(spec.layers), "T": len(rows)}
+    if spec.layout == "causal":
+        expected["S"] = num_packed(rows)
+    for axis, length in zip(spec.axes[:3], spec.shape[:3], strict=False):
+        if axis in expected and length != expected[axis]:
+            problems.append(f"axis {axis} is {length}, its layers and positions say {expected[axis]}")
+    problem = choices_problem(spec)
+    if problem is not None:
+        problems.append(problem)
+    if spec.layout == "full" and not spec.choice_offsets and spec.shape[-1] != spec.num_keys:
+        problems.append(f"{spec.shape[-1]} keys, declared {spec.num_keys}")
+    if len(rows) and rows[-1] >= len(record.token_ids):
+        problems.append(f"position {rows[-1]} of a text of {len(record.token_ids)} tokens")
+    return problems
+
+
+def _choice_problems(record: Record) -> list[str]:
+    """Where choices are not the same in a record, its tokens and its tensors."""
+    if not isinstance(record, CsqaMcqRecord):
+        return [
+            f"tensor {spec.name!r}: holds choices, its record none" for spec in record.tensors if spec.choice_offsets
+        ]
+    offsets, problems = record.choice_offsets, []
+    is_rising = all(start < stop for start, stop in pairwise(offsets))
+    if len(offsets) != len(record.choices) + 1 or offsets[0] != 0 or not is_rising:
+        problems.append(f"choice_offsets {offsets} are not those of {len(record.choices)} choices")
+    elif offsets[-1] != len(record.token_ids):
+        problems.append(f"choices end at token {offsets[-1]} of {len(record.token_ids)}")
+    return problems + [
+        f"tensor {spec.name!r}: choices at {spec.choice_offsets}, its record says {offsets}"
+        for spec in record.tensors
+        if spec.choice_offsets != offsets
+    ]
+
+
+def _index_problems(root: Path, names: list[str]) -> list[str]:
+    """Where the index is not what the manifests say."""
+    complete = [name for name in names if Layout(root, name).manifest.exists()]
+    if not complete:
+        return []
+    try:
+        index = read_struct(root / "manifest.json", Index)
+    except DatasetError as error:
+        return [str(error)]
+    if not (root / "README.md").exists():
+        return ["README.md: missing; without it `datasets` does not know the features"]
+    listed = {entry.name: entry for entry in index.configs}
+    problems = [f"manifest.json: {name} is listed but not there" for name in listed.keys() - set(complete)]
+    for name in complete:
+        if name not in listed or listed[name].manifest_sha256 != sha256_file(Layout(root, name).manifest):
+            problems.append(f"manifest.json: its entry of {name} is not what manifests/{name}.json says")
+    return problems
+
+
+def _strangers(root: Path, names: list[str]) -> list[str]:
+    """Files where `datasets` would read them, but which no manifest knows; and links."""
+    declared: set[str] = set()
+    for layout in (Layout(root, name) for name in names):
+        plan = read_plan(layout)
+        split = plan.source.split
+        paths = [layout.shard(task.name) for task in plan.shards if layout.sidecar(task.name).exists()]
+        if layout.manifest.exists():
+            paths += [layout.shard(shard.name) for shard in read_struct(layout.manifest, Manifest).shards]
+        paths += [layout.records_table(split), layout.records_tar(split)]
+        declared |= {path.relative_to(root).as_posix() for path in paths}
+    problems = []
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root).as_posix()
+        if path.is_symlink() and (path.is_dir() or not path.exists()):
+            problems.append(f"{relative}: a symbolic link to {'a folder' if path.exists() else 'nothing'}")
+            continue
+        is_data = path.is_file() and relative.startswith(("data/", "records/")) and not is_ignored(relative)
+        if is_data and relative not in declared:
+            problems.append(f"{relative}: belongs to no plan or manifest of this dataset")
+    return problems

@@ -1,0 +1,178 @@
+"""Finishing: one pass over the sidecars, and the dataset is complete.
+
+Writes the records tables, the schema, the manifest, the card, and last the index. Needs no shard to be there.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from tracekit.card.readme import CardSettings, render_card, settings_of
+from tracekit.card.script import render_script
+from tracekit.errors import DatasetError
+from tracekit.format.journal import sent_shards
+from tracekit.format.layout import Layout, config_names, write_atomic
+from tracekit.format.manifest import (
+    FileInfo,
+    Index,
+    Manifest,
+    Plan,
+    ShardInfo,
+    Sidecar,
+    SplitInfo,
+    TensorSummary,
+    Verification,
+    index_entry,
+    newest_schema,
+    read_struct,
+    to_bytes,
+)
+from tracekit.format.shards import sha256_file
+from tracekit.read.tables import tensor_summaries, write_records_table, write_records_tar
+from tracekit.records import RECORD_TYPES, decode_record, json_schema
+from tracekit.run.metrics import Tally
+
+__all__ = ["done_shards", "finish", "is_finished", "ordered_names", "write_index"]
+
+INVARIANTS = [
+    "every tensor has the model's own shape, unpadded",
+    "every value is finite",
+    "attention rows sum to one (at most one for models with sinks)",
+    "causal attention is zero above the diagonal",
+]
+"""What capture checks of every sample (tracekit.model.capture); a sample that fails is never written."""
+
+
+def finish(layout: Layout, plan: Plan) -> Manifest:
+    """Write everything that follows from a plan's sidecars; the manifest and the index last.
+
+    Raises:
+        DatasetError: a shard is not done.
+    """
+    missing = [shard.name for shard in plan.shards if not layout.sidecar(shard.name).exists()]
+    if missing:
+        raise DatasetError(
+            f"{layout.root}: {len(missing)} shards are not done ({missing[0]} first); run the command again"
+        )
+    split = plan.source.split
+
+    def sidecars() -> Iterator[Sidecar]:
+        for shard in plan.shards:
+            yield read_struct(layout.sidecar(shard.name), Sidecar)
+
+    write_records_table(layout.records_table(split), plan.task, sidecars())
+    write_records_tar(layout.records_tar(split), sidecars())
+    write_atomic(
+        layout.schema, msgspec.json.format(msgspec.json.encode(json_schema(RECORD_TYPES[plan.task])), indent=2)
+    )
+    manifest = _manifest(layout, plan, split, sidecars(), tensor_summaries(sidecars()))
+    write_atomic(layout.manifest, to_bytes(manifest))
+    write_index(layout.root)
+    return manifest
+
+
+def done_shards(layout: Layout, plan: Plan) -> set[str]:
+    """Names of the shards that need no more work.
+
+    A shard is done that is here with its sidecar; that the Hub has, by the journal, as its sidecar says; or that is
+    here as a finished manifest says (a downloaded dataset has no sidecars).
+    """
+    finished = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
+    sizes = {shard.name: shard.num_bytes for shard in finished}
+    done = sent_shards(layout)
+    for shard in plan.shards:
+        path = layout.shard(shard.name)
+        is_known = layout.sidecar(shard.name).exists()
+        if path.exists() and (is_known or sizes.get(shard.name) == path.stat().st_size):
+            done.add(shard.name)
+    return done
+
+
+def is_finished(layout: Layout) -> bool:
+    """Whether a configuration's manifest is there and the index, which is written last, knows it."""
+    if not (layout.manifest.exists() and layout.dataset_index.exists()):
+        return False
+    known = {entry.name: entry.manifest_sha256 for entry in read_struct(layout.dataset_index, Index).configs}
+    return known.get(layout.config) == sha256_file(layout.manifest)
+
+
+def ordered_names(root: Path) -> list[str]:
+    """Configurations of a folder: those of the index in its order, then new ones by name.
+
+    The first one's records are the default of `load_dataset`, which must not change when another one is added.
+    """
+    index = root / "manifest.json"
+    known = [entry.name for entry in read_struct(index, Index).configs] if index.exists() else []
+    names = config_names(root)
+    return [name for name in known if name in names] + [name for name in names if name not in known]
+
+
+def write_index(root: Path) -> None:
+    """Write the card and the index over every complete configuration of a folder."""
+    layouts = [Layout(root, name) for name in ordered_names(root)]
+    complete = [layout for layout in layouts if layout.manifest.exists()]
+    manifests = [read_struct(layout.manifest, Manifest) for layout in complete]
+    card = root / "README.md"
+    settings = settings_of(card.read_text("utf-8")) if card.exists() else CardSettings()
+    write_atomic(card, render_card(manifests, settings=settings).encode())
+    write_atomic(root / "load_traces.py", render_script(manifests).encode())
+    entries = [
+        index_entry(manifest, layout.manifest.read_bytes())
+        for layout, manifest in zip(complete, manifests, strict=True)
+    ]
+    index = Index(schema_version=newest_schema(manifests), configs=entries)
+    write_atomic(root / "manifest.json", to_bytes(index))
+
+
+def _manifest(
+    layout: Layout, plan: Plan, split: str, sidecars: Iterator[Sidecar], tensors: list[TensorSummary]
+) -> Manifest:
+    shards: list[ShardInfo] = []
+    verification = Verification.nothing()
+    tally = Tally()
+    for sidecar in sidecars:
+        shards.append(_shard_info(sidecar, split))
+        verification = verification.with_more(sidecar.verification)
+        tally.add_norms(sidecar.hidden_norms)
+        for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
+            tally.add(decode_record(bytes(raw), where=f"{sidecar.name}: {index.key}"))
+    files = [layout.plan, layout.schema, layout.records_table(split), layout.records_tar(split)]
+    num_bytes = sum(shard.num_bytes for shard in shards)
+    return Manifest(
+        schema_version=plan.schema_version,
+        config=plan.config,
+        task=plan.task,
+        model=plan.model,
+        source=plan.source,
+        run=plan.run,
+        device_type=plan.device_type,
+        versions=plan.versions,
+        splits=[SplitInfo(name=split, num_samples=sum(s.num_samples for s in shards), num_bytes=num_bytes)],
+        shards=shards,
+        files=[
+            FileInfo(path=str(path.relative_to(layout.root)), num_bytes=path.stat().st_size, sha256=sha256_file(path))
+            for path in files
+        ],
+        tensors=tensors,
+        metrics=tally.metrics(),
+        invariants=INVARIANTS,
+        verification=verification,
+        command=plan.command,
+        templates=tally.templates(),
+        figures=tally.figures(),
+    )
+
+
+def _shard_info(sidecar: Sidecar, split: str) -> ShardInfo:
+    keys = [sample.key for sample in sidecar.samples]
+    return ShardInfo(
+        name=sidecar.name,
+        number=sidecar.number,
+        split=split,
+        num_samples=len(keys),
+        num_bytes=sidecar.num_bytes,
+        sha256=sidecar.sha256,
+        first_key=min(keys),
+        last_key=max(keys),
+    )

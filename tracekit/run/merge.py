@@ -1,0 +1,180 @@
+"""Merging: runs that differ only in their slice of the source become one dataset.
+
+Shards are rewritten one by one, because a record names its shard: tensors are copied as they are, records get their new
+shard number. Slices must not overlap; the result is ordered as the source is.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgspec
+
+from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
+from tracekit.format.layout import Layout, config_names, shard_name, write_atomic
+from tracekit.format.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
+from tracekit.format.shards import ShardWriter, sha256_file
+from tracekit.records import decode_record, encode_record
+from tracekit.run.finish import finish
+from tracekit.tensors import Payload
+
+__all__ = ["merge"]
+
+_SLICE = ("offset", "limit")
+_SAMPLES_AT_ONCE = 8
+
+
+class _Part(NamedTuple):
+    """One run to be joined."""
+
+    layout: Layout
+    plan: Plan
+    rows: set[int]
+    """Rows of the source that it used."""
+
+
+def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> Manifest:
+    """Join complete runs into a new folder.
+
+    Raises:
+        DatasetError: a folder is no complete dataset, slices overlap, or `out` exists.
+        PlanMismatchError: the runs differ in more than their slice; the message shows in what.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise DatasetError(f"{str(out)!r} exists already; merge writes a new folder")
+    parts = sorted((_open(folder, config) for folder in folders), key=lambda part: min(part.rows))
+    _check(parts)
+    layout = Layout(out, parts[0].layout.config)
+    plan = _joined_plan(parts)
+    write_atomic(layout.plan, to_bytes(plan))
+    numbers = iter(plan.shards)
+    for part in parts:
+        for task in part.plan.shards:
+            _copy(part.layout, task.name, layout, next(numbers))
+    return finish(layout, plan)
+
+
+def _open(folder: Path, config: str | None) -> _Part:
+    names = config_names(folder)
+    if config is None and len(names) > 1:
+        raise DatasetError(f"{str(folder)!r} has {', '.join(names)}; choose one with --dataset-config")
+    layout = Layout(folder, config or names[0])
+    if not layout.manifest.exists():
+        raise DatasetError(f"{str(folder)!r}: {layout.config} is not finished; run its command again first")
+    plan = read_plan(layout)
+    return _Part(layout, plan, {row for shard in plan.shards for batch in shard.batches for row in batch})
+
+
+def _check(parts: Sequence[_Part]) -> None:
+    first = parts[0]
+    for other in parts[1:]:
+        a, b = _without_slice(first.plan), _without_slice(other.plan)
+        differences = [f"    {name}: {a[name]!r} and {b[name]!r}" for name in sorted(a) if a[name] != b[name]]
+        if differences:
+            raise PlanMismatchError(
+                f"{first.layout.root} and {other.layout.root} differ in more than their slice of the source:\n"
+                + "\n".join(differences)
+            )
+    seen: dict[int, Path] = {}
+    for part in parts:
+        for row in part.rows:
+            if row in seen:
+                raise DatasetError(
+                    f"row {row} of the source is in {seen[row]} and in {part.layout.root}; slices overlap"
+                )
+            seen[row] = part.layout.root
+
+
+def _without_slice(plan: Plan) -> dict[str, Any]:
+    """What has to be the same."""
+    run = {section: dict(values) if isinstance(values, dict) else values for section, values in plan.run.items()}
+    for name in _SLICE:
+        run["source"].pop(name)
+    run["output"].pop("samples_per_shard")
+    source = msgspec.structs.replace(plan.source, num_used=0, skipped=[])
+    fields = ("schema_version", "config", "task", "model", "device_type", "versions")
+    return {name: getattr(plan, name) for name in fields} | {"source": source} | {f"run.{k}": v for k, v in run.items()}
+
+
+def _joined_plan(parts: Sequence[_Part]) -> Plan:
+    plans = [part.plan for part in parts]
+    tasks = [task for plan in plans for task in plan.shards]
+    split = plans[0].source.split
+    starts, stops = zip(*map(_slice_of, plans), strict=True)
+    run = dict(plans[0].run)
+    run["source"] = {**run["source"], "offset": min(starts), "limit": max(stops) - min(starts)}
+    return msgspec.structs.replace(
+        plans[0],
+        run=run,
+        source=msgspec.structs.replace(
+            plans[0].source,
+            num_used=sum(plan.source.num_used for plan in plans),
+            skipped=[skipped for plan in plans for skipped in plan.source.skipped],
+        ),
+        shards=[
+            ShardTask(name=shard_name(split, number), number=number, batches=task.batches)
+            for number, task in enumerate(tasks)
+        ],
+        command=_joined_command([plan.command for plan in plans]),
+    )
+
+
+def _slice_of(plan: Plan) -> tuple[int, int]:
+    """First row of the source that a run read and one past the last; the numbers in its batches may be of pieces."""
+    offset, limit = plan.run["source"]["offset"], plan.run["source"]["limit"]
+    num_rows = plan.source.num_rows
+    return offset, num_rows if limit is None else min(offset + limit, num_rows)
+
+
+def _joined_command(commands: Sequence[str]) -> str:
+    """The commands of all parts, each into a folder of its own, and the merge; empty where a part's is not known."""
+    if not all(commands):
+        return ""
+    runs = [run for command in commands for run in _runs_of(command)]
+    folders = [f"part-{number}" for number in range(len(runs))]
+    lines = [shlex.join([*run, "--out", folder]) for run, folder in zip(runs, folders, strict=True)]
+    return "\n".join([*lines, shlex.join(["tracekit", "merge", *folders, "--out", "merged"])])
+
+
+def _runs_of(command: str) -> list[list[str]]:
+    """The runs of a command, in words: itself, or what was merged before."""
+    runs: list[list[str]] = []
+    words = shlex.split(command)
+    for position, word in enumerate(words):
+        if words[position : position + 2] == ["python", "-m"]:
+            runs.append([])
+        elif words[position : position + 2] == ["tracekit", "merge"]:
+            break
+        runs[-1].append(word)
+    return [run[:-2] if run[-2] == "--out" else run for run in runs]
+
+
+def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
+    """Copy one shard, its records renumbered."""
+    sidecar = read_struct(source.sidecar(name), Sidecar)
+    if not source.shard(name).exists():
+        raise DatasetError(
+            f"{source.shard(name)} is not here; merging needs the shards. Fetch a published dataset first "
+            "(huggingface_hub.snapshot_download)"
+        )
+    if sha256_file(source.shard(name)) != sidecar.sha256:
+        raise CorruptShardError(
+            f"{source.shard(name)} is not what its sidecar says; run `tracekit verify {source.root}`"
+        )
+    pairs = list(zip(sidecar.records, sidecar.samples, strict=True))
+    with ShardWriter(target, task.name, task.number) as writer, source.shard(name).open("rb") as file:
+        for start in range(0, len(pairs), _SAMPLES_AT_ONCE):
+            samples = [_renumbered(file, raw, index, task.number) for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]]
+            writer.append(samples, sidecar.verification, sidecar.hidden_norms if start == 0 else None)
+        writer.finish()
+
+
+def _renumbered(file: BinaryIO, raw: msgspec.Raw, index: SampleIndex, shard: int) -> tuple[str, bytes, Payload]:
+    record = decode_record(bytes(raw), where=index.key)
+    if hasattr(record, "shard"):
+        record = msgspec.structs.replace(record, shard=shard)
+    file.seek(index.tensors_offset)
+    data = file.read(index.tensors_size)
+    payload = Payload([data], index.data_offset - index.tensors_offset, index.tensors_size, index.tensors)
+    return index.key, encode_record(record), payload

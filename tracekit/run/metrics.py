@@ -1,0 +1,134 @@
+"""The numbers over a whole configuration, streamed: means and class balance by record, norms of hidden states by batch.
+
+Norms need the tensors, so they are added up while a run has them in its hands (`hidden_norms`) and travel in the
+journal and the sidecar; everything else follows from the records when the dataset is finished (`Tally`).
+"""
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tracekit.format.manifest import FigureData, LayerNorms, Metric
+from tracekit.records import Record, Tallied
+from tracekit.tensors import TensorSpec
+
+__all__ = ["Tally", "hidden_norms", "perplexity"]
+
+_MEANS = {
+    "is_correct": "accuracy",
+    "exact_match": "exact_match",
+    "f1": "f1",
+    "is_truncated": "truncated_share",
+    "is_correct_by_text": "accuracy_by_text",
+    "is_head_fresh": "fresh_head_share",
+}
+_HIDDEN = "hidden_states"
+_NUM_BINS = 20
+_LARGEST_LOSS = math.log(sys.float_info.max)
+
+
+def hidden_norms(samples: Iterable[tuple[Sequence[TensorSpec], Mapping[str, np.ndarray]]]) -> LayerNorms | None:
+    """L2 norms of the hidden states (L+1, T, D) of a batch, summed over samples and tokens; None where it has none.
+    Tokens at which some layer is not finite, as in damaged models, are left out.
+
+    Layer by layer in float64, so that float16 does not overflow and no copy of a whole tensor is made: about a
+    millisecond for 31 layers of 74 tokens of width 576.
+    """
+    sums: dict[int, float] = {}
+    num_tokens = 0
+    for specs, tensors in samples:
+        hidden = [spec for spec in specs if spec.name.partition(".")[0] == _HIDDEN]
+        norms: dict[int, np.ndarray] = {}
+        for spec in hidden:
+            for layer, stored_TD in zip(spec.layers, tensors[spec.name], strict=True):
+                hidden_TD = stored_TD.astype(np.float64)
+                norms[layer] = np.sqrt(np.einsum("td,td->t", hidden_TD, hidden_TD))
+        if not norms:
+            continue
+        is_finite_T = np.isfinite(sum(norms.values()))
+        num_tokens += int(is_finite_T.sum())
+        for layer, norms_T in norms.items():
+            sums[layer] = sums.get(layer, 0.0) + float(norms_T[is_finite_T].sum())
+    if not sums:
+        return None
+    layers = sorted(sums)
+    return LayerNorms(layers=layers, sums=[sums[layer] for layer in layers], num_tokens=num_tokens)
+
+
+def perplexity(loss: float | None) -> float | None:
+    """exp of a mean negative log-probability in nats; None where there is none, or where it is beyond a float."""
+    return None if loss is None or loss > _LARGEST_LOSS else math.exp(loss)
+
+
+class Tally:
+    """Means over records, for the fields that a task has, and the numbers behind the figures."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._judged = {True: 0, False: 0}
+        self._entropies: dict[bool, list[float]] = {True: [], False: []}
+        self._templates: set[str] = set()
+        self._norms: LayerNorms | None = None
+
+    def add(self, record: Record) -> None:
+        """Take in one record; fields that are null do not count."""
+        values: dict[str, Any] = {name: getattr(record, field, None) for field, name in _MEANS.items()}
+        values["mean_tokens"] = len(record.token_ids)
+        if record.generation.max_new_tokens:
+            values["mean_answer_tokens"] = len(record.token_ids) - record.prompt_length
+        sums = {name: Tallied(float(value), 1) for name, value in values.items() if value is not None}
+        for name, (total, count) in (sums | record.tallied()).items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+            self._counts[name] = self._counts.get(name, 0) + count
+        if record.template_sha256 is not None:
+            self._templates.add(record.template_sha256)
+        is_correct: bool | None = getattr(record, "is_correct", None)
+        if is_correct is not None:
+            self._judged[is_correct] += 1
+            entropies = [value for value in getattr(record, "token_entropies", None) or [] if value is not None]
+            if entropies:
+                self._entropies[is_correct].append(sum(entropies) / len(entropies))
+
+    def add_norms(self, norms: LayerNorms | None) -> None:
+        """Take in the norms of one shard, where it has any."""
+        self._norms = self._norms.with_more(norms) if self._norms else norms
+
+    def metrics(self) -> list[Metric]:
+        """The means, by name; where there is a mean loss, the perplexity that it is."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+        whole = perplexity(means.get("loss"))
+        means |= {} if whole is None else {"perplexity": whole}
+        return [Metric(name=name, value=means[name]) for name in sorted(means)]
+
+    def templates(self) -> list[str]:
+        """SHA-256 of every chat template, sorted."""
+        return sorted(self._templates)
+
+    def figures(self) -> FigureData:
+        """The numbers behind the figures."""
+        edges: list[float] = []
+        binned: dict[bool, list[int]] = {True: [], False: []}
+        everything = [*self._entropies[True], *self._entropies[False]]
+        if everything:
+            top = max(everything) or 1.0  # entropies are at least 0
+            edges = [float(edge) for edge in np.linspace(0.0, top, _NUM_BINS + 1)]
+            binned = {
+                judged: np.histogram(values, bins=_NUM_BINS, range=(0.0, top))[0].tolist()
+                for judged, values in self._entropies.items()
+            }
+        norms = self._norms
+        num_tokens = norms.num_tokens if norms else 0
+        return FigureData(
+            layers=norms.layers if norms and num_tokens else [],
+            mean_norms=[total / num_tokens for total in norms.sums] if norms and num_tokens else [],
+            num_tokens=num_tokens,
+            num_right=self._judged[True],
+            num_wrong=self._judged[False],
+            entropy_edges=edges,
+            entropy_right=binned[True],
+            entropy_wrong=binned[False],
+        )

@@ -1,0 +1,253 @@
+"""Planning: a configuration and its examples in, shard tasks out; and what a run will cost.
+
+Examples go to shards in the source's order. Within a shard batches are made of examples of like prompt length, longest
+first, so that memory runs out at once or not at all, and samples stand in the tar in the order they are computed in.
+"""
+
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+
+from tracekit.config import RunConfig
+from tracekit.errors import ConfigError, NoSpaceError, PlanMismatchError
+from tracekit.format.layout import shard_name
+from tracekit.format.manifest import Plan, ShardTask, SourceInfo
+from tracekit.format.shards import sha256_file
+from tracekit.records import SCHEMA_VERSION, ModelInfo
+from tracekit.sizes import filesize
+from tracekit.version import __version__
+
+__all__ = [
+    "Estimate",
+    "Example",
+    "check_same",
+    "check_space",
+    "command_line",
+    "make_plan",
+    "num_shards",
+    "public_run",
+    "versions",
+]
+
+_VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "bitsandbytes", "peft")
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One example of a source: what planning needs to know of it. Builders add what is in it."""
+
+    index: int
+    """Row in the source, or another number that tells examples apart whatever `--offset` and `--limit` are."""
+
+    @property
+    def cell(self) -> int | None:
+        """Examples of different cells are never in one batch, and those of one are kept together; None: no cells."""
+        return None
+
+    @property
+    def source_row(self) -> int:
+        """Row in the source that it was made of."""
+        return self.index
+
+
+def num_shards(examples: Sequence[Example], size: int) -> int:
+    """Shards that the examples fill."""
+    return sum(1 for _ in _deal(examples, size))
+
+
+class Estimate(NamedTuple):
+    """What a run will cost, measured on a small batch."""
+
+    num_examples: int
+    num_prompt_tokens: int
+    bytes_per_sample: int
+    total_bytes: int
+    num_shards: int
+    seconds: float
+    """Time of the whole run, from the measured batch."""
+    num_measured: int
+    """Samples in the measured batch."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages whose behaviour a dataset's bytes depend on."""
+    return {"tracekit": __version__, **{name: version(name) for name in _VERSIONED if find_spec(name)}}
+
+
+def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[str, Any]:
+    """The configuration as it is written down: names instead of local paths, and nothing of how it was asked for."""
+    run = msgspec.json.decode(msgspec.json.encode(config))
+    del run["output"]["out"], run["output"]["dry_run"], run["output"]["force_run"], run["publish"]
+    is_local = config.model.model != "demo" and Path(config.model.model).expanduser().exists()
+    run["model"]["model"] = model.id if is_local else config.model.model
+    run["model"]["device"] = config.model.device.partition(":")[0]
+    if config.model.model_path is not None:
+        run["model"]["model_path"] = model.id
+    if config.model.adapter is not None:
+        run["model"]["adapter"] = str(model.adapter).partition("@")[0]
+    if config.source.source not in ("default", "sample") and Path(config.source.source).expanduser().exists():
+        run["source"]["source"] = source.id
+    template = config.prompt.chat_template
+    if template is not None and Path(template).is_file():
+        run["prompt"]["chat_template"] = _named(template)
+    for name in config.local_files:
+        run[name] = None if run[name] is None else _named(run[name])
+    return run
+
+
+def _named(path: str) -> str:
+    """A local file as it is written down.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"no such file: {path!r}")
+    return f"{file.name}@sha256:{sha256_file(file)}"
+
+
+def command_line(task: str, run: dict[str, Any], config: RunConfig) -> str:
+    """The command that makes a run, from its configuration as it is written down; `--out` is left to whoever types it.
+
+    Only what differs from the defaults of the task's configuration stands in it. Flags are those that tracekit.cli
+    makes: a field's name with dashes, whichever part it is in.
+    """
+    defaults = msgspec.json.decode(msgspec.json.encode(type(config)()))
+    return shlex.join(["python", "-m", f"builders.{task}", *_flags(run, defaults)])
+
+
+def _flags(values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """Flags for what differs from the defaults, in the order of the fields."""
+    flags: list[str] = []
+    for field, value in values.items():
+        name, default = f"--{field.replace('_', '-')}", defaults.get(field)
+        if isinstance(value, dict) and isinstance(default, dict):
+            flags += _flags(value, default)
+        elif value == default:
+            continue
+        elif isinstance(value, bool):
+            flags.append(name if value else f"--no-{name.removeprefix('--')}")
+        elif isinstance(value, list):
+            flags += [name, *map(str, value)]
+        elif str(value).startswith("-"):  # would be taken for a flag
+            flags.append(f"{name}={value}")
+        else:
+            flags += [name, str(value)]
+    return flags
+
+
+def make_plan(
+    *,
+    name: str,
+    task: str,
+    run: dict[str, Any],
+    config: RunConfig,
+    model: ModelInfo,
+    source: SourceInfo,
+    examples: Sequence[Example],
+    lengths: Sequence[int],
+    batch_size: int,
+    device_type: str,
+) -> Plan:
+    """Deal the examples out to shards and batches. `lengths` are prompt tokens, example by example."""
+    shards = []
+    for number, part in enumerate(_deal(examples, config.output.samples_per_shard)):
+        length_of = {example.index: lengths[place] for place, example in part}
+        batches: list[list[int]] = []
+        for _, cell in groupby(part, key=lambda pair: pair[1].cell):
+            ordered = sorted((example.index for _, example in cell), key=lambda index: (-length_of[index], index))
+            batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+        shards.append(ShardTask(name=shard_name(config.source.split, number), number=number, batches=batches))
+    return Plan(
+        schema_version=SCHEMA_VERSION,
+        config=name,
+        task=task,
+        run=run,
+        model=model,
+        source=source,
+        batch_size=batch_size,
+        device_type=device_type,
+        num_threads=torch.get_num_threads(),
+        versions=versions(),
+        shards=shards,
+        command=command_line(task, run, config),
+    )
+
+
+def _deal(examples: Sequence[Example], size: int) -> Iterator[list[tuple[int, Example]]]:
+    """Examples shard by shard, with their places: `size` a shard, cells cut only where one is larger than that."""
+    part: list[tuple[int, Example]] = []
+    for _, group in groupby(enumerate(examples), key=lambda pair: pair[1].cell):
+        cell = list(group)
+        if part and len(part) + len(cell) > size:
+            yield part
+            part = []
+        while len(cell) > size:
+            yield cell[:size]
+            cell = cell[size:]
+        part += cell
+    if part:
+        yield part
+
+
+def check_same(plan: Plan, fresh: Plan, folder: str) -> None:
+    """Refuse to go on in a folder that was begun with something else.
+
+    Raises:
+        PlanMismatchError: the message shows every difference.
+    """
+    old, new = (_flat(msgspec.to_builtins(_comparable(p))) for p in (plan, fresh))
+    differences = [
+        f"    {name}: {old.get(name, '(absent)')!r} there, {new.get(name, '(absent)')!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if not differences and plan.shards != fresh.shards:
+        differences = ["    shards: the plan's batches are not those that its own configuration makes; was it edited?"]
+    if differences:
+        raise PlanMismatchError(
+            f"{folder} was begun with another plan for {plan.config!r}:\n" + "\n".join(differences) + "\n"
+            "Run the original command to go on with it, or choose another --out (or --dataset-config)"
+        )
+
+
+def check_space(folder: Path, estimate: Estimate, *, num_kept: int | None = None) -> None:
+    """Refuse a run that would not fit on the disk; `num_kept` shards of it, where the others are deleted as it goes.
+
+    Raises:
+        NoSpaceError: with what is needed and what is free.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    needed = estimate.total_bytes
+    if num_kept is not None:
+        needed = needed * min(num_kept, estimate.num_shards) // max(1, estimate.num_shards)
+    if needed > free:
+        raise NoSpaceError(
+            f"this run needs about {filesize(needed)}, {existing} has {filesize(free)} free. Fewer "
+            "--sites, --layers or --tokens, a smaller --store-dtype or --limit, or another --out"
+        )
+
+
+def _comparable(plan: Plan) -> Plan:
+    """A plan without what follows from the rest of it."""
+    shards: list[ShardTask] = []
+    source = msgspec.structs.replace(plan.source, skipped=[])
+    return msgspec.structs.replace(plan, shards=shards, source=source, batch_size=0, num_threads=0, command="")
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    if isinstance(value, dict) and value:
+        return {
+            k: v for name, inner in value.items() for k, v in _flat(inner, f"{path}.{name}" if path else name).items()
+        }
+    return {path: value}
