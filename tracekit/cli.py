@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import msgspec
 import tyro
 
 from tracekit.config import RunConfig, check, load_toml
@@ -19,6 +20,7 @@ from tracekit.format.layout import Layout
 __all__ = ["main", "run_builder"]
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
+Stage = Callable[[Any], int]
 
 _INTERRUPTED = 130
 
@@ -61,11 +63,14 @@ def run_builder(
     *,
     parts: Callable[[ConfigT], Sequence[ConfigT]] = _one_part,
     configs: Mapping[str, ConfigT] = MappingProxyType({}),
+    stages: Mapping[str, Stage] = MappingProxyType({}),
 ) -> None:
     """Parse flags (over `--config`, over defaults), run the builder, say what became of it, and exit.
 
     `parts` makes of one configuration those that are run one after the other into the same folder, each with a name of
-    its own in `output.dataset_config`. `configs` are configurations that `--config` knows by name.
+    its own in `output.dataset_config`. `configs` are configurations that `--config` knows by name. `stages` are what a
+    configuration with a field `stages` does before and after the model is run, by name: each is called with the
+    configuration, whose `output.out` is set, and returns an exit code; a stage without a function here runs the model.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -77,7 +82,7 @@ def run_builder(
             description=f"{config_type.__doc__}\n\n{_about_configs(configs)}",
             args=arguments,
         )
-        sys.exit(_execute(builder, check(config), parts))
+        sys.exit(_execute_stages(builder, check(config), parts, stages))
     except (TracekitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -109,10 +114,28 @@ def _take_config(arguments: list[str], config_type: type[ConfigT], configs: Mapp
     return config_type()
 
 
+def _execute_stages(
+    builder: Any,
+    config: ConfigT,
+    parts: Callable[[ConfigT], Sequence[ConfigT]],
+    stages: Mapping[str, Stage],
+) -> int:
+    """Do the stages that a configuration names, in their order; the exit code of the first that does not end well."""
+    names: Sequence[str] = getattr(config, "stages", ("",))
+    out = config.output.out or default_folder(builder.name, config)
+    config = msgspec.structs.replace(config, output=msgspec.structs.replace(config.output, out=out))
+    for name in names:
+        code = stages[name](config) if name in stages else _execute(builder, config, parts)
+        if code:
+            return code
+    return 0
+
+
 def _execute(builder: Any, config: ConfigT, parts: Callable[[ConfigT], Sequence[ConfigT]]) -> int:
     from tracekit.run.runner import Loader, preflight
 
-    folder = Path(config.output.out or default_folder(builder.name, config))
+    assert config.output.out is not None
+    folder = Path(config.output.out)
     loader, all_parts = Loader(), parts(config)
     for part in all_parts[1:]:  # before hours go into the first
         preflight(builder, part)

@@ -12,6 +12,7 @@
     │   └── CorruptShardError               a shard's bytes are not what its manifest says
     ├── SampleNotFoundError (KeyError)      no such key, prompt, site or layer in a dataset
     ├── ShardLockedError (RuntimeError)     another process is writing this shard
+    ├── ClientError (RuntimeError)          a model that is asked (endpoint, local) cannot be asked
     ├── HubError (RuntimeError)             the Hub cannot be reached, or refuses
     │   └── HubAccessError                  not logged in, or no right to do this
     ├── VersionError (ValueError)           a version is taken, malformed or too small a step
@@ -23,6 +24,7 @@ Every message says what was wrong, the value, what was expected, where, and what
 
 __all__ = [
     "CaptureError",
+    "ClientError",
     "ConfigError",
     "CorruptShardError",
     "DatasetError",
@@ -91,6 +93,10 @@ class SampleNotFoundError(TracekitError, KeyError):
 
 class ShardLockedError(TracekitError, RuntimeError):
     """Another process is writing this shard."""
+
+
+class ClientError(TracekitError, RuntimeError):
+    """A model that writes questions or judges answers cannot be asked; the message says what to check."""
 
 
 class HubError(TracekitError, RuntimeError):

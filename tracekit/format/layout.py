@@ -10,6 +10,8 @@
   sidecars/<config>/<split>-00000.json a finished shard's index, records and hash (stays here, not published)
   records/<config>/<split>.parquet     one flat row a sample, and where its bytes are
   records/<config>/<split>.tar         the records alone, as WebDataset
+  questions/<config>.jsonl             questions that a model wrote, and how: <config>.json
+  labels/<config>/<set>.jsonl          labels that a judge gave the samples, and their summary: <set>.json
   load_traces.py                       loading script for `datasets`
   figures/<config>-*.png               figures of a published card
   hub/<owner>--<name>.jsonl            what was sent to the Hub (stays here, not published)
@@ -88,6 +90,13 @@ class Layout(NamedTuple):
     @property
     def text_log(self) -> Path:
         return self.root / "logs" / f"{self.config}.log"
+
+    @property
+    def questions(self) -> Path:
+        return self.root / "questions" / f"{self.config}.jsonl"
+
+    def labels(self, name: str) -> Path:
+        return self.root / "labels" / self.config / f"{name}.jsonl"
 
     def shard(self, name: str) -> Path:
         return self.root / "data" / self.config / f"{name}.tar"

@@ -33,7 +33,7 @@ from tracekit.read.tables import tensor_summaries, write_records_table, write_re
 from tracekit.records import RECORD_TYPES, decode_record, json_schema
 from tracekit.run.metrics import Tally
 
-__all__ = ["done_shards", "finish", "is_finished", "ordered_names", "write_index"]
+__all__ = ["done_shards", "finish", "is_finished", "ordered_names", "reopen", "write_index"]
 
 INVARIANTS = [
     "every tensor has the model's own shape, unpadded",
@@ -70,6 +70,24 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
     write_atomic(layout.manifest, to_bytes(manifest))
     write_index(layout.root)
     return manifest
+
+
+def reopen(layout: Layout) -> None:
+    """Make a finished configuration one that goes on, as when samples are added: its shards and sidecars stay.
+
+    Raises:
+        DatasetError: sidecars are missing, as of a downloaded dataset: it could not be finished again.
+    """
+    if not layout.manifest.exists():
+        return
+    shards = read_struct(layout.manifest, Manifest).shards
+    missing = [shard.name for shard in shards if not layout.sidecar(shard.name).exists()]
+    if missing:
+        raise DatasetError(
+            f"{layout.root}: {layout.config} cannot grow: {layout.sidecar(missing[0])} is not there (a downloaded "
+            "dataset has none). Choose another --out, and read both folders as one: TraceStore([one, other])"
+        )
+    layout.manifest.unlink()
 
 
 def done_shards(layout: Layout, plan: Plan) -> set[str]:

@@ -1,0 +1,1 @@
+"""Models that are asked rather than traced: they write questions and judge answers."""
