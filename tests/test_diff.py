@@ -257,7 +257,7 @@ def test_two_levels_of_damage_are_compared_by_prompt(tmp_path: Path):
     group = "damage.group=mlp"
     found = diff(tmp_path, tmp_path, where_a=["damage.level=0", group], where_b=["damage.level=0.2", group])
     one = only(found, "degradation")
-    assert (one.num_common, one.aligned_by, one.num_judged_both) == (2, "question", 2)
+    assert (one.num_common, one.aligned_by, one.num_judged_both) == (2, "question, damage.group, repeat", 2)
     assert (one.a.accuracy, one.b.accuracy) == (1.0, 0.0)
     assert one.answers is not None
     assert (one.answers.num_changed, one.answers.num_right_to_wrong) == (2, 2)
@@ -266,8 +266,33 @@ def test_two_levels_of_damage_are_compared_by_prompt(tmp_path: Path):
     assert one.notes == ["damage.level is 0.0 in a, 0.2 in b"]
     every = only(diff(tmp_path, tmp_path, sites=[]), "degradation")
     assert (every.aligned_by, every.num_common) == ("key", 8)  # group, level, repeat and prompt
+
+
+def test_levels_are_compared_over_all_groups_and_repeats_and_groups_over_all_repeats(tmp_path: Path):
+    made = [
+        make_damaged(prompt, group=group, level=level, repeat=repeat)
+        for group in ("attn", "mlp")
+        for level in (0.0, 0.2, 0.3, 0.4)
+        for repeat in range(3)
+        for prompt in ("p", "q")
+    ]
+    write_dataset(tmp_path, {"train-00000": made}, config="degradation")
+
+    def compared(where_a: list[str], where_b: list[str]) -> ConfigDifference:
+        return only(diff(tmp_path, tmp_path, where_a=where_a, where_b=where_b, sites=[]), "degradation")
+
+    levels = compared(["damage.level=0"], ["damage.level=0.2"])
+    assert (levels.aligned_by, levels.num_common) == ("question, damage.group, repeat", 12)
+    assert (levels.num_only_a, levels.num_only_b) == (0, 0)
+    assert levels.notes == ["damage.level is 0.0 in a, 0.2 in b"]
+    groups = compared(["damage.group=attn", "damage.level=0.2"], ["damage.group=mlp", "damage.level=0.2"])
+    assert (groups.aligned_by, groups.num_common) == ("question, repeat", 6)
+    assert groups.notes == ["damage.group is attn in a, mlp in b"]
+    level = ["damage.level=0.2"]
+    repeats = compared(["repeat=0", "damage.group=mlp", *level], ["repeat=2", "damage.group=mlp", *level])
+    assert (repeats.aligned_by, repeats.num_common) == ("question", 2)
     with pytest.raises(DatasetError, match="choose one of each question with --where-a and --where-b"):
-        diff(tmp_path, tmp_path, where_a=["damage.level=0"], where_b=["damage.level=0.2"])
+        compared(["repeat=0", *level], ["repeat=2", "damage.group=mlp", *level])
 
 
 def test_slices_of_other_questions_say_what_filters_are_for(tmp_path: Path):

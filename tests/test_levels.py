@@ -1,5 +1,7 @@
 """Levels of damage summed up: ratios by hand, means that leave out what is not there, a table, pictures."""
 
+import statistics
+
 import msgspec
 import pytest
 
@@ -60,6 +62,33 @@ def test_a_level_is_summed_over_its_own_answers_and_what_is_missing_is_left_out(
     assert (mlp.accuracy, mlp.perplexity, mlp.mean_entropy) == (0.5, 8.0, 0.5)
     assert mlp.nonfinite_share == pytest.approx(2 / 3)
     assert (attn.repetition, attn.perplexity) == (None, None)
+
+
+def test_the_spread_is_over_repeats_and_stands_in_the_table():
+    texts = {0: ("one two", "one"), 1: ("one two three four", "one two three"), 2: ("one", "one one")}
+    records = [
+        answer(text, repeat=repeat, is_correct=repeat == 1, perplexity=8.0, is_perplexity_finite=True)
+        for repeat, some in texts.items()
+        for text in some
+    ]
+    (level,) = level_stats(records)
+    assert (level.num_samples, level.num_repeats) == (6, 3)
+    assert level.mean_tokens == pytest.approx(13 / 6)
+    assert level.spread.mean_tokens == pytest.approx(statistics.stdev([1.5, 3.5, 1.5]))
+    assert level.spread.accuracy == pytest.approx(statistics.stdev([0.0, 1.0, 0.0]))
+    assert level.spread.repetition is None  # one repeat alone has answers of four words
+    assert level.spread.perplexity is None
+    lines = level_lines([level])
+    assert lines[0] == "ablation, mlp (mean ± standard deviation over 3 repeats)"
+    assert "2.2±1.2" in lines[2].split()
+    assert "8" in lines[2].split()
+
+
+def test_one_repeat_has_no_spread():
+    (level,) = level_stats([answer("one two"), answer("one")])
+    assert level.num_repeats == 1
+    assert set(msgspec.structs.astuple(level.spread)) == {None}
+    assert not any("±" in line for line in level_lines([level]))
 
 
 def test_the_table_has_a_block_for_each_group_and_a_dash_for_what_is_missing():

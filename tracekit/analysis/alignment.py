@@ -17,7 +17,7 @@ class Alignment(NamedTuple):
     """Samples of two sides, pair by pair."""
 
     by: str
-    """`question` (question_id and sample_index) or `key`."""
+    """`question` (question_id and sample_index), with what tells its samples apart (`question, repeat`), or `key`."""
     rows_a: list[int]
     """Row of a's sample of each pair."""
     rows_b: list[int]
@@ -31,7 +31,9 @@ class Alignment(NamedTuple):
 def align(a: Outcomes, b: Outcomes, *, where: str, is_filtered: bool = False) -> Alignment:
     """Pair samples by question_id and sample_index where these are unique on both sides, else by key.
 
-    A pass that asks for self_confidence and one that asks for other_confidence align where their bins are equal.
+    Where a question was answered on several occasions (groups of damaged weights, repeats), samples of the same
+    occasion are paired. An occasion that is another on each side, as one group here and one there, does not count. A
+    pass that asks for self_confidence and one that asks for other_confidence align where their bins are equal.
 
     Args:
         a: One side.
@@ -42,9 +44,8 @@ def align(a: Outcomes, b: Outcomes, *, where: str, is_filtered: bool = False) ->
     Raises:
         DatasetError: nothing in common, or a pair that was not asked the same.
     """
-    is_unique = all(len(set(side.questions)) == len(side.questions) for side in (a, b))
-    names_a: Sequence[Hashable] = a.questions if is_unique else a.keys
-    names_b: Sequence[Hashable] = b.questions if is_unique else b.keys
+    by, names_a, names_b = _names(a, b)
+    is_unique = by != "key"
     row_of = {name: row for row, name in enumerate(names_b)}
     rows_a = [row for row, name in enumerate(names_a) if name in row_of]
     rows_b = [row_of[names_a[row]] for row in rows_a]
@@ -58,12 +59,27 @@ def align(a: Outcomes, b: Outcomes, *, where: str, is_filtered: bool = False) ->
                 f"{a.questions[row_a][0]!r}, but were not asked the same: {difference}. {_advice(a, b)}"
             )
     return Alignment(
-        by="question" if is_unique else "key",
+        by=by,
         rows_a=rows_a,
         rows_b=rows_b,
         num_only_a=len(names_a) - len(rows_a),
         num_only_b=len(names_b) - len(rows_b),
     )
+
+
+def _names(a: Outcomes, b: Outcomes) -> tuple[str, Sequence[Hashable], Sequence[Hashable]]:
+    """By what samples are paired, and what each is called by that."""
+    occasions = [path for path in a.occasions if path in b.occasions]
+    while True:
+        names_a, names_b = (
+            list(zip(side.questions, *[side.occasions[path] for path in occasions], strict=True)) for side in (a, b)
+        )
+        is_unique = all(len(set(names)) == len(names) for names in (names_a, names_b))
+        if is_unique and (not occasions or set(names_a) & set(names_b)):
+            return ", ".join(["question", *occasions]), names_a, names_b
+        if not occasions:
+            return "key", a.keys, b.keys
+        occasions = occasions[1:]
 
 
 def differing_conditions(a: Outcomes, b: Outcomes) -> list[str]:

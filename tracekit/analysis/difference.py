@@ -113,7 +113,7 @@ class ConfigDifference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     task: str
     """Its task."""
     aligned_by: str
-    """`question` (question_id and sample_index) or `key`."""
+    """`question` (question_id and sample_index), with what tells its samples apart (`question, repeat`), or `key`."""
     notes: list[str]
     """What differs beside the model: a side that is not finished, how it was asked and how answers were generated."""
     num_common: int

@@ -40,6 +40,8 @@ class Fields(NamedTuple):
 
     same: tuple[str, ...] = ()
     """What has to be equal where two samples are of the same question, beside `input_sha256`."""
+    occasions: tuple[str, ...] = ()
+    """Dotted paths of what tells answers to the same question apart, beside `sample_index`."""
     verdict: str | None = None
     """Whether the answer is right; null where nothing was judged."""
     answer: str | None = None
@@ -111,6 +113,7 @@ FIELDS: dict[str, Fields] = {
     ),
     "degradation": Fields(
         same=("prompt_text", "image_sha256", "expected_answer"),
+        occasions=("damage.group", "repeat"),
         verdict="is_correct",
         answer="generated_answer",
         numbers=(
@@ -139,6 +142,8 @@ class Outcomes(NamedTuple):
     """Keys."""
     questions: list[tuple[str, int]]
     """`question_id` and `sample_index`."""
+    occasions: dict[str, list[Any]]
+    """What tells answers to the same question apart, by dotted path."""
     inputs: list[str]
     """SHA-256 of the user's own text."""
     same: list[dict[str, Any]]
@@ -175,8 +180,11 @@ class Outcomes(NamedTuple):
             elif isinstance(value, np.ndarray):
                 picked[name] = value[list(rows)]
         numbers = {name: values[list(rows)] for name, values in self.numbers.items()}
-        conditions = {name: [values[row] for row in rows] for name, values in self.conditions.items()}
-        return self._replace(**picked, numbers=numbers, conditions=conditions)
+        further = {
+            part: {name: [values[row] for row in rows] for name, values in getattr(self, part).items()}
+            for part in ("conditions", "occasions")
+        }
+        return self._replace(**picked, **further, numbers=numbers)
 
     def is_calibrated(self) -> np.ndarray:
         """(N,) bool: the samples whose confidence and judgement are both there."""
@@ -228,6 +236,7 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
     return Outcomes(
         keys=columns["key"],
         questions=questions,
+        occasions=_at_paths(columns, fields.occasions),
         inputs=columns["input_sha256"],
         same=[{name: columns[name][row] for name in fields.same} for row in range(len(questions))],
         has_verdicts=fields.verdict is not None and asked_for is None,
@@ -240,11 +249,15 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         confidences=confidences,
         confidence_verdicts=judged,
         confidence_note=note,
-        conditions={
-            path: [dig(value, path.split(".")[1:], where=path) for value in columns[path.split(".")[0]]]
-            for path in (*_CONDITIONS, *fields.conditions)
-        },
+        conditions=_at_paths(columns, (*_CONDITIONS, *fields.conditions)),
     )
+
+
+def _at_paths(columns: dict[str, list[Any]], paths: Sequence[str]) -> dict[str, list[Any]]:
+    """What stands at dotted paths, sample by sample."""
+    return {
+        path: [dig(value, path.split(".")[1:], where=path) for value in columns[path.split(".")[0]]] for path in paths
+    }
 
 
 def _columns(store: TraceStore, fields: Fields, where: Sequence[str]) -> dict[str, list[Any]]:
@@ -255,7 +268,7 @@ def _columns(store: TraceStore, fields: Fields, where: Sequence[str]) -> dict[st
         *(*fields.same, *fields.confidences),
         *[field for _, field in fields.numbers],
         *[name for name in single if name],
-        *[path.split(".")[0] for path in (*_CONDITIONS, *fields.conditions)],
+        *[path.split(".")[0] for path in (*_CONDITIONS, *fields.conditions, *fields.occasions)],
     )
     rows = pa.array(rows_where(store, where), pa.int64())
     table = store.columns(list(dict.fromkeys(wanted))).take(rows)
