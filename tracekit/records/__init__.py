@@ -26,6 +26,7 @@ from tracekit.records.introspection import ConfidenceBin, IntrospectionRecord
 from tracekit.records.next_token import NextTokenRecord, Word
 from tracekit.records.schema import arrow_schema, field_docs, json_schema
 from tracekit.records.trivia_qa import SampledAnswer, TriviaQARecord
+from tracekit.records.wiki_qa import WikiQARecord
 
 __all__ = [
     "NOTHING_GENERATED",
@@ -46,6 +47,7 @@ __all__ = [
     "Span",
     "Tallied",
     "TriviaQARecord",
+    "WikiQARecord",
     "Word",
     "arrow_schema",
     "decode_record",
@@ -61,6 +63,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "csqa_mcq": CsqaMcqRecord,
     "introspection": IntrospectionRecord,
     "degradation": DegradationRecord,
+    "wiki_qa": WikiQARecord,
 }
 """Record type of every task."""
 

@@ -1,0 +1,286 @@
+"""WikiQA: questions that a model writes about encyclopedia articles, answered without them, and judged.
+
+    python -m builders.wiki_qa --stages questions answers evaluate --model Qwen/Qwen3-4B-Instruct-2507 --limit 200
+
+    questions   a section of 200 to 500 tokens of an article -> a question -> its answer from the section alone
+    answers     the tested model answers without the article, and is traced
+    evaluate    a judge says who abstained, who was right and who made something up
+
+Each stage reads what the one before wrote, and goes on where it was stopped. Articles are described in articles.py,
+what the question writer is asked in wiki_prompts.py, judges in judging.py.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from tracekit.clients.opening import ENDPOINT_PREFIX, open_client
+
+from builders.answering import AnsweringTask, Asked
+from builders.articles import SAMPLE, SOURCE, Section, draw_sections, parse_article, sections_of
+from builders.sources import Row, read_examples
+from builders.wiki_prompts import PROMPTS_SHA256
+from builders.wiki_questions import QuestionSet, Rejection, WikiQuestion, read_questions, write_questions, written
+from tracekit.cli import run_builder
+from tracekit.clients.client import ClientConfig
+from tracekit.config import CaptureConfig, GenerationConfig, Positive, RunConfig, SourceConfig
+from tracekit.errors import ConfigError, PlanMismatchError, SourceError
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import SourceInfo
+from tracekit.model.models import load_tokenizer
+from tracekit.records import Record, WikiQARecord
+from tracekit.run.plan import Example
+from tracekit.talk import say
+
+__all__ = ["BUILDER", "WikiExample", "WikiQABuilder", "WikiQAConfig", "questions"]
+
+Stage = Literal["questions", "answers", "evaluate"]
+
+
+class WikiQAConfig(RunConfig, frozen=True, kw_only=True):
+    """Questions written about articles, answered without them, and judged."""
+
+    not_recorded: ClassVar[tuple[str, ...]] = ("stages", "client")
+    stages: tuple[Stage, ...] = ("questions", "answers", "evaluate")
+    """What to do, in this order."""
+    question_model: str | None = None
+    """Who writes the questions: a model as --model takes it, or `openai:NAME` at an endpoint; by default --model."""
+    num_questions: Positive | None = None
+    """Questions wanted, spread evenly over the articles' bins of difficulty; all that can be had by default."""
+    sections_per_article: Positive = 1
+    """Sections drawn of an article, each for one question."""
+    min_section_tokens: Positive = 200
+    """Shortest section, in tokens of the question model (of --model, where an endpoint writes)."""
+    max_section_tokens: Positive = 500
+    """Longest section."""
+    client: ClientConfig = ClientConfig()
+    """How question model and judge are asked."""
+    generation: GenerationConfig = GenerationConfig(num_beams=1)
+    """How answers are generated."""
+    capture: CaptureConfig = CaptureConfig()
+    """What is recorded."""
+
+
+class WikiExample(Example, frozen=True, kw_only=True):
+    """One question of the file."""
+
+    question: WikiQuestion
+    """The question and where it is from."""
+
+
+def _layout(config: RunConfig) -> Layout:
+    assert config.output.out is not None, "run_builder sets it"
+    return Layout(Path(config.output.out), config.output.dataset_config or WikiQABuilder.name)
+
+
+# questions
+
+
+def questions(config: WikiQAConfig) -> int:
+    """The first stage: have questions written, or say that they are there.
+
+    Raises:
+        SourceError: no article, no section of the right length, or no question was kept.
+        PlanMismatchError: the folder holds questions made with other settings.
+        ClientError: the question model cannot be asked.
+    """
+    layout, spec = _layout(config), config.question_model or config.model.model
+    if config.min_section_tokens > config.max_section_tokens:
+        raise ConfigError(
+            f"--min-section-tokens {config.min_section_tokens} is above --max-section-tokens "
+            f"{config.max_section_tokens}; no section can be both"
+        )
+    say("reading articles")
+    found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_article)
+    counter = _token_counter(config, spec)
+    sections = [
+        section
+        for article in found.examples
+        for section in draw_sections(
+            sections_of(article, counter, min_tokens=config.min_section_tokens, max_tokens=config.max_section_tokens),
+            config.sections_per_article,
+            seed=config.output.seed,
+        )
+    ]
+    cache = layout.root / "output" / WikiQABuilder.name / "cache" / f"{layout.config}-questions.jsonl"
+    desc = "questions and answers"
+    with open_client(
+        spec, model=config.model, settings=config.client, cache=_unless_dry(config, cache), desc=desc
+    ) as client:
+        fresh = _about(config, client.name, found.info, len(found.examples), sections)
+        if config.output.dry_run:
+            return _dry_run(config, fresh, layout)
+        if _is_there(layout, fresh, config):
+            return 0
+        made = written(client, sections, num_questions=config.num_questions, seed=config.output.seed)
+        say(f"{client.name}: {client.summary}")
+    about = msgspec.structs.replace(
+        fresh,
+        num_asked=made.num_asked,
+        num_kept=len(made.questions),
+        rejected=[Rejection(reason=reason, count=count) for reason, count in made.rejected.most_common()],
+        by_difficulty=_by_difficulty(made.questions),
+    )
+    write_questions(layout, made, about)
+    _print_questions(layout, about)
+    return 0
+
+
+def _unless_dry(config: WikiQAConfig, path: Path) -> Path | None:
+    return None if config.output.dry_run else path
+
+
+def _token_counter(config: WikiQAConfig, spec: str) -> Any:
+    """Counts tokens as the question model does; for an endpoint, whose tokenizer is not here, as the tested model."""
+    own = config.model
+    if not spec.startswith(ENDPOINT_PREFIX) and spec != own.model:
+        own = msgspec.structs.replace(own, model=spec, model_path=None, adapter=None, merge_adapter=False)
+    tokenizer = load_tokenizer(own)
+    return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _about(
+    config: WikiQAConfig, question_model: str, source: SourceInfo, num_articles: int, sections: Sequence[Section]
+) -> QuestionSet:
+    names = ("num_questions", "sections_per_article", "min_section_tokens", "max_section_tokens")
+    return QuestionSet(
+        question_model=question_model,
+        prompts_sha256=PROMPTS_SHA256,
+        settings={name: getattr(config, name) for name in names}
+        | {"seed": config.output.seed, "offset": config.source.offset, "limit": config.source.limit},
+        source=source,
+        num_articles=num_articles,
+        num_sections=len(sections),
+        num_asked=0,
+        num_kept=0,
+        rejected=[],
+        by_difficulty=[],
+    )
+
+
+def _is_there(layout: Layout, fresh: QuestionSet, config: WikiQAConfig) -> bool:
+    """Whether the questions were written before, with the same settings."""
+    stored = read_questions(layout)
+    if stored is None:
+        return False
+    if config.output.force_run:
+        if layout.plan.exists() and "answers" not in config.stages:
+            raise ConfigError(
+                f"{layout.root} holds answers to the questions that --force-run would replace; add answers to --stages"
+            )
+        return False
+    parts = ("question_model", "prompts_sha256", "settings", "source")
+    differences = [
+        f"    {name}: {getattr(stored, name)!r} there, {getattr(fresh, name)!r} now"
+        for name in parts
+        if getattr(stored, name) != getattr(fresh, name)
+    ]
+    if differences:
+        raise PlanMismatchError(
+            f"{layout.questions} was made with other settings:\n" + "\n".join(differences) + "\nRun the original "
+            "command to go on with it, choose another --out, leave questions out of --stages to use what is there, or "
+            "--force-run to write them anew"
+        )
+    say(f"questions: nothing to do, {stored.num_kept} are in {layout.questions}")
+    return True
+
+
+def _by_difficulty(made: Sequence[WikiQuestion]) -> list[Rejection]:
+    names = [question.difficulty for question in made if question.difficulty is not None]
+    return [Rejection(reason=name, count=names.count(name)) for name in sorted(set(names))]
+
+
+def _dry_run(config: WikiQAConfig, about: QuestionSet, layout: Layout) -> int:
+    num_asked = min(about.num_sections, config.num_questions or about.num_sections)
+    rows = {
+        "stage": "questions",
+        "articles": f"{about.num_articles} of {about.source.id}",
+        "sections": f"{about.num_sections} of {config.min_section_tokens} to {config.max_section_tokens} tokens",
+        "question model": about.question_model,
+        "requests": f"{2 * num_asked} at least (a question, then its answer)",
+        "file": f"{layout.questions} (nothing was written)",
+    }
+    print("\n".join(f"{name:15s} {value}" for name, value in rows.items()))
+    return 0
+
+
+def _print_questions(layout: Layout, about: QuestionSet) -> None:
+    print(f"questions       {about.num_kept} of {about.num_asked} sections, in {layout.questions}")
+    for one in about.rejected:
+        print(f"  rejected      {one.count} {one.reason}")
+    for one in about.by_difficulty:
+        print(f"  difficulty    {one.reason}: {one.count}")
+
+
+# answers
+
+
+class WikiQABuilder:
+    """Questions in, answered and traced samples out."""
+
+    name = "wiki_qa"
+
+    def examples(self, config: WikiQAConfig) -> tuple[Sequence[WikiExample], SourceInfo]:
+        """The questions that the stage before wrote.
+
+        Raises:
+            SourceError: there are none.
+        """
+        layout = _layout(config)
+        if read_questions(layout) is None:
+            raise SourceError(
+                f"{layout.questions} is not there; write the questions first: python -m builders.wiki_qa --stages "
+                f"questions --out {layout.root}"
+            )
+        source = SourceConfig(source=str(layout.questions), split=config.source.split)
+        found = read_examples(source, default=SOURCE, sample=SAMPLE, parse=_parse_question)
+        return found.examples, found.info
+
+    def open(self, config: WikiQAConfig, tokenizer: Any, examples: Sequence[WikiExample]) -> "WikiQATask":
+        """Render every prompt."""
+        about = read_questions(_layout(config))
+        assert about is not None, "the examples are from it"
+        return WikiQATask(config, tokenizer, examples, about)
+
+
+def _parse_question(row: Row) -> WikiExample:
+    try:
+        return WikiExample(index=row.index, question=msgspec.convert(row.data, WikiQuestion))
+    except msgspec.ValidationError as error:
+        raise SourceError(f"no question of wiki_qa: {error}") from error
+
+
+class WikiQATask(AnsweringTask[WikiExample]):
+    """Questions about articles, answered without them."""
+
+    def __init__(
+        self, config: WikiQAConfig, tokenizer: Any, examples: Sequence[WikiExample], about: QuestionSet
+    ) -> None:
+        asked = [Asked(one, f"{one.index:06d}", one.question.id, one.question.question) for one in examples]
+        super().__init__(config, tokenizer, asked)
+        self._about = about
+
+    def record(self, example: WikiExample, shared: dict[str, Any]) -> Record:
+        """The record of an answer."""
+        asked, source = example.question, self._about.source
+        return WikiQARecord(
+            **shared,
+            question=asked.question,
+            ground_truth_answers=[asked.answer],
+            article_title=asked.title,
+            article_row=asked.article_row,
+            article_source=f"{source.id}@{source.revision}" if source.revision else source.id,
+            section_title=asked.section_title,
+            section=asked.section,
+            section_num_tokens=asked.section_num_tokens,
+            difficulty=asked.difficulty,
+            question_model=self._about.question_model,
+            question_prompts_sha256=self._about.prompts_sha256,
+        )
+
+
+BUILDER = WikiQABuilder()
+
+if __name__ == "__main__":
+    run_builder(BUILDER, WikiQAConfig, stages={"questions": questions})
