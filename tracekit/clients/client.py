@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
-__all__ = ["Client", "ClientConfig", "Message", "OnReply", "Reply", "Request"]
+__all__ = [
+    "DEFAULT_SETTINGS",
+    "Client",
+    "ClientConfig",
+    "Message",
+    "OnReply",
+    "Reply",
+    "Request",
+    "failed_reply",
+    "ignore_reply",
+]
 
 
 class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,6 +27,14 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Seconds until a request to an endpoint counts as failed."""
     max_retries: Annotated[int, msgspec.Meta(ge=0)] = 5
     """Times a failed request to an endpoint is sent again, with growing pauses."""
+    price_in: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Dollars per million tokens of prompts, for the cost that is printed; 0 prints none."""
+    price_out: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Dollars per million tokens of replies, for the cost that is printed."""
+
+
+DEFAULT_SETTINGS = ClientConfig()
+"""How models are asked where nothing else is said."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,12 +82,21 @@ OnReply = Callable[[int, Reply], object]
 """Called with a request's place and its reply as soon as that is there."""
 
 
+def ignore_reply(index: int, reply: Reply) -> None:
+    """What is done with a reply where the caller waits for all of them: nothing."""
+
+
+def failed_reply(why: str) -> Reply:
+    """What stands where there is no reply."""
+    return Reply(text="", finish_reason="error", num_input_tokens=0, num_output_tokens=0, error=why)
+
+
 class Client(Protocol):
     """A model that can be asked."""
 
     name: str
-    """Which model, and what runs it: `HuggingFaceTB/SmolLM2-135M-Instruct`, `gpt-4o@https://api.openai.com/v1`.
-    Stands in datasets and labels; no key, no local path."""
+    """Which model, and what runs it: `HuggingFaceTB/SmolLM2-135M-Instruct@12fd25f77366`,
+    `gpt-4o@https://api.openai.com/v1`. Stands in datasets, labels and keys of caches; no key, no local path."""
 
     def ask(self, requests: Sequence[Request], on_reply: OnReply = ...) -> list[Reply]:
         """Replies in the order of the requests.

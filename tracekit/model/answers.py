@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tracekit.model.prompts import Prompt, tokens_of
 from tracekit.records import Span
 
-__all__ = ["Answer", "parse_answer", "token_offsets"]
+__all__ = ["Answer", "parse_answer", "token_offsets", "without_thinking"]
 
 _THINKING = (
     ("<think>", "</think>"),
@@ -77,6 +77,14 @@ def parse_answer(
         if high > low and last > first:
             spans.append(Span(name=name, start=len(prompt.token_ids) + low, stop=len(prompt.token_ids) + high))
     return Answer(whole, text, base + start, offsets, spans, eos_included or has_more_lines)
+
+
+def without_thinking(text: str) -> str:
+    """A generated text without its reasoning, where the prompt is not at hand: a closing marker that nothing opens was
+    opened by the chat template."""
+    closing = next((closing for opening, closing in _THINKING[:-1] if closing in text and opening not in text), None)
+    stop = text.index(closing) + len(closing) if closing is not None else _end_of_thinking("", text)
+    return text[stop:].strip()
 
 
 def token_offsets(tokenizer: Any, token_ids: Sequence[int], *, anchor: Sequence[int] = ()) -> list[list[int]]:

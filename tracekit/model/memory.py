@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from tracekit.errors import MemoryPressureError
 from tracekit.talk import say
 
-__all__ = ["Decision", "MemoryReader", "MemoryWatch", "decide", "memory_reader"]
+__all__ = ["Decision", "MemoryReader", "MemoryWatch", "decide", "is_out_of_memory", "memory_reader"]
 
 Decision: TypeAlias = Literal["stop", "warn", "go on", "grow"]
 """What follows from a share."""
@@ -39,6 +40,11 @@ def decide(used_share: float) -> Decision:
     if used_share > _WARN_ABOVE:
         return "warn"
     return "grow" if used_share < _GROW_BELOW else "go on"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a batch did not fit, on the host or on a device."""
+    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
 
 
 class MemoryReader(NamedTuple):

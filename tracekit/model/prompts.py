@@ -8,7 +8,7 @@ tokenised as the tokenizer does by default. `--bos` overrides both, and never le
 import datetime
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -89,6 +89,29 @@ class Prompter:
         token_ids, offsets = self._tokenize(text)
         spans = self._spans(text, offsets, question, header_start, bool(shots))
         return Prompt(text, token_ids, offsets, spans, question, self.template_sha256)
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
+        """Render a whole chat, `role` and `content` of each message; the configured system message is not added.
+
+        Without a template it is written out, for models that only go on with a text:
+
+            You judge answers.                  the system message
+
+            User: Is Paris in France?
+            Assistant:
+
+        Spans and input text are left empty.
+
+        Raises:
+            ConfigError: the template does not render these messages.
+        """
+        if self._template is not None:
+            text = self._render([dict(message) for message in messages], add_generation_prompt=True)
+        else:
+            form = {"system": "{}\n\n", "user": "User: {}\n", "assistant": "Assistant: {}\n"}
+            text = "".join(form[one["role"]].format(one["content"]) for one in messages) + "Assistant:"
+        token_ids, offsets = self._tokenize(text)
+        return Prompt(text, token_ids, offsets, [], "", self.template_sha256)
 
     def render_with_picture(self, processor: Any, question: str) -> str:
         """The text of a question with one picture before it, by a processor's chat template; one placeholder.

@@ -17,7 +17,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from tqdm import tqdm
 
 from tracekit.config import CaptureConfig, ModelConfig, RunConfig, check
@@ -34,7 +33,7 @@ from tracekit.format.manifest import (
     to_bytes,
 )
 from tracekit.format.shards import ShardWriter
-from tracekit.model.memory import memory_reader
+from tracekit.model.memory import is_out_of_memory, memory_reader
 from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info, resolve_device
 from tracekit.model.proof import replay, replay_scored
 from tracekit.model.traced import Loads, TracedModel
@@ -347,7 +346,7 @@ class _Run(Generic[ExampleT]):
                     start += size
                 return samples, parts
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if max(parts) == 1:
                     raise _no_memory("one example alone") from error
@@ -363,7 +362,7 @@ class _Run(Generic[ExampleT]):
         try:
             return self._replay(samples)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise _no_memory("replaying a sample with all its attention (--num-replays 0 leaves it out)") from error
 
@@ -442,10 +441,6 @@ class _Run(Generic[ExampleT]):
         self._layout.log.parent.mkdir(parents=True, exist_ok=True)
         with self._layout.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
 
 
 def _no_memory(what: str) -> CaptureError:
