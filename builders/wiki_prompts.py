@@ -1,10 +1,11 @@
 """What a model is asked that writes questions about a section of an article, and how its replies are read.
 
 Two passes: one writes a question, another, which does not know what the first had in mind, answers it from the section
-or says that it cannot. Written for this project.
+or says that it cannot. Solved examples stand before both. Written for this project; place and persons are invented.
 """
 
 import re
+from collections.abc import Sequence
 
 from tracekit.clients.client import Message, Request
 from tracekit.model.prompts import sha256_text
@@ -16,29 +17,45 @@ _MAX_QUESTION_WORDS = 40
 _MAX_QUESTION_TOKENS = 96
 _MAX_ANSWER_TOKENS = 64
 
-_ASK = """\
-Below is a section of an encyclopedia article with the title "{title}".
+_ASK_SYSTEM = """\
+You write quiz questions. You are given a section of an encyclopedia article and write one question about a fact that it
+states. Somebody who has never seen the section has to understand the question, so name the person, place, work or event
+that it is about; do not write "the section" or "the text", and no "he", "she" or "it" without saying who. The answer is
+a name, a number, a date or a few words, stands in the section, and is the only right one. Write the question alone: one
+sentence that ends with a question mark."""
 
-{section}
+_ANSWER_SYSTEM = """\
+You answer questions from a section of an encyclopedia article and from nothing else, in at most ten words, without a
+full sentence. If the section does not say, or if several answers are right, you write UNANSWERABLE. You write the
+answer alone."""
 
-Write one question about a fact that this section states.
-- Somebody who has never seen the section has to understand the question: name the person, place, work or event that it
-  is about. Do not write "the section", "the text", "the article", "here", or "he", "she", "it" without saying who.
-- The answer is a name, a number, a date or a few words, stands in the section, and is the only right one.
-- One sentence that ends with a question mark. Write the question and nothing else."""
+_SECTION = "Article: {title}\n\n{section}"
+_ASK = _SECTION + "\n\nWrite one question about a fact in this section."
+_ANSWER = _SECTION + "\n\nQuestion: {question}"
 
-_ANSWER = """\
-Below is a section of an encyclopedia article with the title "{title}".
-
-{section}
-
-Question: {question}
-
-Answer the question from the section alone, in at most ten words, without a full sentence. If the section does not say,
-or if the question has several right answers, write UNANSWERABLE. Write the answer and nothing else."""
+_FIRST = (
+    "Fort Alder",
+    "Fort Alder stands on a hill above the river Lenne. It was built between 1741 and 1748 by the engineer Anton Rehm, "
+    "who gave it five bastions and a double ditch. In 1809 it withstood a siege of eleven weeks. The garrison left in "
+    "1873, and since 1921 the fort has housed a school of forestry.",
+)
+_SECOND = (
+    "Ines Calvero",
+    "Calvero moved to Lisbon in 1932 and joined the workshop of the glass painter Duarte Neves. Her first window of "
+    "her own, The Four Winds, was made for the harbour office of Setubal and shows ships of 48 colours of glass.",
+)
+_ASKED = "How long was the siege that Fort Alder withstood in 1809?"
+_ASKED_TOO = "For which building did Ines Calvero make the window The Four Winds?"
+_NOT_SAID = "In which year was Ines Calvero born?"
 
 _CANNOT = "UNANSWERABLE"
-PROMPTS_SHA256 = sha256_text("\n".join((_ASK, _ANSWER)))
+_ASK_EXAMPLES = ((_FIRST, _ASKED), (_SECOND, _ASKED_TOO))
+_ANSWER_EXAMPLES = (
+    (_FIRST, _ASKED, "eleven weeks"),
+    (_SECOND, _NOT_SAID, _CANNOT),
+    (_SECOND, _ASKED_TOO, "the harbour office of Setubal"),
+)
+PROMPTS_SHA256 = sha256_text(repr((_ASK_SYSTEM, _ANSWER_SYSTEM, _ASK, _ANSWER, _ASK_EXAMPLES, _ANSWER_EXAMPLES)))
 """Which prompts a question was made with."""
 
 _POINTS_AT_TEXT = re.compile(
@@ -46,17 +63,26 @@ _POINTS_AT_TEXT = re.compile(
     r"|according to (?:it|this|the (?:section|passage|text|article))|mentioned (?:above|here))\b",
     re.IGNORECASE,
 )
+_SMALL_WORDS = frozenset(
+    ["a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "was", "were", "with"]
+)
 _LABEL = re.compile(r"^\W*(?:question|q|answer|a)\s*\d*\s*[:.)]\s*", re.IGNORECASE)
 
 
 def question_request(title: str, section: str, *, seed: int) -> Request:
     """Ask for a question about a section."""
-    return _request(_ASK.format(title=title, section=section), _MAX_QUESTION_TOKENS, seed)
+    solved = [(_ASK.format(title=one, section=text), asked) for (one, text), asked in _ASK_EXAMPLES]
+    return _request(_ASK_SYSTEM, solved, _ASK.format(title=title, section=section), _MAX_QUESTION_TOKENS, seed)
 
 
 def answer_request(title: str, section: str, question: str, *, seed: int) -> Request:
     """Ask for its answer from the section."""
-    return _request(_ANSWER.format(title=title, section=section, question=question), _MAX_ANSWER_TOKENS, seed)
+    solved = [
+        (_ANSWER.format(title=one, section=text, question=asked), answer)
+        for (one, text), asked, answer in _ANSWER_EXAMPLES
+    ]
+    text = _ANSWER.format(title=title, section=section, question=question)
+    return _request(_ANSWER_SYSTEM, solved, text, _MAX_ANSWER_TOKENS, seed)
 
 
 def read_question(reply: str) -> tuple[str, str]:
@@ -75,18 +101,28 @@ def read_question(reply: str) -> tuple[str, str]:
     return question, ""
 
 
-def read_answer(reply: str) -> tuple[str, str]:
-    """The answer in a reply, or empty; and why there is none, or empty."""
+def read_answer(reply: str, question: str) -> tuple[str, str]:
+    """The answer to a question in a reply, or empty; and why there is none, or empty."""
     lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    answer = _LABEL.sub("", lines[0]).strip("\"'*“” ") if lines else ""
-    if not re.search(r"\w", answer):
+    answer = _LABEL.sub("", lines[0]).strip("\"'*“” ").rstrip(".") if lines else ""
+    words = [word for word in _words(answer) if word not in _SMALL_WORDS]
+    if not words:
         return "", "no answer"
     if _CANNOT.lower() in reply.lower():
         return "", "unanswerable"
     if len(answer.split()) > MAX_ANSWER_WORDS:
         return "", "answer too long"
-    return answer.rstrip("."), ""
+    if set(words) <= set(_words(question)):
+        return "", "answer stands in the question"
+    return answer, ""
 
 
-def _request(text: str, max_new_tokens: int, seed: int) -> Request:
-    return Request(messages=[Message(role="user", content=text)], max_new_tokens=max_new_tokens, seed=seed)
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _request(system: str, solved: Sequence[tuple[str, str]], text: str, max_new_tokens: int, seed: int) -> Request:
+    messages = [Message(role="system", content=" ".join(system.split()))]
+    for asked, answer in solved:
+        messages += [Message(role="user", content=asked), Message(role="assistant", content=answer)]
+    return Request(messages=[*messages, Message(role="user", content=text)], max_new_tokens=max_new_tokens, seed=seed)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import msgspec
-from tracekit.clients.opening import ENDPOINT_PREFIX, open_client
 
 from builders.answering import AnsweringTask, Asked
 from builders.articles import SAMPLE, SOURCE, Section, draw_sections, parse_article, sections_of
@@ -24,6 +23,7 @@ from builders.wiki_prompts import PROMPTS_SHA256
 from builders.wiki_questions import QuestionSet, Rejection, WikiQuestion, read_questions, write_questions, written
 from tracekit.cli import run_builder
 from tracekit.clients.client import ClientConfig
+from tracekit.clients.opening import ENDPOINT_PREFIX, open_client
 from tracekit.config import CaptureConfig, GenerationConfig, Positive, RunConfig, SourceConfig
 from tracekit.errors import ConfigError, PlanMismatchError, SourceError
 from tracekit.format.layout import Layout

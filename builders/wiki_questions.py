@@ -214,7 +214,7 @@ def _asked(
         [answer_request(chosen[n].article.title, chosen[n].text, questions[n][0], seed=seed) for n in with_question]
     )
     answers = {
-        number: ("", f"no reply: {reply.error}") if reply.error else read_answer(reply.text)
+        number: ("", f"no reply: {reply.error}") if reply.error else read_answer(reply.text, questions[number][0])
         for number, reply in zip(with_question, replies, strict=True)
     }
     found: list[tuple[tuple[int, int], WikiQuestion | None, str]] = []

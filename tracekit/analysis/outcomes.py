@@ -71,6 +71,11 @@ FIELDS: dict[str, Fields] = {
         answer="generated_answer",
         numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs"), ("f1", "f1")),
     ),
+    "wiki_qa": Fields(
+        same=("question", "ground_truth_answers"),
+        answer="generated_answer",
+        numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs")),
+    ),
     "next_token": Fields(
         same=("text",),
         numbers=(
