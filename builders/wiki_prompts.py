@@ -63,7 +63,7 @@ _POINTS_AT_TEXT = re.compile(
     r"|according to (?:it|this|the (?:section|passage|text|article))|mentioned (?:above|here))\b",
     re.IGNORECASE,
 )
-_SMALL_WORDS = frozenset(
+_SMALL_WORDS = frozenset("a an and at by for from in is of on or the to was were with".split())  # noqa: SIM905
     ["a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "was", "were", "with"]
 )
 _LABEL = re.compile(r"^\W*(?:question|q|answer|a)\s*\d*\s*[:.)]\s*", re.IGNORECASE)
