@@ -280,8 +280,9 @@ class EndpointClient:
         """
         self._num_failed_in_a_row += 1
         if self._num_failed_in_a_row >= max(3, self._settings.concurrency):
+            num_failed = self._num_failed_in_a_row
             raise ClientError(
-                f"{self.name}: {self._num_failed_in_a_row} requests in a row failed, the last with: {self._shown(why)}\n"
+                f"{self.name}: {num_failed} requests in a row failed, the last with: {self._shown(why)}\n"
                 "Look at the server, its log and OPENAI_BASE_URL. What was answered is kept; run again"
             )
         return failed_reply(self._shown(why))
