@@ -57,8 +57,8 @@ _ANSWERING = re.compile(
 )
 _STILL_NOTHING = re.compile(
     r"(?:it|that|this|they)(?:'s| is| was| are| were| may be| might be| could be| would be| seems| appears)? (?:not |"
-    r"be )?(?:known|unknown|unclear|impossible|hard|difficult|beyond|outside|possible|best|important|a (?:good|difficult|"
-    r"tricky|great|hard)|something (?:that )?i|depend)"
+    r"be )?(?:known|unknown|unclear|impossible|hard|difficult|beyond|outside|possible|best|important|a (?:good|"
+    r"difficult|tricky|great|hard)|something (?:that )?i|depend)"
 )
 _CLAUSES = re.compile(r"(?<=[.!?;:])\s+|\n+|,? (?=(?:but|however|though|although|yet)\b)|(?<=[^,]), (?=(?:so|maybe|"
                       r"perhaps|probably|possibly|my|it|he|she)\b)")  # fmt: skip

@@ -98,7 +98,7 @@ class RuleJudge:
     prompt_sha256 = RULES_SHA256
 
     def __init__(self, what: What = "answers") -> None:
-        self._what = what
+        self._what: What = what
         self.settings: dict[str, Any] = {"what": what}
 
     def judge(self, examples: Sequence[Judged], on_labels: OnLabels) -> None:
@@ -123,7 +123,8 @@ class ModelJudge:
     """A model that is asked, one question after the other."""
 
     def __init__(self, client: Client, what: What = "answers") -> None:
-        self._client, self._what = client, what
+        self._client = client
+        self._what: What = what
         self.name = client.name
         self.prompt_sha256 = prompts_sha256([EXISTENCE] if what == "existence" else [ABSTENTION, VERDICT])
         self.settings: dict[str, Any] = {

@@ -27,6 +27,7 @@ __all__ = [
     "append_labels",
     "label_sets",
     "mend_labels",
+    "rate_lines",
     "read_labels",
     "read_summaries",
     "read_summary",
@@ -185,3 +186,23 @@ def read_summaries(layout: Layout) -> list[LabelSummary]:
     """
     paths = sorted(layout.labels("any").parent.glob("*.json"))
     return [read_struct(path, LabelSummary) for path in paths]
+
+
+def rate_lines(summary: LabelSummary) -> list[str]:
+    """A summary as aligned text: a line a rate."""
+    failures = f", {summary.num_failures} without a label" if summary.num_failures else ""
+    lines = [
+        f"judged by {summary.judge} ({summary.name}): {summary.num_samples} samples{failures}"
+        + ", of a run that is not finished" * summary.is_open
+    ]
+    width = max((len(_rate_name(rate)) for rate in summary.rates), default=0)
+    for rate in summary.rates:
+        text = "    -  of 0"
+        if rate.value is not None:
+            text = f"{rate.value:5.3f}  [{rate.low:.3f}, {rate.high:.3f}]  {rate.count} of {rate.num}"
+        lines.append(f"  {_rate_name(rate):{width}s}  {text}")
+    return lines
+
+
+def _rate_name(rate: Rate) -> str:
+    return rate.name if rate.group is None else f"  {rate.name}, {rate.group}"
