@@ -9,6 +9,7 @@ import msgspec
 from tracekit.analysis.levels import level_lines
 from tracekit.analysis.outcomes import number_label
 from tracekit.analysis.stats import Bar, ConfigStats, Lengths, Mean
+from tracekit.format.labels import rate_lines
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, read_struct
 from tracekit.hub import HubPath
@@ -141,6 +142,8 @@ def stats_lines(one: ConfigStats) -> list[str]:
         lines += ["", *level_lines(one.levels)]
     if one.metrics and one.accuracy is None and not one.confidence:
         lines += [_row(metric.name, f"{metric.value:.4g}") for metric in one.metrics]
+    for summary in one.labels:
+        lines += ["", *(f"  {line}" for line in rate_lines(summary))]
     return [line.rstrip() for line in lines]
 
 

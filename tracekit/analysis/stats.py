@@ -28,6 +28,7 @@ from tracekit.analysis.outcomes import (
 )
 from tracekit.card.calibration import Calibration
 from tracekit.errors import DatasetError
+from tracekit.format.labels import LabelSummary, read_summaries
 from tracekit.format.layout import Layout, choose_config
 from tracekit.format.manifest import Manifest, Metric, read_struct
 from tracekit.hub import HubPath
@@ -164,6 +165,8 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Answers by level of damage; empty where nothing was damaged."""
     metrics: list[Metric]
     """The manifest's numbers; empty where the run is not finished."""
+    labels: list[LabelSummary]
+    """What judges said of the answers, a summary a label set; empty where nobody judged."""
 
 
 def stats(path: str | PathLike[str], *, config: str | None = None) -> list[ConfigStats]:
@@ -217,6 +220,7 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
             subjects=_subjects(store, outcomes),
             levels=level_stats(_damaged(store)) if info.task == "degradation" else [],
             metrics=read_struct(manifest, Manifest).metrics if manifest.exists() else [],
+            labels=read_summaries(Layout(listing.root, config)),
         )
 
 

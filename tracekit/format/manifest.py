@@ -410,7 +410,7 @@ class Index(_Stored, frozen=True, kw_only=True):
     """Every complete configuration, by name."""
 
 
-StoredT = TypeVar("StoredT", bound=_Stored)
+StoredT = TypeVar("StoredT", bound=msgspec.Struct)
 
 
 def read_struct(path: Path, struct: type[StoredT]) -> StoredT:

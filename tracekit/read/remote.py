@@ -67,7 +67,7 @@ def list_configs(path: Path | HubPath) -> Listing:
     """
     if isinstance(path, Path):
         return Listing(path, path, config_names(path))
-    root = fetch(path, ["manifest.json", "plans/*.json", "manifests/*.json"])
+    root = fetch(path, ["manifest.json", "plans/*.json", "manifests/*.json", "labels/*/*.json"])
     if not (root / "manifest.json").exists():
         raise DatasetError(f"{path} is not a tracekit dataset: it holds no manifest.json")
     return Listing(path.at(root.name), root, config_names(root))  # the client names the folder for the commit

@@ -26,10 +26,12 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
-from tracekit.hub import HubPath
+from tracekit.format.layout import Layout
+from tracekit.hub import HubPath, fetch
 from tracekit.read.accessors import Accessors, handed_out
 from tracekit.read.index import open_folder
 from tracekit.read.info import StoreInfo, meta_of, sum_up
+from tracekit.read.labels import labels_table
 from tracekit.read.places import find_place, layers_of
 from tracekit.read.remote import ByteRange, RemoteShards
 from tracekit.read.rows import Rows, ranges_of
@@ -149,6 +151,29 @@ class TraceStore(Accessors):
         if unknown:
             raise ConfigError(f"records have no field {unknown[0]!r}; fields: {', '.join(self._rows.schema.names)}")
         return self._rows.table(names)
+
+    def labels(self, name: str | None = None) -> pa.Table:
+        """What a judge said of all samples, in row order: the columns of `tracekit.read.labels.LABEL_SCHEMA`.
+
+        A sample that the judge has not labelled has null in every column but `key`.
+
+        Args:
+            name: Name of the label set, or its beginning where that is enough (`rules`); the only set by default.
+
+        Raises:
+            SampleNotFoundError: no such set, or several and none named; the message names those there are.
+            DatasetError: the set cannot be read.
+            HubError: the Hub cannot be reached.
+        """
+        layouts: list[Layout] = []
+        for folder, path in zip(self._folders, self._paths, strict=True):
+            shards = folder.bytes_of
+            if isinstance(shards, RemoteShards):
+                root = fetch(shards.path, [f"labels/{folder.config}/*.jsonl"])
+            else:
+                root = Path(str(path))
+            layouts.append(Layout(root, folder.config))
+        return labels_table(layouts, self.keys, name)
 
     def by_prompt(self, text_or_sha256: str) -> list["Sample"]:
         """Samples with this prompt: the rendered prompt, the user's own text, or the SHA-256 (64 hex digits) of either.

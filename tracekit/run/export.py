@@ -23,7 +23,7 @@ from tracekit.format.manifest import ShardTask, Sidecar, read_plan, read_struct
 from tracekit.read.store import TraceStore
 from tracekit.records import DegradationRecord
 
-__all__ = ["export_degradation"]
+__all__ = ["batch_times", "export_degradation"]
 
 _UNKNOWN: Mapping[str, Any] = {
     "timestamp": None,
@@ -32,6 +32,14 @@ _UNKNOWN: Mapping[str, Any] = {
     "batch_size_effective": None,
     "vram_usage_percent": None,
 }
+
+
+class _LogLine(msgspec.Struct):
+    """What times need of a line of the run log."""
+
+    time: str
+    shard: str
+    batch: int
 
 
 def export_degradation(root: Path, *, config: str | None = None, num_samples: int | None = None) -> Path:
@@ -62,6 +70,39 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
     path = root / "exports" / f"outputs_{name}.json"
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1, allow_nan=False).encode())
     return path
+
+
+def batch_times(layout: Layout) -> dict[str, str]:
+    """When each sample was made, by key, as the run log says it (ISO 8601, local time with offset).
+
+    A sample has the time of its batch; of a batch that was computed twice, the last time. Samples that the log or the
+    sidecars (which a downloaded dataset does not have) know nothing of are left out.
+
+    Raises:
+        DatasetError: no such plan.
+    """
+    if not layout.log.exists():
+        return {}
+    times: dict[tuple[str, int], str] = {}
+    for text in layout.log.read_bytes().splitlines():
+        try:
+            line = msgspec.json.decode(text, type=_LogLine)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # cut short by a crash; the batch was computed again
+            continue
+        times[line.shard, line.batch] = line.time
+    found: dict[str, str] = {}
+    for shard in read_plan(layout).shards:
+        if not layout.sidecar(shard.name).exists():
+            continue
+        keys = [sample.key for sample in read_struct(layout.sidecar(shard.name), Sidecar).samples]
+        num_each = len(keys) // max(1, sum(map(len, shard.batches)))  # an example may make several samples
+        start = 0
+        for number, batch in enumerate(shard.batches):
+            stop = start + num_each * len(batch)
+            if (shard.name, number) in times:
+                found |= dict.fromkeys(keys[start:stop], times[shard.name, number])
+            start = stop
+    return found
 
 
 def _logged(layout: Layout, shard: ShardTask) -> Iterator[tuple[str, dict[str, Any]]]:
