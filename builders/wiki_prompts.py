@@ -63,10 +63,11 @@ _POINTS_AT_TEXT = re.compile(
     r"|according to (?:it|this|the (?:section|passage|text|article))|mentioned (?:above|here))\b",
     re.IGNORECASE,
 )
-_SMALL_WORDS = frozenset("a an and at by for from in is of on or the to was were with".split())  # noqa: SIM905
-    ["a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "was", "were", "with"]
+_SMALL_WORDS = frozenset(
+    ("a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "was", "with")
 )
-_LABEL = re.compile(r"^\W*(?:question|q|answer|a)\s*\d*\s*[:.)]\s*", re.IGNORECASE)
+_QUESTION_LABEL = re.compile(r"^\W*(?:(?:question|q)\s*\d*\s*[:.)]|\d+\s*[.)])\s*", re.IGNORECASE)
+_ANSWER_LABEL = re.compile(r"^\W*(?:answer|a)\s*:\s*", re.IGNORECASE)  # no full stop: "A. Rehm" is a name
 
 
 def question_request(title: str, section: str, *, seed: int) -> Request:
@@ -88,7 +89,7 @@ def answer_request(title: str, section: str, question: str, *, seed: int) -> Req
 def read_question(reply: str) -> tuple[str, str]:
     """The question in a reply, or empty; and why there is none, or empty."""
     lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    asked = [_LABEL.sub("", line).strip("\"'*“” ") for line in lines]
+    asked = [_QUESTION_LABEL.sub("", line).strip("\"'*“” ") for line in lines]
     question = next((line for line in asked if line.endswith("?")), "")
     if not question:
         return "", "no question"
@@ -104,7 +105,7 @@ def read_question(reply: str) -> tuple[str, str]:
 def read_answer(reply: str, question: str) -> tuple[str, str]:
     """The answer to a question in a reply, or empty; and why there is none, or empty."""
     lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    answer = _LABEL.sub("", lines[0]).strip("\"'*“” ").rstrip(".") if lines else ""
+    answer = _ANSWER_LABEL.sub("", lines[0]).strip("\"'*“” ").rstrip(".") if lines else ""
     words = [word for word in _words(answer) if word not in _SMALL_WORDS]
     if not words:
         return "", "no answer"

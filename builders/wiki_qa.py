@@ -18,6 +18,8 @@ import msgspec
 
 from builders.answering import AnsweringTask, Asked
 from builders.articles import SAMPLE, SOURCE, Section, draw_sections, parse_article, sections_of
+from builders.evaluation import Evaluation, answers_layout, evaluate
+from builders.judging import JudgeConfig, Judged
 from builders.sources import Row, read_examples
 from builders.wiki_prompts import PROMPTS_SHA256
 from builders.wiki_questions import QuestionSet, Rejection, WikiQuestion, read_questions, write_questions, written
@@ -41,7 +43,7 @@ Stage = Literal["questions", "answers", "evaluate"]
 class WikiQAConfig(RunConfig, frozen=True, kw_only=True):
     """Questions written about articles, answered without them, and judged."""
 
-    not_recorded: ClassVar[tuple[str, ...]] = ("stages", "client")
+    not_recorded: ClassVar[tuple[str, ...]] = ("stages", "client", "judge")
     stages: tuple[Stage, ...] = ("questions", "answers", "evaluate")
     """What to do, in this order."""
     question_model: str | None = None
@@ -54,6 +56,8 @@ class WikiQAConfig(RunConfig, frozen=True, kw_only=True):
     """Shortest section, in tokens of the question model (of --model, where an endpoint writes)."""
     max_section_tokens: Positive = 500
     """Longest section."""
+    judge: JudgeConfig = JudgeConfig()
+    """Who judges the answers."""
     client: ClientConfig = ClientConfig()
     """How question model and judge are asked."""
     generation: GenerationConfig = GenerationConfig(num_beams=1)
@@ -70,8 +74,7 @@ class WikiExample(Example, frozen=True, kw_only=True):
 
 
 def _layout(config: RunConfig) -> Layout:
-    assert config.output.out is not None, "run_builder sets it"
-    return Layout(Path(config.output.out), config.output.dataset_config or WikiQABuilder.name)
+    return answers_layout(config, WikiQABuilder.name)
 
 
 # questions
@@ -280,7 +283,22 @@ class WikiQATask(AnsweringTask[WikiExample]):
         )
 
 
+# evaluate
+
+
+def _judged(record: WikiQARecord) -> Judged:
+    return Judged(record.key, record.question, record.ground_truth_answers, record.generated_answer)
+
+
+EVALUATION = Evaluation(task=WikiQABuilder.name, what="answers", judged=_judged)
+
+
+def judge_answers(config: WikiQAConfig) -> int:
+    """The last stage: a judge labels the answers."""
+    return evaluate(config, EVALUATION, judge=config.judge, client=config.client)
+
+
 BUILDER = WikiQABuilder()
 
 if __name__ == "__main__":
-    run_builder(BUILDER, WikiQAConfig, stages={"questions": questions})
+    run_builder(BUILDER, WikiQAConfig, stages={"questions": questions, "evaluate": judge_answers})
