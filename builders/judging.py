@@ -271,7 +271,7 @@ def open_judge(
     if config.judge == "rules":
         yield RuleJudge(what)
         return
-    from tracekit.clients.opening import open_client  # pyright: ignore[reportMissingImports]
+    from tracekit.clients.opening import open_client
 
     with open_client(config.judge, model=model, settings=client, cache=cache, desc="judging") as opened:
         yield ModelJudge(opened, what)

@@ -1,15 +1,14 @@
 """A client that replies from a script, and putting it in the place of real ones."""
 
-import contextlib
-import sys
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tracekit.clients.client import OnReply, Reply, Request
+from tracekit.clients.client import ClientConfig, OnReply, Reply, Request
+from tracekit.clients.responses import CachedClient
+from tracekit.config import ModelConfig
 
 __all__ = ["FakeClient", "install", "reply"]
 
@@ -39,16 +38,17 @@ class FakeClient:
         self.is_closed = True
 
 
-def install(monkeypatch: pytest.MonkeyPatch, client: FakeClient) -> list[dict[str, Any]]:
-    """Make `open_client` give this client; what it is called with."""
+def install(
+    monkeypatch: pytest.MonkeyPatch, client: FakeClient, *, where: str = "tracekit.clients.opening"
+) -> list[dict[str, Any]]:
+    """Make `open_client` of a module give this client behind the cache of replies; what it is called with."""
     calls: list[dict[str, Any]] = []
 
-    @contextlib.contextmanager
-    def open_client(spec: str, *, model: Any, settings: Any, cache: Path | None, desc: str) -> Iterator[FakeClient]:
+    def open_client(
+        spec: str, *, model: ModelConfig, settings: ClientConfig, cache: Path | None, desc: str
+    ) -> CachedClient:
         calls.append({"spec": spec, "model": model, "settings": settings, "cache": cache, "desc": desc})
-        yield client
+        return CachedClient(client, cache, settings, desc=desc)
 
-    module = types.ModuleType("tracekit.clients.opening")
-    module.__dict__["open_client"] = open_client
-    monkeypatch.setitem(sys.modules, "tracekit.clients.opening", module)
+    monkeypatch.setattr(f"{where}.open_client", open_client)
     return calls

@@ -20,6 +20,7 @@ from tracekit.records import (
     SampledAnswer,
     Span,
     TriviaQARecord,
+    WikiQARecord,
     Word,
 )
 from tracekit.tensors import TensorSpec
@@ -331,6 +332,32 @@ def degradation_record(**changes: Any) -> DegradationRecord:
     return DegradationRecord(**(_shared(config="degradation") | fields | changes))
 
 
+def wiki_record(**changes: Any) -> WikiQARecord:
+    """A question about an article, and an answer without it."""
+    fields: dict[str, Any] = {
+        "question": "How many wells has Hem?",
+        "generated_text": "Q Seven.",
+        "generated_answer": "Seven.",
+        "generated_token_ids": [2, 3],
+        "num_layers": 2,
+        "ground_truth_answers": ["seven"],
+        "article_title": "Hem",
+        "article_row": 3,
+        "article_source": "articles.jsonl@sha256:0",
+        "section_title": "",
+        "section": "Hem has seven wells.",
+        "section_num_tokens": 5,
+        "difficulty": None,
+        "question_model": "org/writer@abc",
+        "question_prompts_sha256": "2" * 64,
+        "token_logprobs": [-0.5, -1.5],
+        "token_entropies": [0.5, 1.5],
+        "finish_reason": "stop",
+        "is_truncated": False,
+    }
+    return WikiQARecord(**(_shared(config="wiki_qa") | fields | changes))
+
+
 def record_of(task: str) -> Record:
     """A record of a task."""
     made = {
@@ -340,5 +367,6 @@ def record_of(task: str) -> Record:
         "csqa_mcq": csqa_mcq_record,
         "introspection": introspection_record,
         "degradation": degradation_record,
+        "wiki_qa": wiki_record,
     }
     return made[task]()

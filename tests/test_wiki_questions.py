@@ -139,7 +139,7 @@ def test_which_sections_are_asked_about_is_the_seed_s_and_every_article_comes_be
 
 def test_a_stage_that_was_stopped_asks_nothing_twice(tmp_path: Path):
     class Stopped(FakeClient):
-        def ask(self, requests, on_reply=lambda place, one: None):  # noqa: ANN
+        def ask(self, requests, on_reply=lambda place, one: None):
             if len(self.asked) >= 5:
                 raise KeyboardInterrupt
             return super().ask(requests, on_reply)

@@ -32,6 +32,7 @@ __all__ = [
     "create_once",
     "forget",
     "is_ignored",
+    "may_become_dataset",
     "shard_name",
     "sync_folder",
     "write_atomic",
@@ -40,12 +41,20 @@ __all__ = [
 MAX_SHARDS = 10_000
 """Files in one folder that the Hub takes."""
 IGNORED_FOLDERS = ("hub", "logs", "exports", "output")
+_BEFORE_THE_PLAN = ("questions",)
 PARTIAL_SUFFIX = ".partial"
 
 
 def is_ignored(relative_path: str) -> bool:
     """Whether a file lies beside the dataset rather than in it."""
     return relative_path.split("/")[0] in IGNORED_FOLDERS or relative_path.endswith(PARTIAL_SUFFIX)
+
+
+def may_become_dataset(folder: Path) -> bool:
+    """Whether a dataset may be begun in a folder: one is there, or nothing is but what may lie beside one."""
+    if not folder.exists() or (folder / "plans").is_dir():
+        return True
+    return {path.name for path in folder.iterdir()} <= {*IGNORED_FOLDERS, *_BEFORE_THE_PLAN}
 
 
 def shard_name(split: str, number: int) -> str:

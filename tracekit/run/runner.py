@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tracekit.config import CaptureConfig, ModelConfig, RunConfig, check
 from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError, TracekitError
-from tracekit.format.layout import MAX_SHARDS, Layout, create_once, forget
+from tracekit.format.layout import MAX_SHARDS, Layout, create_once, forget, may_become_dataset
 from tracekit.format.manifest import (
     Manifest,
     Plan,
@@ -190,7 +190,7 @@ def _execute(
             was_complete = is_finished(layout)
             manifest = read_struct(layout.manifest, Manifest) if was_complete else finish(layout, plan)
             return Outcome(out, name, manifest, None, was_complete, False)
-    elif out.exists() and any(out.iterdir()) and not (out / "plans").is_dir():
+    elif not may_become_dataset(out):
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
     traced = loader.load(config.model, info, tokenizer, resolve_sites(config.capture.sites), task.loads)
     if plan is not None and config.output.force_run and not config.output.dry_run:
