@@ -69,7 +69,7 @@ def test_the_three_stages_from_articles_to_rates(
     assert judge_answers(config) == 0
     after = hashes(tmp_path / "run")
     assert {name: after[name] for name in before} == before
-    assert verify(tmp_path / "run").is_valid
+    assert verify(tmp_path / "run").problems == []
     with TraceStore(str(tmp_path / "run")) as store:
         labels = store.labels()
         assert labels.num_rows == len(store) == 8
@@ -136,7 +136,7 @@ def test_zero_kept_questions_is_an_error_with_the_counts(tmp_path: Path, model: 
         return writer(request) if is_question_request(request) else "UNANSWERABLE"
 
     install(monkeypatch, FakeClient(say), where="builders.wiki_qa")
-    with pytest.raises(SourceError, match="of 8 sections from 8 articles 8 were asked .*: 8 unanswerable"):
+    with pytest.raises(SourceError, match=r"of 8 sections from 8 articles 8 were asked .*: 8 unanswerable"):
         questions(config_for(tmp_path / "run", model))
     assert not (tmp_path / "run/questions").exists()
 
@@ -198,5 +198,5 @@ def test_the_command_line_does_the_stages_that_are_named(
     captured = capsys.readouterr()
     assert "questions: nothing to do, 3 are in" in captured.err
     assert "nothing to do: wiki_qa is complete" in captured.err
-    assert "refusal rate" in captured.out
+    assert "judged by rules" in captured.out
     assert len(client.asked) == 6
