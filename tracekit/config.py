@@ -168,9 +168,11 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """A whole run. Builders inherit from it, set their defaults and add parts of their own.
 
     `local_files` names settings of theirs that are paths of files: in the dataset stand name and hash instead.
+    `unrecorded` names settings that shape no sample (which stages are run, who judges): in the dataset stands nothing.
     """
 
     local_files: ClassVar[tuple[str, ...]] = ()
+    unrecorded: ClassVar[tuple[str, ...]] = ()
     model: ModelConfig = ModelConfig()
     """Which model."""
     source: SourceConfig = SourceConfig()

@@ -66,6 +66,7 @@ _TASK_CATEGORIES = {
     "csqa_mcq": "multiple-choice",
     "introspection": "multiple-choice",
     "degradation": "text-generation",
+    "nonsense_entities": "question-answering",
 }
 _DEMO = ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")  # its package is no repository on the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)

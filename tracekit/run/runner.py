@@ -191,7 +191,7 @@ def _execute(
             was_complete = is_finished(layout)
             manifest = read_struct(layout.manifest, Manifest) if was_complete else finish(layout, plan)
             return Outcome(out, name, manifest, None, was_complete, False)
-    elif out.exists() and any(out.iterdir()) and not (out / "plans").is_dir():
+    elif out.exists() and any(out.iterdir()) and not any((out / one).is_dir() for one in ("plans", "questions")):
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
     traced = loader.load(config.model, info, tokenizer, resolve_sites(config.capture.sites), task.loads)
     if plan is not None and config.output.force_run and not config.output.dry_run:
