@@ -19,7 +19,7 @@ Each stage reads what the one before wrote, and can be run alone: `--stages eval
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -74,7 +74,7 @@ class NamesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class NonsenseConfig(RunConfig, frozen=True, kw_only=True):
     """Questions about things that do not exist: invented, answered and traced, judged."""
 
-    unrecorded = ("stages", "names", "judge", "client")
+    not_recorded: ClassVar[tuple[str, ...]] = ("stages", "names", "judge", "client")
     source: SourceConfig = SourceConfig(split="test")
     """Which of the questions: --limit and --offset. The names they are about come from lists of names instead."""
     generation: GenerationConfig = GenerationConfig(num_beams=1, max_new_tokens=96)

@@ -168,11 +168,12 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """A whole run. Builders inherit from it, set their defaults and add parts of their own.
 
     `local_files` names settings of theirs that are paths of files: in the dataset stand name and hash instead.
-    `unrecorded` names settings that shape no sample (which stages are run, who judges): in the dataset stands nothing.
+    `not_recorded` names those that decide nothing of what is traced, as who judges it later: the dataset does not know
+    them, and they may differ when a run goes on.
     """
 
     local_files: ClassVar[tuple[str, ...]] = ()
-    unrecorded: ClassVar[tuple[str, ...]] = ()
+    not_recorded: ClassVar[tuple[str, ...]] = ()
     model: ModelConfig = ModelConfig()
     """Which model."""
     source: SourceConfig = SourceConfig()

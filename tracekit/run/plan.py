@@ -85,7 +85,7 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
     """The configuration as it is written down: names instead of local paths, and nothing of how it was asked for."""
     run = msgspec.json.decode(msgspec.json.encode(config))
     del run["output"]["out"], run["output"]["dry_run"], run["output"]["force_run"], run["publish"]
-    for name in config.unrecorded:
+    for name in config.not_recorded:
         del run[name]
     is_local = config.model.model != "demo" and Path(config.model.model).expanduser().exists()
     run["model"]["model"] = model.id if is_local else config.model.model
