@@ -16,6 +16,7 @@ from tracekit.records import (
     IntrospectionRecord,
     ModelInfo,
     NextTokenRecord,
+    NonsenseEntitiesRecord,
     Record,
     SampledAnswer,
     Span,
@@ -358,6 +359,24 @@ def wiki_record(**changes: Any) -> WikiQARecord:
     return WikiQARecord(**(_shared(config="wiki_qa") | fields | changes))
 
 
+def nonsense_entities_record(**changes: Any) -> NonsenseEntitiesRecord:
+    """A question about an animal that there is not."""
+    answered = trivia_record()
+    names = ("generated_text", "generated_answer", "generated_token_ids", "num_layers", "token_logprobs")
+    fields: dict[str, Any] = {name: getattr(answered, name) for name in (*names, "token_entropies", "finish_reason")}
+    fields |= {
+        "question": "What does Turdus chrysaetos mostly eat?",
+        "domain": "animals",
+        "name": "Turdus chrysaetos",
+        "made_of": ["Turdus merula", "Aquila chrysaetos"],
+        "name_group": "Aves",
+        "wording_id": "diet",
+        "is_invented": True,
+        "is_truncated": True,
+    }
+    return NonsenseEntitiesRecord(**(_shared(config="nonsense_entities") | fields | changes))
+
+
 def record_of(task: str) -> Record:
     """A record of a task."""
     made = {
@@ -368,5 +387,6 @@ def record_of(task: str) -> Record:
         "introspection": introspection_record,
         "degradation": degradation_record,
         "wiki_qa": wiki_record,
+        "nonsense_entities": nonsense_entities_record,
     }
     return made[task]()

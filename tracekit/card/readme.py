@@ -67,6 +67,7 @@ _TASK_CATEGORIES = {
     "introspection": "multiple-choice",
     "degradation": "text-generation",
     "wiki_qa": "question-answering",
+    "nonsense_entities": "question-answering",
 }
 _DEMO = ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")  # its package is no repository on the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)

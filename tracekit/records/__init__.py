@@ -24,6 +24,7 @@ from tracekit.records.csqa import Choice, CsqaMcqRecord, CsqaRecord
 from tracekit.records.degradation import DamageInfo, DegradationRecord
 from tracekit.records.introspection import ConfidenceBin, IntrospectionRecord
 from tracekit.records.next_token import NextTokenRecord, Word
+from tracekit.records.nonsense_entities import NonsenseEntitiesRecord
 from tracekit.records.schema import arrow_schema, field_docs, json_schema
 from tracekit.records.trivia_qa import SampledAnswer, TriviaQARecord
 from tracekit.records.wiki_qa import WikiQARecord
@@ -42,6 +43,7 @@ __all__ = [
     "IntrospectionRecord",
     "ModelInfo",
     "NextTokenRecord",
+    "NonsenseEntitiesRecord",
     "Record",
     "SampledAnswer",
     "Span",
@@ -64,6 +66,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "introspection": IntrospectionRecord,
     "degradation": DegradationRecord,
     "wiki_qa": WikiQARecord,
+    "nonsense_entities": NonsenseEntitiesRecord,
 }
 """Record type of every task."""
 

@@ -1,0 +1,298 @@
+"""Names of things that do not exist, made of real names; and the lists of real names that they are made of.
+
+    animals     a real epithet with another genus of the same class      Turdus + chrysaetos -> Turdus chrysaetos
+    plants      likewise, of the same family where the list names it
+    medicines   one real name's beginning, the end of another of as many words: Metformin + Losartan: Metfosartan
+
+Forms of the lists:
+
+    animals     TSV with columns class, genus, scientific_name, english_name
+    plants      JSON {"plants": [{"name": "Alder", "species": "Alnus glutinosa, Alnus incana", "family": "..."}]}; the
+                family may be left out: then any genus of the list will do
+    medicines   JSON {"drugs": ["Abacavir Sulfate", ...]}
+
+A name is kept only if no list knows it, whatever the case, as a name of any kind; of animals and plants neither with
+another ending of the epithet (`alba` for `albus`: the same name under another genus). Lists are never complete: a name
+that is made here may be that of something real which no list holds. Everything is drawn by seed.
+"""
+
+import csv
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tracekit.errors import SourceError
+
+__all__ = ["DOMAINS", "SAMPLES", "Made", "Name", "RealNames", "draw_real", "invent", "known_names", "read_names"]
+
+DOMAINS = ("animals", "plants", "medicines")
+"""What is invented."""
+_FOLDER = Path(__file__).parent / "samples"
+SAMPLES: Mapping[str, Path] = {
+    "animals": _FOLDER / "nonsense_animals.tsv",
+    "plants": _FOLDER / "nonsense_plants.json",
+    "medicines": _FOLDER / "nonsense_medicines.json",
+}
+"""The small lists packaged here, by domain."""
+_BINOMIAL = re.compile(r"(?P<genus>[A-Z][a-z-]+) (?P<epithet>[a-z][a-z-]{2,})")
+_ENDING = re.compile(r"(?:us|a|um|is|e|er|ra|rum|or|ius|ia|ium|i|ii|ae)$")
+_TRIES_EACH = 400
+_SALTS = frozenset(
+    {
+        "acetate",
+        "acid",
+        "aluminum",
+        "besylate",
+        "bitartrate",
+        "bromide",
+        "calcium",
+        "carbonate",
+        "chloride",
+        "citrate",
+        "disodium",
+        "fumarate",
+        "gluconate",
+        "glucuronate",
+        "hcl",
+        "hct",
+        "hydrobromide",
+        "hydrochloride",
+        "lactate",
+        "magnesium",
+        "maleate",
+        "mesylate",
+        "nitrate",
+        "oxide",
+        "phosphate",
+        "potassium",
+        "propionate",
+        "sodium",
+        "succinate",
+        "sulfate",
+        "tartrate",
+        "tosylate",
+        "vaccine",
+    }
+)
+"""Last words of names that stand for a form of the substance: with another one the substance is still real."""
+
+
+class Name(NamedTuple):
+    """A name, real or invented."""
+
+    domain: str
+    """Its domain."""
+    name: str
+    """The name."""
+    made_of: list[str]
+    """The real names that it is made of; of a real one that alone."""
+    group: str
+    """Class, family or word count, within which it was made."""
+    is_invented: bool
+    """False for a real one."""
+
+
+class RealNames(NamedTuple):
+    """One list of real names."""
+
+    domain: str
+    """Its domain."""
+    names: list[tuple[str, str]]
+    """Names that others can be made of, each with its group."""
+    all_names: list[str]
+    """Every name that the list holds, synonyms and names in English too."""
+
+
+class Made(NamedTuple):
+    """What came of inventing."""
+
+    names: list[Name]
+    """The names that were kept."""
+    rejected: dict[str, int]
+    """Names that were not, by the reason."""
+
+
+def read_names(domain: str, path: Path) -> RealNames:
+    """Read a list of real names.
+
+    Raises:
+        SourceError: the file cannot be read, has another form, or holds fewer than two names to make others of.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = _READERS[domain](text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{str(path)!r} cannot be read: {error}; give another --{_FLAGS[domain]}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise SourceError(
+            f"{str(path)!r} is no list of {domain}: {type(error).__name__}: {error}; expected {_FORMS[domain]}"
+        ) from error
+    if len(found.names) < 2:
+        raise SourceError(f"{str(path)!r} holds {len(found.names)} usable names of {domain}; expected two or more")
+    return found
+
+
+def known_names(lists: Iterable[RealNames]) -> set[str]:
+    """Every name of these lists in the form in which names are compared."""
+    known: set[str] = set()
+    for one in lists:
+        for name in one.all_names:
+            known |= {_folded(name), _stemmed(name)}
+    return known
+
+
+def invent(real: RealNames, known: set[str], *, num_names: int, seed: int) -> Made:
+    """Draw names that are made of real ones and that no list knows.
+
+    Args:
+        real: What they are made of.
+        known: Every real name, by `known_names`.
+        num_names: How many.
+        seed: Of what is drawn.
+
+    Raises:
+        SourceError: the list is too small for so many.
+    """
+    rng = random.Random(f"{seed} {real.domain}")
+    by_group: dict[str, list[str]] = {}
+    for name, group in real.names:
+        by_group.setdefault(group, []).append(name)
+    combine = _blend if real.domain == "medicines" else _transplant
+    names: dict[str, Name] = {}
+    rejected: Counter[str] = Counter()
+    for _ in range(_TRIES_EACH * num_names):
+        if len(names) == num_names:
+            break
+        first, group = rng.choice(real.names)
+        second = rng.choice(by_group[group])
+        made = combine(first, second, rng)
+        reason = _objection(made, first, second, known)
+        if reason is None and _folded(made) not in names:
+            names[_folded(made)] = Name(real.domain, made, [first, second], group, True)
+        elif reason is not None:
+            rejected[reason] += 1
+    if len(names) < num_names:
+        raise SourceError(
+            f"{len(names)} of {num_names} names could be made of the {len(real.names)} of the list of {real.domain} "
+            f"({dict(rejected)} rejected); lower --num-names, or give a longer list with --{_FLAGS[real.domain]}"
+        )
+    return Made(list(names.values()), dict(sorted(rejected.items())))
+
+
+def draw_real(real: RealNames, *, num_names: int, seed: int) -> list[Name]:
+    """Draw real names, as controls.
+
+    Raises:
+        SourceError: the list does not hold so many.
+    """
+    names = sorted(set(real.names))
+    if num_names > len(names):
+        raise SourceError(f"--controls {num_names}: the list of {real.domain} holds {len(names)} names")
+    rng = random.Random(f"{seed} {real.domain} real")
+    return [Name(real.domain, name, [name], group, False) for name, group in rng.sample(names, num_names)]
+
+
+def _transplant(first: str, second: str, rng: random.Random) -> str:
+    """The genus of one species with the epithet of another."""
+    return f"{first.split()[0]} {second.split()[1]}"
+
+
+def _blend(first: str, second: str, rng: random.Random) -> str:
+    """The beginning of one name and the end of another; of one word each, cut between a vowel and a consonant."""
+    words, others = first.split(), second.split()
+    if len(words) > 1:
+        cut = rng.randrange(1, len(words))
+        return " ".join([*words[:cut], *others[cut:]])
+    head, tail = words[0], others[0]
+    cuts, stops = _cuts(head), _cuts(tail)
+    return (head[: rng.choice(cuts)] + tail[rng.choice(stops) :]).capitalize() if cuts and stops else head
+
+
+def _cuts(word: str) -> list[int]:
+    """Places in the middle of a word where a vowel is followed by a consonant."""
+    letters = word.lower()
+    return [
+        place
+        for place in range(3, len(word) - 2)
+        if letters[place - 1] in "aeiouy" and letters[place].isalpha() and letters[place] not in "aeiouy"
+    ]
+
+
+def _objection(made: str, first: str, second: str, known: set[str]) -> str | None:
+    """Why a name is not kept; None where it is."""
+    if _folded(made) in known:
+        return "is a known name"
+    if _stemmed(made) in known:
+        return "is a known name with another ending"
+    if _folded(made) in (_folded(first), _folded(second)):
+        return "is one of its parts"
+    words = made.lower().split()
+    if len(words) > 1 and words[-1] in _SALTS:
+        return "names a salt, and a substance may have others than the known ones"
+    return None
+
+
+def _folded(name: str) -> str:
+    """A name as names are compared: case, hyphens and white space do not count."""
+    return " ".join(name.casefold().replace("-", " ").split())
+
+
+def _stemmed(name: str) -> str:
+    """A name of genus and epithet without the epithet's ending, marked so that it equals no whole name."""
+    match = _BINOMIAL.fullmatch(name.strip())
+    return f"{match['genus'].lower()} {_ENDING.sub('', match['epithet'])}*" if match else _folded(name)
+
+
+# The lists
+
+
+def _read_animals(text: str) -> RealNames:
+    names, all_names = [], []
+    for row in csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
+        scientific = row["scientific_name"].strip()
+        all_names += [scientific, *_listed(row["english_name"] or "")]
+        match = _BINOMIAL.match(scientific)
+        if match:
+            all_names.append(match[0])
+            names.append((match[0], row["class"].strip()))
+    return RealNames("animals", list(dict.fromkeys(names)), all_names)
+
+
+def _read_plants(text: str) -> RealNames:
+    names, all_names = [], []
+    for row in json.loads(text)["plants"]:
+        all_names += [row["name"], *_listed(row["species"])]
+        for species in _listed(row["species"]):
+            match = _BINOMIAL.fullmatch(species)
+            if match and match["epithet"] not in ("spp", "sp", "species", "genera"):
+                names.append((species, row.get("family") or "plants"))
+    return RealNames("plants", list(dict.fromkeys(names)), all_names)
+
+
+def _read_medicines(text: str) -> RealNames:
+    drugs = [name.strip() for name in json.loads(text)["drugs"]]
+    usable = [name for name in drugs if all(re.fullmatch(r"[A-Za-z]{2,}", word) for word in name.split())]
+    names = [(name, f"{len(name.split())} words" if " " in name else "1 word") for name in usable]
+    return RealNames("medicines", list(dict.fromkeys(names)), drugs)
+
+
+def _listed(text: str) -> list[str]:
+    """Names between commas or semicolons."""
+    return [name for name in (part.strip(" '\"") for part in re.split("[,;/]", text)) if name]
+
+
+_READERS: Mapping[str, Callable[[str], RealNames]] = {
+    "animals": _read_animals,
+    "plants": _read_plants,
+    "medicines": _read_medicines,
+}
+_FLAGS: Mapping[str, str] = {"animals": "species", "plants": "plants", "medicines": "medicines"}
+_FORMS: Mapping[str, str] = {
+    "animals": "TSV with columns class, genus, scientific_name and english_name",
+    "plants": 'JSON {"plants": [{"name": ..., "species": ...}]}',
+    "medicines": 'JSON {"drugs": ["...", ...]}',
+}
