@@ -32,6 +32,8 @@ class Asked(NamedTuple, Generic[ExampleT]):
     """Key of its sample."""
     example_id: str
     """The source's own id."""
+    question_id: str
+    """Shared by the examples that belong together."""
     question: str
     """What the model is asked."""
 
@@ -79,7 +81,7 @@ class AnsweringTask(Task[ExampleT]):
             shared = answered_fields(traced, prompt, parsed, output, trace, here) | {
                 "key": asked.key,
                 "example_id": asked.example_id,
-                "question_id": asked.example_id,
+                "question_id": asked.question_id,
                 "sample_index": 0,
                 "split": self._config.source.split,
                 "input_sha256": sha256_text(prompt.input_text),

@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from builders.answering import AnsweringTask, Asked
 from builders.evaluation import Evaluation, answers_layout, evaluate
 from builders.judging import JudgeConfig, Judged
 from builders.nonsense_names import DOMAINS, SAMPLES, Name, draw_real, invent, known_names, read_names
@@ -35,14 +36,9 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import SourceInfo, to_bytes
 from tracekit.format.shards import sha256_file
-from tracekit.model.answers import parse_answer
-from tracekit.model.capture import Text, Trace, capture
-from tracekit.model.generation import Generated, answer_deterministically, settings_of
-from tracekit.model.prompts import Prompter, sha256_text
-from tracekit.model.traced import TracedModel
-from tracekit.records import NonsenseEntitiesRecord
+from tracekit.model.prompts import sha256_text
+from tracekit.records import NonsenseEntitiesRecord, Record
 from tracekit.run.plan import Example
-from tracekit.run.task import Place, Sample, Task, answered_fields
 
 __all__ = ["BUILDER", "STAGES", "NamesConfig", "NonsenseBuilder", "NonsenseConfig", "NonsenseExample", "Questions"]
 
@@ -294,63 +290,20 @@ def _check(config: NonsenseConfig) -> None:
         )
 
 
-class NonsenseTask(Task[NonsenseExample]):
+class NonsenseTask(AnsweringTask[NonsenseExample]):
     """The questions at work."""
 
     def __init__(self, config: NonsenseConfig, tokenizer: Any, examples: Sequence[NonsenseExample]) -> None:
-        self._config, self._tokenizer = config, tokenizer
-        prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
-        self.variant = prompter.variant
-        self._prompts = {example.index: prompter.prompt(example.question) for example in examples}
-
-    def length(self, example: NonsenseExample) -> int:
-        """Prompt tokens."""
-        return len(self._prompts[example.index].token_ids)
-
-    def num_positions(self, example: NonsenseExample) -> int:
-        """Prompt and longest answer."""
-        return self.length(example) + self._config.generation.max_new_tokens
-
-    def trace(self, traced: TracedModel, examples: Sequence[NonsenseExample], place: Place) -> list[Sample]:
-        """Answer a batch, then capture it."""
-        ids = [self._prompts[example.index].token_ids for example in examples]
-        answers = answer_deterministically(traced, ids, self._config.generation)
-        texts = [Text(prompt + answer.token_ids, len(prompt)) for prompt, answer in zip(ids, answers, strict=True)]
-        traces = capture(traced, texts, self._config.capture)
-        return [
-            Sample(self._record(traced, example, answer, trace, place), text, trace)
-            for example, answer, text, trace in zip(examples, answers, texts, traces, strict=True)
+        asked = [
+            Asked(one, f"{one.index:06d}", f"{one.question_id}-{one.wording_id}", one.question_id, one.question)
+            for one in examples
         ]
+        super().__init__(config, tokenizer, asked, default_system=SYSTEM)
 
-    def _record(
-        self, traced: TracedModel, example: NonsenseExample, answer: Generated, trace: Trace, place: Place
-    ) -> NonsenseEntitiesRecord:
-        prompt = self._prompts[example.index]
-        parsed = parse_answer(self._tokenizer, prompt, answer.token_ids, eos_included=answer.eos_included)
-        return NonsenseEntitiesRecord(
-            **answered_fields(traced, prompt, parsed, answer, trace, place),
-            key=f"{example.index:06d}",
-            example_id=f"{example.question_id}-{example.wording_id}",
-            question_id=example.question_id,
-            sample_index=0,
-            split=self._config.source.split,
-            input_sha256=sha256_text(prompt.input_text),
-            generation=settings_of(self._config.generation, do_sample=False),
-            seed=self._config.output.seed,
-            question=example.question,
-            domain=example.domain,
-            name=example.name,
-            made_of=example.made_of,
-            name_group=example.name_group,
-            wording_id=example.wording_id,
-            is_invented=example.is_invented,
-            generated_text=parsed.whole_text,
-            generated_answer=parsed.text,
-            generated_token_ids=answer.token_ids,
-            token_logprobs=trace.logprobs.tolist(),
-            token_entropies=trace.entropies.tolist(),
-            is_truncated=not parsed.has_ended,
-        )
+    def record(self, example: NonsenseExample, shared: dict[str, Any]) -> Record:
+        """The record of an answer."""
+        names = ("question", "domain", "name", "made_of", "name_group", "wording_id", "is_invented")
+        return NonsenseEntitiesRecord(**shared, **{name: getattr(example, name) for name in names})
 
 
 def judged_of(record: NonsenseEntitiesRecord) -> Judged:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
+from builders.answering import floats
 from builders.scoring import exact_match, f1, find_alias
 from builders.sources import HubSource, Row, read_examples
 from tracekit.cli import run_builder
@@ -217,7 +217,7 @@ class TriviaQATask(Task[TriviaExample]):
             sample_index=sample_index,
             text=text,
             token_ids=answer.token_ids,
-            token_logprobs=_floats(trace.logprobs),
+            token_logprobs=floats(trace.logprobs),
             finish_reason=answer.finish_reason,
             is_correct=self._is_correct(text, example.answers),
         )
@@ -254,8 +254,8 @@ class TriviaQATask(Task[TriviaExample]):
             global_example_id=example.index,
             shard=place.shard,
             index_in_shard=place.first_index,
-            token_logprobs=_floats(trace.logprobs),
-            token_entropies=_floats(trace.entropies),
+            token_logprobs=floats(trace.logprobs),
+            token_entropies=floats(trace.entropies),
             is_truncated=not parsed.has_ended,
             beam_score=float(trace.logprobs.mean()) if settings.num_beams > 1 else None,
             matched_alias=match.alias if match else None,
@@ -272,10 +272,6 @@ class TriviaQATask(Task[TriviaExample]):
 def _key(example: TriviaExample, sample_index: int) -> str:
     """Row in the source, and for a sampled answer its number: unique in a configuration, also after a merge."""
     return f"{example.index:06d}" + (f"_{sample_index:03d}" if sample_index else "")
-
-
-def _floats(values: np.ndarray) -> list[float]:
-    return [float(value) for value in values]
 
 
 def _alias_tokens(parsed: Answer, start: int, stop: int) -> list[int]:

@@ -260,7 +260,9 @@ class WikiQATask(AnsweringTask[WikiExample]):
     def __init__(
         self, config: WikiQAConfig, tokenizer: Any, examples: Sequence[WikiExample], about: QuestionSet
     ) -> None:
-        asked = [Asked(one, f"{one.index:06d}", one.question.id, one.question.question) for one in examples]
+        asked = [
+            Asked(one, f"{one.index:06d}", one.question.id, one.question.id, one.question.question) for one in examples
+        ]
         super().__init__(config, tokenizer, asked)
         self._about = about
 
