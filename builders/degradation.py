@@ -266,7 +266,8 @@ class DegradationTask(Task[DamagedPrompt]):
             with_picture(Text(prompt + output.token_ids, len(prompt)), shown[i] if shown else None)
             for i, (prompt, output) in enumerate(zip(ids, outputs, strict=True))
         ]
-        traces = capture(traced, texts, self._config.capture, allow_nonfinite=True)
+        is_damaged = examples[0].level != 0
+        traces = capture(traced, texts, self._config.capture, allow_nonfinite=True, allow_overflow=is_damaged)
         return [
             Sample(
                 self._record(traced, example, output, trace, place),
@@ -352,6 +353,7 @@ class DegradationTask(Task[DamagedPrompt]):
             perplexity=perplexity.perplexity if perplexity is not None and is_known else None,
             is_perplexity_finite=None if perplexity is None else is_known,
             num_nonfinite_values=sum(int((~np.isfinite(array)).sum()) for array in trace.tensors.values()),
+            num_overflowed_values=trace.num_overflowed,
             num_nonfinite_tokens=int((~(np.isfinite(trace.logprobs) & np.isfinite(trace.entropies))).sum()),
         )
 

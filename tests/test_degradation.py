@@ -21,7 +21,7 @@ from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
 from tracekit.cli import main, run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
-from tracekit.errors import CaptureError, ConfigError, MemoryPressureError, SourceError
+from tracekit.errors import CaptureError, ConfigError, DtypeOverflowError, MemoryPressureError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
 from tracekit.model.damage import METHODS
@@ -330,6 +330,41 @@ def test_values_that_are_not_finite_are_stored_counted_and_replayed(checkpoint: 
         Layout(tmp_path / "run", "degradation"), 4, model=str(tmp_path / "half"), adapter=None, device="cpu"
     )
     assert replayed.num_replayed == 4
+
+
+def test_values_beyond_the_stored_dtype_are_inf_and_counted_and_no_reason_to_stop(
+    checkpoint: Path, prompts: Path, tmp_path: Path
+):
+    run(
+        tmp_path / "run",
+        checkpoint,
+        prompts,
+        groups=("mlp",),
+        levels=(0, 1e4),
+        n_rep=1,
+        capture={"store_dtype": "float16"},
+    )
+    assert verify(tmp_path / "run").problems == []
+    store = TraceStore(str(tmp_path / "run"))
+    for sample in store:
+        record, states = sample.record, sample.hidden_states().astype(np.float32)
+        assert not np.isnan(states).any()
+        assert record.num_overflowed_values == record.num_nonfinite_values == int(np.isinf(states).sum())
+        assert (record.num_overflowed_values > 0) == (record.damage.level > 0)
+    manifest = (tmp_path / "run/manifests/degradation.json").read_text()
+    assert "every value is finite, or counted in num_nonfinite_values" in manifest
+    layout = Layout(tmp_path / "run", "degradation")
+    assert replay_stored(layout, 6, model=str(checkpoint), adapter=None, device="cpu").num_replayed == 6
+
+
+def test_an_undamaged_value_beyond_the_stored_dtype_stops_the_run(prompts: Path, tmp_path: Path):
+    checkpoint = save_tiny_checkpoint(tmp_path / "loud", chat=True)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[3].mul_(1e8)
+    model.save_pretrained(checkpoint)
+    with pytest.raises(DtypeOverflowError, match="does not fit"):
+        run(tmp_path / "run", checkpoint, prompts, levels=(0,), capture={"store_dtype": "float16"})
 
 
 def test_a_replay_rebuilds_the_damage(made: TraceStore, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):

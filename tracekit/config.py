@@ -123,7 +123,8 @@ class CaptureConfig(_Part, frozen=True, kw_only=True):
     tokens: Literal["all", "prompt", "answer", "last"] = "all"
     """Positions to keep: all, the prompt's, the answer's, or the last prompt token. For attention: query rows."""
     store_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
-    """dtype of the stored tensors; `same` is what the model computes in. A value that overflows stops the run."""
+    """dtype of the stored tensors; `same` is what the model computes in. A value that overflows stops the run, in a
+    damaged model becomes inf."""
     topk: Positive = 5
     """k of the sites topk_ids and topk_logprobs."""
     num_replays: NonNegative = 2
