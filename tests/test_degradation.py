@@ -475,6 +475,18 @@ def test_free_text_goes_on_over_its_lines(
         assert sample.record.is_truncated
 
 
+def test_a_bare_text_is_continued(checkpoint: Path, prompts: Path, tmp_path: Path):
+    run(tmp_path / "run", checkpoint, prompts, groups=("mlp",), n_rep=1, prompt={"prompt_form": "plain"})
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    plain = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    record = TraceStore(str(tmp_path / "run")).record("mlp_0_000_000000")
+    ids = tokenizer("Say one word.", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert plain.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=2)[0].tolist() == record.token_ids
+    assert (record.prompt, record.prompt_length) == ("Say one word.", ids.shape[1])
+    assert record.generated_text == tokenizer.decode(record.generated_token_ids)
+
+
 def test_perplexity_of_a_model_with_few_positions(prompts: Path, tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 30)

@@ -84,6 +84,9 @@ class PromptConfig(_Part, frozen=True, kw_only=True):
     """System message; for a model without chat template the first line of the prompt. Default: the task's own."""
     chat_template: str | None = None
     """File with a Jinja chat template to use instead of the tokenizer's; `none` for a plain prompt."""
+    prompt_form: Literal["auto", "chat", "question", "plain"] = "auto"
+    """`chat`: by a chat template; `question`: "Question: ... Answer:"; `plain`: the bare text, for the model to go on with,
+    and no system text but a given one; `auto`: `chat` where there is a template, else `question`."""
     template_kwargs: tuple[str, ...] = ()
     """Arguments for the chat template, `name=value` (`enable_thinking=false`)."""
     num_shots: NonNegative = 0

@@ -186,9 +186,7 @@ def run_rows(
     missing = [site for site in sites if site not in traced.layouts and SITES[site].source != "head"]
     if missing:
         raise UnsupportedSiteError(_cannot_give(traced, missing))
-    buffers = Buffers(
-        traced, texts, sites, config, allow_nonfinite=allow_nonfinite, allow_overflow=allow_overflow
-    )
+    buffers = Buffers(traced, texts, sites, config, allow_nonfinite=allow_nonfinite, allow_overflow=allow_overflow)
     inputs = _right_pad(texts, traced.device)
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
     wants_hidden = "hidden_states" in sites
