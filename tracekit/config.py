@@ -8,7 +8,7 @@ refused with its path (`Expected int >= 1 - at $.generation.num_beams`), whichev
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import msgspec
 
@@ -85,8 +85,8 @@ class PromptConfig(_Part, frozen=True, kw_only=True):
     chat_template: str | None = None
     """File with a Jinja chat template to use instead of the tokenizer's; `none` for a plain prompt."""
     prompt_form: Literal["auto", "chat", "question", "plain"] = "auto"
-    """`chat`: by a chat template; `question`: "Question: ... Answer:"; `plain`: the bare text, for the model to go on with,
-    and no system text but a given one; `auto`: `chat` where there is a template, else `question`."""
+    """`chat`: by a chat template; `question`: "Question: ... Answer:"; `plain`: the bare text, for the model to go on
+    with, and no system text but a given one; `auto`: `chat` where there is a template, else `question`."""
     template_kwargs: tuple[str, ...] = ()
     """Arguments for the chat template, `name=value` (`enable_thinking=false`)."""
     num_shots: NonNegative = 0
@@ -144,7 +144,8 @@ class OutputConfig(_Part, frozen=True, kw_only=True):
     samples_per_shard: Positive = 256
     """Questions a shard."""
     batch_size: Positive | Literal["auto"] = "auto"
-    """Questions a batch; `auto` fits the device. Halved when memory runs out."""
+    """Questions a batch; `auto` fits the device. Halved when memory runs out. A folder that was begun goes on with a
+    smaller one: its batches stay, and are computed in parts."""
     seed: int = 41
     """Seed of everything that is drawn."""
     dry_run: bool = False
@@ -171,10 +172,15 @@ class PublishConfig(_Part, frozen=True, kw_only=True):
 class RunConfig(_Part, frozen=True, kw_only=True):
     """A whole run. Builders inherit from it, set their defaults and add parts of their own.
 
-    `local_files` names settings of theirs that are paths of files: in the dataset stand name and hash instead.
+    `local_files` names settings of theirs that are paths of files: in the dataset stand name and hash instead. `grows`
+    names settings that may grow in a folder that is there, lists that get longer and numbers that get larger: the
+    `index` of an example must not depend on them. `eases` names those that may be smaller than the folder's: its
+    batches stay, and are computed in parts.
     """
 
     local_files: ClassVar[tuple[str, ...]] = ()
+    grows: ClassVar[tuple[str, ...]] = ()
+    eases: ClassVar[tuple[str, ...]] = ("output.batch_size",)
     model: ModelConfig = ModelConfig()
     """Which model."""
     source: SourceConfig = SourceConfig()
@@ -189,6 +195,10 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """Where it goes."""
     publish: PublishConfig = PublishConfig()
     """Whether it goes to the Hub."""
+
+    def settled(self) -> Self:
+        """The same run, with settings that follow from others filled in: what is written down."""
+        return self
 
 
 ConfigT = TypeVar("ConfigT", bound=msgspec.Struct)
