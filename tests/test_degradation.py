@@ -19,7 +19,7 @@ from builders.degradation_configs import CONFIGS, LEVELS, DegradationConfig, get
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
-from tracekit.cli import main, run_builder
+from tracekit.cli import _print_estimate, main, run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import CaptureError, ConfigError, DtypeOverflowError, MemoryPressureError, SourceError
 from tracekit.format.layout import Layout
@@ -380,6 +380,42 @@ def test_a_replay_rebuilds_the_damage(made: TraceStore, checkpoint: Path, monkey
     monkeypatch.setattr(TraceStore, "record", altered)
     with pytest.raises(CaptureError, match="differs from a lone eager run"):
         replay_stored(layout, 2, model=str(checkpoint), adapter=None, device="cpu")
+
+
+def test_a_dry_run_counts_perplexity_once_a_level_and_damage_once_a_repeat(
+    checkpoint: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    seconds = {"now": 0.0}
+    own_apply, own_perplexity = degradation.Damaged.apply, degradation.text_perplexity
+    own_capture = degradation.capture
+
+    def slow(call: Any, cost: float) -> Any:
+        def slowed(*args: Any, **kwargs: Any) -> Any:
+            seconds["now"] += cost
+            return call(*args, **kwargs)
+
+        return slowed
+
+    monkeypatch.setattr("time.monotonic", lambda: seconds["now"])
+    monkeypatch.setattr(degradation.Damaged, "apply", slow(own_apply, 10.0))
+    monkeypatch.setattr(degradation, "text_perplexity", slow(own_perplexity, 1000.0))
+    monkeypatch.setattr(degradation, "capture", slow(own_capture, 4.0))
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 4)
+    for given, num_damaged, num_levels in ((None, 8, 0), (str(text), 12, 4)):
+        outcome = run(tmp_path / "run", checkpoint, prompts, perplexity_text=given, output={"dry_run": True})
+        assert outcome.estimate is not None
+        fixed = num_damaged * 10 + num_levels * 1000
+        assert outcome.estimate.overhead_seconds == fixed
+        assert outcome.estimate.seconds == fixed + 4 / 2 * 24  # two groups, levels, repeats; three prompts
+        named = f", perplexity, {num_levels} times" if num_levels else ""
+        assert outcome.estimate.overhead == f"damage, {num_damaged} times{named}"
+    _print_estimate(outcome, tmp_path / "run")
+    assert "of it: damage, 12 times, perplexity, 4 times)" in capsys.readouterr().out
 
 
 def test_perplexity_is_that_of_the_level(checkpoint: Path, prompts: Path, tmp_path: Path):
