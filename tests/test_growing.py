@@ -28,6 +28,7 @@ from tracekit.errors import DatasetError, MemoryPressureError, PlanMismatchError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Plan, read_plan
 from tracekit.run.export import export_degradation
+from tracekit.run.merge import merge
 from tracekit.run.runner import Outcome, execute
 
 ROOT = Path(__file__).parent.parent
@@ -302,6 +303,17 @@ def test_a_run_whose_plan_grew_meanwhile_leaves_the_finishing_to_the_other(
     monkeypatch.setattr(run_module, "finish_planned", finish)
     run(tmp_path / "run", checkpoint, prompts, n_rep=2)
     assert stored(tmp_path / "run") == stored(grown)
+
+
+def test_slices_that_grew_are_merged_in_the_order_of_the_source(checkpoint: Path, prompts: Path, tmp_path: Path):
+    for offset in (0, 1, 2):
+        for levels in ((0,), (0, 0.5)):
+            run(tmp_path / f"{offset}", checkpoint, prompts, levels=levels, source={"offset": offset, "limit": 1})
+    merge([tmp_path / name for name in ("2", "0", "1")], tmp_path / "merged")
+    assert verify(tmp_path / "merged").problems == []
+    assert plan_of(tmp_path / "merged").grown == []
+    with TraceStore(str(tmp_path / "merged")) as store:
+        assert [key[-1] for key in store.keys] == ["0", "0", "1", "1", "2", "2"]
 
 
 def test_questions_grow_by_their_limit_alone(checkpoint: Path, tmp_path: Path):
