@@ -274,7 +274,7 @@ class DegradationTask(Task[DamagedPrompt]):
         return Overhead(
             spent=sum(sum(spent) for spent in self._seconds.values()),
             expected=sum(means[name] * times[name] for name in means),
-            what=f"damage, {times['damage']} times" + f", perplexity, {len(levels)} times" * bool(levels),
+            what=f"damage x {times['damage']}" + f", perplexity x {len(levels)}" * bool(levels),
         )
 
     def shrink(self, size: int) -> None:

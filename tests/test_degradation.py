@@ -412,10 +412,10 @@ def test_a_dry_run_counts_perplexity_once_a_level_and_damage_once_a_repeat(
         fixed = num_damaged * 10 + num_levels * 1000
         assert outcome.estimate.overhead_seconds == fixed
         assert outcome.estimate.seconds == fixed + 4 / 2 * 24  # two groups, levels, repeats; three prompts
-        named = f", perplexity, {num_levels} times" if num_levels else ""
-        assert outcome.estimate.overhead == f"damage, {num_damaged} times{named}"
+        named = f", perplexity x {num_levels}" if num_levels else ""
+        assert outcome.estimate.overhead == f"damage x {num_damaged}{named}"
     _print_estimate(outcome, tmp_path / "run")
-    assert "of it: damage, 12 times, perplexity, 4 times)" in capsys.readouterr().out
+    assert "of it: damage x 12, perplexity x 4)" in capsys.readouterr().out
 
 
 def test_perplexity_is_that_of_the_level(checkpoint: Path, prompts: Path, tmp_path: Path):

@@ -212,7 +212,8 @@ def _print_estimate(outcome: Any, folder: Path) -> None:
     from tracekit.sizes import duration, filesize
 
     estimate = outcome.estimate
-    once = f"; {duration(estimate.overhead_seconds)} of it: {estimate.overhead}" if estimate.overhead else ""
+    has_overhead = estimate.overhead_seconds >= 1
+    once = f"; {duration(estimate.overhead_seconds)} of it: {estimate.overhead}" if has_overhead else ""
     rows = {
         "configuration": outcome.config,
         "examples": f"{estimate.num_examples}" + f" more; {estimate.num_there} are there" * (estimate.num_there > 0),
