@@ -11,10 +11,11 @@ depend on the prompt and the repeat alone: at another level of the same repeat o
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -39,20 +40,24 @@ from tracekit.model.weights import Group, find_group
 from tracekit.records import DamageInfo, DegradationRecord
 from tracekit.run.perplexity import TextPerplexity, text_perplexity
 from tracekit.run.plan import Example
-from tracekit.run.task import Place, Sample, Task, answered_fields
+from tracekit.run.task import Overhead, Place, Sample, Task, answered_fields, in_parts
 from tracekit.talk import say
 
 __all__ = ["BUILDER", "DamagedPrompt", "DegradationBuilder", "gives", "parse_row"]
 
 _PROMPTS: Mapping[str, Sequence[DegradationPrompt]] = {"dreams": DREAMS, "iq": IQ, "picture": PICTURE}
 _NO_HUB = HubSource("", None)
+_Once: TypeAlias = Literal["group", "damage", "perplexity"]
+"""What is done once a group, once a level and repeat, once a level."""
 _ROOM = 10**7
 """Room for prompt numbers in an index."""
+_NUM_CELLS = 2**63 // _ROOM
+"""Room for cells in an index: among a thousand two are alike with a probability of 5e-7."""
 _PERPLEXITY_WINDOW = 512
 
 
 class DamagedPrompt(Example, frozen=True, kw_only=True):
-    """One point of the grid."""
+    """One point of the grid. Its index is made of group, level, repeat and prompt alone, so that a grid may grow."""
 
     row: int
     """Number of the prompt in its source."""
@@ -67,7 +72,7 @@ class DamagedPrompt(Example, frozen=True, kw_only=True):
 
     @property
     def cell(self) -> int:
-        """Number of the group, level and repeat."""
+        """A number for group, level and repeat."""
         return self.index // _ROOM
 
     @property
@@ -120,16 +125,23 @@ class DegradationBuilder:
             say("WARNING: uni_quant draws nothing, and nothing is sampled: all repeats will be alike")
         prompts, info = _prompts(config.source)
         grid = [
-            (group, level, repeat)
+            (group, float(level), repeat)
             for group in config.groups
             for level in config.all_levels
             for repeat in range(config.n_rep)
         ]
+        cells = {point: _cell(*point) for point in grid}
+        assert len(set(cells.values())) == len(grid), "two cells of one number"
         examples = [
             DamagedPrompt(
-                index=cell * _ROOM + row, row=row, prompt=prompt, group=group, level=float(level), repeat=repeat
+                index=cells[group, level, repeat] * _ROOM + row,
+                row=row,
+                prompt=prompt,
+                group=group,
+                level=level,
+                repeat=repeat,
             )
-            for cell, (group, level, repeat) in enumerate(grid)
+            for group, level, repeat in grid
             for row, prompt in prompts
         ]
         return examples, info
@@ -137,6 +149,11 @@ class DegradationBuilder:
     def open(self, config: DegradationConfig, tokenizer: Any, examples: Sequence[DamagedPrompt]) -> "DegradationTask":
         """Render every prompt."""
         return DegradationTask(config, tokenizer, examples)
+
+
+def _cell(group: str, level: float, repeat: int) -> int:
+    """A number for a cell that is the same in every grid."""
+    return int(sha256_text(f"{group} {level!r} {repeat}"), 16) % _NUM_CELLS
 
 
 def _check(config: DegradationConfig) -> None:
@@ -203,9 +220,9 @@ class DegradationTask(Task[DamagedPrompt]):
             for row, text in texts.items()
         }
         self.max_positions = config.sequence_limit
-        self.batch_size = self._most_at_once = config.batch_size(len(self._prompts))
-        asked = config.output.batch_size
-        self._part_size = self._most_at_once if asked == "auto" else min(asked, self._most_at_once)
+        self.batch_size = config.batch_size(len(self._prompts))
+        asked, most = config.output.batch_size, config.max_batch_size
+        self._part_size = most if asked == "auto" else min(asked, most)
         self._image_sha256 = None if config.image is None else sha256_file(Path(config.image).expanduser())
         self._text = _read_text(config.perplexity_text)
         self._watch: MemoryWatch | None = None
@@ -217,6 +234,7 @@ class DegradationTask(Task[DamagedPrompt]):
         self._cell: tuple[str, float, int] | None = None
         self._stats: DamageStats | None = None
         self._perplexity: TextPerplexity | None = None
+        self._seconds: dict[_Once, list[float]] = {"group": [], "damage": [], "perplexity": []}
 
     def length(self, example: DamagedPrompt) -> int:
         """Prompt tokens."""
@@ -233,7 +251,7 @@ class DegradationTask(Task[DamagedPrompt]):
             MemoryPressureError: memory is nearly full.
         """
         if self._watch is None:
-            self._watch = MemoryWatch(memory_reader(traced.device), max_batch_size=self._most_at_once)
+            self._watch = MemoryWatch(memory_reader(traced.device), max_batch_size=self._config.max_batch_size)
             say(self._watch.note)
         level = (examples[0].group, examples[0].level)
         if self._level is not None and level != self._level:
@@ -241,11 +259,26 @@ class DegradationTask(Task[DamagedPrompt]):
             self._part_size = self._watch.grown(self._part_size)
         self._level = level
         self._watch.check()
-        whole, rest = divmod(len(examples), self._part_size)
-        return [self._part_size] * whole + [rest] * (rest > 0)
+        return in_parts(len(examples), self._part_size)
+
+    def overhead(self, examples: Sequence[DamagedPrompt]) -> Overhead:
+        """Damage is once a repeat of a level, perplexity once a level, and its damage once more."""
+        cells = {(example.group, example.level, example.repeat) for example in examples}
+        levels = {cell[:2] for cell in cells} if self._text is not None else set()
+        times = {
+            "group": len({cell[0] for cell in cells}),
+            "damage": len(cells) + len(levels),
+            "perplexity": len(levels),
+        }
+        means = {name: sum(spent) / len(spent) if spent else 0.0 for name, spent in self._seconds.items()}
+        return Overhead(
+            spent=sum(sum(spent) for spent in self._seconds.values()),
+            expected=sum(means[name] * times[name] for name in means),
+            what=f"damage x {times['damage']}" + f", perplexity x {len(levels)}" * bool(levels),
+        )
 
     def shrink(self, size: int) -> None:
-        """Memory ran out: no more than so many at once from now on."""
+        """Memory ran out, now or where the run was left: no more than so many at once, until a level allows more."""
         self._part_size = min(self._part_size, size)
 
     def trace(self, traced: TracedModel, examples: Sequence[DamagedPrompt], place: Place) -> list[Sample]:
@@ -266,7 +299,8 @@ class DegradationTask(Task[DamagedPrompt]):
             with_picture(Text(prompt + output.token_ids, len(prompt)), shown[i] if shown else None)
             for i, (prompt, output) in enumerate(zip(ids, outputs, strict=True))
         ]
-        traces = capture(traced, texts, self._config.capture, allow_nonfinite=True)
+        is_damaged = examples[0].level != 0
+        traces = capture(traced, texts, self._config.capture, allow_nonfinite=True, allow_overflow=is_damaged)
         return [
             Sample(
                 self._record(traced, example, output, trace, place),
@@ -294,18 +328,28 @@ class DegradationTask(Task[DamagedPrompt]):
             self._group = self._groups[example.group]
             if self._group.note:
                 say(self._group.note)
-            self._damaged = self._open.enter_context(Damaged(self._group))
+            with self._timed("group"):
+                self._damaged = self._open.enter_context(Damaged(self._group))
         assert self._damaged is not None
         method, seed = self._config.method, self._config.seed_base
         is_other_level = self._cell is None or self._cell[:2] != cell[:2]
         self._cell = None
         if self._text is not None and is_other_level:
-            self._damaged.apply(method, level=example.level, seed=seed)
+            with self._timed("damage"):
+                self._damaged.apply(method, level=example.level, seed=seed)
             window = min(_PERPLEXITY_WINDOW, max_positions(self._config.model) or _PERPLEXITY_WINDOW)
             stride = min(window, self._config.perplexity_stride)
-            self._perplexity = text_perplexity(traced, self._text, max_length=window, stride=stride)
-        self._stats = self._damaged.apply(method, level=example.level, seed=seed + example.repeat)
+            with self._timed("perplexity"):
+                self._perplexity = text_perplexity(traced, self._text, max_length=window, stride=stride)
+        with self._timed("damage"):
+            self._stats = self._damaged.apply(method, level=example.level, seed=seed + example.repeat)
         self._cell = cell
+
+    @contextmanager
+    def _timed(self, what: _Once) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._seconds[what].append(time.monotonic() - started)
 
     def _record(
         self,
@@ -352,6 +396,7 @@ class DegradationTask(Task[DamagedPrompt]):
             perplexity=perplexity.perplexity if perplexity is not None and is_known else None,
             is_perplexity_finite=None if perplexity is None else is_known,
             num_nonfinite_values=sum(int((~np.isfinite(array)).sum()) for array in trace.tensors.values()),
+            num_overflowed_values=trace.num_overflowed,
             num_nonfinite_tokens=int((~(np.isfinite(trace.logprobs) & np.isfinite(trace.entropies))).sum()),
         )
 

@@ -9,7 +9,7 @@ A name without a method means mult_gauss; `--method` changes it, and the levels 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import msgspec
 
@@ -58,8 +58,10 @@ class DegradationConfig(RunConfig, frozen=True, kw_only=True):
     do_sample: bool = True
     """Draw answers at --temperature, --top-p and --top-k; otherwise the most probable tokens are taken."""
     local_files: ClassVar[tuple[str, ...]] = ("image", "perplexity_text")
+    grows: ClassVar[tuple[str, ...]] = ("groups", "levels", "n_rep", "source.limit")
+    eases: ClassVar[tuple[str, ...]] = ("output.batch_size", "max_batch_size")
     max_batch_size: Positive = 40
-    """Most prompts generated together."""
+    """Most prompts generated together; --batch-size of them to begin with."""
     max_seq_len: Annotated[int, msgspec.Meta(ge=2)] | Literal["auto"] = "auto"
     """Most tokens of a prompt and its answer; `auto`: 512, with a picture 1024."""
     image: str | None = None
@@ -73,6 +75,10 @@ class DegradationConfig(RunConfig, frozen=True, kw_only=True):
     def all_levels(self) -> tuple[float, ...]:
         """The levels as given, or the method's own."""
         return self.levels or LEVELS[self.method]
+
+    def settled(self) -> Self:
+        """The same run with its levels as they are."""
+        return msgspec.structs.replace(self, levels=self.all_levels)
 
     @property
     def sequence_limit(self) -> int:

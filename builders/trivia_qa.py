@@ -11,7 +11,7 @@ One row   {"question": "Which American-born Sinclair won the Nobel Prize for Lit
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -46,6 +46,7 @@ _PREFIX, _SUFFIX = "Question:", "Answer:"
 class TriviaQAConfig(RunConfig, frozen=True, kw_only=True):
     """Questions of TriviaQA, answered and traced."""
 
+    grows: ClassVar[tuple[str, ...]] = ("source.limit",)
     correctness: Literal["exact_match", "alias_in_answer"] = "exact_match"
     """What counts as right: the answer is an alias, or an alias occurs in it; both after TriviaQA's normalisation."""
 

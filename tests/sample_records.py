@@ -327,6 +327,7 @@ def degradation_record(**changes: Any) -> DegradationRecord:
         "perplexity": None,
         "is_perplexity_finite": False,
         "num_nonfinite_values": 3,
+        "num_overflowed_values": 2,
         "num_nonfinite_tokens": 1,
         "num_layers": 2,
     }

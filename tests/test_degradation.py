@@ -19,9 +19,9 @@ from builders.degradation_configs import CONFIGS, LEVELS, DegradationConfig, get
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
-from tracekit.cli import main, run_builder
+from tracekit.cli import _print_estimate, main, run_builder
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
-from tracekit.errors import CaptureError, ConfigError, MemoryPressureError, SourceError
+from tracekit.errors import CaptureError, ConfigError, DtypeOverflowError, MemoryPressureError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
 from tracekit.model.damage import METHODS
@@ -332,6 +332,41 @@ def test_values_that_are_not_finite_are_stored_counted_and_replayed(checkpoint: 
     assert replayed.num_replayed == 4
 
 
+def test_values_beyond_the_stored_dtype_are_inf_and_counted_and_no_reason_to_stop(
+    checkpoint: Path, prompts: Path, tmp_path: Path
+):
+    run(
+        tmp_path / "run",
+        checkpoint,
+        prompts,
+        groups=("mlp",),
+        levels=(0, 1e4),
+        n_rep=1,
+        capture={"store_dtype": "float16"},
+    )
+    assert verify(tmp_path / "run").problems == []
+    store = TraceStore(str(tmp_path / "run"))
+    for sample in store:
+        record, states = sample.record, sample.hidden_states().astype(np.float32)
+        assert not np.isnan(states).any()
+        assert record.num_overflowed_values == record.num_nonfinite_values == int(np.isinf(states).sum())
+        assert (record.num_overflowed_values > 0) == (record.damage.level > 0)
+    manifest = (tmp_path / "run/manifests/degradation.json").read_text()
+    assert "every value is finite, or counted in num_nonfinite_values" in manifest
+    layout = Layout(tmp_path / "run", "degradation")
+    assert replay_stored(layout, 6, model=str(checkpoint), adapter=None, device="cpu").num_replayed == 6
+
+
+def test_an_undamaged_value_beyond_the_stored_dtype_stops_the_run(prompts: Path, tmp_path: Path):
+    checkpoint = save_tiny_checkpoint(tmp_path / "loud", chat=True)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[3].mul_(1e8)
+    model.save_pretrained(checkpoint)
+    with pytest.raises(DtypeOverflowError, match="does not fit"):
+        run(tmp_path / "run", checkpoint, prompts, levels=(0,), capture={"store_dtype": "float16"})
+
+
 def test_a_replay_rebuilds_the_damage(made: TraceStore, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     layout = Layout(Path(made.info().paths[0]), "degradation")
     assert replay_stored(layout, 5, model=str(checkpoint), adapter=None, device="cpu").num_replayed == 5
@@ -345,6 +380,42 @@ def test_a_replay_rebuilds_the_damage(made: TraceStore, checkpoint: Path, monkey
     monkeypatch.setattr(TraceStore, "record", altered)
     with pytest.raises(CaptureError, match="differs from a lone eager run"):
         replay_stored(layout, 2, model=str(checkpoint), adapter=None, device="cpu")
+
+
+def test_a_dry_run_counts_perplexity_once_a_level_and_damage_once_a_repeat(
+    checkpoint: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    seconds = {"now": 0.0}
+    own_apply, own_perplexity = degradation.Damaged.apply, degradation.text_perplexity
+    own_capture = degradation.capture
+
+    def slow(call: Any, cost: float) -> Any:
+        def slowed(*args: Any, **kwargs: Any) -> Any:
+            seconds["now"] += cost
+            return call(*args, **kwargs)
+
+        return slowed
+
+    monkeypatch.setattr("time.monotonic", lambda: seconds["now"])
+    monkeypatch.setattr(degradation.Damaged, "apply", slow(own_apply, 10.0))
+    monkeypatch.setattr(degradation, "text_perplexity", slow(own_perplexity, 1000.0))
+    monkeypatch.setattr(degradation, "capture", slow(own_capture, 4.0))
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 4)
+    for given, num_damaged, num_levels in ((None, 8, 0), (str(text), 12, 4)):
+        outcome = run(tmp_path / "run", checkpoint, prompts, perplexity_text=given, output={"dry_run": True})
+        assert outcome.estimate is not None
+        fixed = num_damaged * 10 + num_levels * 1000
+        assert outcome.estimate.overhead_seconds == fixed
+        assert outcome.estimate.seconds == fixed + 4 / 2 * 24  # two groups, levels, repeats; three prompts
+        named = f", perplexity x {num_levels}" if num_levels else ""
+        assert outcome.estimate.overhead == f"damage x {num_damaged}{named}"
+    _print_estimate(outcome, tmp_path / "run")
+    assert "of it: damage x 12, perplexity x 4)" in capsys.readouterr().out
 
 
 def test_perplexity_is_that_of_the_level(checkpoint: Path, prompts: Path, tmp_path: Path):
@@ -438,6 +509,18 @@ def test_free_text_goes_on_over_its_lines(
     for sample in TraceStore(str(tmp_path / "run")):
         assert sample.record.generated_answer == "One.\nTwo.\n\nThree"
         assert sample.record.is_truncated
+
+
+def test_a_bare_text_is_continued(checkpoint: Path, prompts: Path, tmp_path: Path):
+    run(tmp_path / "run", checkpoint, prompts, groups=("mlp",), n_rep=1, prompt={"prompt_form": "plain"})
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    plain = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    record = TraceStore(str(tmp_path / "run")).record("mlp_0_000_000000")
+    ids = tokenizer("Say one word.", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert plain.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=2)[0].tolist() == record.token_ids
+    assert (record.prompt, record.prompt_length) == ("Say one word.", ids.shape[1])
+    assert record.generated_text == tokenizer.decode(record.generated_token_ids)
 
 
 def test_perplexity_of_a_model_with_few_positions(prompts: Path, tmp_path: Path):

@@ -43,6 +43,7 @@ def test_a_level_is_summed_over_its_own_answers_and_what_is_missing_is_left_out(
             perplexity=8.0,
             is_perplexity_finite=True,
             num_nonfinite_values=0,
+            num_overflowed_values=0,
             num_nonfinite_tokens=0,
         ),
         answer("", is_correct=False, token_entropies=[None], perplexity=None),

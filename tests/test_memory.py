@@ -71,7 +71,7 @@ def test_memory_that_is_nearly_full_stops() -> None:
         fake.watch().check()
     assert str(caught.value) == (
         "memory of fake: 96.0% used, above 95%. What is finished is saved; run the same command again when less "
-        "lies beside it on the device"
+        "lies beside it on the device, or with a smaller --batch-size"
     )
     assert (fake.num_released, fake.slept) == (1, [])
 

@@ -4,6 +4,7 @@ import math
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -153,12 +154,58 @@ def test_logits_that_are_not_finite_come_out_as_they_are(sites: tuple[str, ...])
 
 
 def test_finite_values_still_have_to_fit_what_they_are_stored_in() -> None:
-    ready = made("llama", math.nan)
-    with torch.no_grad():
-        ready.model.model.layers[0].mlp.down_proj.weight[3].mul_(1e8)
+    ready = loud()
+    spoil(ready.model, "llama", math.nan)
     config = CaptureConfig(sites=("resid_post_mlp",), store_dtype="float16")
     with pytest.raises(DtypeOverflowError, match=r"^resid_post_mlp, layer 0: .* does not fit torch\.float16"):
         capture(ready, TEXTS, config, allow_nonfinite=True)
+
+
+def loud(scale: float = 1e8) -> TracedModel:
+    """A model with a feature that float16 does not reach, in its first block."""
+    ready = traced("llama")
+    with torch.no_grad():
+        ready.model.model.layers[0].mlp.down_proj.weight[3].mul_(scale)
+    return ready
+
+
+@pytest.mark.parametrize("is_spoilt", [False, True])
+def test_where_overflow_is_allowed_it_is_inf_and_counted(is_spoilt: bool) -> None:
+    config = CaptureConfig(sites=("resid_post_mlp", "hidden_states"), store_dtype="float16")
+    ready = loud()
+    if is_spoilt:
+        spoil(ready.model, "llama", math.nan)
+    whole = capture(ready, TEXTS, msgspec.structs.replace(config, store_dtype="same"), allow_nonfinite=True)
+    traces = capture(ready, TEXTS, config, allow_nonfinite=True, allow_overflow=True)
+    for trace, wide in zip(traces, whole, strict=True):
+        num_beyond = 0
+        for name, stored in trace.tensors.items():
+            with np.errstate(over="ignore"):
+                expected = wide.tensors[name].astype(np.float16)
+            is_beyond = np.isinf(stored) & np.isfinite(wide.tensors[name])
+            num_beyond += int(is_beyond.sum())
+            np.testing.assert_array_equal(stored, expected)
+        assert trace.num_overflowed == num_beyond > 0
+        assert wide.num_overflowed == 0
+
+
+def test_what_overflows_alike_is_replayed_and_what_does_not_is_seen() -> None:
+    config = CaptureConfig(sites=("resid_post_mlp", "hidden_states"), store_dtype="float16")
+    ready = loud()
+    trace = capture(ready, TEXTS, config, allow_nonfinite=True, allow_overflow=True)[0]
+    assert replay(ready, "000001", TEXTS[0], trace, config, allow_nonfinite=True).num_replayed == 1
+    stored = trace.tensors["hidden_states"]
+    stored[np.isinf(stored)] *= -1
+    with pytest.raises(CaptureError, match="hidden_states differs from a lone eager run by inf"):
+        replay(ready, "000001", TEXTS[0], trace, config, allow_nonfinite=True)
+
+
+def test_a_value_at_the_limit_may_be_on_either_side_of_it() -> None:
+    near, over = np.array([1.0, 65500.0], np.float16), np.array([1.0, np.inf], np.float16)
+    far = np.array([1.0, 60000.0], np.float16)
+    for a, b in ((near, over), (over, near), (over, np.array([1.0, 7e9]))):
+        assert _compare("x", a, b, 1e-2, allow_nonfinite=True).max_rel_error == 0
+    assert _compare("x", over, far, 1e-2, allow_nonfinite=True).max_rel_error == math.inf
 
 
 def test_values_that_are_not_finite_are_stored_in_another_dtype() -> None:

@@ -105,6 +105,42 @@ def test_a_plain_prompt_has_system_text_and_solved_examples_before_it() -> None:
     assert spans["assistant_header"] == "\nAnswer:"
 
 
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_a_bare_prompt_is_the_text_alone_whatever_the_tokenizer_has(template: str | None) -> None:
+    made = tokenizer(template, begins=True)
+    plain = prompter(made, prompt_form="plain", default_system="Be brief.")
+    prompt = plain.prompt("The capital of France is")
+    assert (prompt.text, decoded(made, prompt)) == ("The capital of France is", "<s>The capital of France is")
+    assert parts(prompt) == {"user": "The capital of France is"}
+    assert (plain.variant, prompt.template_sha256) == ("base", None)
+
+
+def test_a_bare_prompt_goes_on_after_a_given_system_text_and_solved_examples() -> None:
+    prompt = prompter(tokenizer(), prompt_form="plain", system="Capitals.").prompt(
+        "Spain:", (Exchange("Italy:", "Rome"),)
+    )
+    assert prompt.text == "Capitals.\n\nItaly: Rome\n\nSpain:"
+    assert parts(prompt)["user"] == "Spain:"
+    assert parts(prompt)["system"] == "Capitals."
+
+
+def test_a_form_of_prompts_can_be_chosen() -> None:
+    assert prompter(tokenizer(CHATML), prompt_form="question").prompt(QUESTION).text == f"Question: {QUESTION}\nAnswer:"
+    assert prompter(tokenizer(CHATML), prompt_form="chat").prompt(QUESTION).text.startswith("<|im_start|>user")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt_form": "chat"}, "--prompt-form chat - at `$.prompt.prompt_form`; the tokenizer has no chat template"),
+        ({"prompt_form": "chat", "chat_template": "none"}, "--prompt-form chat with --chat-template none"),
+        ({"prompt_form": "plain", "chat_template": "x.jinja"}, "--prompt-form plain with --chat-template x.jinja"),
+    ],
+)
+def test_a_form_that_the_template_contradicts_is_refused(settings: dict[str, Any], message: str) -> None:
+    assert message in error_of(lambda: prompter(tokenizer(), **settings))
+
+
 def test_the_tokenizers_template_can_be_left_out() -> None:
     made = prompter(tokenizer(CHATML), chat_template="none")
     assert made.variant == "base"

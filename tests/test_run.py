@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import tracekit.run.runner
+import tracekit.run.planner
 from builders.trivia_qa import TriviaQATask
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -332,13 +332,13 @@ def test_a_plan_that_was_edited_is_refused(finished: Path, model: Path, tmp_path
 
 
 def test_another_process_that_plans_first_wins(finished: Path, model: Path, tmp_path: Path, monkeypatch):
-    original = tracekit.run.runner.create_once
+    original = tracekit.run.planner.create_once
 
     def second(path: Path, data: bytes) -> bool:
         original(path, (finished / "plans/trivia_qa.json").read_bytes())
         return original(path, data)
 
-    monkeypatch.setattr(tracekit.run.runner, "create_once", second)
+    monkeypatch.setattr(tracekit.run.planner, "create_once", second)
     with pytest.raises(PlanMismatchError, match="max_new_tokens: 6 there, 7 now"):
         run_trivia(tmp_path / "run", model, generation={"max_new_tokens": 7})
 

@@ -212,14 +212,16 @@ def _print_estimate(outcome: Any, folder: Path) -> None:
     from tracekit.sizes import duration, filesize
 
     estimate = outcome.estimate
+    has_overhead = estimate.overhead_seconds >= 1
+    once = f"; {duration(estimate.overhead_seconds)} of it: {estimate.overhead}" if has_overhead else ""
     rows = {
         "configuration": outcome.config,
-        "examples": f"{estimate.num_examples}",
+        "examples": f"{estimate.num_examples}" + f" more; {estimate.num_there} are there" * (estimate.num_there > 0),
         "prompt tokens": f"{estimate.num_prompt_tokens}",
         "bytes a sample": f"{estimate.bytes_per_sample} ({filesize(estimate.bytes_per_sample)})",
         "total": f"{estimate.total_bytes} ({filesize(estimate.total_bytes)})",
         "shards": f"{estimate.num_shards}",
-        "time": f"about {duration(estimate.seconds)} (from {estimate.num_measured} examples measured here)",
+        "time": f"about {duration(estimate.seconds)} (from {estimate.num_measured} examples measured here{once})",
         "folder": f"{folder} (nothing was written)",
     }
     for name, value in rows.items():

@@ -8,7 +8,7 @@ refused with its path (`Expected int >= 1 - at $.generation.num_beams`), whichev
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import msgspec
 
@@ -84,6 +84,9 @@ class PromptConfig(_Part, frozen=True, kw_only=True):
     """System message; for a model without chat template the first line of the prompt. Default: the task's own."""
     chat_template: str | None = None
     """File with a Jinja chat template to use instead of the tokenizer's; `none` for a plain prompt."""
+    prompt_form: Literal["auto", "chat", "question", "plain"] = "auto"
+    """`chat`: by a chat template; `question`: "Question: ... Answer:"; `plain`: the bare text, for the model to go on
+    with, and no system text but a given one; `auto`: `chat` where there is a template, else `question`."""
     template_kwargs: tuple[str, ...] = ()
     """Arguments for the chat template, `name=value` (`enable_thinking=false`)."""
     num_shots: NonNegative = 0
@@ -123,7 +126,8 @@ class CaptureConfig(_Part, frozen=True, kw_only=True):
     tokens: Literal["all", "prompt", "answer", "last"] = "all"
     """Positions to keep: all, the prompt's, the answer's, or the last prompt token. For attention: query rows."""
     store_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
-    """dtype of the stored tensors; `same` is what the model computes in. A value that overflows stops the run."""
+    """dtype of the stored tensors; `same` is what the model computes in. A value that overflows stops the run, in a
+    damaged model becomes inf."""
     topk: Positive = 5
     """k of the sites topk_ids and topk_logprobs."""
     num_replays: NonNegative = 2
@@ -140,7 +144,8 @@ class OutputConfig(_Part, frozen=True, kw_only=True):
     samples_per_shard: Positive = 256
     """Questions a shard."""
     batch_size: Positive | Literal["auto"] = "auto"
-    """Questions a batch; `auto` fits the device. Halved when memory runs out."""
+    """Questions a batch; `auto` fits the device. Halved when memory runs out. A folder that was begun goes on with a
+    smaller one: its batches stay, and are computed in parts."""
     seed: int = 41
     """Seed of everything that is drawn."""
     dry_run: bool = False
@@ -169,11 +174,15 @@ class RunConfig(_Part, frozen=True, kw_only=True):
 
     `local_files` names settings of theirs that are paths of files: in the dataset stand name and hash instead.
     `not_recorded` names those that decide nothing of what is traced, as who judges it later: the dataset does not know
-    them, and they may differ when a run goes on.
+    them, and they may differ when a run goes on. `grows` names settings that may grow in a folder that is there, lists
+    that get longer and numbers that get larger: the `index` of an example must not depend on them. `eases` names those
+    that may be smaller than the folder's: its batches stay, and are computed in parts.
     """
 
     local_files: ClassVar[tuple[str, ...]] = ()
     not_recorded: ClassVar[tuple[str, ...]] = ()
+    grows: ClassVar[tuple[str, ...]] = ()
+    eases: ClassVar[tuple[str, ...]] = ("output.batch_size",)
     model: ModelConfig = ModelConfig()
     """Which model."""
     source: SourceConfig = SourceConfig()
@@ -188,6 +197,10 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """Where it goes."""
     publish: PublishConfig = PublishConfig()
     """Whether it goes to the Hub."""
+
+    def settled(self) -> Self:
+        """The same run, with settings that follow from others filled in: what is written down."""
+        return self
 
 
 ConfigT = TypeVar("ConfigT", bound=msgspec.Struct)

@@ -3,7 +3,7 @@
 <out>/
   README.md                            the card
   manifest.json                        index of the configurations, written last
-  plans/<config>.json                  written first, never changed
+  plans/<config>.json                  written first; replaced whole where the dataset grows
   manifests/<config>.json              written when the configuration is complete
   schemas/<config>.json                JSON Schema of its record
   data/<config>/<split>-00000.tar      shards
@@ -18,8 +18,10 @@
   logs/ exports/ output/ *.partial     beside the dataset, neither verified nor published
 """
 
+import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +34,7 @@ __all__ = [
     "create_once",
     "forget",
     "is_ignored",
+    "locked",
     "may_become_dataset",
     "shard_name",
     "sync_folder",
@@ -191,6 +194,17 @@ def create_once(path: Path, data: bytes) -> bool:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that is only ever replaced whole, by a holder of its lock: waits for other processes.
+
+    What was read of the file before may be of another one by now: read it again in here.
+    """
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def forget(layout: Layout) -> None:

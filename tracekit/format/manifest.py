@@ -1,6 +1,6 @@
 """Plan, sidecar and manifest: what a run set out to do, what each shard became, and what the dataset is.
 
-    plan       plans/<config>.json        written first, never changed; the shard tasks of the run
+    plan       plans/<config>.json        written first; the shard tasks of the run. Where it grows, more are appended
     sidecar    sidecars/<config>/*.json   written when its shard is whole; its existence means "done"
     manifest   manifests/<config>.json    written when every shard is; counts, hashes, verification
     index      manifest.json              every manifest of the folder, written last
@@ -24,6 +24,7 @@ __all__ = [
     "ConfigEntry",
     "FigureData",
     "FileInfo",
+    "Growth",
     "Index",
     "LayerNorms",
     "Manifest",
@@ -87,6 +88,15 @@ class ShardTask(_Stored, frozen=True, kw_only=True):
     """Rows of the source, batch by batch, in the order in which they are computed and stored."""
 
 
+class Growth(_Stored, frozen=True, kw_only=True):
+    """A step by which a plan grew."""
+
+    num_shards: int
+    """Shards that were there before it: those after them were planned by this step, or a later one."""
+    command: str
+    """The command line until then, without `--out`."""
+
+
 class Plan(_Stored, frozen=True, kw_only=True):
     """What a run sets out to do: enough for any process on a like machine to do any part of it."""
 
@@ -113,7 +123,10 @@ class Plan(_Stored, frozen=True, kw_only=True):
     shards: list[ShardTask]
     """Every shard task."""
     command: str = ""
-    """The command line of this run, without `--out`; empty in plans of older versions. Plans are equal without it."""
+    """The command line of this run, without `--out`; empty in plans of older versions. Plans are equal without it. Of a
+    plan that grew: of the whole, which in an empty folder makes the same samples, dealt out to other shards."""
+    grown: list[Growth] = []
+    """How the plan grew, step by step; the same commands, one after the other, make the same shards."""
 
 
 class SampleIndex(_Stored, frozen=True, kw_only=True):

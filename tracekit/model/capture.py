@@ -8,6 +8,7 @@ alone runs over chunks of those rows, so (B, T, V) never exists.
 Values that are not finite stop a capture, unless they are allowed: damaged models have them. What a text gives would
 then depend on its batch (a masked value that is not finite still spoils the sum in which it has weight 0, and kernels
 differ in what they skip), so where anything in a batch is not finite, each text runs again alone, in eager attention.
+A finite value beyond the dtype it is stored in stops a capture too, unless overflow is allowed: it becomes inf.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,6 +97,8 @@ class Trace(NamedTuple):
     """Raw logits of `asked_ids`, float32 (num_asked,)."""
     asked_logprobs: np.ndarray
     """Their log-probabilities, nats, float32 (num_asked,)."""
+    num_overflowed: int = 0
+    """Values of the model that were finite and stand in the tensors as inf: their dtype does not reach so far."""
 
 
 def capture(
@@ -105,30 +108,42 @@ def capture(
     *,
     num_best: int = 0,
     allow_nonfinite: bool = False,
+    allow_overflow: bool = False,
 ) -> list[Trace]:
     """Run texts through the model once and keep what the configuration asks for.
 
     `num_best` most likely tokens are kept in the place of each scored one. With `allow_nonfinite` values that are not
-    finite are stored as they are in a lone eager pass, next-token numbers too.
+    finite are stored as they are in a lone eager pass, next-token numbers too; with `allow_overflow`, which only has a
+    meaning beside it, finite ones that do not fit `store_dtype` are stored as inf and counted.
 
     Models whose rows influence one another (int8 with outliers) run one text at a time.
 
     Raises:
         CaptureError: an invariant failed: attention rows that do not sum to one, attention to the future (of rows that
             are finite), or a value that is not finite and not allowed to be.
-        DtypeOverflowError: a value does not fit `store_dtype`.
+        DtypeOverflowError: a value does not fit `store_dtype`, and overflow is not allowed.
         UnsupportedSiteError: the model cannot give a requested site.
     """
     if traced.is_row_coupled and len(texts) > 1:
         return [
             trace
             for text in texts
-            for trace in capture(traced, [text], config, num_best=num_best, allow_nonfinite=allow_nonfinite)
+            for trace in capture(
+                traced,
+                [text],
+                config,
+                num_best=num_best,
+                allow_nonfinite=allow_nonfinite,
+                allow_overflow=allow_overflow,
+            )
         ]
-    rows = run_rows(traced, texts, config, allow_nonfinite=allow_nonfinite)
+    rows = run_rows(traced, texts, config, allow_nonfinite=allow_nonfinite, allow_overflow=allow_overflow)
     if allow_nonfinite and not (rows.buffers.is_finite and rows.output.last_hidden_state.isfinite().all()):
         with eager_attention(traced.model, traced.anatomy):
-            alone = [(text, run_rows(traced, [text], config, allow_nonfinite=True)) for text in texts]
+            alone = [
+                (text, run_rows(traced, [text], config, allow_nonfinite=True, allow_overflow=allow_overflow))
+                for text in texts
+            ]
         return [trace for text, row in alone for trace in _traces(traced, row, [text], config, num_best, True)]
     return _traces(traced, rows, texts, config, num_best, allow_nonfinite)
 
@@ -154,7 +169,12 @@ class Rows(NamedTuple):
 
 
 def run_rows(
-    traced: TracedModel, texts: Sequence[Text], config: CaptureConfig, *, allow_nonfinite: bool = False
+    traced: TracedModel,
+    texts: Sequence[Text],
+    config: CaptureConfig,
+    *,
+    allow_nonfinite: bool = False,
+    allow_overflow: bool = False,
 ) -> Rows:
     """Run texts as rows of one batch and capture what the configuration asks for, next-token numbers left out.
 
@@ -166,7 +186,7 @@ def run_rows(
     missing = [site for site in sites if site not in traced.layouts and SITES[site].source != "head"]
     if missing:
         raise UnsupportedSiteError(_cannot_give(traced, missing))
-    buffers = Buffers(traced, texts, sites, config, allow_nonfinite=allow_nonfinite)
+    buffers = Buffers(traced, texts, sites, config, allow_nonfinite=allow_nonfinite, allow_overflow=allow_overflow)
     inputs = _right_pad(texts, traced.device)
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
     wants_hidden = "hidden_states" in sites
@@ -458,9 +478,11 @@ class Buffers:
         config: CaptureConfig,
         *,
         allow_nonfinite: bool = False,
+        allow_overflow: bool = False,
     ) -> None:
         self._traced, self._texts, self._config = traced, texts, config
-        self._allow_nonfinite = allow_nonfinite
+        self._allow_nonfinite, self._allow_overflow = allow_nonfinite, allow_overflow
+        self._num_overflowed = [0] * len(texts)
         self._is_causal = traced.is_causal and not texts[0].inputs  # parts of a picture may see one another
         self.is_finite = True
         self._ranges = [_kept_positions(text, config) for text in texts]
@@ -548,7 +570,9 @@ class Buffers:
             kept = kept[is_finite]
         elif not is_finite.all():
             raise CaptureError(f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype")
-        if kept.numel() and kept.abs().amax() > torch.finfo(stored).max:
+        if self._allow_overflow:
+            self._num_overflowed[i] += int((~torch.isfinite(kept.to(stored))).sum())
+        elif kept.numel() and kept.abs().amax() > torch.finfo(stored).max:
             raise DtypeOverflowError(
                 f"{site}, layer {layer}: {kept.abs().amax().item():g} does not fit {stored} "
                 f"(largest {torch.finfo(stored).max:g}); use another --store-dtype"
@@ -606,6 +630,7 @@ class Buffers:
             numbers.best_logprobs,
             numbers.asked_logits,
             numbers.asked_logprobs,
+            self._num_overflowed[i],
         )
 
 

@@ -117,7 +117,7 @@ class MemoryWatch:
         if decide(share) == "stop":
             raise MemoryPressureError(
                 f"{self._reader.name}: {share:.1%} used, above {_STOP_ABOVE:.0%}. What is finished is saved; run the "
-                "same command again when less lies beside it on the device"
+                "same command again when less lies beside it on the device, or with a smaller --batch-size"
             )
         if decide(share) == "warn":
             if not self._has_warned:

@@ -1,8 +1,9 @@
 """Prompts: chat messages in, the text and ids that the model reads out, with every part's token range.
 
 With a chat template the rendered text is tokenised without adding special tokens (the template writes its own
-beginning-of-sequence token, a second one would shift everything); without one a plain question/answer text is
-tokenised as the tokenizer does by default. `--bos` overrides both, and never leaves two.
+beginning-of-sequence token, a second one would shift everything); without one a plain question/answer text, or the bare
+text that a model is to go on with, is tokenised as the tokenizer does by default. `--bos` overrides both, and never
+leaves two.
 """
 
 import datetime
@@ -57,12 +58,13 @@ class Prompter:
     """Renders and tokenises prompts for one tokenizer and one configuration.
 
     Raises:
-        ConfigError: the chat template cannot be read or does not render.
+        ConfigError: the chat template cannot be read or does not render, or is not what the form of prompts wants.
     """
 
     def __init__(self, tokenizer: Any, config: PromptConfig, *, default_system: str) -> None:
         self._tokenizer, self._config = tokenizer, config
-        self._system = config.system if config.system is not None else default_system
+        self._is_bare = config.prompt_form == "plain"
+        self._system = config.system if config.system is not None else "" if self._is_bare else default_system
         self._template = self._read_template()
         self._arguments = template_kwargs(config)
         try:
@@ -119,7 +121,9 @@ class Prompter:
         Raises:
             ConfigError: the template does not render, or there is no placeholder for a picture.
         """
-        template = self._template or getattr(processor, "chat_template", None)
+        template = self._template
+        if template is None and self._config.prompt_form in ("auto", "chat") and self._config.chat_template != "none":
+            template = getattr(processor, "chat_template", None)
         mark = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)
         if mark is None:
             raise ConfigError(f"{type(processor).__name__} has no placeholder for a picture; leave --image out")
@@ -145,12 +149,24 @@ class Prompter:
         return Prompt(text, token_ids, offsets, spans, question, self.template_sha256)
 
     def _read_template(self) -> str | None:
-        choice = self._config.chat_template
-        if choice == "none":
+        choice, form = self._config.chat_template, self._config.prompt_form
+        if form == "chat" and choice == "none":
+            raise ConfigError("--prompt-form chat with --chat-template none - at `$.prompt.prompt_form`; leave one out")
+        if form in ("question", "plain") and choice not in (None, "none"):
+            raise ConfigError(
+                f"--prompt-form {form} with --chat-template {choice} - at `$.prompt.prompt_form`; leave one out"
+            )
+        if choice == "none" or form in ("question", "plain"):
             return None
         if choice is None:
             template = getattr(self._tokenizer, "chat_template", None)
-            return template.get("default") if isinstance(template, dict) else template
+            template = template.get("default") if isinstance(template, dict) else template
+            if template is None and form == "chat":
+                raise ConfigError(
+                    "--prompt-form chat - at `$.prompt.prompt_form`; the tokenizer has no chat template: give one with "
+                    "--chat-template FILE, or take question or plain"
+                )
+            return template
         try:
             return Path(choice).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -159,7 +175,13 @@ class Prompter:
             ) from error
 
     def _plain(self, exchanges: Sequence[Exchange]) -> tuple[str, int]:
-        """Question/answer text, and where the part after the question starts."""
+        """Question/answer text, or bare text, and where the part after the question starts."""
+        if self._is_bare:
+            parts = [self._system] * bool(self._system) + [
+                f"{question} {answer}" for question, answer in exchanges[:-1]
+            ]
+            text = "\n\n".join([*parts, exchanges[-1].question])
+            return text, len(text)
         solved = [f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in exchanges[:-1]]
         system = f"{self._system}\n\n" if self._system else ""
         before = system + "".join(solved) + f"Question: {exchanges[-1].question}"

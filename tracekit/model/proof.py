@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import ml_dtypes
 import msgspec
 import numpy as np
 import torch
@@ -249,7 +250,8 @@ def replay(
     """Compare captured tensors with the same text, or each of the options, run alone, unpadded, eager.
 
     hidden_states and attentions are compared with transformers' own output, every other site with a lone capture.
-    With `allow_nonfinite` (not for options) values of a text may be not finite, where both are in the same way.
+    With `allow_nonfinite` (not for options) values of a text may be not finite, where both are in the same way; or of
+    one alone, where the other is beyond what the stored dtype holds, or within the tolerance of it.
 
     Raises:
         CaptureError: an error is past the tolerance of the model's dtype.
@@ -259,7 +261,7 @@ def replay(
         assert not allow_nonfinite, "options of a question"
         return _replay_choices(traced, key, text, trace, config)
     assert isinstance(trace, Trace), type(trace)
-    lone = capture(traced, [text], config, allow_nonfinite=allow_nonfinite)[0]
+    lone = capture(traced, [text], config, allow_nonfinite=allow_nonfinite, allow_overflow=allow_nonfinite)[0]
     further = {name: value.to(traced.device) for name, value in text.inputs.items()}
     if text.token_type_ids is not None:
         further["token_type_ids"] = _row(traced, text.token_type_ids)
@@ -440,13 +442,20 @@ def _select(traced: TracedModel, plain: _Reference, spec: TensorSpec) -> np.ndar
     return to_numpy(torch.stack(chosen))
 
 
+def _overflowed_alike(a: np.ndarray, b: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """The same values, inf in both where it is in one and the other is beyond the limit, to the same side."""
+    both = (np.isinf(a) | np.isinf(b)) & (np.abs(a) >= limit) & (np.abs(b) >= limit) & (np.sign(a) == np.sign(b))
+    return np.where(both, np.copysign(np.inf, a), a), np.where(both, np.copysign(np.inf, b), b)
+
+
 def _compare(
     site: str, mine: np.ndarray, reference: np.ndarray, tolerance: float, *, allow_nonfinite: bool = False
 ) -> SiteError:
-    """The errors of a site. Where it is allowed, nan, inf and -inf are equal to themselves, and infinitely far from all
-    else; the rest is measured."""
+    """The errors of a site. Where it is allowed, nan, inf and -inf are equal to themselves, inf to a value at the limit
+    of the stored dtype, and infinitely far from all else; the rest is measured."""
     a, b = mine.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     if allow_nonfinite:
+        a, b = _overflowed_alike(a, b, (1 - tolerance) * float(ml_dtypes.finfo(mine.dtype).max))
         kinds = [np.where(np.isfinite(values), 0.0, values) for values in (a, b)]
         if not np.array_equal(*kinds, equal_nan=True):
             inf = float("inf")

@@ -265,7 +265,7 @@ def _index_problems(root: Path, names: list[str]) -> list[str]:
     if not (root / "README.md").exists():
         return ["README.md: missing; without it `datasets` does not know the features"]
     listed = {entry.name: entry for entry in index.configs}
-    problems = [f"manifest.json: {name} is listed but not there" for name in listed.keys() - set(complete)]
+    problems = [f"manifest.json: {name} is listed but not there" for name in listed.keys() - set(names)]
     for name in complete:
         if name not in listed or listed[name].manifest_sha256 != sha256_file(Layout(root, name).manifest):
             problems.append(f"manifest.json: its entry of {name} is not what manifests/{name}.json says")

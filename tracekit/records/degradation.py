@@ -54,7 +54,8 @@ class DegradationRecord(Record, frozen=True, kw_only=True, tag="degradation", fo
     damage: DamageInfo
     """What was done to the weights."""
     level_index: int
-    """Number of the level among those of the run."""
+    """Number of the level, in the order in which levels came into the dataset: as the run that began it gave them, then
+    as they were added. It stays what it is when the grid grows; `tracekit export` counts by size instead."""
     repeat: int
     """Number of the repeat: other draws of the same damage."""
     generated_text: str
@@ -81,6 +82,9 @@ class DegradationRecord(Record, frozen=True, kw_only=True, tag="degradation", fo
     """Whether it is a number; null where none was asked for."""
     num_nonfinite_values: int
     """Values in the sample's tensors that are not finite."""
+    num_overflowed_values: int
+    """Those of them that the damaged model had as finite ones: they stand as inf, since `--store-dtype` does not reach
+    so far. Always 0 at level 0, where such a value stops the run."""
     num_nonfinite_tokens: int
     """Generated tokens whose log-probability or entropy is not finite."""
     num_layers: int

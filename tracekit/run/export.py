@@ -19,7 +19,7 @@ import msgspec
 
 from tracekit.errors import ConfigError, DatasetError
 from tracekit.format.layout import Layout, choose_config, config_names, write_atomic
-from tracekit.format.manifest import ShardTask, Sidecar, read_plan, read_struct
+from tracekit.format.manifest import Manifest, ShardTask, Sidecar, read_plan, read_struct
 from tracekit.read.store import TraceStore
 from tracekit.records import DegradationRecord
 
@@ -63,7 +63,8 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
         if num_samples is not None and num_samples < len(keys):
             chosen = set(random.Random(0).sample(keys, num_samples))
             keys = [key for key in keys if key in chosen]
-        rows = [_row(store.record(key), logged.get(key, _UNKNOWN)) for key in keys]
+        levels = sorted(read_struct(layout.manifest, Manifest).run.get("levels", []))
+        rows = [_row(store.record(key), logged.get(key, _UNKNOWN), levels) for key in keys]
     first = rows[0]
     parts = (first["degradation_method"], first["model_name"], first["config_name"])
     name = "_".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
@@ -134,8 +135,8 @@ def _of_part(line: Mapping[str, Any], size: int) -> dict[str, Any]:
     }
 
 
-def _row(record: Any, logged: Mapping[str, Any]) -> dict[str, Any]:
-    """One sample in the fields of the scripts."""
+def _row(record: Any, logged: Mapping[str, Any], levels: list[float]) -> dict[str, Any]:
+    """One sample in the fields of the scripts; levels are counted by size, whenever they came into the dataset."""
     if not isinstance(record, DegradationRecord):
         raise ConfigError(f"degradation-json is for the task degradation; this is {record.task_name()}")
     damage, generation, model = record.damage, record.generation, record.model
@@ -155,7 +156,7 @@ def _row(record: Any, logged: Mapping[str, Any]) -> dict[str, Any]:
         "param_group_name": damage.group,
         "std_dev": damage.level if damage.method == "mult_gauss" else None,
         "level_value": damage.level,
-        "level_index": record.level_index,
+        "level_index": levels.index(damage.level),
         "repeat_index": record.repeat,
         "seed": damage.seed,
         "restore_strategy": "subset_in_memory",

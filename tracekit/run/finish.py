@@ -35,13 +35,16 @@ from tracekit.run.metrics import Tally
 
 __all__ = ["done_shards", "finish", "is_finished", "ordered_names", "reopen", "write_index"]
 
+_FINITE = "every value is finite"
 INVARIANTS = [
     "every tensor has the model's own shape, unpadded",
-    "every value is finite",
+    _FINITE,
     "attention rows sum to one (at most one for models with sinks)",
     "causal attention is zero above the diagonal",
 ]
 """What capture checks of every sample (tracekit.model.capture); a sample that fails is never written."""
+_COUNTED = "every value is finite, or counted in num_nonfinite_values"
+"""What holds in its place for damaged models."""
 
 
 def finish(layout: Layout, plan: Plan) -> Manifest:
@@ -157,6 +160,7 @@ def _manifest(
             tally.add(decode_record(bytes(raw), where=f"{sidecar.name}: {index.key}"))
     files = [layout.plan, layout.schema, layout.records_table(split), layout.records_tar(split)]
     num_bytes = sum(shard.num_bytes for shard in shards)
+    has_nonfinite = "num_nonfinite_values" in RECORD_TYPES[plan.task].__struct_fields__
     return Manifest(
         schema_version=plan.schema_version,
         config=plan.config,
@@ -174,7 +178,7 @@ def _manifest(
         ],
         tensors=tensors,
         metrics=tally.metrics(),
-        invariants=INVARIANTS,
+        invariants=[_COUNTED if has_nonfinite and i == _FINITE else i for i in INVARIANTS],
         verification=verification,
         command=plan.command,
         templates=tally.templates(),

@@ -31,7 +31,7 @@ class _Part(NamedTuple):
     layout: Layout
     plan: Plan
     rows: set[int]
-    """Rows of the source that it used."""
+    """Indices of the examples that it used: rows of the source, or numbers made of them."""
 
 
 def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> Manifest:
@@ -43,7 +43,9 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     """
     if out.exists() and any(out.iterdir()):
         raise DatasetError(f"{str(out)!r} exists already; merge writes a new folder")
-    parts = sorted((_open(folder, config) for folder in folders), key=lambda part: min(part.rows))
+    parts = sorted(
+        (_open(folder, config) for folder in folders), key=lambda part: (_slice_of(part.plan), min(part.rows))
+    )
     _check(parts)
     layout = Layout(out, parts[0].layout.config)
     plan = _joined_plan(parts)
@@ -117,6 +119,7 @@ def _joined_plan(parts: Sequence[_Part]) -> Plan:
             for number, task in enumerate(tasks)
         ],
         command=_joined_command([plan.command for plan in plans]),
+        grown=[],
     )
 
 

@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from tracekit.config import RunConfig
-from tracekit.errors import ConfigError, NoSpaceError, PlanMismatchError
+from tracekit.errors import ConfigError, NoSpaceError
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Plan, ShardTask, SourceInfo
 from tracekit.format.shards import sha256_file
@@ -28,9 +28,10 @@ from tracekit.version import __version__
 __all__ = [
     "Estimate",
     "Example",
-    "check_same",
     "check_space",
     "command_line",
+    "deal",
+    "differences",
     "make_plan",
     "num_shards",
     "public_run",
@@ -71,9 +72,15 @@ class Estimate(NamedTuple):
     total_bytes: int
     num_shards: int
     seconds: float
-    """Time of the whole run, from the measured batch."""
+    """Time of the whole run, from the measured batch; what is done once a cell is counted once a cell."""
     num_measured: int
     """Samples in the measured batch."""
+    overhead_seconds: float = 0.0
+    """Time in it that does not depend on the number of samples a cell."""
+    overhead: str = ""
+    """What that goes into."""
+    num_there: int = 0
+    """Examples that are there already, of a run that grows; everything above is without them."""
 
 
 def versions() -> dict[str, str]:
@@ -160,14 +167,6 @@ def make_plan(
     device_type: str,
 ) -> Plan:
     """Deal the examples out to shards and batches. `lengths` are prompt tokens, example by example."""
-    shards = []
-    for number, part in enumerate(_deal(examples, config.output.samples_per_shard)):
-        length_of = {example.index: lengths[place] for place, example in part}
-        batches: list[list[int]] = []
-        for _, cell in groupby(part, key=lambda pair: pair[1].cell):
-            ordered = sorted((example.index for _, example in cell), key=lambda index: (-length_of[index], index))
-            batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-        shards.append(ShardTask(name=shard_name(config.source.split, number), number=number, batches=batches))
     return Plan(
         schema_version=SCHEMA_VERSION,
         config=name,
@@ -179,9 +178,24 @@ def make_plan(
         device_type=device_type,
         num_threads=torch.get_num_threads(),
         versions=versions(),
-        shards=shards,
+        shards=deal(examples, lengths, config=config, batch_size=batch_size),
         command=command_line(task, run, config),
     )
+
+
+def deal(
+    examples: Sequence[Example], lengths: Sequence[int], *, config: RunConfig, batch_size: int, first_shard: int = 0
+) -> list[ShardTask]:
+    """Examples dealt out to shards and batches; shards are counted from `first_shard`."""
+    shards = []
+    for number, part in enumerate(_deal(examples, config.output.samples_per_shard), start=first_shard):
+        batches: list[list[int]] = []
+        for _, cell in groupby(part, key=lambda pair: pair[1].cell):
+            ordered = sorted(cell, key=lambda pair: (-lengths[pair[0]], pair[0]))
+            indices = [example.index for _, example in ordered]
+            batches += [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        shards.append(ShardTask(name=shard_name(config.source.split, number), number=number, batches=batches))
+    return shards
 
 
 def _deal(examples: Sequence[Example], size: int) -> Iterator[list[tuple[int, Example]]]:
@@ -200,25 +214,14 @@ def _deal(examples: Sequence[Example], size: int) -> Iterator[list[tuple[int, Ex
         yield part
 
 
-def check_same(plan: Plan, fresh: Plan, folder: str) -> None:
-    """Refuse to go on in a folder that was begun with something else.
-
-    Raises:
-        PlanMismatchError: the message shows every difference.
-    """
+def differences(plan: Plan, fresh: Plan) -> dict[str, tuple[Any, Any]]:
+    """What two plans set out to do differently, by path: the value of the first and of the second."""
     old, new = (_flat(msgspec.to_builtins(_comparable(p))) for p in (plan, fresh))
-    differences = [
-        f"    {name}: {old.get(name, '(absent)')!r} there, {new.get(name, '(absent)')!r} now"
+    return {
+        name: (old.get(name, "(absent)"), new.get(name, "(absent)"))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
-    ]
-    if not differences and plan.shards != fresh.shards:
-        differences = ["    shards: the plan's batches are not those that its own configuration makes; was it edited?"]
-    if differences:
-        raise PlanMismatchError(
-            f"{folder} was begun with another plan for {plan.config!r}:\n" + "\n".join(differences) + "\n"
-            "Run the original command to go on with it, or choose another --out (or --dataset-config)"
-        )
+    }
 
 
 def check_space(folder: Path, estimate: Estimate, *, num_kept: int | None = None) -> None:
@@ -243,7 +246,9 @@ def _comparable(plan: Plan) -> Plan:
     """A plan without what follows from the rest of it."""
     shards: list[ShardTask] = []
     source = msgspec.structs.replace(plan.source, skipped=[])
-    return msgspec.structs.replace(plan, shards=shards, source=source, batch_size=0, num_threads=0, command="")
+    return msgspec.structs.replace(
+        plan, shards=shards, source=source, batch_size=0, num_threads=0, command="", grown=[]
+    )
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tracekit.config import CaptureConfig, ModelConfig, RunConfig, check
 from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError, TracekitError
-from tracekit.format.layout import MAX_SHARDS, Layout, create_once, forget, may_become_dataset
+from tracekit.format.layout import MAX_SHARDS, Layout, forget, may_become_dataset
 from tracekit.format.manifest import (
     Manifest,
     Plan,
@@ -30,7 +30,6 @@ from tracekit.format.manifest import (
     Verification,
     read_plan,
     read_struct,
-    to_bytes,
 )
 from tracekit.format.shards import ShardWriter
 from tracekit.model.memory import is_out_of_memory, memory_reader
@@ -38,18 +37,11 @@ from tracekit.model.models import load_model, load_tokenizer, max_positions, mod
 from tracekit.model.proof import replay, replay_scored
 from tracekit.model.traced import Loads, TracedModel
 from tracekit.records import ModelInfo, encode_record
-from tracekit.run.finish import done_shards, finish, is_finished
+from tracekit.run.finish import done_shards, is_finished
 from tracekit.run.metrics import hidden_norms
-from tracekit.run.plan import (
-    Estimate,
-    Example,
-    check_same,
-    check_space,
-    make_plan,
-    num_shards,
-    public_run,
-)
-from tracekit.run.task import Builder, Place, Sample, Task
+from tracekit.run.plan import Estimate, Example, check_space, num_shards
+from tracekit.run.planner import Asked, Planner, finish_planned, in_stored_order
+from tracekit.run.task import Builder, Place, Sample, Task, in_parts
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
 from tracekit.talk import logged, note, say
@@ -143,7 +135,7 @@ def preflight(builder: Builder[ConfigT, ExampleT], config: ConfigT) -> None:
     Raises:
         TracekitError: as `execute` would, before anything is computed.
     """
-    _prepare(builder, check(config))
+    _prepare(builder, check(config).settled())
 
 
 def _execute(
@@ -154,69 +146,104 @@ def _execute(
     loader: Loader,
     open_log: Callable[[Path], None],
 ) -> Outcome:
-    name = config.output.dataset_config or builder.name
+    layout = Layout(out, config.output.dataset_config or builder.name)
+    stored = _stored_plan(layout)
+    config = config.settled() if stored is None else in_stored_order(config.settled(), stored.run)
+    say(f"reading {config.source.source}")
+    ready = _prepare(builder, config)
+    for skipped in ready.source.skipped:
+        say(f"skipped: {skipped}")
+    lengths = [ready.task.length(example) for example in ready.examples]
+    device = resolve_device(config.model.device)
+    asked = Asked(ready.examples, lengths, ready.source, ready.info, device.type)
+    planner = Planner(builder.name, config, asked, layout)
+    standing = None if stored is None else planner.standing(stored)
+    output = config.output
+    if stored is not None and not output.dry_run:
+        open_log(layout.text_log)
+        if (outcome := _what_is_there(layout, stored, planner, is_forced=output.force_run)) is not None:
+            return outcome
+    traced = loader.load(
+        config.model, ready.info, ready.tokenizer, resolve_sites(config.capture.sites), ready.task.loads
+    )
+    if stored is not None and output.force_run and not output.dry_run:
+        say(f"deleting what {str(out)!r} has of {layout.config}")
+        forget(layout)
+        stored = standing = None
+    by_index = {example.index: example for example in ready.examples}
+    run = _Run(traced, ready.task, by_index, layout, config.capture, output.batch_size)
+    estimate = None
+    with closing(ready.task):
+        plan = stored
+        if plan is None or standing == "more" or output.dry_run:
+            plan, estimate = _planned(run, planner, stored if standing == "more" else None, config, out)
+        if plan is None:
+            return Outcome(out, layout.config, None, estimate, False, False)
+        open_log(layout.text_log)
+        torch.set_num_threads(plan.num_threads)
+        if run.shards(plan, on_shard):
+            return Outcome(out, layout.config, None, estimate, False, True)
+    say("finishing")
+    manifest = finish_planned(layout, plan)
+    return Outcome(out, layout.config, manifest, estimate, False, manifest is None)
+
+
+class _Planned(NamedTuple):
+    """A plan that holds, None after a dry run; and what it will cost."""
+
+    plan: Plan | None
+    estimate: Estimate
+
+
+def _planned(run: "_Run[Any]", planner: Planner[Any], stored: Plan | None, config: RunConfig, out: Path) -> _Planned:
+    """Measure what is to be computed, beyond a stored plan if there is one, and plan it."""
+    new, lengths = planner.missing(stored)
+    say(f"measuring on {min(_NUM_MEASURED, len(new))} examples")
+    num_there = 0 if stored is None else planner.num_examples - len(new)
+    estimate = run.estimate(new, lengths, config.output.samples_per_shard)._replace(num_there=num_there)
+    if config.output.dry_run:
+        return _Planned(None, estimate)
+    _check_estimate(estimate, config, out)
+    return _Planned(planner.settle(stored, run.batch_size(config.output.batch_size, new, lengths)), estimate)
+
+
+def _stored_plan(layout: Layout) -> Plan | None:
+    """The plan that a folder was begun with, if it was.
+
+    Raises:
+        ConfigError: the folder is a file.
+        DatasetError: the folder holds something else.
+    """
+    out = layout.root
     in_the_way = next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None)
     if in_the_way is not None:
         raise ConfigError(f"--out {str(out)!r}: {str(in_the_way)!r} is a file; give a folder")
-    layout = Layout(out, name)
-    say(f"reading {config.source.source}")
-    examples, source, tokenizer, task, info = _prepare(builder, config)
-    for skipped in source.skipped:
-        say(f"skipped: {skipped}")
-    lengths = [task.length(example) for example in examples]
-    device = resolve_device(config.model.device)
-
-    def plan_for(batch_size: int) -> Plan:
-        return make_plan(
-            name=name,
-            task=builder.name,
-            run=public_run(config, info, source),
-            config=config,
-            model=info,
-            source=source,
-            examples=examples,
-            lengths=lengths,
-            batch_size=batch_size,
-            device_type=device.type,
-        )
-
-    plan = read_plan(layout) if layout.plan.exists() else None
-    if plan is not None:
-        check_same(plan, plan_for(plan.batch_size), str(out))
-        if not config.output.dry_run:
-            open_log(layout.text_log)
-        is_done = done_shards(layout, plan) >= {shard.name for shard in plan.shards}
-        if is_done and not config.output.dry_run and not config.output.force_run:
-            was_complete = is_finished(layout)
-            manifest = read_struct(layout.manifest, Manifest) if was_complete else finish(layout, plan)
-            return Outcome(out, name, manifest, None, was_complete, False)
-    elif not may_become_dataset(out):
+    if layout.plan.exists():
+        return read_plan(layout)
+    if not may_become_dataset(out):
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
-    traced = loader.load(config.model, info, tokenizer, resolve_sites(config.capture.sites), task.loads)
-    if plan is not None and config.output.force_run and not config.output.dry_run:
-        say(f"deleting what {str(out)!r} has of {name}")
-        forget(layout)
-        plan = None
-    run = _Run(traced, task, {example.index: example for example in examples}, layout, config.capture)
-    estimate = None
-    with closing(task):
-        if plan is None or config.output.dry_run:
-            say(f"measuring on {min(_NUM_MEASURED, len(examples))} examples")
-            estimate = run.estimate(examples, lengths, config.output.samples_per_shard)
-            if config.output.dry_run:
-                return Outcome(out, name, None, estimate, False, False)
-            _check_estimate(estimate, config, out)
-            plan = plan_for(run.batch_size(config.output.batch_size, examples, lengths))
-            if not create_once(layout.plan, to_bytes(plan)):  # another process was first
-                first = read_plan(layout)
-                check_same(first, plan_for(first.batch_size), str(out))
-                plan = first
-            open_log(layout.text_log)
-        torch.set_num_threads(plan.num_threads)
-        if run.shards(plan, on_shard):
-            return Outcome(out, name, None, estimate, False, True)
-    say("finishing")
-    return Outcome(out, name, finish(layout, plan), estimate, False, False)
+    return None
+
+
+def _what_is_there(layout: Layout, stored: Plan, planner: Planner[Any], *, is_forced: bool) -> Outcome | None:
+    """The outcome of a run that has nothing to compute; None where it has.
+
+    Raises:
+        PlanMismatchError: less is asked for than what is planned there, and that is not finished or would be deleted.
+    """
+    standing = planner.standing(stored)
+    is_done = done_shards(layout, stored) >= {shard.name for shard in stored.shards}
+    if standing == "less" and is_forced:
+        raise planner.too_little(stored, "and --force-run would delete all of it")
+    if standing == "less" and not is_done:
+        raise planner.too_little(stored, "and is not finished")
+    if standing == "more" or is_forced or not is_done:
+        return None
+    if standing == "less":
+        say(f"{str(layout.root)!r} holds all that is asked for, and more")
+    was_complete = is_finished(layout)
+    manifest = read_struct(layout.manifest, Manifest) if was_complete else finish_planned(layout, stored)
+    return Outcome(layout.root, layout.config, manifest, None, was_complete, manifest is None)
 
 
 class _Ready(NamedTuple, Generic[ExampleT]):
@@ -283,13 +310,16 @@ class _Run(Generic[ExampleT]):
         by_index: dict[int, ExampleT],
         layout: Layout,
         capture: CaptureConfig,
+        batch_size: int | Literal["auto"],
     ) -> None:
         self._traced, self._task, self._by_index = traced, task, by_index
-        self._layout, self._capture = layout, capture
+        self._layout, self._capture, self._batch_size = layout, capture, batch_size
         self._memory = memory_reader(traced.device)
 
     def shards(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it."""
+        if (size := _last_part_size(self._layout, self._batch_size)) is not None:
+            self._task.shrink(size)
         done = done_shards(self._layout, plan)
         todo = [shard for shard in plan.shards if shard.name not in done]
         for shard in plan.shards:
@@ -333,8 +363,10 @@ class _Run(Generic[ExampleT]):
     ) -> tuple[list[Sample], list[int]]:
         """Trace one batch, in smaller parts where memory runs out; the parts are journalled before they are used."""
         noted = writer.parts(number)
-        parts = noted or self._task.parts(self._traced, examples)
-        if noted is None and len(parts) > 1:
+        parts = noted or self._parts(examples)
+        if noted is not None:  # by a process that died over this batch
+            self._task.shrink(max(noted))
+        elif len(parts) > 1:
             writer.note_parts(number, parts)
         while True:
             try:
@@ -353,10 +385,16 @@ class _Run(Generic[ExampleT]):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             size = max(parts) // 2
-            parts = [size] * (len(examples) // size) + [len(examples) % size] * (len(examples) % size > 0)
+            parts = in_parts(len(examples), size)
             say(f"out of memory: batch {number} goes on in parts of {size}")
             self._task.shrink(size)
             writer.note_parts(number, parts)
+
+    def _parts(self, examples: list[ExampleT]) -> list[int]:
+        """Sizes of the parts of a batch: what the task says, else not more at once than was asked for."""
+        if self._task.batch_size is None and isinstance(self._batch_size, int):
+            return in_parts(len(examples), self._batch_size)
+        return self._task.parts(self._traced, examples)
 
     def _replayed(self, samples: Sequence[Sample]) -> Verification:
         try:
@@ -394,6 +432,7 @@ class _Run(Generic[ExampleT]):
         samples = self._task.trace(self._traced, chosen, Place("", 0, 0))
         encoded = [len(encode_record(s.record)) + encode(s.trace.tensors).size for s in samples]
         seconds = time.monotonic() - started
+        overhead = self._task.overhead(examples)
         per_question = len(samples) / len(chosen)
         num_answer = sum(len(s.text.token_ids) - s.text.prompt_length for s in samples) / len(samples)
         total = sum(_scaled_bytes(samples[0], length + num_answer) * per_question for length in lengths)
@@ -403,8 +442,10 @@ class _Run(Generic[ExampleT]):
             bytes_per_sample=round(total / max(1, len(examples) * per_question)) if encoded else 0,
             total_bytes=round(total),
             num_shards=num_shards(examples, samples_per_shard),
-            seconds=seconds / len(chosen) * len(examples),
+            seconds=max(0.0, seconds - overhead.spent) / len(chosen) * len(examples) + overhead.expected,
             num_measured=len(chosen),
+            overhead_seconds=overhead.expected,
+            overhead=overhead.what,
         )
 
     def batch_size(self, asked: int | str, examples: Sequence[ExampleT], lengths: Sequence[int]) -> int:
@@ -432,6 +473,7 @@ class _Run(Generic[ExampleT]):
             "shard": shard.name,
             "batch": batch,
             "parts": parts,
+            "asked_batch_size": self._batch_size,
             "num_samples": num_samples,
             "seconds": round(seconds, 3),
             "max_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
@@ -441,6 +483,17 @@ class _Run(Generic[ExampleT]):
         self._layout.log.parent.mkdir(parents=True, exist_ok=True)
         with self._layout.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _last_part_size(layout: Layout, batch_size: int | str) -> int | None:
+    """The largest part of the batch that the same command computed last, by the run log; None where it was whole."""
+    lines = layout.log.read_text(encoding="utf-8").splitlines() if layout.log.exists() else []
+    try:
+        last = json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError:  # torn when the machine went down
+        return None
+    is_same = last.get("asked_batch_size") == batch_size and len(last.get("parts", ())) > 1
+    return max(last["parts"]) if is_same else None
 
 
 def _no_memory(what: str) -> CaptureError:

@@ -18,7 +18,7 @@ from tracekit.model.traced import Loads, TracedModel
 from tracekit.records import SCHEMA_VERSION, Record
 from tracekit.run.plan import Example
 
-__all__ = ["Builder", "Place", "Sample", "Task", "answered_fields"]
+__all__ = ["Builder", "Overhead", "Place", "Sample", "Task", "answered_fields", "in_parts"]
 
 ExampleT = TypeVar("ExampleT", bound=Example)
 ConfigT_contra = TypeVar("ConfigT_contra", bound=RunConfig, contravariant=True)
@@ -33,6 +33,17 @@ class Place(NamedTuple):
     """Number of the shard."""
     first_index: int
     """Place of the first of them in its shard."""
+
+
+class Overhead(NamedTuple):
+    """Seconds that go into a run whatever the number of samples in a cell."""
+
+    spent: float = 0.0
+    """Those of the traces so far."""
+    expected: float = 0.0
+    """Those of a whole run."""
+    what: str = ""
+    """What they go into, in words."""
 
 
 class Sample(NamedTuple):
@@ -75,6 +86,12 @@ def answered_fields(
     }
 
 
+def in_parts(count: int, size: int) -> list[int]:
+    """Sizes of the parts of `count` examples, at most `size` each."""
+    whole, rest = divmod(count, size)
+    return [size] * whole + [rest] * (rest > 0)
+
+
 class Task(Generic[ExampleT]):
     """A builder at work on one configuration. Builders inherit from it and write the first three methods."""
 
@@ -103,8 +120,12 @@ class Task(Generic[ExampleT]):
         """Sizes of the parts in which a batch is to be traced; asked before every batch."""
         return [len(examples)]
 
+    def overhead(self, examples: Sequence[ExampleT]) -> Overhead:
+        """What traces do once a cell, by what those so far took; `examples` are those of the whole run."""
+        return Overhead()
+
     def shrink(self, size: int) -> None:
-        """Memory ran out: the batch goes on in parts of this size."""
+        """Memory ran out, now or where the run was left: batches go on in parts of this size."""
 
     def close(self) -> None:
         """The run is over, or has failed: leave the model as it was."""
