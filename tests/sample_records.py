@@ -14,10 +14,12 @@ from tracekit.records import (
     DegradationRecord,
     GenerationSettings,
     IntrospectionRecord,
+    Message,
     ModelInfo,
     NextTokenRecord,
     Record,
     SampledAnswer,
+    ServeRecord,
     Span,
     TriviaQARecord,
     Word,
@@ -331,6 +333,28 @@ def degradation_record(**changes: Any) -> DegradationRecord:
     return DegradationRecord(**(_shared(config="degradation") | fields | changes))
 
 
+def serve_record(**changes: Any) -> ServeRecord:
+    """A chat request, answered up to a stop string."""
+    fields: dict[str, Any] = {
+        "endpoint": "chat",
+        "messages": [Message(role="system", content="Be brief."), Message(role="user", content="Why?")],
+        "generated_text": "Qbc",
+        "generated_answer": "b",
+        "generated_token_ids": [2, 3],
+        "token_logprobs": [-0.5, -1.0],
+        "token_entropies": [0.5, 1.0],
+        "finish_reason": "stop",
+        "stop_string": "c",
+        "stop": ["c"],
+        "request_seed": 7,
+        "is_streamed": True,
+        "is_truncated": False,
+        "shard": 0,
+        "num_layers": 1,
+    }
+    return ServeRecord(**(_shared(config="serve") | fields | changes))
+
+
 def record_of(task: str) -> Record:
     """A record of a task."""
     made = {
@@ -340,5 +364,6 @@ def record_of(task: str) -> Record:
         "csqa_mcq": csqa_mcq_record,
         "introspection": introspection_record,
         "degradation": degradation_record,
+        "serve": serve_record,
     }
     return made[task]()

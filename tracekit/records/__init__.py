@@ -25,6 +25,7 @@ from tracekit.records.degradation import DamageInfo, DegradationRecord
 from tracekit.records.introspection import ConfidenceBin, IntrospectionRecord
 from tracekit.records.next_token import NextTokenRecord, Word
 from tracekit.records.schema import arrow_schema, field_docs, json_schema
+from tracekit.records.serve import Message, ServeRecord
 from tracekit.records.trivia_qa import SampledAnswer, TriviaQARecord
 
 __all__ = [
@@ -39,10 +40,12 @@ __all__ = [
     "DegradationRecord",
     "GenerationSettings",
     "IntrospectionRecord",
+    "Message",
     "ModelInfo",
     "NextTokenRecord",
     "Record",
     "SampledAnswer",
+    "ServeRecord",
     "Span",
     "Tallied",
     "TriviaQARecord",
@@ -61,6 +64,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "csqa_mcq": CsqaMcqRecord,
     "introspection": IntrospectionRecord,
     "degradation": DegradationRecord,
+    "serve": ServeRecord,
 }
 """Record type of every task."""
 
