@@ -184,10 +184,9 @@ class _EachRow(LogitsProcessor):
     def __init__(self, decodings: Sequence[Decoding]) -> None:
         self._rows = [_draws(one, [one.seed]) if one.temperature > 0 else None for one in decodings]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Any, scores: Any) -> Tensor:
         rows = zip(self._rows, input_ids.split(1), scores.split(1), strict=True)
-        drawn: list[Any] = [row if draw is None else draw(ids, row) for draw, ids, row in rows]
-        return torch.cat(drawn)
+        return torch.cat([row if draw is None else draw(ids, row) for draw, ids, row in rows])
 
 
 class _RawLogprobs(LogitsProcessor):
@@ -211,7 +210,7 @@ class _Watch(StoppingCriteria):
         self._token_ids: list[list[int]] = [[] for _ in decodings]
         self._reasons = [""] * len(decodings)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if not self._reasons[row]:
                 self._take(row, token)
