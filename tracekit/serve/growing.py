@@ -44,13 +44,13 @@ _RESERVED = 1000
 class GrowingDataset:
     """Writes samples of one configuration as they come. Use as a context manager; one process at a time.
 
-    On entering, the folder is locked, its plan compared with `plan` (or written), a finished configuration opened
-    again, and a shard that an earlier process left half-way taken up.
+    On entering, the folder is locked, and its plan compared with `plan`, or written. `begin` opens a finished
+    configuration again and takes up a shard that an earlier process left half-way.
 
     Raises:
         ShardLockedError: another server has the folder.
         PlanMismatchError: the folder was begun with other settings, and has samples.
-        DatasetError: the folder is something else, or its sidecars are missing.
+        DatasetError: the folder is something else; on `begin`, its sidecars are missing.
     """
 
     def __init__(self, layout: Layout, plan: Plan, *, samples_per_shard: int, close_after: float) -> None:
@@ -71,8 +71,6 @@ class GrowingDataset:
         with ExitStack() as stack:
             self._keys = stack.enter_context(_KeysFile(self._layout))
             self._check_plan()
-            reopen(self._layout)
-            self._find_place()
             self._stack = stack.pop_all()
         return self
 
@@ -82,8 +80,17 @@ class GrowingDataset:
         if self._writer is not None:
             self._writer.__exit__(kind, error, trace)
             self._writer = None
-        self._note_keys(self._next_key)
+        if self._reserved > self._next_key:
+            self._note_keys(self._next_key)
         self._stack.close()
+
+    def begin(self) -> None:
+        """Have the dataset go on where it stands.
+
+        Raises: as `tracekit.run.finish.reopen` and `ShardWriter`.
+        """
+        reopen(self._layout)
+        self._find_place()
 
     def take_key(self) -> str:
         """A key that no sample has, and that is given away once."""

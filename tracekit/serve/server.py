@@ -18,7 +18,7 @@ import torch
 import uvicorn
 
 from tracekit.config import CaptureConfig, ModelConfig, PromptConfig, RunConfig, check
-from tracekit.errors import ConfigError
+from tracekit.errors import ConfigError, TracekitError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, Plan, SourceInfo
 from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info, resolve_device
@@ -87,9 +87,10 @@ class LoggingServer:
             if failure is not None:
                 note(f"error: {failure}")
                 raise failure
-            if self._engine.has_ended_well:
-                say("finishing")
-                self.manifest = self._dataset.finish()
+            if not self._engine.has_ended_well:
+                raise TracekitError("the server stopped by an error of its own; the traceback is above")
+            say("finishing")
+            self.manifest = self._dataset.finish()
 
     @property
     def names(self) -> list[str]:
@@ -145,6 +146,7 @@ class LoggingServer:
         open_log(self._layout.text_log)
         say(f"loading {self._info.id}")
         traced = load_model(model, self._info, tokenizer, sites)
+        self._dataset.begin()
         self._engine = Engine(
             traced,
             self._dataset,

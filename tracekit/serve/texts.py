@@ -48,8 +48,8 @@ class TextStream:
     def _let_out(self, new: str, *, is_last: bool) -> str:
         held = self._held + new
         places = [(held.find(one), one) for one in self._stop if one in held]
-        if places:
-            cut, self.stop_string = min(places, key=lambda pair: (pair[0], -len(pair[1])))
+        if places:  # the first to be complete, however the text came in tokens
+            cut, self.stop_string = min(places, key=lambda pair: (pair[0] + len(pair[1]), pair[0]))
         else:
             cut = len(held) if is_last else len(held) - self._num_held(held)
         out, self._held = held[:cut], held[cut:]
