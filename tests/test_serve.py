@@ -27,6 +27,7 @@ from tracekit.errors import (
     ShardLockedError,
     TracekitError,
 )
+from tracekit.format import shards as shards_module
 from tracekit.serve import engine as engine_module
 from tracekit.serve.server import LoggingServer
 
@@ -166,6 +167,24 @@ def test_a_shard_is_closed_some_time_after_its_first_sample(chat_model: Path, tm
     with serving(tmp_path / "out", chat_model, close_after=0.3) as server:
         ask(server.url)
         wait_for(lambda: verify(tmp_path / "out").num_samples == 1)
+
+
+def test_a_shard_that_is_just_being_closed_is_no_problem(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, seen = tmp_path / "out", []
+    original = shards_module.write_atomic
+
+    def watched(path: Path, data: bytes) -> None:
+        if path.parent.parent.name == "sidecars":  # its tar has its name, its sidecar is not there
+            seen.append(verify(out))
+        original(path, data)
+
+    monkeypatch.setattr(shards_module, "write_atomic", watched)
+    with serving(out, chat_model, samples_per_shard=1) as server:
+        for _ in range(2):
+            ask(server.url)
+    assert [(report.problems, report.num_samples) for report in seen] == [([], 0), ([], 1)]
 
 
 def test_a_restart_goes_on_with_shards_and_keys(chat_model: Path, tmp_path: Path):

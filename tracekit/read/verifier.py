@@ -280,9 +280,9 @@ def _strangers(root: Path, names: list[str]) -> list[str]:
     for layout in (Layout(root, name) for name in names):
         plan = read_plan(layout)
         split = plan.source.split
-        paths = [layout.shard(name) for name in shard_names(layout, plan) if layout.sidecar(name).exists()]
-        # a shard that is being closed has its name already, and its journal until it has its sidecar
-        paths += [path for path in found if plan.is_growing and layout.journal(path.stem).exists()]
+        # a shard that is being closed has its name, and its journal until it has its sidecar: asked in this order
+        paths = [path for path in found if plan.is_growing and layout.journal(path.stem).exists()]
+        paths += [layout.shard(name) for name in shard_names(layout, plan) if layout.sidecar(name).exists()]
         if layout.manifest.exists():
             paths += [layout.shard(shard.name) for shard in read_struct(layout.manifest, Manifest).shards]
         paths += [layout.records_table(split), layout.records_tar(split)]
