@@ -14,11 +14,13 @@ from tracekit.records import (
     DegradationRecord,
     GenerationSettings,
     IntrospectionRecord,
+    Message,
     ModelInfo,
     NextTokenRecord,
     NonsenseEntitiesRecord,
     Record,
     SampledAnswer,
+    ServeRecord,
     Span,
     TriviaQARecord,
     WikiQARecord,
@@ -378,6 +380,28 @@ def nonsense_entities_record(**changes: Any) -> NonsenseEntitiesRecord:
     return NonsenseEntitiesRecord(**(_shared(config="nonsense_entities") | fields | changes))
 
 
+def serve_record(**changes: Any) -> ServeRecord:
+    """A chat request, answered up to a stop string."""
+    fields: dict[str, Any] = {
+        "endpoint": "chat",
+        "messages": [Message(role="system", content="Be brief."), Message(role="user", content="Why?")],
+        "generated_text": "Qbc",
+        "generated_answer": "b",
+        "generated_token_ids": [2, 3],
+        "token_logprobs": [-0.5, -1.0],
+        "token_entropies": [0.5, 1.0],
+        "finish_reason": "stop",
+        "stop_string": "c",
+        "stop": ["c"],
+        "request_seed": 7,
+        "is_streamed": True,
+        "is_truncated": False,
+        "shard": 0,
+        "num_layers": 1,
+    }
+    return ServeRecord(**(_shared(config="serve") | fields | changes))
+
+
 def record_of(task: str) -> Record:
     """A record of a task."""
     made = {
@@ -389,5 +413,6 @@ def record_of(task: str) -> Record:
         "degradation": degradation_record,
         "wiki_qa": wiki_record,
         "nonsense_entities": nonsense_entities_record,
+        "serve": serve_record,
     }
     return made[task]()

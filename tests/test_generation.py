@@ -14,7 +14,15 @@ from transformers import GenerationConfig as HFGenerationConfig
 from tests.tiny_models import VOCAB_SIZE, tiny_model, token_ids, traced
 from tracekit.config import CaptureConfig, GenerationConfig
 from tracekit.model.capture import Text, capture
-from tracekit.model.generation import Generated, _GumbelNoise, answer_deterministically, answer_sampled
+from tracekit.model.generation import (
+    Decoding,
+    Generated,
+    Listener,
+    _GumbelNoise,
+    answer_deterministically,
+    answer_sampled,
+    answer_variously,
+)
 from tracekit.model.models import _clean_generation_config
 from tracekit.model.traced import TracedModel
 
@@ -356,3 +364,68 @@ def test_a_model_without_end_token_runs_to_the_limit() -> None:
     answers = answer_deterministically(made, PROMPTS, settings(max_new_tokens=40))
     assert [len(answer.token_ids) for answer in answers] == [40] * 4
     assert {answer.finish_reason for answer in answers} == {"length"}
+
+
+# ---------------------------------------------------------------- rows of their own
+
+
+def heard(made: TracedModel, decodings: Sequence[Decoding], stop_after: int | None = None) -> tuple[Any, Any, Any]:
+    """Answers, the steps of each row, and what was told at each row's end."""
+    steps: list[list[Any]] = [[] for _ in decodings]
+    ends: dict[int, Generated] = {}
+
+    def step(row: int, made: Any) -> bool:
+        assert row not in ends, "a row that has ended goes on"
+        steps[row].append(made)
+        return stop_after is not None and len(steps[row]) == stop_after
+
+    answers = answer_variously(made, PROMPTS, decodings, Listener(step, lambda row, answer: ends.update({row: answer})))
+    return answers, steps, [ends[row] for row in range(len(decodings))]
+
+
+def test_rows_of_one_batch_are_decoded_each_in_its_own_way() -> None:
+    made = traced("llama", sites=())
+    hot = {"temperature": 0.8, "top_p": 0.9, "top_k": 20}
+    decodings = [
+        Decoding(NUM_NEW),
+        Decoding(NUM_NEW, **hot, seed="a"),
+        Decoding(3),
+        Decoding(NUM_NEW, temperature=1.5, seed="b"),
+    ]
+    answers, steps, ends = heard(made, decodings)
+    greedy = answer_deterministically(made, PROMPTS, settings())
+    drawn = answer_sampled(made, PROMPTS, settings(**hot), ["a"] * 4)
+    hotter = answer_sampled(made, PROMPTS, settings(temperature=1.5), ["b"] * 4)
+    assert answers == [greedy[0], drawn[1], Generated(greedy[2].token_ids[:3], "length"), hotter[3]]
+    assert ends == answers
+    assert [[one.token_id for one in row] for row in steps] == [answer.token_ids for answer in answers]
+
+
+def test_a_row_ends_with_its_own_end_of_sequence_which_is_no_step() -> None:
+    made = traced("llama", sites=())
+    eos = end_tokens(made)
+    answers, steps, _ = heard(with_eos(made, eos), [Decoding(NUM_NEW)] * 4)
+    assert answers == answer_deterministically(made, PROMPTS, settings())
+    with_eos(made, [])
+    assert {answer.finish_reason for answer in answers} == {"stop", "length"}
+    for answer, row in zip(answers, steps, strict=True):
+        assert len(row) == len(answer.token_ids) - answer.eos_included
+
+
+def test_a_listener_ends_rows() -> None:
+    made = traced("llama", sites=())
+    answers, _, _ = heard(made, [Decoding(NUM_NEW)] * 4, stop_after=2)
+    greedy = answer_deterministically(made, PROMPTS, settings())
+    assert answers == [Generated(answer.token_ids[:2], "length") for answer in greedy]
+
+
+def test_steps_tell_the_raw_models_log_probabilities_where_they_are_asked_for() -> None:
+    made = traced("llama", sites=())
+    decodings = [Decoding(4, num_best=2), Decoding(4, temperature=0.5, seed="x", num_best=0), Decoding(4), Decoding(4)]
+    answers, steps, _ = heard(made, decodings)
+    texts = [Text(prompt + answer.token_ids, len(prompt)) for prompt, answer in zip(PROMPTS, answers, strict=True)]
+    traces = capture(made, texts, CaptureConfig(sites=("none",)), num_best=2)
+    for row in (0, 1):
+        np.testing.assert_allclose([one.logprob for one in steps[row]], traces[row].logprobs, atol=1e-5)
+    assert [[token for token, _ in one.best] for one in steps[0]] == traces[0].best_ids.tolist()
+    assert {one.logprob for row in steps[2:] for one in row} == {None}

@@ -527,3 +527,38 @@ def test_gpt2s_tokenizer_adds_nothing_unless_asked(question: str, shared: Path) 
     assert [(span.start, span.stop) for span in begun.spans] == [
         (span.start + 1, span.stop + 1) for span in prompt.spans
     ]
+
+
+# ---------------------------------------------------------------- conversations and texts
+
+
+def test_a_conversation_is_what_the_template_renders_and_its_parts_are_found() -> None:
+    made = tiny_tokenizer(chat=True)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "He."},
+        {"role": "user", "content": "Why?"},
+    ]
+    prompt = prompter(made).conversation(messages)
+    assert prompt.text == made.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert prompt.token_ids == made(prompt.text, add_special_tokens=False).input_ids
+    assert prompt.input_text == "Why?"
+    assert parts(prompt) == {"system": "Be brief.", "user": "Why?", "assistant_header": "<|assistant|>"}
+
+
+def test_a_conversation_without_a_template_or_against_it_is_refused() -> None:
+    messages = [{"role": "user", "content": "Why?"}]
+    assert "no chat template" in error_of(lambda: prompter(tiny_tokenizer()).conversation(messages))
+    made = tiny_tokenizer()
+    made.chat_template = "{{ raise_exception('roles must alternate') }}"
+    assert "roles must alternate" in error_of(lambda: prompter(made).conversation(messages))
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_text_to_be_continued_is_tokenised_as_the_tokenizer_does(chat: bool) -> None:
+    made = tiny_tokenizer(chat=chat)
+    prompt = prompter(made).plain("Once upon")
+    assert (prompt.text, prompt.token_ids) == ("Once upon", made("Once upon").input_ids)
+    assert (parts(prompt), prompt.template_sha256) == ({"user": "Once upon"}, None)
+    assert prompter(made).plain("").spans == []

@@ -18,15 +18,18 @@ from tracekit.analysis.distances import COMPARED_SITES
 from tracekit.analysis.levels import draw_levels
 from tracekit.analysis.showing import show_config, show_samples, stats_lines, verification_lines
 from tracekit.analysis.stats import ConfigStats, stats
+from tracekit.config import CaptureConfig, ModelConfig, PromptConfig
 from tracekit.errors import ConfigError
 from tracekit.format.journal import Sent
 from tracekit.format.layout import Layout, config_names, write_atomic
+from tracekit.format.manifest import read_plan
 from tracekit.hub import HubPath
 from tracekit.read.remote import list_configs
 from tracekit.read.store import TraceStore
+from tracekit.serve.settings import ServerSettings, check_installed
 from tracekit.sizes import filesize
 
-__all__ = ["Command", "Diff", "Export", "Merge", "Publish", "Show", "Verify"]
+__all__ = ["Command", "Diff", "Export", "Merge", "Publish", "Serve", "Show", "Verify"]
 
 _NUM_SHOWN = 5
 
@@ -61,7 +64,10 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
         with tqdm(total=total, unit="B", unit_scale=True, desc="verify", disable=None) as bar:
             report = verify(root, config=self.dataset_config, progress=bar.update)
         for name in report.open_configs:
-            print(f"open: {name} is not finished; what is there was checked. Run its command again to go on")
+            more = "Run its command again to go on"
+            if read_plan(Layout(root, name)).is_growing:
+                more = "It grows while `tracekit serve` runs, which finishes it when it is stopped"
+            print(f"open: {name} is not finished; what is there was checked. {more}")
         for problem in report.problems:
             print(f"wrong: {problem}")
         if report.problems:
@@ -352,7 +358,51 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
 
-Command = Verify | Show | Export | Diff | Merge | Publish
+class Serve(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer as OpenAI's API does, and log a trace of every request as a sample of a dataset that grows."""
+
+    out: str
+    """Folder of the dataset; one that a server began goes on."""
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()
+    """The model."""
+    capture: tyro.conf.OmitArgPrefixes[CaptureConfig] = CaptureConfig(sites=("hidden_states",), num_replays=1)
+    """What is recorded."""
+    server: tyro.conf.OmitArgPrefixes[ServerSettings] = ServerSettings()
+    """Where it listens, how much it takes, when it closes shards."""
+    chat_template: str | None = None
+    """File with a Jinja chat template to use instead of the tokenizer's; `none` for completions alone."""
+    template_kwargs: tuple[str, ...] = ()
+    """Arguments for the chat template, `name=value` (`enable_thinking=false`)."""
+    seed: int = 41
+    """Seed of what is drawn for requests that give none."""
+    dataset_config: str | None = None
+    """Name of the configuration inside the dataset; `serve` by default."""
+
+    def run(self) -> int:
+        check_installed()
+        from tracekit.serve.server import LoggingServer
+
+        prompt = PromptConfig(chat_template=self.chat_template, template_kwargs=self.template_kwargs)
+        with LoggingServer(
+            Path(self.out),
+            model=self.model,
+            capture=self.capture,
+            prompt=prompt,
+            settings=self.server,
+            seed=self.seed,
+            config=self.dataset_config,
+        ) as server:
+            print("\n".join(server.about()), flush=True)
+            server.run()
+        if server.manifest is None:
+            print(f"{self.out} has no sample yet; the same command goes on with it")
+            return 0
+        print(f"{sum(split.num_samples for split in server.manifest.splits)} samples in {self.out}")
+        _next(f"tracekit verify {shlex.quote(self.out)}")
+        return 0
+
+
+Command = Verify | Show | Export | Diff | Merge | Publish | Serve
 
 
 def _json(value: Any) -> str:

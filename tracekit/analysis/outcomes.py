@@ -129,6 +129,15 @@ FIELDS: dict[str, Fields] = {
         ),
         conditions=("damage.method", "damage.group", "damage.level", "damage.seed"),
     ),
+    "serve": Fields(
+        same=("prompt",),
+        answer="generated_answer",
+        numbers=(
+            ("entropy", "token_entropies"),
+            ("logprob", "token_logprobs"),
+            ("truncated_share", "is_truncated"),
+        ),
+    ),
 }
 """What the fields of each task say."""
 

@@ -68,6 +68,7 @@ _TASK_CATEGORIES = {
     "degradation": "text-generation",
     "wiki_qa": "question-answering",
     "nonsense_entities": "question-answering",
+    "serve": "text-generation",
 }
 _DEMO = ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")  # its package is no repository on the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -284,7 +285,9 @@ def _for_template(manifest: Manifest, *, has_figures: bool) -> dict[str, Any]:
 
 def _decoding(run: dict[str, Any]) -> str:
     """How answers were decoded, in words."""
-    generation = run.get("generation", {})
+    if "generation" not in run:
+        return "as each request asked, see `generation` of its record"
+    generation = run["generation"]
     beams, more = generation.get("num_beams", 1), generation.get("num_samples", 1) - 1
     words = f"beam search, {beams} beams" if beams > 1 else "greedy"
     if run.get("do_sample"):

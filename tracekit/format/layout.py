@@ -14,6 +14,7 @@
   labels/<config>/<set>.jsonl          labels that a judge gave the samples, and their summary: <set>.json
   load_traces.py                       loading script for `datasets`
   figures/<config>-*.png               figures of a published card
+  data/<config>/keys.partial           lock of a server, and the first number it has not given away as a key
   hub/<owner>--<name>.jsonl            what was sent to the Hub (stays here, not published)
   logs/ exports/ output/ *.partial     beside the dataset, neither verified nor published
 """
@@ -121,6 +122,10 @@ class Layout(NamedTuple):
 
     def journal(self, name: str) -> Path:
         return self.root / "data" / self.config / f"{name}.journal{PARTIAL_SUFFIX}"
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "data" / self.config / f"keys{PARTIAL_SUFFIX}"
 
     def records_table(self, split: str) -> Path:
         return self.root / "records" / self.config / f"{split}.parquet"

@@ -43,6 +43,8 @@ __all__ = [
     "newest_schema",
     "read_plan",
     "read_struct",
+    "shard_names",
+    "shard_number",
     "to_bytes",
 ]
 
@@ -127,6 +129,8 @@ class Plan(_Stored, frozen=True, kw_only=True):
     plan that grew: of the whole, which in an empty folder makes the same samples, dealt out to other shards."""
     grown: list[Growth] = []
     """How the plan grew, step by step; the same commands, one after the other, make the same shards."""
+    is_growing: bool = False
+    """Whether samples come as they are asked for, as a server's do: its shards are then those that have a sidecar."""
 
 
 class SampleIndex(_Stored, frozen=True, kw_only=True):
@@ -449,3 +453,15 @@ def to_bytes(struct: msgspec.Struct, *, compact: bool = False) -> bytes:
 def read_plan(layout: Layout) -> Plan:
     """The plan of a configuration."""
     return read_struct(layout.plan, Plan)
+
+
+def shard_names(layout: Layout, plan: Plan) -> list[str]:
+    """The shards of a plan, done or not; of a growing one those that have a sidecar, by number."""
+    if not plan.is_growing:
+        return [shard.name for shard in plan.shards]
+    return sorted((path.stem for path in layout.sidecar("").parent.glob("*.json")), key=shard_number)
+
+
+def shard_number(name: str) -> int:
+    """Number of a shard, from its name."""
+    return int(name.rpartition("-")[2])

@@ -6,7 +6,7 @@ a text does not depend on what else is in its batch.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,8 @@ from transformers import (
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -26,7 +28,17 @@ from tracekit.config import GenerationConfig
 from tracekit.model.traced import TracedModel
 from tracekit.records import GenerationSettings
 
-__all__ = ["Generated", "answer_deterministically", "answer_once", "answer_sampled", "settings_of"]
+__all__ = [
+    "Decoding",
+    "Generated",
+    "Listener",
+    "Step",
+    "answer_deterministically",
+    "answer_once",
+    "answer_sampled",
+    "answer_variously",
+    "settings_of",
+]
 
 
 class Generated(NamedTuple):
@@ -43,6 +55,60 @@ class Generated(NamedTuple):
         return self.finish_reason == "stop"
 
 
+class Decoding(NamedTuple):
+    """How one row of a batch is decoded, whatever the others are."""
+
+    max_new_tokens: int
+    """Longest answer, in tokens."""
+    temperature: float = 0.0
+    """Temperature; 0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus mass."""
+    top_k: int = 0
+    """Most likely tokens kept; 0 keeps all."""
+    seed: str = ""
+    """Decides the draw; unused where greedy."""
+    num_best: int | None = None
+    """Most likely tokens to be told of at each step, with the token's own log-probability; None for neither."""
+
+
+class Step(NamedTuple):
+    """One token of one row, as it is generated."""
+
+    token_id: int
+    """The token."""
+    logprob: float | None
+    """Its log-probability under the raw model, nats; None where it was not asked for."""
+    best: list[tuple[int, float]]
+    """The most likely tokens in its place with their log-probabilities, best first."""
+
+
+class Listener(NamedTuple):
+    """Whom generation tells of its rows while it goes on."""
+
+    step: Callable[[int, Step], bool]
+    """Given the row and every token but an end of sequence; returns True to end the row after it."""
+    end: Callable[[int, "Generated"], object]
+    """Given the row once it has ended, with its answer."""
+
+
+def answer_variously(
+    traced: TracedModel, prompts: Sequence[list[int]], decodings: Sequence[Decoding], listener: Listener
+) -> list[Generated]:
+    """One answer to each prompt, each decoded in its own way. Rows that `listener` ended finish by `length`."""
+    processors = LogitsProcessorList()
+    scores = None
+    if any(decoding.num_best is not None for decoding in decodings):
+        scores = _RawLogprobs()
+        processors.append(scores)
+    if any(decoding.temperature > 0 for decoding in decodings):
+        processors.append(_EachRow(decodings))
+    watch = _Watch(decodings, set(traced.model.generation_config.eos_token_id or []), listener, scores)
+    longest = GenerationConfig(max_new_tokens=max(decoding.max_new_tokens for decoding in decodings))
+    _generate(traced, prompts, longest, num_beams=1, processors=processors, stopping=StoppingCriteriaList([watch]))
+    return watch.answers()
+
+
 def answer_deterministically(
     traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, **further: Any
 ) -> list[Generated]:
@@ -55,13 +121,7 @@ def answer_sampled(
     traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, seeds: Sequence[str], **further: Any
 ) -> list[Generated]:
     """One sampled answer to each prompt; `seeds` decide the draw, whatever the batch. `further` as in `answer_once`."""
-    processors = LogitsProcessorList([TemperatureLogitsWarper(config.temperature)])
-    if config.top_k > 0:
-        processors.append(TopKLogitsWarper(config.top_k))
-    if config.top_p < 1:
-        processors.append(TopPLogitsWarper(config.top_p))
-    processors.append(_GumbelNoise(seeds))
-    return _generate(traced, prompts, config, num_beams=1, processors=processors, **further)
+    return _generate(traced, prompts, config, num_beams=1, processors=_draws(config, seeds), **further)
 
 
 def answer_once(
@@ -107,6 +167,79 @@ class _GumbelNoise(LogitsProcessor):
         return scores + gumbel.to(device=scores.device, dtype=torch.float32)
 
 
+def _draws(config: GenerationConfig | Decoding, seeds: Sequence[str]) -> LogitsProcessorList:
+    """What makes of scores noisy ones, so that their argmax is a draw."""
+    processors = LogitsProcessorList([TemperatureLogitsWarper(config.temperature)])
+    if config.top_k > 0:
+        processors.append(TopKLogitsWarper(config.top_k))
+    if config.top_p < 1:
+        processors.append(TopPLogitsWarper(config.top_p))
+    processors.append(_GumbelNoise(seeds))
+    return processors
+
+
+class _EachRow(LogitsProcessor):
+    """Draws rows that are sampled, each by its own settings, and leaves the others."""
+
+    def __init__(self, decodings: Sequence[Decoding]) -> None:
+        self._rows = [_draws(one, [one.seed]) if one.temperature > 0 else None for one in decodings]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Tensor:
+        rows = zip(self._rows, input_ids.split(1), scores.split(1), strict=True)
+        return torch.cat([row if draw is None else draw(ids, row) for draw, ids, row in rows])
+
+
+class _RawLogprobs(LogitsProcessor):
+    """Keeps the last step's log-probabilities under the raw model, (B, V), nats."""
+
+    def __init__(self) -> None:
+        self.last: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.last = scores.float().log_softmax(-1)
+        return scores
+
+
+class _Watch(StoppingCriteria):
+    """Tells a listener of every token, and ends each row where it ends, whatever the others do."""
+
+    def __init__(
+        self, decodings: Sequence[Decoding], eos_ids: set[int], listener: Listener, scores: _RawLogprobs | None
+    ) -> None:
+        self._decodings, self._eos_ids, self._listener, self._scores = decodings, eos_ids, listener, scores
+        self._token_ids: list[list[int]] = [[] for _ in decodings]
+        self._reasons = [""] * len(decodings)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            if not self._reasons[row]:
+                self._take(row, token)
+        return torch.tensor([bool(reason) for reason in self._reasons], device=input_ids.device)
+
+    def answers(self) -> list[Generated]:
+        """Every row's answer."""
+        return [Generated(ids, reason) for ids, reason in zip(self._token_ids, self._reasons, strict=True)]
+
+    def _take(self, row: int, token: int) -> None:
+        ids = self._token_ids[row]
+        ids.append(token)
+        if token in self._eos_ids:
+            self._reasons[row] = "stop"
+        elif self._listener.step(row, self._step(row, token)) or len(ids) == self._decodings[row].max_new_tokens:
+            self._reasons[row] = "length"
+        if self._reasons[row]:
+            self._listener.end(row, Generated(ids, self._reasons[row]))
+
+    def _step(self, row: int, token: int) -> Step:
+        num_best = self._decodings[row].num_best
+        if num_best is None or self._scores is None:
+            return Step(token, None, [])
+        assert self._scores.last is not None
+        logprobs_V = self._scores.last[row]
+        values, ids = logprobs_V.topk(num_best)
+        return Step(token, float(logprobs_V[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
 def _generate(
     traced: TracedModel,
     prompts: Sequence[list[int]],
@@ -116,6 +249,7 @@ def _generate(
     processors: LogitsProcessorList,
     inputs: Sequence[Mapping[str, Tensor]] = (),
     segments: Sequence[Sequence[int]] = (),
+    stopping: StoppingCriteriaList | None = None,
 ) -> list[Generated]:
     model: Any = traced.model
     own = model.generation_config
@@ -138,7 +272,12 @@ def _generate(
     )
     with torch.inference_mode():
         output = model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors, **further
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            logits_processor=processors,
+            stopping_criteria=stopping,
+            **further,
         )
     eos_ids = set(own.eos_token_id or [])
     return [_cut(row, eos_ids, config.max_new_tokens) for row in output[:, longest:].tolist()]

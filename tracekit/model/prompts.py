@@ -88,32 +88,55 @@ class Prompter:
         """Render one question after the solved examples."""
         exchanges = [*shots, Exchange(question)]
         text, header_start = self._plain(exchanges) if self._template is None else self._chat(exchanges)
-        token_ids, offsets = self._tokenize(text)
-        spans = self._spans(text, offsets, question, header_start, bool(shots))
+        token_ids, offsets = self._tokenize(text, is_plain=self._template is None)
+        spans = _spans(text, offsets, question, header_start, system=self._system, has_shots=bool(shots))
         return Prompt(text, token_ids, offsets, spans, question, self.template_sha256)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
-        """Render a whole chat, `role` and `content` of each message; the configured system message is not added.
-
-        Without a template it is written out, for models that only go on with a text:
+        """Render a whole chat, `role` and `content` of each message, as `conversation`; without a template it is
+        written out, for models that only go on with a text:
 
             You judge answers.                  the system message
 
             User: Is Paris in France?
             Assistant:
 
-        Spans and input text are left empty.
-
         Raises:
-            ConfigError: the template does not render these messages.
+            ConfigError: the template does not take these messages.
         """
         if self._template is not None:
-            text = self._render([dict(message) for message in messages], add_generation_prompt=True)
-        else:
-            form = {"system": "{}\n\n", "user": "User: {}\n", "assistant": "Assistant: {}\n"}
-            text = "".join(form[one["role"]].format(one["content"]) for one in messages) + "Assistant:"
-        token_ids, offsets = self._tokenize(text)
-        return Prompt(text, token_ids, offsets, [], "", self.template_sha256)
+            return self.conversation(messages)
+        form = {"system": "{}\n\n", "user": "User: {}\n", "assistant": "Assistant: {}\n"}
+        return self.plain("".join(form[one["role"]].format(one["content"]) for one in messages) + "Assistant:")
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
+        """Render a conversation, each message with `role` and `content`, and no other system message.
+
+        Raises:
+            ConfigError: there is no chat template, or it does not take these messages.
+        """
+        if self._template is None:
+            raise ConfigError("the model has no chat template, so it takes no conversation; give the text itself")
+        try:
+            text, before = (
+                self._rendered(self._tokenizer, self._template, [*messages], add_generation_prompt=opens)
+                for opens in (True, False)
+            )
+        except _render_errors() as error:
+            raise ConfigError(f"the chat template does not take these messages: {error}") from error
+        header_start = len(before) if text.startswith(before) else len(text)
+        token_ids, offsets = self._tokenize(text, is_plain=False)
+        system = next((one["content"] for one in messages if one["role"] == "system"), "")
+        user = next((one["content"] for one in reversed(messages) if one["role"] == "user"), "")
+        spans = _spans(text, offsets, user, header_start, system=system)
+        return Prompt(text, token_ids, offsets, spans, user, self.template_sha256)
+
+    def plain(self, text: str) -> Prompt:
+        """A text to be continued as it is, tokenised as the tokenizer does by default."""
+        token_ids, offsets = self._tokenize(text, is_plain=True)
+        start, stop = tokens_of(offsets, 0, len(text))
+        spans = [Span(name="user", start=start, stop=stop)] if stop > start else []
+        return Prompt(text, token_ids, offsets, spans, text, None)
 
     def render_with_picture(self, processor: Any, question: str) -> str:
         """The text of a question with one picture before it, by a processor's chat template; one placeholder.
@@ -145,7 +168,7 @@ class Prompter:
         """A prompt that was tokenised elsewhere."""
         found = text.rfind(question.strip())
         header_start = found + len(question.strip()) if found >= 0 else len(text)
-        spans = self._spans(text, offsets, question, header_start, has_shots=False)
+        spans = _spans(text, offsets, question, header_start, system=self._system)
         return Prompt(text, token_ids, offsets, spans, question, self.template_sha256)
 
     def _read_template(self) -> str | None:
@@ -224,40 +247,36 @@ class Prompter:
             **self._arguments,
         )
 
-    def _tokenize(self, text: str) -> tuple[list[int], list[list[int]]]:
+    def _tokenize(self, text: str, *, is_plain: bool) -> tuple[list[int], list[list[int]]]:
+        """Ids and offsets of a text; of a plain one, which no template wrote, with what the tokenizer adds."""
         encoded = self._tokenizer(
-            text, add_special_tokens=self._template is None and self._config.bos != "never", return_offsets_mapping=True
+            text, add_special_tokens=is_plain and self._config.bos != "never", return_offsets_mapping=True
         )
         ids, offsets = list(encoded.input_ids), [list(pair) for pair in encoded.offset_mapping]
         eos = self._tokenizer.eos_token_id
-        if (
-            self._template is None
-            and ids
-            and eos is not None
-            and ids[-1] == eos
-            and not text.endswith(self._tokenizer.eos_token)
-        ):
+        if is_plain and ids and eos is not None and ids[-1] == eos and not text.endswith(self._tokenizer.eos_token):
             ids, offsets = ids[:-1], offsets[:-1]  # tokenizers that close every text: the answer comes here
         return with_bos(self._tokenizer, ids, offsets, self._config.bos)
 
-    def _spans(
-        self, text: str, offsets: list[list[int]], question: str, header_start: int, has_shots: bool
-    ) -> list[Span]:
-        """Token ranges of the prompt's parts, found in the rendered text."""
-        user = text.rfind(question.strip(), 0, header_start)
-        user = user if user >= 0 else header_start
-        parts: list[tuple[str, int, int]] = []
-        system_start = text.find(self._system.strip()) if self._system and self._system.strip() else -1
-        system_end = 0
-        if 0 <= system_start < user:
-            system_end = system_start + len(self._system.strip())
-            parts.append(("system", system_start, system_end))
-        if has_shots:
-            parts.append(("shots", system_end, user))
-        parts.append(("user", user, min(user + len(question.strip()), header_start)))
-        parts.append(("assistant_header", header_start, len(text)))
-        spans = [(name, *tokens_of(offsets, start, stop)) for name, start, stop in parts]
-        return [Span(name=name, start=start, stop=stop) for name, start, stop in spans if stop > start]
+
+def _spans(
+    text: str, offsets: list[list[int]], question: str, header_start: int, *, system: str, has_shots: bool = False
+) -> list[Span]:
+    """Token ranges of the prompt's parts, found in the rendered text."""
+    user = text.rfind(question.strip(), 0, header_start)
+    user = user if user >= 0 else header_start
+    parts: list[tuple[str, int, int]] = []
+    system_start = text.find(system.strip()) if system.strip() else -1
+    system_end = 0
+    if 0 <= system_start < user:
+        system_end = system_start + len(system.strip())
+        parts.append(("system", system_start, system_end))
+    if has_shots:
+        parts.append(("shots", system_end, user))
+    parts.append(("user", user, min(user + len(question.strip()), header_start)))
+    parts.append(("assistant_header", header_start, len(text)))
+    spans = [(name, *tokens_of(offsets, start, stop)) for name, start, stop in parts]
+    return [Span(name=name, start=start, stop=stop) for name, start, stop in spans if stop > start]
 
 
 def _render_errors() -> tuple[type[Exception], ...]:

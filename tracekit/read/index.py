@@ -28,6 +28,7 @@ from tracekit.format.manifest import (
     Verification,
     read_plan,
     read_struct,
+    shard_names,
 )
 from tracekit.hub import HubPath
 from tracekit.read.remote import ByteRange, RemoteShards, open_remote
@@ -250,10 +251,10 @@ def _open_unfinished(layout: Layout) -> Folder:
     plan = read_plan(layout)
     _check_contract(plan, layout.plan)
     by_split: dict[str, list[Sidecar]] = {}
-    for task in plan.shards:
-        if layout.sidecar(task.name).exists():
-            split = task.name.rpartition("-")[0]
-            by_split.setdefault(split, []).append(read_struct(layout.sidecar(task.name), Sidecar))
+    for name in shard_names(layout, plan):
+        if layout.sidecar(name).exists():
+            split = name.rpartition("-")[0]
+            by_split.setdefault(split, []).append(read_struct(layout.sidecar(name), Sidecar))
     shards = [
         Shard(layout.shard(one.name), split, one.number, one.num_bytes)
         for split, sidecars in by_split.items()

@@ -23,6 +23,7 @@ from tracekit.format.manifest import (
     Sidecar,
     read_plan,
     read_struct,
+    shard_names,
 )
 from tracekit.format.shards import RawSample, iter_samples, sha256_file
 from tracekit.records import SCHEMA_VERSION, CsqaMcqRecord, Record, decode_record
@@ -99,9 +100,9 @@ class _Config:
         if self.manifest is not None:
             yield from self.manifest.shards
             return
-        for task in self._plan.shards:
-            if self._layout.sidecar(task.name).exists():
-                sidecar = read_struct(self._layout.sidecar(task.name), Sidecar)
+        for name in shard_names(self._layout, self._plan):
+            if self._layout.sidecar(name).exists():
+                sidecar = read_struct(self._layout.sidecar(name), Sidecar)
                 keys = [sample.key for sample in sidecar.samples]
                 yield ShardInfo(
                     name=sidecar.name,
@@ -274,17 +275,20 @@ def _index_problems(root: Path, names: list[str]) -> list[str]:
 
 def _strangers(root: Path, names: list[str]) -> list[str]:
     """Files where `datasets` would read them, but which no manifest knows; and links."""
+    found = sorted(root.rglob("*"))  # before what is declared: a shard may be closed in between
     declared: set[str] = set()
     for layout in (Layout(root, name) for name in names):
         plan = read_plan(layout)
         split = plan.source.split
-        paths = [layout.shard(task.name) for task in plan.shards if layout.sidecar(task.name).exists()]
+        # a shard that is being closed has its name, and its journal until it has its sidecar: asked in this order
+        paths = [path for path in found if plan.is_growing and layout.journal(path.stem).exists()]
+        paths += [layout.shard(name) for name in shard_names(layout, plan) if layout.sidecar(name).exists()]
         if layout.manifest.exists():
             paths += [layout.shard(shard.name) for shard in read_struct(layout.manifest, Manifest).shards]
         paths += [layout.records_table(split), layout.records_tar(split)]
         declared |= {path.relative_to(root).as_posix() for path in paths}
     problems = []
-    for path in sorted(root.rglob("*")):
+    for path in found:
         relative = path.relative_to(root).as_posix()
         if path.is_symlink() and (path.is_dir() or not path.exists()):
             problems.append(f"{relative}: a symbolic link to {'a folder' if path.exists() else 'nothing'}")

@@ -26,6 +26,7 @@ from tracekit.records.introspection import ConfidenceBin, IntrospectionRecord
 from tracekit.records.next_token import NextTokenRecord, Word
 from tracekit.records.nonsense_entities import NonsenseEntitiesRecord
 from tracekit.records.schema import arrow_schema, field_docs, json_schema
+from tracekit.records.serve import Message, ServeRecord
 from tracekit.records.trivia_qa import SampledAnswer, TriviaQARecord
 from tracekit.records.wiki_qa import WikiQARecord
 
@@ -41,11 +42,13 @@ __all__ = [
     "DegradationRecord",
     "GenerationSettings",
     "IntrospectionRecord",
+    "Message",
     "ModelInfo",
     "NextTokenRecord",
     "NonsenseEntitiesRecord",
     "Record",
     "SampledAnswer",
+    "ServeRecord",
     "Span",
     "Tallied",
     "TriviaQARecord",
@@ -67,6 +70,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "degradation": DegradationRecord,
     "wiki_qa": WikiQARecord,
     "nonsense_entities": NonsenseEntitiesRecord,
+    "serve": ServeRecord,
 }
 """Record type of every task."""
 

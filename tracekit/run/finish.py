@@ -26,6 +26,7 @@ from tracekit.format.manifest import (
     index_entry,
     newest_schema,
     read_struct,
+    shard_names,
     to_bytes,
 )
 from tracekit.format.shards import sha256_file
@@ -51,9 +52,14 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
     """Write everything that follows from a plan's sidecars; the manifest and the index last.
 
     Raises:
-        DatasetError: a shard is not done.
+        DatasetError: a shard is not done, or a dataset that grows has none.
     """
-    missing = [shard.name for shard in plan.shards if not layout.sidecar(shard.name).exists()]
+    names = shard_names(layout, plan)
+    missing = [name for name in names if not layout.sidecar(name).exists()]
+    if plan.is_growing and not names:
+        raise DatasetError(
+            f"{layout.root}: {layout.config} has no sample yet; a dataset without any cannot be finished"
+        )
     if missing:
         raise DatasetError(
             f"{layout.root}: {len(missing)} shards are not done ({missing[0]} first); run the command again"
@@ -61,8 +67,8 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
     split = plan.source.split
 
     def sidecars() -> Iterator[Sidecar]:
-        for shard in plan.shards:
-            yield read_struct(layout.sidecar(shard.name), Sidecar)
+        for name in names:
+            yield read_struct(layout.sidecar(name), Sidecar)
 
     write_records_table(layout.records_table(split), plan.task, sidecars())
     write_records_tar(layout.records_tar(split), sidecars())
@@ -102,11 +108,11 @@ def done_shards(layout: Layout, plan: Plan) -> set[str]:
     finished = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
     sizes = {shard.name: shard.num_bytes for shard in finished}
     done = sent_shards(layout)
-    for shard in plan.shards:
-        path = layout.shard(shard.name)
-        is_known = layout.sidecar(shard.name).exists()
-        if path.exists() and (is_known or sizes.get(shard.name) == path.stat().st_size):
-            done.add(shard.name)
+    for name in shard_names(layout, plan):
+        path = layout.shard(name)
+        is_known = layout.sidecar(name).exists()
+        if path.exists() and (is_known or sizes.get(name) == path.stat().st_size):
+            done.add(name)
     return done
 
 
@@ -159,18 +165,21 @@ def _manifest(
         for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
             tally.add(decode_record(bytes(raw), where=f"{sidecar.name}: {index.key}"))
     files = [layout.plan, layout.schema, layout.records_table(split), layout.records_tar(split)]
-    num_bytes = sum(shard.num_bytes for shard in shards)
+    num_bytes, num_samples = sum(shard.num_bytes for shard in shards), sum(shard.num_samples for shard in shards)
+    source = plan.source
+    if plan.is_growing:  # its rows are what was asked of it
+        source = msgspec.structs.replace(source, num_rows=num_samples, num_used=num_samples)
     has_nonfinite = "num_nonfinite_values" in RECORD_TYPES[plan.task].__struct_fields__
     return Manifest(
         schema_version=plan.schema_version,
         config=plan.config,
         task=plan.task,
         model=plan.model,
-        source=plan.source,
+        source=source,
         run=plan.run,
         device_type=plan.device_type,
         versions=plan.versions,
-        splits=[SplitInfo(name=split, num_samples=sum(s.num_samples for s in shards), num_bytes=num_bytes)],
+        splits=[SplitInfo(name=split, num_samples=num_samples, num_bytes=num_bytes)],
         shards=shards,
         files=[
             FileInfo(path=str(path.relative_to(layout.root)), num_bytes=path.stat().st_size, sha256=sha256_file(path))

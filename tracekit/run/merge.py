@@ -65,6 +65,11 @@ def _open(folder: Path, config: str | None) -> _Part:
     if not layout.manifest.exists():
         raise DatasetError(f"{str(folder)!r}: {layout.config} is not finished; run its command again first")
     plan = read_plan(layout)
+    if plan.is_growing:
+        raise DatasetError(
+            f"{str(folder)!r}: {layout.config} grows with what is asked of a server and has no slice of a source to be "
+            "joined by. Read several folders as one: TraceStore([one, other])"
+        )
     return _Part(layout, plan, {row for shard in plan.shards for batch in shard.batches for row in batch})
 
 

@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from tracekit.config import RunConfig
-from tracekit.errors import ConfigError, NoSpaceError
+from tracekit.errors import ConfigError, NoSpaceError, PlanMismatchError
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Plan, ShardTask, SourceInfo
 from tracekit.format.shards import sha256_file
@@ -31,8 +31,10 @@ __all__ = [
     "check_space",
     "command_line",
     "deal",
+    "difference_lines",
     "differences",
     "make_plan",
+    "mismatch",
     "num_shards",
     "public_run",
     "versions",
@@ -222,6 +224,19 @@ def differences(plan: Plan, fresh: Plan) -> dict[str, tuple[Any, Any]]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     }
+
+
+def mismatch(folder: Path, plan: Plan, found: dict[str, tuple[Any, Any]]) -> PlanMismatchError:
+    """The error for a folder that was begun with something else; `found` are the differences that matter."""
+    return PlanMismatchError(
+        f"{folder} was begun with another plan for {plan.config!r}:\n{difference_lines(found)}\n"
+        "Run the original command to go on with it, or choose another --out (or --dataset-config)"
+    )
+
+
+def difference_lines(found: dict[str, tuple[Any, Any]]) -> str:
+    """Differences of two plans, a line each."""
+    return "\n".join(f"    {name}: {old!r} there, {new!r} now" for name, (old, new) in found.items())
 
 
 def check_space(folder: Path, estimate: Estimate, *, num_kept: int | None = None) -> None:

@@ -22,7 +22,16 @@ from tracekit.format.layout import Layout, create_once, locked, write_atomic
 from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_plan, to_bytes
 from tracekit.records import ModelInfo
 from tracekit.run.finish import finish, reopen
-from tracekit.run.plan import Example, command_line, deal, differences, make_plan, public_run
+from tracekit.run.plan import (
+    Example,
+    command_line,
+    deal,
+    difference_lines,
+    differences,
+    make_plan,
+    mismatch,
+    public_run,
+)
 
 __all__ = ["Asked", "Planner", "Standing", "finish_planned", "in_stored_order"]
 
@@ -66,10 +75,7 @@ class Planner(Generic[ExampleT]):
         growing = self._growing(found)
         eased = {name for name in found if self._is_eased(name.removeprefix("run."), *found[name], stored)}
         if others := found.keys() - growing - eased:
-            raise PlanMismatchError(
-                f"{self._layout.root} was begun with another plan for {stored.config!r}:\n{_lines(found, others)}\n"
-                "Run the original command to go on with it, or choose another --out (or --dataset-config)"
-            )
+            raise mismatch(self._layout.root, stored, _only(found, others))
         there, now = _indices(stored), {example.index for example in self._asked.examples}
         if there == now:
             is_as_planned = sum(map(len, _batches(stored))) == len(there)
@@ -81,7 +87,7 @@ class Planner(Generic[ExampleT]):
         if there - now and now - there:
             raise PlanMismatchError(
                 f"{self._layout.root} was begun with {len(there - now)} examples of {stored.config!r} that this run "
-                f"leaves out:\n{_lines(found, growing)}\n"
+                f"leaves out:\n{difference_lines(_only(found, growing))}\n"
                 "A folder only grows: ask for what is there as well, or choose another --out (or --dataset-config)"
             )
         return "more" if now - there else "less"
@@ -98,7 +104,7 @@ class Planner(Generic[ExampleT]):
         found = differences(stored, self._plan(stored.batch_size))
         return PlanMismatchError(
             f"{self._layout.root} was begun with more of {stored.config!r} than this run asks for, {why}:\n"
-            f"{_lines(found, self._growing(found))}\nRun what it was begun with:\n    {stored.command}"
+            f"{difference_lines(_only(found, self._growing(found)))}\nRun what it was begun with:\n    {stored.command}"
         )
 
     def settle(self, stored: Plan | None, batch_size: int) -> Plan:
@@ -209,8 +215,8 @@ def _indices(plan: Plan) -> set[int]:
     return {index for batch in _batches(plan) for index in batch}
 
 
-def _lines(found: dict[str, tuple[Any, Any]], names: set[str]) -> str:
-    return "\n".join(f"    {name}: {found[name][0]!r} there, {found[name][1]!r} now" for name in sorted(names))
+def _only(found: dict[str, tuple[Any, Any]], names: set[str]) -> dict[str, tuple[Any, Any]]:
+    return {name: found[name] for name in sorted(names)}
 
 
 def _get(of: Any, name: str) -> Any:

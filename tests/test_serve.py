@@ -1,0 +1,663 @@
+"""The logging server, asked by the official client: answers, traces, refusals, and what a reader sees meanwhile."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.serving_for_tests import ask, client_of, new_server, post, serving
+from tests.tiny_checkpoint import save_tiny_checkpoint
+from tracekit import TraceStore, verify
+from tracekit.errors import (
+    CaptureError,
+    ConfigError,
+    DatasetError,
+    ModelError,
+    PlanMismatchError,
+    ShardLockedError,
+    TracekitError,
+)
+from tracekit.format import shards as shards_module
+from tracekit.serve import engine as engine_module
+from tracekit.serve.server import LoggingServer
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - bound for a moment
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint with a chat template; its answers are full of characters of several tokens."""
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("chat") / "tiny", chat=True)
+
+
+@pytest.fixture(scope="module")
+def server(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoggingServer]:
+    """A server whose shards stay open: for what needs no dataset."""
+    with serving(tmp_path_factory.mktemp("served") / "out", chat_model, limit_body=5000, limit_new_tokens=64) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def lone(chat_model: Path) -> Any:
+    """The same model in plain transformers, eager."""
+    return AutoModelForCausalLM.from_pretrained(chat_model, attn_implementation="eager").eval()
+
+
+def requests(count: int) -> list[dict[str, Any]]:
+    """Requests of every kind: lengths, greedy and sampled, chats and completions, streamed or not."""
+    return [
+        {
+            "is_chat": number % 2 == 0,
+            "text": f"Who wrote book {number}? " * (1 + number % 5),
+            "max_tokens": 1 + number % 7 * 3,
+            "temperature": 0 if number % 3 else 0.5 + number / count,
+            "top_p": 1.0 if number % 4 else 0.9,
+            "seed": number if number % 6 == 0 else None,
+            "stream": number % 5 < 2,
+        }
+        for number in range(count)
+    ]
+
+
+def answer_to(client: openai.OpenAI, request: dict[str, Any]) -> tuple[str, str, str]:
+    """Key, text and finish reason of a request by the official client."""
+    settings = {name: request[name] for name in ("max_tokens", "temperature", "top_p", "seed", "stream")}
+    if request["is_chat"]:
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": request["text"]}]
+        raw = client.chat.completions.with_raw_response.create(model="tiny", messages=messages, **settings)
+    else:
+        raw = client.completions.with_raw_response.create(model="tiny", prompt=request["text"], **settings)
+    reply, key = raw.parse(), raw.headers["x-tracekit-key"]
+    if not request["stream"]:
+        choice = reply.choices[0]
+        return key, choice.message.content if request["is_chat"] else choice.text, choice.finish_reason
+    chunks = [chunk.choices[0] for chunk in reply]
+    texts = [chunk.delta.content if request["is_chat"] else chunk.text for chunk in chunks]
+    return key, "".join(text or "" for text in texts), chunks[-1].finish_reason
+
+
+def test_64_mixed_requests_at_once_each_have_the_trace_and_the_text_of_a_lone_run(
+    chat_model: Path, lone: Any, tmp_path: Path
+):
+    out = tmp_path / "out"
+    asked = requests(64)
+    with serving(out, chat_model, max_batch=16, batch_wait_ms=100, samples_per_shard=20) as server:
+        client = client_of(server.url)
+        with ThreadPoolExecutor(64) as pool:
+            answers = list(pool.map(lambda request: answer_to(client, request), asked))
+        again = {n: answer_to(client, asked[n]) for n in range(0, 64, 6)}  # sampled with a seed, now alone
+    assert len({key for key, _, _ in answers}) == 64
+    for n, (_, text, _) in again.items():
+        assert text == answers[n][1], "a draw depends on its batch"
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    together = [json.loads(line)["num_together"] for line in (out / "logs/serve.jsonl").read_text().splitlines()]
+    assert max(together) > 8, "nothing was batched"
+    report = verify(out)
+    assert (report.problems, report.num_samples, report.open_configs) == ([], 75, [])
+    with TraceStore(out) as store:
+        assert store.info().verification.num_replayed == len({record.as_py() for record in store.records["shard"]})
+        for request, (key, text, reason) in zip(asked, answers, strict=True):
+            record = store[key].record
+            assert (record.generated_answer, record.finish_reason) == (text, reason)
+            assert record.generation.do_sample == (request["temperature"] > 0)
+            assert record.is_streamed == request["stream"]
+            ids = torch.tensor([record.token_ids])
+            with torch.inference_mode():
+                output = lone(ids, output_hidden_states=True)
+            for layer, expected in enumerate(output.hidden_states):
+                mine = store.hidden_states(key, layer=layer)
+                np.testing.assert_allclose(mine, expected[0].numpy(), atol=1e-5, rtol=1e-5)
+            logprobs = output.logits[0].log_softmax(-1)
+            picked = logprobs[record.prompt_length - 1 : -1].gather(1, ids[0, record.prompt_length :, None])[:, 0]
+            np.testing.assert_allclose(record.token_logprobs, picked.numpy(), atol=1e-5)
+            if request["temperature"] == 0:
+                prompt = ids[:, : record.prompt_length]
+                with torch.inference_mode():
+                    alone = lone.generate(prompt, do_sample=False, max_new_tokens=request["max_tokens"])
+                generated = alone[0, record.prompt_length :].tolist()
+                assert record.generated_token_ids == generated
+                assert text == tokenizer.decode(generated, skip_special_tokens=True)
+
+
+def test_a_finished_folder_is_loaded_by_datasets(chat_model: Path, tmp_path: Path):
+    from datasets import load_dataset
+
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        key = ask(server.url, "Who wrote it?").headers["x-tracekit-key"]
+    rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows[0]["json"]["messages"] == [{"role": "user", "content": "Who wrote it?"}]
+    assert rows[0]["__key__"] == key
+    assert "Requests that a logging server" in (out / "README.md").read_text()
+
+
+def test_a_reader_sees_closed_shards_while_the_server_runs(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from tracekit.cli import main
+
+    out = tmp_path / "out"
+    with serving(out, chat_model, samples_per_shard=2) as server:
+        assert main(["show", str(out)]) == 0
+        assert "not finished" in capsys.readouterr().out
+        with TraceStore(out) as store:
+            assert (len(store), store.is_open) == (0, True)
+        for number in range(5):
+            assert ask(server.url, f"Number {number}?").status_code == 200
+        wait_for(lambda: verify(out).num_samples == 4)
+        assert main(["verify", str(out)]) == 0
+        assert "open: serve is not finished" in capsys.readouterr().out
+        with TraceStore(out) as store:
+            assert (store.keys, store.is_open) == (["000000", "000001", "000002", "000003"], True)
+            assert store.by_prompt("Number 1?")[0].key == "000001"
+    assert verify(out).num_samples == 5
+
+
+def test_a_shard_is_closed_some_time_after_its_first_sample(chat_model: Path, tmp_path: Path):
+    with serving(tmp_path / "out", chat_model, close_after=0.3) as server:
+        ask(server.url)
+        wait_for(lambda: verify(tmp_path / "out").num_samples == 1)
+
+
+def test_a_shard_that_is_just_being_closed_is_no_problem(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, seen = tmp_path / "out", []
+    original = shards_module.write_atomic
+
+    def watched(path: Path, data: bytes) -> None:
+        if path.parent.parent.name == "sidecars":  # its tar has its name, its sidecar is not there
+            seen.append(verify(out))
+        original(path, data)
+
+    monkeypatch.setattr(shards_module, "write_atomic", watched)
+    with serving(out, chat_model, samples_per_shard=1) as server:
+        for _ in range(2):
+            ask(server.url)
+    assert [(report.problems, report.num_samples) for report in seen] == [([], 0), ([], 1)]
+
+
+def test_a_restart_goes_on_with_shards_and_keys(chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    keys = []
+    for _ in range(3):
+        with serving(out, chat_model) as server:
+            keys += [ask(server.url).headers["x-tracekit-key"] for _ in range(2)]
+        assert verify(out).open_configs == []
+    assert keys == [f"{number:06d}" for number in range(6)]
+    with TraceStore(out) as store:
+        assert store.keys == keys
+        assert store.records["shard"].to_pylist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_where_the_note_of_keys_is_lost_no_key_comes_twice(chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        ask(server.url)
+    (out / "data/serve/keys.partial").unlink()
+    with serving(out, chat_model) as server:
+        assert ask(server.url).headers["x-tracekit-key"] == "000001"
+
+
+def test_a_server_that_nobody_asked_leaves_an_open_dataset_and_takes_other_settings(chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        pass
+    assert server.manifest is None
+    report = verify(out)
+    assert (report.problems, report.num_samples, report.open_configs) == ([], 0, ["serve"])
+    other = save_tiny_checkpoint(tmp_path / "other", chat=True, seed=1)
+    with serving(out, other) as server:
+        ask(server.url)
+    with TraceStore(out) as store:
+        assert store.info().models[0].id == "other"
+
+
+def test_another_model_in_the_same_folder_is_refused_with_the_difference(chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        ask(server.url)
+    other = save_tiny_checkpoint(tmp_path / "other", chat=True, seed=1)
+    with pytest.raises(PlanMismatchError, match=r"model\.id: 'tiny' there, 'other' now"):
+        new_server(out, other).__enter__()
+    assert verify(out).open_configs == [], "a refused start has opened the dataset"
+
+
+def test_a_start_that_fails_leaves_a_finished_dataset_finished(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        ask(server.url)
+
+    def fail(*arguments, **named):
+        raise ModelError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tracekit.serve.server.load_model", fail)
+        with pytest.raises(ModelError):
+            new_server(out, chat_model).__enter__()
+    assert verify(out).open_configs == []
+    with serving(out, chat_model) as server:
+        assert ask(server.url).headers["x-tracekit-key"] == "000001"
+
+
+def test_a_downloaded_dataset_does_not_grow(chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        ask(server.url)
+    shutil.rmtree(out / "sidecars")
+    with pytest.raises(DatasetError, match="cannot grow"):
+        new_server(out, chat_model).__enter__()
+    report = verify(out)
+    assert (report.problems, report.num_samples) == ([], 1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_its_own_ends_the_server_and_is_not_hidden(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def wrong(*arguments, **named):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine_module, "make_sample", wrong)
+
+    def ask_until_it_ends() -> None:
+        with serving(tmp_path / "out", chat_model) as server:
+            assert ask(server.url).status_code == 200
+            wait_for(lambda: _is_refused(server.url))
+
+    with pytest.raises(TracekitError, match="stopped by an error of its own"):
+        ask_until_it_ends()
+
+
+def test_two_servers_do_not_write_one_folder(chat_model: Path, tmp_path: Path):
+    with (
+        serving(tmp_path / "out", chat_model),
+        pytest.raises(ShardLockedError, match="another server is writing"),
+    ):
+        new_server(tmp_path / "out", chat_model).__enter__()
+
+
+def test_what_opts_out_is_written_nowhere(chat_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        ask(server.url, "kept words")
+        by_field = ask(server.url, "hushed words", store=False)
+        by_header = ask(server.url, "hushed words", headers={"X-Tracekit-Log": "off"})
+        wrong = ask(server.url, headers={"X-Tracekit-Log": "maybe"})
+    for reply in (by_field, by_header):
+        assert reply.status_code == 200
+        assert "x-tracekit-key" not in reply.headers
+    assert wrong.json()["error"]["param"] == "X-Tracekit-Log"
+    written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    said = "".join(capfd.readouterr())
+    assert b"hushed words" not in written
+    assert b"kept words" in written
+    assert "words" not in said
+    assert "words" not in (out / "logs/serve.jsonl").read_text() + (out / "logs/serve.log").read_text()
+    assert verify(out).num_samples == 1
+
+
+def test_streams_never_cut_a_character_and_add_up_to_the_whole(server: LoggingServer):
+    client = client_of(server.url)
+    num_wide = 0
+    for number in range(20):
+        messages = [{"role": "user", "content": f"Grüße {number} 東京"}]
+        settings: dict[str, Any] = {"model": "tiny", "messages": messages, "max_tokens": 40, "temperature": 0}
+        whole = client.chat.completions.create(**settings)
+        stream = client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True})
+        *chunks, last = list(stream)
+        pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+        assert "".join(pieces) == whole.choices[0].message.content
+        assert last.usage == whole.usage
+        assert whole.usage is not None
+        assert whole.usage.completion_tokens <= 40
+        assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+        num_wide += sum(len(character.encode()) > 1 and character != "\ufffd" for character in "".join(pieces))
+    assert num_wide > 0, "no character was wider than a token, so this shows nothing"
+
+
+def test_a_stream_comes_token_by_token(server: LoggingServer):
+    stream = client_of(server.url).completions.create(
+        model="tiny", prompt="Why", max_tokens=30, temperature=0, stream=True
+    )
+    assert sum(bool(chunk.choices[0].text) for chunk in stream) > 8
+
+
+def test_stop_strings_end_the_answer_and_stay_out_of_it(server: LoggingServer):
+    client = client_of(server.url)
+    settings: dict[str, Any] = {"model": "tiny", "prompt": "Who wrote", "max_tokens": 40, "temperature": 0}
+    whole = client.completions.create(**settings)
+    text = whole.choices[0].text
+    stop = text[5:8]
+    expected = text[: text.index(stop)]
+    cut = client.completions.create(**settings, stop=[stop, "never there"])
+    assert (cut.choices[0].text, cut.choices[0].finish_reason) == (expected, "stop")
+    assert cut.usage is not None
+    assert cut.usage.completion_tokens < whole.usage.completion_tokens  # pyright: ignore[reportOptionalMemberAccess]
+    chunks = list(client.completions.create(**settings, stop=stop, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+
+
+def test_log_probabilities_are_the_raw_models(server: LoggingServer, chat_model: Path, lone: Any):
+    client = client_of(server.url)
+    messages: Any = [{"role": "user", "content": "Why?"}]
+    reply = client.chat.completions.create(
+        model="tiny", messages=messages, max_tokens=5, temperature=0.7, seed=3, logprobs=True, top_logprobs=3
+    )
+    content = reply.choices[0].logprobs.content  # pyright: ignore[reportOptionalMemberAccess]
+    assert content is not None
+    assert [len(one.top_logprobs) for one in content] == [3] * 5
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        expected = lone(ids).logits[0, -1].log_softmax(-1).topk(3).values
+    found = [one.logprob for one in content[0].top_logprobs]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    plain = client.completions.create(model="tiny", prompt="Why", max_tokens=3, temperature=0, logprobs=2)
+    logprobs = plain.choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.tokens or []) == len(logprobs.token_logprobs or []) == len(logprobs.text_offset or []) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "message"),
+    [
+        ({"n": 2}, "n", "`n` is not supported here but as 1"),
+        ({"tools": [{"type": "function"}]}, "tools", "`tools` is not supported"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
+        ({"temperature": 3}, "temperature", "<= 2"),
+        ({"max_tokens": 0}, "max_tokens", ">= 1"),
+        ({"max_tokens": "4"}, "max_tokens", "Expected `int"),
+        ({"max_completion_tokens": 65}, "max_completion_tokens", "gives 64 at most"),
+        ({"seed": 2**70}, "seed", "Expected `int"),
+        ({"messages": []}, "messages", "length >= 1"),
+        ({"messages": None}, "messages", "Expected `array`"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "Invalid enum value 'tool'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content",
+            "'image_url' is not supported",
+        ),
+        ({"stop": [""]}, "stop[0]", "length >= 1"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "goes with `stream`"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(server: LoggingServer, changes: dict, param: str, message: str):
+    reply = ask(server.url, **changes)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'"x"',
+        b"[" * 4000,
+        b'{"messages": [{"role": "user", "content": "\\ud83d"}]}',
+        b"null",
+    ],
+)
+def test_what_is_no_request_is_refused_in_openais_form(server: LoggingServer, body: bytes):
+    reply = post(server.url, body)
+    assert reply.status_code == 400
+    assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_official_client_raises_its_own_errors(server: LoggingServer):
+    client = client_of(server.url)
+    messages: Any = [{"role": "user", "content": "Why?"}]
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-9' here"):
+        client.chat.completions.create(model="gpt-9", messages=messages)
+    with pytest.raises(openai.BadRequestError, match="room for 512 together") as refused:
+        client.completions.create(model="tiny", prompt="word " * 600, max_tokens=8)
+    assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(openai.APIStatusError, match="longer than 5000 bytes") as long:
+        client.completions.create(model="tiny", prompt="word " * 2000)
+    assert long.value.status_code == 413
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "tracekit"
+
+
+def test_harmless_and_unknown_parameters_are_ignored(server: LoggingServer):
+    more = {"user": "me", "n": 1, "logit_bias": {}, "metadata": {"a": "b"}, "tools": None, "frequency_penalty": 0.0}
+    assert ask(server.url, **more).status_code == 200
+
+
+def test_parts_of_text_are_joined_and_a_developer_is_the_system(server: LoggingServer):
+    parts = [{"type": "text", "text": "Why"}, {"type": "text", "text": "not?"}]
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
+    assert post(server.url, {"messages": messages, "max_tokens": 2}).status_code == 200
+
+
+def test_a_long_body_without_a_length_is_cut_off(server: LoggingServer):
+    chunks = (b" " * 1000 for _ in range(100))
+    headers = {"Content-Type": "application/json"}
+    reply = httpx.post(f"{server.url}/v1/completions", content=chunks, headers=headers)
+    assert reply.status_code == 413
+
+
+def test_pages_of_a_browser_cannot_ask(server: LoggingServer):
+    body = b'{"prompt": "x"}'
+    assert post(server.url, body, "completions", headers={"Host": "evil.example"}).status_code == 403
+    assert post(server.url, body, "completions", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert post(server.url, body, "completions", headers={"Host": "localhost:1"}).status_code == 200
+
+
+def test_unknown_paths_and_methods_are_said_in_openais_form(server: LoggingServer):
+    for reply, status in (
+        (httpx.get(f"{server.url}/v1/nothing"), 404),
+        (httpx.get(f"{server.url}/v1/chat/completions"), 405),
+    ):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (status, "no_such_endpoint")
+
+
+def test_a_client_that_goes_away_breaks_nothing_and_its_sample_is_logged(chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        body = {"prompt": "Who", "max_tokens": 200, "temperature": 0, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
+            next(stream.iter_lines())
+        assert ask(server.url).status_code == 200
+    with TraceStore(out) as store:
+        assert len(store) == 2
+        assert len(store[0].record.generated_token_ids) > 20
+
+
+def test_an_api_key_is_asked_for_and_never_written(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TRACEKIT_API_KEY", "secret-7f3a")
+    messages: Any = [{"role": "user", "content": "Why?"}]
+    with serving(tmp_path / "out", chat_model) as server:
+        for wrong in ("none", "secret-7f3", "sécret"):
+            header = {"Authorization": f"Bearer {wrong}".encode()}
+            reply = post(server.url, {"messages": messages}, headers=header)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert httpx.get(f"{server.url}/v1/models").status_code == 401
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        right = client_of(server.url, "secret-7f3a")
+        assert right.chat.completions.create(model="tiny", messages=messages, max_tokens=2).choices
+        assert "secret-7f3a" not in "\n".join(server.about())
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"secret-7f3a" not in written
+    assert "secret-7f3a" not in "".join(capfd.readouterr())
+
+
+def test_an_address_that_others_reach_needs_a_key(chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TRACEKIT_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="set TRACEKIT_API_KEY"):
+        new_server(tmp_path / "out", chat_model, host=EVERYWHERE).__enter__()
+    assert not (tmp_path / "out").exists()
+    with serving(tmp_path / "out", chat_model, host=EVERYWHERE, allow_no_key=True) as server:
+        assert httpx.get(f"http://127.0.0.1:{server.url.rpartition(':')[2]}/health").status_code == 200
+
+
+def test_a_port_that_is_taken_is_said_before_the_model_is_loaded(
+    server: LoggingServer, chat_model: Path, tmp_path: Path
+):
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f"cannot listen at 127.0.0.1 port {port}"):
+        new_server(tmp_path / "out", chat_model, port=port).__enter__()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_model_takes_completions_and_refuses_chats(model: Path, tmp_path: Path):
+    with serving(tmp_path / "out", model) as server:
+        reply = ask(server.url)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "messages")
+        assert "no chat template" in reply.json()["error"]["message"]
+        assert post(server.url, {"prompt": "Why"}, "completions").json()["usage"]["completion_tokens"] <= 16
+    assert verify(tmp_path / "out").num_samples == 1
+
+
+def test_a_full_queue_answers_429_and_loses_nothing_that_it_took(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    most = 0
+    original = engine_module.capture
+
+    def counted(traced, texts, *further, **named):
+        nonlocal most
+        most = max(most, len(texts))
+        return original(traced, texts, *further, **named)
+
+    monkeypatch.setattr(engine_module, "capture", counted)
+    out = tmp_path / "out"
+    with serving(out, chat_model, max_queue=8, max_batch=4) as server:
+        with ThreadPoolExecutor(48) as pool:
+            replies = list(pool.map(lambda n: ask(server.url, f"Number {n}?", max_tokens=20), range(200)))
+        refused = [reply for reply in replies if reply.status_code == 429]
+        taken = [reply for reply in replies if reply.status_code == 200]
+        assert len(refused) + len(taken) == 200
+        assert refused, "200 requests from 48 threads never filled a queue of 8"
+        assert {reply.headers["retry-after"] for reply in refused} == {"1"}
+        assert {reply.json()["error"]["type"] for reply in refused} == {"rate_limit_error"}
+        assert ask(server.url).status_code == 200, "the server does not recover"
+    assert most <= 4
+    with TraceStore(out) as store:
+        assert {reply.headers["x-tracekit-key"] for reply in taken} < set(store.keys)
+        assert len(store) == len(taken) + 1
+
+
+def test_a_slow_disk_fills_the_queue_and_not_the_memory(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tracekit.serve.growing import GrowingDataset
+
+    opened = threading.Event()
+    original = GrowingDataset.add
+
+    def slow(self, samples, verification):
+        opened.wait(60)
+        return original(self, samples, verification)
+
+    monkeypatch.setattr(GrowingDataset, "add", slow)
+    out = tmp_path / "out"
+    with serving(out, chat_model, max_queue=3, max_batch=2) as server, ThreadPoolExecutor(20) as pool:
+        first = ask(server.url)
+        others = [pool.submit(ask, server.url) for _ in range(12)]
+        wait_for(lambda: sum(one.done() for one in others) == 9)
+        opened.set()
+        statuses = sorted(one.result().status_code for one in others)
+    assert first.status_code == 200, "an answer waits for the disk"
+    assert statuses == [200] * 3 + [429] * 9
+    assert verify(out).num_samples == 4
+
+
+def test_a_text_that_cannot_be_captured_is_left_out_and_the_others_are_kept(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    original = engine_module.capture
+
+    def picky(traced, texts, *further, **named):
+        if any("bad" in traced.tokenizer.decode(text.token_ids) for text in texts):
+            raise CaptureError("a value is not finite")
+        return original(traced, texts, *further, **named)
+
+    monkeypatch.setattr(engine_module, "capture", picky)
+    out = tmp_path / "out"
+    with serving(out, chat_model, batch_wait_ms=300) as server, ThreadPoolExecutor(8) as pool:
+        texts = ["good 1", "good 2", "bad 1", "good 3"]
+        replies = list(pool.map(lambda text: ask(server.url, text), texts))
+    assert [reply.status_code for reply in replies] == [200] * 4
+    with TraceStore(out) as store:
+        assert sorted(record["content"] for (record,) in store.records["messages"].to_pylist()) == [
+            "good 1",
+            "good 2",
+            "good 3",
+        ]
+    key = replies[2].headers["x-tracekit-key"]
+    assert f"{key} is answered but not logged: a value is not finite" in capfd.readouterr().err
+
+
+def test_a_failed_replay_ends_the_server(chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def wrong(*arguments, **named):
+        raise CaptureError("past the tolerance")
+
+    monkeypatch.setattr(engine_module, "replay", wrong)
+
+    def ask_until_it_ends() -> None:
+        with serving(tmp_path / "out", chat_model) as server:
+            assert ask(server.url).status_code == 200
+            wait_for(lambda: _is_refused(server.url))
+
+    with pytest.raises(CaptureError, match="past the tolerance"):
+        ask_until_it_ends()
+    assert verify(tmp_path / "out").num_samples == 0
+
+
+def test_where_memory_runs_out_the_request_is_refused_and_the_server_goes_on(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    original = engine_module.answer_variously
+    calls = 0
+
+    def full(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise MemoryError
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(engine_module, "answer_variously", full)
+    with serving(tmp_path / "out", chat_model) as server:
+        first = ask(server.url)
+        assert (first.status_code, first.json()["error"]["code"]) == (503, "not_answered")
+        assert ask(server.url).status_code == 200
+    assert verify(tmp_path / "out").num_samples == 1
+
+
+def _is_refused(url: str) -> bool:
+    try:
+        return ask(url).status_code == 503
+    except httpx.TransportError:
+        return True
+
+
+def wait_for(condition: Any, seconds: float = 30) -> None:
+    """Wait until something holds."""
+    waited = threading.Event()
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        waited.wait(0.05)
+    raise AssertionError("it never came to hold")

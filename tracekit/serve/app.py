@@ -1,0 +1,228 @@
+"""The application: HTTP in and out. Who may ask, how much, and every error in OpenAI's form.
+
+POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /health
+"""
+
+import asyncio
+import hmac
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tracekit.serve.admission import Admission
+from tracekit.serve.engine import Engine
+from tracekit.serve.forms import Asked, RequestError, parse_chat, parse_completion
+from tracekit.serve.replies import DONE, Piece, Reply, error_body, event, models_body
+from tracekit.serve.samples import Answered, Failed, Job, More
+from tracekit.serve.settings import is_loopback
+
+__all__ = ["KEY_HEADER", "LOG_HEADER", "make_app"]
+
+KEY_HEADER = "X-Tracekit-Key"
+"""Tells a client the key of its sample."""
+LOG_HEADER = "X-Tracekit-Log"
+"""`off` keeps a request out of the dataset."""
+
+
+def make_app(
+    engine: Engine, admission: Admission, names: Sequence[str], *, host: str, limit_body: int, api_key: str | None
+) -> Starlette:
+    """The ASGI application of an engine."""
+    service = _Service(engine, admission, names, limit_body)
+    handlers: dict[Any, Any] = {
+        RequestError: service.refused,
+        HTTPException: service.not_found,
+        ClientDisconnect: service.gone,
+        Exception: service.broken,
+    }
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", service.chat, methods=["POST"]),
+            Route("/v1/completions", service.completion, methods=["POST"]),
+            Route("/v1/models", service.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", service.model, methods=["GET"]),
+            Route("/health", service.health, methods=["GET"]),
+        ],
+        middleware=[Middleware(_Guard, host=host, api_key=api_key)],
+        exception_handlers=handlers,
+    )
+
+
+class _Guard:
+    """Lets in who may ask: by the key, and on a loopback address by the Host header.
+
+    A page in a browser can have a name of its own resolve to this machine (DNS rebinding); its requests then carry
+    that name.
+    """
+
+    def __init__(self, app: ASGIApp, *, host: str, api_key: str | None) -> None:
+        self._app, self._is_local = app, is_loopback(host)
+        self._key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = dict(scope["headers"])
+            error = self._refusal(headers, scope["path"])
+            if error is not None:
+                await _error(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, headers: dict[bytes, bytes], path: str) -> RequestError | None:
+        if self._is_local and not is_loopback(_host_of(headers.get(b"host", b"").decode("latin-1"))):
+            return RequestError("this server is asked for as localhost or 127.0.0.1", status=403, code="wrong_host")
+        if self._key is None or path == "/health":
+            return None
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._key):
+            return None
+        message = "the API key is missing or wrong; send `Authorization: Bearer KEY`"
+        return RequestError(message, status=401, code="invalid_api_key")
+
+
+def _host_of(header: str) -> str:
+    """The host in a Host header, without its port."""
+    return header.partition("]")[0].lstrip("[") if header.startswith("[") else header.partition(":")[0]
+
+
+class _Service:
+    """The endpoints."""
+
+    def __init__(self, engine: Engine, admission: Admission, names: Sequence[str], limit_body: int) -> None:
+        self._engine, self._admission, self._names, self._limit_body = engine, admission, names, limit_body
+        self._created = int(time.time())
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answer(request, parse_chat)
+
+    async def completion(self, request: Request) -> Response:
+        return await self._answer(request, parse_completion)
+
+    async def models(self, request: Request) -> Response:
+        return _json(models_body(self._names, self._created))
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._names:
+            message = f"no model {name!r} here; this server has {self._names[0]!r}"
+            raise RequestError(message, status=404, param="model", code="model_not_found")
+        return _json(models_body([name], self._created)["data"][0])
+
+    async def health(self, request: Request) -> Response:
+        try:
+            self._engine.check_room()
+        except RequestError as error:
+            if error.status == 503:
+                raise
+        return _json({"status": "ok"})
+
+    async def refused(self, request: Request, error: RequestError) -> Response:
+        self._engine.log(None, error.status, code=error.code, param=error.param)
+        return _error(error)
+
+    async def not_found(self, request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return _error(RequestError(message, status=error.status_code, code="no_such_endpoint"))
+
+    async def gone(self, request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody reads it
+
+    async def broken(self, request: Request, error: Exception) -> Response:
+        return _error(RequestError("an error of the server; its terminal has the traceback", status=500))
+
+    async def _answer(self, request: Request, parse: Callable[[bytes], Asked]) -> Response:
+        self._engine.check_room()
+        asked = parse(await self._body(request))
+        is_logged = asked.is_logged and _wants_log(request)
+        prompt = await run_in_threadpool(self._admission.prompt, asked)
+        self._admission.decoding(asked, prompt, "")  # refused before a key is given away
+        queue: asyncio.Queue[More | Answered | Failed] = asyncio.Queue()
+        loop, started = asyncio.get_running_loop(), time.monotonic()
+
+        def send(said: More | Answered | Failed) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(queue.put_nowait, said)
+
+        def make_job(key: str | None) -> Job:
+            decoding = self._admission.decoding(asked, prompt, key or secrets.token_hex(8))
+            return Job(key, asked, prompt, decoding, send, started)
+
+        job = self._engine.submit(make_job, is_logged=is_logged)
+        headers = {KEY_HEADER: job.key} if job.key is not None else {}
+        reply = Reply(
+            is_chat=asked.endpoint == "chat",
+            model=asked.model or self._names[0],
+            wants_logprobs=asked.num_best is not None,
+            wants_usage=asked.wants_usage,
+        )
+        if asked.is_streamed:
+            headers["Cache-Control"] = "no-cache"
+            return StreamingResponse(_stream(reply, queue), media_type="text/event-stream", headers=headers)
+        pieces: list[Piece] = []
+        while not isinstance(said := await queue.get(), Answered):
+            if isinstance(said, Failed):
+                raise RequestError(said.message, status=503, code="not_answered")
+            pieces += said.pieces
+        return _json(reply.whole(said.text, pieces, said.finish_reason, said.usage), headers=headers)
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, read no further than it may be long."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # what a page in a browser cannot send elsewhere unasked
+            raise RequestError(f"content type {kind!r}; send application/json", status=415, code="content_type")
+        declared = request.headers.get("content-length", "")
+        whole = bytearray()
+        too_long = declared.isdigit() and int(declared) > self._limit_body
+        if not too_long:
+            async for chunk in request.stream():
+                whole += chunk
+                if too_long := len(whole) > self._limit_body:
+                    break
+        if too_long:
+            raise RequestError(
+                f"the body is longer than {self._limit_body} bytes (--limit-body)", status=413, code="body_too_long"
+            )
+        return bytes(whole)
+
+
+async def _stream(reply: Reply, queue: "asyncio.Queue[More | Answered | Failed]") -> AsyncIterator[bytes]:
+    """The events of a streamed answer."""
+    for body in reply.first():
+        yield event(body)
+    while not isinstance(said := await queue.get(), Answered):
+        if isinstance(said, Failed):
+            yield event(error_body(RequestError(said.message, status=503, code="not_answered")))
+            return
+        yield event(reply.part(said.text, said.pieces))
+    for body in reply.last(said.finish_reason, said.usage):
+        yield event(body)
+    yield DONE
+
+
+def _wants_log(request: Request) -> bool:
+    value = request.headers.get(LOG_HEADER, "on").strip().lower()
+    if value not in ("on", "off"):
+        raise RequestError(f"{LOG_HEADER} is {value!r}, expected on or off", param=LOG_HEADER, code="invalid_value")
+    return value == "on"
+
+
+def _json(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def _error(error: RequestError) -> Response:
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _json(error_body(error), status=error.status, headers=headers)

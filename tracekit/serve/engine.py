@@ -1,0 +1,283 @@
+"""The engine: one thread that has the model. Requests in by a bounded queue, answers out as they come, samples kept.
+
+    submit -> queue (at most max_queue) -> batch -> generate, rows sent as they come -> capture -> write -> next batch
+
+A batch is captured and written before the next one is generated, so that at most one batch of tensors is in memory,
+however slow the disk is; what comes meanwhile waits in the queue, and past its end is refused.
+"""
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from accelerate.utils.memory import should_reduce_batch_size
+
+from tracekit.config import CaptureConfig
+from tracekit.errors import CaptureError, TracekitError
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import Verification
+from tracekit.model.capture import Trace, capture
+from tracekit.model.generation import Generated, Listener, Step, answer_variously
+from tracekit.model.proof import replay
+from tracekit.model.traced import TracedModel
+from tracekit.run.task import Sample
+from tracekit.serve.forms import Asked, RequestError
+from tracekit.serve.growing import GrowingDataset
+from tracekit.serve.replies import Piece, Usage
+from tracekit.serve.samples import Answered, Failed, Job, More, make_sample, text_of
+from tracekit.serve.settings import ServerSettings
+from tracekit.serve.texts import TextStream
+from tracekit.talk import say
+
+__all__ = ["Engine"]
+
+_RETRY_SECONDS = 1
+_STOPPED = "the server stopped before this request was answered; ask again later"
+
+
+class Engine:
+    """Answers requests with one model and logs them. Use as a context manager: leaving it finishes what was admitted.
+
+    `failure` says why it stopped by itself, if it did: what cannot be written or proves wrong ends the server, so
+    that no request is answered whose sample is lost. `on_end` is called from its thread when it has stopped.
+
+    Raises (on leaving): nothing; see `failure`.
+    """
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        dataset: GrowingDataset,
+        layout: Layout,
+        capture_config: CaptureConfig,
+        settings: ServerSettings,
+        *,
+        split: str,
+        seed: int,
+        on_end: Callable[[], object],
+    ) -> None:
+        self._traced, self._dataset, self._layout = traced, dataset, layout
+        self._capture_config, self._settings = capture_config, settings
+        self._split, self._seed, self._on_end = split, seed, on_end
+        self._waiting: deque[Job] = deque()
+        self._in_hand: list[Job] = []
+        self._changed = threading.Condition()
+        self._is_draining = False
+        self._max_batch = settings.max_batch
+        self._thread = threading.Thread(target=self._run, name="tracekit-engine")
+        self.has_ended_well = False
+        self.failure: TracekitError | OSError | None = None
+
+    def __enter__(self) -> "Engine":
+        self._layout.log.parent.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *of: object) -> None:
+        self.drain()
+        self._thread.join()
+
+    def drain(self) -> None:
+        """Take nothing more; end once everything that was admitted is answered and written."""
+        with self._changed:
+            self._is_draining = True
+            self._changed.notify()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._is_draining
+
+    def check_room(self) -> None:
+        """Refuse a request before work goes into it.
+
+        Raises:
+            RequestError: the queue is full (429), or the server is stopping (503).
+        """
+        if self._is_draining:
+            raise RequestError("the server is stopping; it takes no more requests", status=503, code="stopping")
+        if len(self._waiting) >= self._settings.max_queue:
+            raise RequestError(
+                f"{len(self._waiting)} requests are waiting, and --max-queue is {self._settings.max_queue}; try again",
+                status=429,
+                code="queue_full",
+                retry_after=_RETRY_SECONDS,
+            )
+
+    def submit(self, make_job: Callable[[str | None], Job], *, is_logged: bool) -> Job:
+        """Admit a request; `make_job` is given the key of its sample, None for one that opted out.
+
+        Raises: as `check_room`.
+        """
+        with self._changed:
+            self.check_room()
+            job = make_job(self._dataset.take_key() if is_logged else None)
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def log(self, asked: Asked | None, status: int, **numbers: Any) -> None:
+        """One line a request: what differs from run to run lives here, not in the data; and nothing of a text."""
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "status": status,
+            "endpoint": None if asked is None else asked.endpoint,
+            **numbers,
+        }
+        with self._layout.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        told = ", ".join(f"{name} {value}" for name, value in numbers.items() if value is not None)
+        say(f"{status} {line['endpoint'] or 'refused'}{f' ({told})' if told else ''}")
+
+    def _run(self) -> None:
+        try:
+            while self._next_batch():
+                self._work()
+                if self._dataset.seconds_left() == 0:
+                    self._dataset.close_shard()
+            self._dataset.close_shard()
+            self.has_ended_well = True
+        except (TracekitError, OSError) as error:
+            self.failure = error
+        finally:  # whatever it was, nobody is left waiting
+            with self._changed:
+                self._is_draining = True
+                left = [*self._in_hand, *self._waiting]
+                self._waiting.clear()
+            for job in left:
+                job.send(Failed(_STOPPED))
+            self._on_end()
+
+    def _next_batch(self) -> bool:
+        """Take the next requests in hand, or none where a shard is due; False where nothing more will come."""
+        with self._changed:
+            while not self._waiting:
+                left = self._dataset.seconds_left()
+                if self._is_draining or left == 0:
+                    return not self._is_draining
+                self._changed.wait(left)
+            deadline = time.monotonic() + self._settings.batch_wait_ms / 1000
+            while len(self._waiting) < self._max_batch and not self._is_draining:
+                if (left := deadline - time.monotonic()) <= 0:
+                    break
+                self._changed.wait(left)
+            self._in_hand = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+        return True
+
+    def _work(self) -> None:
+        """Answer the requests in hand, then capture and write those that are logged."""
+        if not self._in_hand:
+            return
+        jobs = list(self._in_hand)
+        answers = self._answer(jobs)
+        logged = [(job, answer) for job, answer in zip(jobs, answers, strict=True) if job.key and answer]
+        if logged:
+            self._keep(logged)
+
+    def _answer(self, jobs: Sequence[Job]) -> list[Answered | None]:
+        """Generate the answers of a batch and send each as it comes; None for one that memory did not suffice for."""
+        tokenizer = self._traced.tokenizer
+        streams = [TextStream(tokenizer, job.prompt.token_ids, job.asked.stop) for job in jobs]
+        answers: list[Answered | None] = [None] * len(jobs)
+
+        def step(row: int, made: Step) -> bool:
+            stream, job = streams[row], jobs[row]
+            text = stream.add(made.token_id)
+            pieces = [] if made.logprob is None else [self._piece(made)]
+            if text or pieces:
+                job.send(More(text, pieces))
+            return stream.stop_string is not None
+
+        def end(row: int, generated: Generated) -> None:
+            stream, job = streams[row], jobs[row]
+            if rest := stream.finish():
+                job.send(More(rest, []))
+            usage = Usage(len(job.prompt.token_ids), len(generated.token_ids))
+            answers[row] = answer = Answered(generated, stream.text, stream.stop_string, usage)
+            self._in_hand.remove(job)
+            job.send(answer)
+            self._log_answered(job, answer, len(jobs))
+
+        ids, decodings = [job.prompt.token_ids for job in jobs], [job.decoding for job in jobs]
+        try:
+            answer_variously(self._traced, ids, decodings, Listener(step, end))
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._max_batch = max(1, len(jobs) // 2)
+            say(f"out of memory with {len(jobs)} requests; from here on {self._max_batch} at once")
+            for job in list(self._in_hand):
+                self._in_hand.remove(job)
+                job.send(Failed("the server ran out of memory; ask again, for fewer tokens"))
+        return answers
+
+    def _piece(self, made: Step) -> Piece:
+        tokenizer, logprob = self._traced.tokenizer, made.logprob
+        assert logprob is not None
+        best = [(tokenizer.decode([token]), value) for token, value in made.best]
+        return Piece(tokenizer.decode([made.token_id]), logprob, best)
+
+    def _keep(self, pairs: Sequence[tuple[Job, Answered]]) -> None:
+        """Capture and write what was answered."""
+        kept = self._captured(pairs)
+        if not kept:
+            return
+        place, is_first = self._dataset.place(), self._dataset.is_shard_empty
+        samples = [
+            make_sample(self._traced, job, answer, trace, place, split=self._split, seed=self._seed)
+            for job, answer, trace in kept
+        ]
+        self._dataset.add(samples, self._replayed(samples) if is_first else None)
+
+    def _captured(self, pairs: Sequence[tuple[Job, Answered]]) -> list[tuple[Job, Answered, Trace]]:
+        """Capture texts together; in smaller parts where memory runs out, or to find the one that cannot be captured.
+        That one is left out, and said so."""
+        try:
+            traces = capture(self._traced, [text_of(job, answer) for job, answer in pairs], self._capture_config)
+            return [(job, answer, trace) for (job, answer), trace in zip(pairs, traces, strict=True)]
+        except (CaptureError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, CaptureError) and not _is_out_of_memory(error):
+                raise
+            if len(pairs) == 1:
+                reason = str(error) if isinstance(error, CaptureError) else "out of memory"
+                say(f"{pairs[0][0].key} is answered but not logged: {reason}")
+                return []
+        middle = len(pairs) // 2
+        return self._captured(pairs[:middle]) + self._captured(pairs[middle:])
+
+    def _replayed(self, samples: Sequence[Sample]) -> Verification:
+        """Run a few samples again alone: the shortest, which were padded most.
+
+        Raises:
+            CaptureError: an error is past the tolerance, or there is no memory for it.
+        """
+        ordered = sorted(samples, key=lambda sample: (len(sample.text.token_ids), sample.record.key))
+        result = Verification.nothing()
+        for sample in ordered[: self._capture_config.num_replays]:
+            try:
+                once = replay(self._traced, sample.record.key, sample.text, sample.trace, self._capture_config)
+            except (RuntimeError, MemoryError) as error:
+                if isinstance(error, CaptureError) or not _is_out_of_memory(error):
+                    raise
+                raise CaptureError("out of memory at replaying a sample; --num-replays 0 leaves it out") from error
+            result = result.with_more(once)
+        return result
+
+    def _log_answered(self, job: Job, answer: Answered, num_together: int) -> None:
+        self.log(
+            job.asked,
+            200,
+            key=job.key,
+            num_prompt_tokens=answer.usage.num_prompt,
+            num_new_tokens=answer.usage.num_new,
+            finish_reason=answer.finish_reason,
+            ms=round(1000 * (time.monotonic() - job.started)),
+            num_together=num_together,
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))

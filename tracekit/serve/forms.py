@@ -1,0 +1,231 @@
+"""Requests: bytes of a body in, what is asked out, or an error that says which parameter is wrong and why.
+
+The forms are those of OpenAI's API. What is not known is ignored, as clients send more every year; what is known to
+change the answer and cannot be done is refused by name.
+"""
+
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from tracekit.records import Message
+
+__all__ = ["Asked", "RequestError", "parse_chat", "parse_completion"]
+
+_GREEDY_BELOW = 0.01
+"""Temperatures under this are greedy: scores divided by them overflow, and clients mean greedy by them."""
+_COMPLETION_TOKENS = 16
+"""What OpenAI's API gives a completion that asks for no number."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "logit_bias": ({},),
+    "echo": (False,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+}
+"""Parameters that change an answer in ways that this server has not, and the values of each that change nothing."""
+
+
+class RequestError(Exception):
+    """A request that is refused: status, and what OpenAI's error form says of it."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status, self.param, self.code, self.retry_after = message, status, param, code, retry_after
+
+
+class Asked(NamedTuple):
+    """What a request asks for, checked."""
+
+    endpoint: Literal["chat", "completion"]
+    model: str | None
+    messages: list[Message]
+    """The conversation; empty for a completion."""
+    text: str
+    """The prompt of a completion."""
+    max_new_tokens: int | None
+    """None: as many as there may be."""
+    max_tokens_param: str
+    """What the client calls that number."""
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    top_k: int
+    seed: int | None
+    stop: list[str]
+    num_best: int | None
+    """Most likely tokens that are to be told with every token; None where not even its own log-probability is."""
+    is_streamed: bool
+    wants_usage: bool
+    """Whether a stream ends with its usage."""
+    is_logged: bool
+
+
+class _Part(msgspec.Struct, frozen=True):
+    type: str
+    text: str | None = None
+
+
+class _MessageForm(msgspec.Struct, frozen=True):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_Part] | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+_Stop = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Form(msgspec.Struct, frozen=True, kw_only=True):
+    """What both endpoints take."""
+
+    model: str | None = None
+    max_tokens: _Count | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: _Stop | Annotated[list[_Stop], msgspec.Meta(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    store: bool | None = None
+
+
+class _ChatForm(_Form, frozen=True, kw_only=True):
+    messages: Annotated[list[_MessageForm], msgspec.Meta(min_length=1)]
+    max_completion_tokens: _Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+
+
+class _CompletionForm(_Form, frozen=True, kw_only=True):
+    prompt: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=1)]
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+
+
+def parse_chat(body: bytes) -> Asked:
+    """The body of a request to /v1/chat/completions.
+
+    Raises:
+        RequestError: it is not JSON, a parameter is wrong, or one is not supported.
+    """
+    form = _convert(body, _ChatForm)
+    if form.top_logprobs is not None and not form.logprobs:
+        raise RequestError("`top_logprobs` needs `logprobs` to be true", param="top_logprobs")
+    param = "max_tokens" if form.max_completion_tokens is None else "max_completion_tokens"
+    return Asked(
+        endpoint="chat",
+        messages=[_message(one, i) for i, one in enumerate(form.messages)],
+        text="",
+        max_new_tokens=form.max_completion_tokens or form.max_tokens,
+        max_tokens_param=param,
+        num_best=(form.top_logprobs or 0) if form.logprobs else None,
+        **_common(form),
+    )
+
+
+def parse_completion(body: bytes) -> Asked:
+    """The body of a request to /v1/completions.
+
+    Raises: as `parse_chat`.
+    """
+    form = _convert(body, _CompletionForm)
+    return Asked(
+        endpoint="completion",
+        messages=[],
+        text=form.prompt if isinstance(form.prompt, str) else form.prompt[0],
+        max_new_tokens=form.max_tokens or _COMPLETION_TOKENS,
+        max_tokens_param="max_tokens",
+        num_best=form.logprobs,
+        **_common(form),
+    )
+
+
+def _convert(body: bytes, form: type[Any]) -> Any:
+    try:
+        data = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from error
+    if not isinstance(data, dict):
+        raise RequestError(f"the body is JSON of a {type(data).__name__}, expected an object", code="invalid_json")
+    for name, neutral in _NEUTRAL.items():
+        value = data.get(name)
+        if value is not None and value not in neutral:
+            raise RequestError(
+                f"`{name}` is not supported here{f' but as {neutral[0]!r}' if neutral else ''}; leave it out",
+                param=name,
+                code="unsupported_parameter",
+            )
+    try:
+        return msgspec.convert(data, form)
+    except msgspec.ValidationError as error:
+        found = re.search(r"`\$\.([^`]+)`", str(error)) or re.search(r"missing required field `(\w+)`", str(error))
+        raise RequestError(str(error), param=found[1] if found else None, code="invalid_value") from error
+
+
+def _common(form: _Form) -> dict[str, Any]:
+    temperature = 1.0 if form.temperature is None else form.temperature
+    options = form.stream_options
+    if options is not None and not form.stream:
+        raise RequestError("`stream_options` goes with `stream`: true", param="stream_options")
+    stop = [form.stop] if isinstance(form.stop, str) else form.stop or []
+    return {
+        "model": form.model,
+        "temperature": temperature if temperature >= _GREEDY_BELOW else 0.0,
+        "top_p": form.top_p or 1.0,
+        "top_k": max(form.top_k or 0, 0),
+        "seed": form.seed,
+        "stop": list(dict.fromkeys(stop)),
+        "is_streamed": bool(form.stream),
+        "wants_usage": bool(options and options.include_usage),
+        "is_logged": form.store is not False,
+    }
+
+
+def _message(form: _MessageForm, number: int) -> Message:
+    if form.tool_calls:
+        param = f"messages[{number}].tool_calls"
+        raise RequestError("calls of tools are not supported here", param=param, code="unsupported_parameter")
+    content = form.content or ""
+    if isinstance(content, list):
+        for part in content:
+            if part.type != "text" or part.text is None:
+                raise RequestError(
+                    f"content of type {part.type!r} is not supported here; expected parts of type 'text', with `text`",
+                    param=f"messages[{number}].content",
+                    code="unsupported_parameter",
+                )
+        content = "\n".join(part.text or "" for part in content)
+    return Message(role="system" if form.role == "developer" else form.role, content=content)

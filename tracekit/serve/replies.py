@@ -1,0 +1,137 @@
+"""Replies: what was answered in, bodies as OpenAI's API writes them out. Pure."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tracekit.serve.forms import RequestError
+
+__all__ = ["DONE", "Piece", "Reply", "Usage", "error_body", "event", "models_body"]
+
+DONE = b"data: [DONE]\n\n"
+"""The last event of a stream."""
+_KINDS = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error"}
+
+
+class Piece(NamedTuple):
+    """One token as it is told of with log-probabilities."""
+
+    token: str
+    logprob: float
+    """nats."""
+    best: list[tuple[str, float]]
+    """The most likely tokens in its place, best first."""
+
+
+class Usage(NamedTuple):
+    """Tokens of a request."""
+
+    num_prompt: int
+    num_new: int
+
+    def body(self) -> dict[str, int]:
+        """As the API writes it."""
+        return {
+            "prompt_tokens": self.num_prompt,
+            "completion_tokens": self.num_new,
+            "total_tokens": self.num_prompt + self.num_new,
+        }
+
+
+class Reply:
+    """The bodies of one reply: whole, or event by event; all of them have one id and one time."""
+
+    def __init__(self, *, is_chat: bool, model: str, wants_logprobs: bool, wants_usage: bool) -> None:
+        self._is_chat, self._wants_logprobs, self._wants_usage = is_chat, wants_logprobs, wants_usage
+        self._base = {
+            "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": None,
+        }
+        self._num_chars = 0
+
+    def whole(self, text: str, pieces: Sequence[Piece], finish_reason: str, usage: Usage) -> dict[str, Any]:
+        """The reply in one."""
+        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self._is_chat else {"text": text}
+        choice = {"index": 0, **said, "logprobs": self._logprobs(pieces), "finish_reason": finish_reason}
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        return {**self._base, "object": kind, "choices": [choice], "usage": usage.body()}
+
+    def first(self) -> list[dict[str, Any]]:
+        """What a stream begins with."""
+        return [self._chunk({"delta": {"role": "assistant", "content": ""}})] if self._is_chat else []
+
+    def part(self, text: str, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """More of the text."""
+        said = {"delta": {"content": text}} if self._is_chat else {"text": text}
+        return self._chunk(said, pieces)
+
+    def last(self, finish_reason: str, usage: Usage) -> list[dict[str, Any]]:
+        """What a stream ends with."""
+        ends = [self._chunk({"delta": {}} if self._is_chat else {"text": ""}, finish_reason=finish_reason)]
+        if self._wants_usage:
+            ends.append({**self._base, "object": self._chunk_kind, "choices": [], "usage": usage.body()})
+        return ends
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self._is_chat else "text_completion"
+
+    def _chunk(
+        self, said: dict[str, Any], pieces: Sequence[Piece] = (), finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        logprobs = self._logprobs(pieces) if pieces else None
+        choice = {"index": 0, **said, "logprobs": logprobs, "finish_reason": finish_reason}
+        usage = {"usage": None} if self._wants_usage else {}
+        return {**self._base, "object": self._chunk_kind, "choices": [choice], **usage}
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+        if not self._wants_logprobs:
+            return None
+        if self._is_chat:
+            return {
+                "content": [
+                    {
+                        **_token(piece.token, piece.logprob),
+                        "top_logprobs": [_token(token, logprob) for token, logprob in piece.best],
+                    }
+                    for piece in pieces
+                ],
+                "refusal": None,
+            }
+        offsets: list[int] = []
+        for piece in pieces:
+            offsets.append(self._num_chars)
+            self._num_chars += len(piece.token)
+        return {
+            "tokens": [piece.token for piece in pieces],
+            "token_logprobs": [piece.logprob for piece in pieces],
+            "top_logprobs": [dict(piece.best) for piece in pieces],
+            "text_offset": offsets,
+        }
+
+
+def _token(token: str, logprob: float) -> dict[str, Any]:
+    is_part = "\ufffd" in token  # of a character
+    return {"token": token, "logprob": logprob, "bytes": None if is_part else list(token.encode())}
+
+
+def event(body: dict[str, Any]) -> bytes:
+    """A body as one event of a stream."""
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    """An error as the API writes it."""
+    kind = _KINDS.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def models_body(names: Sequence[str], created: int) -> dict[str, Any]:
+    """The list of models: one, under each of its names."""
+    models = [{"id": name, "object": "model", "created": created, "owned_by": "tracekit"} for name in names]
+    return {"object": "list", "data": models}
