@@ -51,10 +51,7 @@ def small_files(
         for path in (layout.plan, layout.manifest, layout.schema):
             files[path.relative_to(local.root).as_posix()] = path.read_bytes()
         files |= draw(manifest)
-        made = layout.questions.with_suffix(".json")
-        if made.exists():
-            files[made.relative_to(local.root).as_posix()] = made.read_bytes()
-    files |= {path: (local.root / path).read_bytes() for path in local.state.labels}
+    files |= {path: (local.root / path).read_bytes() for path in local.beside}
     files["load_traces.py"] = render_script(manifests).encode()
     schema_version = newest_schema(manifests)
     files["manifest.json"] = to_bytes(Index(schema_version=schema_version, configs=list(after.entries.values())))

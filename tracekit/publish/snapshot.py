@@ -48,7 +48,9 @@ class Local(NamedTuple):
     root: Path
     state: State
     large: dict[str, Large]
-    """Shards, record tables, questions and labels, by path."""
+    """Shards and record tables, by path."""
+    beside: list[str]
+    """Paths of questions, label sets and their summaries. The Hub's client decides how it stores them."""
     card: str | None
     """Text of README.md."""
 
@@ -68,6 +70,7 @@ def read_local(root: Path) -> Local:
     manifests: dict[str, Manifest] = {}
     schemas: dict[str, Any] = {}
     labels: dict[str, LabelSummary] = {}
+    beside: list[str] = []
     large: dict[str, Large] = {}
     for name in ordered_names(root):
         layout = Layout(root, name)
@@ -88,40 +91,34 @@ def read_local(root: Path) -> Local:
         schemas[name] = msgspec.json.decode(layout.schema.read_bytes())
         for shard in manifest.shards:
             large[layout.shard(shard.name).relative_to(root).as_posix()] = Large(shard.num_bytes, shard.sha256)
-        large |= _beside(layout, labels)
+        beside += _beside(layout, labels)
         for file in manifest.files:
             if file.path.startswith("records/"):
                 large[file.path] = Large(file.num_bytes, file.sha256)
     card = root / "README.md"
     state = State(entries, manifests, schemas, labels)
-    return Local(root, state, large, card.read_text("utf-8") if card.exists() else None)
+    return Local(root, state, large, beside, card.read_text("utf-8") if card.exists() else None)
 
 
-def _beside(layout: Layout, labels: dict[str, LabelSummary]) -> dict[str, Large]:
-    """Questions and label sets of a configuration, by path; summaries of the sets are added to `labels`.
+def _beside(layout: Layout, labels: dict[str, LabelSummary]) -> list[str]:
+    """Paths of the questions and label sets of a configuration; summaries of the sets are added to `labels`.
 
     A set without a summary is not judged to the end, and stays here.
 
     Raises:
         DatasetError: labels are not those of their summary.
     """
-    found: dict[str, Large] = {}
-    if layout.questions.exists():
-        found[layout.questions.relative_to(layout.root).as_posix()] = _large(layout.questions)
+    questions = [layout.questions, layout.questions.with_suffix(".json")]
+    paths = [path for path in questions if path.exists()]
     for summary in read_summaries(layout):
         path = layout.labels(summary.name)
-        file = _large(path)
-        if file.sha256 != summary.labels_sha256:
+        if not path.exists():
+            raise DatasetError(f"{path} is gone, its summary is there; run the stage evaluate again")
+        if sha256_file(path) != summary.labels_sha256:
             raise DatasetError(f"{path}: its labels are not those of its summary; run the stage evaluate again")
-        found[path.relative_to(layout.root).as_posix()] = file
+        paths += [path, summary_path(layout, summary.name)]
         labels[summary_path(layout, summary.name).relative_to(layout.root).as_posix()] = summary
-    return found
-
-
-def _large(path: Path) -> Large:
-    if not path.exists():
-        raise DatasetError(f"{path} is gone, its summary is there; run the stage evaluate again")
-    return Large(path.stat().st_size, sha256_file(path))
+    return [path.relative_to(layout.root).as_posix() for path in paths]
 
 
 def _state(repo: HubRepo, revision: str, files: Mapping[str, RemoteFile]) -> State:
