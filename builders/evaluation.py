@@ -36,6 +36,7 @@ from tracekit.format.labels import (
 )
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import read_plan, to_bytes
+from tracekit.format.shards import sha256_file
 from tracekit.read.store import TraceStore
 from tracekit.records import Record
 from tracekit.run.export import batch_times
@@ -212,6 +213,7 @@ def _sum_up(
         judge=judge.name,
         prompt_sha256=judge.prompt_sha256,
         settings=judge.settings,
+        labels_sha256=sha256_file(layout.labels(name)),
         num_samples=len(labels),
         num_failures=sum(label.failure is not None for label in labels.values()),
         is_open=is_open,

@@ -52,6 +52,7 @@ def summary(**changes: object) -> LabelSummary:
         judge="rules",
         prompt_sha256="1" * 64,
         settings={"what": "answers"},
+        labels_sha256="2" * 64,
         num_samples=4,
         num_failures=1,
         is_open=False,

@@ -31,6 +31,7 @@ import yaml
 from tracekit.axes import LEGEND
 from tracekit.card.figures import figures_of
 from tracekit.errors import ConfigError, DatasetError
+from tracekit.format.labels import LabelSummary
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Manifest, ShardInfo
 from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
@@ -101,6 +102,7 @@ def render_card(
     version: str | None = None,
     settings: CardSettings = CardSettings(),  # noqa: B008 - frozen
     has_figures: bool = False,
+    labels: Sequence[LabelSummary] = (),
 ) -> str:
     """The card of a dataset of these configurations.
 
@@ -109,6 +111,7 @@ def render_card(
         here: What `load_dataset` is to be given: `owner/name` on the Hub, or a folder (`.`, `./name`, `/path`).
         version: Tag on the Hub that every line for loading names.
         settings: What no manifest knows.
+        labels: Label sets that lie beside the card.
         has_figures: Whether the figures that `tracekit.card.figures.draw` makes lie beside the card.
 
     Raises:
@@ -126,7 +129,7 @@ def render_card(
     body = _environment().get_template("base.md.j2")
     text = body.render(
         title=title,
-        manifests=[_for_template(manifest, has_figures=has_figures) for manifest in manifests],
+        manifests=[_for_template(manifest, labels, has_figures=has_figures) for manifest in manifests],
         writing=[manifest for manifest in manifests if _generates(manifest)],
         int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
         tasks=[_task(name) for name in dict.fromkeys(manifest.task for manifest in manifests)],
@@ -254,7 +257,7 @@ def _task(name: str) -> dict[str, Any]:
     return {"name": name, "fields": {f.name: docs[f.name] for f in msgspec.structs.fields(record_type)}}
 
 
-def _for_template(manifest: Manifest, *, has_figures: bool) -> dict[str, Any]:
+def _for_template(manifest: Manifest, labels: Sequence[LabelSummary], *, has_figures: bool) -> dict[str, Any]:
     """A manifest and every text about it that has a condition in it."""
     figures, replayed = manifest.figures, manifest.verification
     num_samples = sum(split.num_samples for split in manifest.splits)
@@ -273,6 +276,7 @@ def _for_template(manifest: Manifest, *, has_figures: bool) -> dict[str, Any]:
         if judged
         else "",
         "drawn": figures_of(manifest) if has_figures else [],
+        "label_sets": [_label_set(summary) for summary in labels if summary.config == manifest.config],
         "making": _making(manifest),
         "commands": [manifest.command] if manifest.command else [],
         "run_json": json.dumps(manifest.run, indent=1, ensure_ascii=False),
@@ -281,6 +285,14 @@ def _for_template(manifest: Manifest, *, has_figures: bool) -> dict[str, Any]:
         if replayed.num_replayed
         else "No sample was replayed (`num_replays = 0`).",
     }
+
+
+def _label_set(summary: LabelSummary) -> dict[str, Any]:
+    """A label set for the template: its rates over all samples, in words."""
+    whole = [rate for rate in summary.rates if rate.group is None and rate.value is not None]
+    rates = [f"{r.name} {r.value:.3f} [{r.low:.3f}, {r.high:.3f}] ({r.count} of {r.num})" for r in whole]
+    counted = f"{summary.num_samples} samples, {summary.num_failures} without a label"
+    return {"name": summary.name, "judge": summary.judge, "counted": counted, "rates": "; ".join(rates) or "none"}
 
 
 def _decoding(run: dict[str, Any]) -> str:

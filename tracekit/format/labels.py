@@ -94,6 +94,8 @@ class LabelSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """SHA-256 of the judge's prompts, or of its rules."""
     settings: dict[str, Any]
     """What else shapes the labels."""
+    labels_sha256: str
+    """SHA-256 of the file of labels."""
     num_samples: int
     """Samples labelled, failures among them."""
     num_failures: int

@@ -1,7 +1,7 @@
 """What a new version may be called: semantic versions, and what changed between two states of a dataset. Pure.
 
     nothing but words    patch    v1.0.0 -> v1.0.1
-    shards or configurations were added, record fields too               minor    v1.0.0 -> v1.1.0
+    shards, configurations or label sets were added, record fields too   minor    v1.0.0 -> v1.1.0
     published shards changed or went, record fields went or changed      major    v1.0.0 -> v2.0.0
 
 In 0.x a minor step may break, as semantic versioning has it.
@@ -10,9 +10,11 @@ In 0.x a minor step may break, as semantic versioning has it.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tracekit.errors import VersionError
+from tracekit.format.labels import LabelSummary
 from tracekit.format.manifest import ConfigEntry, Manifest
 
 __all__ = ["Change", "State", "Step", "Version", "change_between", "check_version"]
@@ -75,6 +77,8 @@ class State(NamedTuple):
     """Manifest of every configuration."""
     schemas: Mapping[str, Any]
     """JSON Schema of every configuration's record."""
+    labels: Mapping[str, LabelSummary] = MappingProxyType({})
+    """Summary of every label set, by its path."""
 
 
 class Change(NamedTuple):
@@ -96,6 +100,7 @@ def change_between(before: State, after: State) -> Change:
             found += _config_changes(name, old, manifest)
             found += _schema_changes(name, before.schemas[name], after.schemas[name])
     found += [(Step.MAJOR, f"configuration {n} is gone") for n in before.manifests if n not in after.manifests]
+    found += _label_changes(before.labels, after.labels)
     found.sort(key=lambda pair: -pair[0])
     return Change(found[0][0] if found else Step.NONE, [reason for _, reason in found])
 
@@ -122,6 +127,18 @@ def check_version(version: Version, existing: Sequence[str], change: Change) -> 
             f"{version} is too small a step from {latest}: this is {step} change{why}. "
             f"The next free version is {needed}"
         )
+
+
+def _label_changes(before: Mapping[str, LabelSummary], after: Mapping[str, LabelSummary]) -> list[tuple[Step, str]]:
+    """Label sets that are new, or say something else."""
+    found: list[tuple[Step, str]] = []
+    for path, summary in after.items():
+        where = f"label set {summary.name} of {summary.config}"
+        if path not in before:
+            found.append((Step.MINOR, f"{where} is new"))
+        elif before[path] != summary:
+            found.append((Step.MINOR, f"{where} has other labels"))
+    return found
 
 
 def _config_changes(name: str, old: Manifest, new: Manifest) -> list[tuple[Step, str]]:

@@ -51,11 +51,19 @@ def small_files(
         for path in (layout.plan, layout.manifest, layout.schema):
             files[path.relative_to(local.root).as_posix()] = path.read_bytes()
         files |= draw(manifest)
+    files |= {path: (local.root / path).read_bytes() for path in local.beside}
     files["load_traces.py"] = render_script(manifests).encode()
     schema_version = newest_schema(manifests)
     files["manifest.json"] = to_bytes(Index(schema_version=schema_version, configs=list(after.entries.values())))
     settings, notes = _settings(repo_id, local, remote, asked)
-    card = render_card(manifests, here=repo_id, version=str(version), settings=settings, has_figures=True)
+    card = render_card(
+        manifests,
+        here=repo_id,
+        version=str(version),
+        settings=settings,
+        has_figures=True,
+        labels=list(after.labels.values()),
+    )
     files["README.md"] = card.encode()
     if settings.license == "unknown":
         notes.append("the card says license: unknown; give one with --license, as --license cc-by-4.0")

@@ -200,7 +200,9 @@ class _Publication:
         assert newest is not None, tags
         repo_id, local, commit = self._repo.repo_id, self._local, tags[str(self._version)]
         there = state_at(self._repo, commit)
-        if all(there.manifests.get(name) == manifest for name, manifest in local.state.manifests.items()):
+        ours = local.state
+        is_same = all(there.manifests.get(name) == manifest for name, manifest in ours.manifests.items())
+        if is_same and all(there.labels.get(path) == summary for path, summary in ours.labels.items()):
             notes = self._card_notes(commit, newest) if self._version == newest else []
             self._clean_up(commit)
             return Published(repo_id, self._version, commit, True, Change(Step.NONE, []), 0, 0, notes)

@@ -9,9 +9,11 @@ import msgspec
 
 from tracekit.errors import DatasetError
 from tracekit.format.journal import Sent
+from tracekit.format.labels import LabelSummary, read_summaries, summary_path
 from tracekit.format.layout import MAX_SHARDS, Layout
 from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_struct
 from tracekit.format.release import State
+from tracekit.format.shards import sha256_file
 from tracekit.hub import HubRepo, Refs, RemoteFile
 from tracekit.records import RECORD_TYPES
 from tracekit.run.finish import is_finished, ordered_names
@@ -47,6 +49,8 @@ class Local(NamedTuple):
     state: State
     large: dict[str, Large]
     """Shards and record tables, by path."""
+    beside: list[str]
+    """Paths of questions, label sets and their summaries. The Hub's client decides how it stores them."""
     card: str | None
     """Text of README.md."""
 
@@ -65,6 +69,8 @@ def read_local(root: Path) -> Local:
     entries: dict[str, ConfigEntry] = {}
     manifests: dict[str, Manifest] = {}
     schemas: dict[str, Any] = {}
+    labels: dict[str, LabelSummary] = {}
+    beside: list[str] = []
     large: dict[str, Large] = {}
     for name in ordered_names(root):
         layout = Layout(root, name)
@@ -85,11 +91,34 @@ def read_local(root: Path) -> Local:
         schemas[name] = msgspec.json.decode(layout.schema.read_bytes())
         for shard in manifest.shards:
             large[layout.shard(shard.name).relative_to(root).as_posix()] = Large(shard.num_bytes, shard.sha256)
+        beside += _beside(layout, labels)
         for file in manifest.files:
             if file.path.startswith("records/"):
                 large[file.path] = Large(file.num_bytes, file.sha256)
     card = root / "README.md"
-    return Local(root, State(entries, manifests, schemas), large, card.read_text("utf-8") if card.exists() else None)
+    state = State(entries, manifests, schemas, labels)
+    return Local(root, state, large, beside, card.read_text("utf-8") if card.exists() else None)
+
+
+def _beside(layout: Layout, labels: dict[str, LabelSummary]) -> list[str]:
+    """Paths of the questions and label sets of a configuration; summaries of the sets are added to `labels`.
+
+    A set without a summary is not judged to the end, and stays here.
+
+    Raises:
+        DatasetError: labels are not those of their summary.
+    """
+    questions = [layout.questions, layout.questions.with_suffix(".json")]
+    paths = [path for path in questions if path.exists()]
+    for summary in read_summaries(layout):
+        path = layout.labels(summary.name)
+        if not path.exists():
+            raise DatasetError(f"{path} is gone, its summary is there; run the stage evaluate again")
+        if sha256_file(path) != summary.labels_sha256:
+            raise DatasetError(f"{path}: its labels are not those of its summary; run the stage evaluate again")
+        paths += [path, summary_path(layout, summary.name)]
+        labels[summary_path(layout, summary.name).relative_to(layout.root).as_posix()] = summary
+    return [path.relative_to(layout.root).as_posix() for path in paths]
 
 
 def _state(repo: HubRepo, revision: str, files: Mapping[str, RemoteFile]) -> State:
@@ -112,7 +141,9 @@ def _state(repo: HubRepo, revision: str, files: Mapping[str, RemoteFile]) -> Sta
     if unknown:
         raise DatasetError(f"{repo.repo_id} holds records of the task {unknown[0]!r}, unknown here; upgrade tracekit")
     schemas = {name: _decode(repo, f"schemas/{name}.json", revision, dict) for name in manifests}
-    return State({entry.name: entry for entry in index.configs}, manifests, schemas)
+    summaries = [path for path in files if re.fullmatch(r"labels/[^/]+/[^/]+\.json", path)]
+    labels = {path: _decode(repo, path, revision, LabelSummary) for path in summaries}
+    return State({entry.name: entry for entry in index.configs}, manifests, schemas, labels)
 
 
 def state_at(repo: HubRepo, revision: str) -> State:
@@ -163,7 +194,10 @@ def merged(published: State, local: Local) -> State:
                 f"records of {name!r} by the second name. Choose another --dataset-config"
             )
     return State(
-        _both(published.entries, local.state.entries), manifests, _both(published.schemas, local.state.schemas)
+        _both(published.entries, local.state.entries),
+        manifests,
+        _both(published.schemas, local.state.schemas),
+        _both(published.labels, local.state.labels),
     )
 
 

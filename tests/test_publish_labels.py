@@ -1,0 +1,96 @@
+"""Publishing label sets: a minor step, beside shards that stay as they are; read back from the Hub."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from builders.evaluation import Evaluation, evaluate
+from builders.judging import JudgeConfig, Judged
+from tests.hub_for_tests import TestHub
+from tests.publishing_for_tests import REPO, publish
+from tests.runs_for_tests import trivia_config
+from tracekit import TraceStore
+from tracekit.card.readme import render_card
+from tracekit.clients.client import ClientConfig
+from tracekit.errors import DatasetError
+from tracekit.format.labels import label_sets, read_summaries
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import Manifest, read_struct
+from tracekit.publish.snapshot import read_local
+from tracekit.records import TriviaQARecord
+
+READ = """
+import json, sys
+from tracekit import TraceStore
+from tracekit.analysis.stats import stats
+with TraceStore(sys.argv[1]) as store:
+    found = store.labels("rules").to_pylist()
+print(json.dumps([found, [one.name for one in stats(sys.argv[1])[0].labels]]))
+"""
+
+
+def judged_of(record: TriviaQARecord) -> Judged:
+    return Judged(record.key, record.question, record.ground_truth_answers, record.generated_answer)
+
+
+def judge(folder: Path) -> Layout:
+    config = trivia_config(Path("demo"), output={"out": str(folder)})
+    evaluate(config, Evaluation("trivia_qa", "answers", judged_of), judge=JudgeConfig(), client=ClientConfig())
+    return Layout(folder, "trivia_qa")
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_labels_are_a_minor_step_and_are_read_from_the_hub(folder: Path, xet_hub: TestHub):
+    publish(xet_hub, folder, "v1.0.0")
+    layout = judge(folder)
+    layout.questions.parent.mkdir()
+    layout.questions.write_text('{"question": "?"}\n')
+    refused = publish(xet_hub, folder, "v1.0.1", check=False)
+    assert refused.returncode == 1
+    (name,) = label_sets(layout)
+    assert "The next free version is v1.1.0" in refused.stderr
+    done = publish(xet_hub, folder, "v1.1.0")
+    assert f"label set {name} of trivia_qa is new" in done.stdout
+    assert "sent            0 files" in done.stdout
+    assert "nothing to do" in publish(xet_hub, folder, "v1.1.0").stdout
+    found, names = json.loads(xet_hub.python(READ, f"hf://datasets/{REPO}@v1.1.0").stdout)
+    with TraceStore(str(folder)) as store:
+        assert found == store.labels("rules").to_pylist()
+    assert names == [name]
+
+
+def test_the_card_names_label_sets_with_their_rates(folder: Path):
+    layout = judge(folder)
+    manifest = read_struct(layout.manifest, Manifest)
+    (summary,) = read_summaries(layout)
+    card = render_card([manifest], labels=[summary])
+    assert f"| `{summary.name}` | rules | 12 samples, 0 without a label | refusal_rate 0.000 [0.000, 0.000]" in card
+    assert "\n\n\n" not in card.partition("### Label sets")[2].partition("### How")[0]
+    assert "|\n\n### Tensors" in card
+    assert "### Label sets" not in render_card([manifest])
+
+
+def test_labels_that_are_not_those_of_their_summary_are_not_published(folder: Path):
+    layout = judge(folder)
+    (name,) = label_sets(layout)
+    path = layout.labels(name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"\n") + 1])
+    with pytest.raises(DatasetError, match="not those of its summary"):
+        read_local(folder)
+    path.unlink()
+    with pytest.raises(DatasetError, match="is gone, its summary is there"):
+        read_local(folder)
+
+
+def test_a_set_that_is_not_judged_to_the_end_stays_here(folder: Path):
+    layout = judge(folder)
+    (name,) = label_sets(layout)
+    layout.labels(name).with_suffix(".json").unlink()
+    assert read_local(folder).beside == []
