@@ -13,14 +13,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from accelerate.utils.memory import should_reduce_batch_size
-
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, TracekitError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Verification
 from tracekit.model.capture import Trace, capture
 from tracekit.model.generation import Generated, Listener, Step, answer_variously
+from tracekit.model.memory import is_out_of_memory
 from tracekit.model.proof import replay
 from tracekit.model.traced import TracedModel
 from tracekit.run.task import Sample
@@ -205,7 +204,7 @@ class Engine:
         try:
             answer_variously(self._traced, ids, decodings, Listener(step, end))
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self._max_batch = max(1, len(jobs) // 2)
             say(f"out of memory with {len(jobs)} requests; from here on {self._max_batch} at once")
@@ -239,7 +238,7 @@ class Engine:
             traces = capture(self._traced, [text_of(job, answer) for job, answer in pairs], self._capture_config)
             return [(job, answer, trace) for (job, answer), trace in zip(pairs, traces, strict=True)]
         except (CaptureError, RuntimeError, MemoryError) as error:
-            if not isinstance(error, CaptureError) and not _is_out_of_memory(error):
+            if not isinstance(error, CaptureError) and not is_out_of_memory(error):
                 raise
             if len(pairs) == 1:
                 reason = str(error) if isinstance(error, CaptureError) else "out of memory"
@@ -260,7 +259,7 @@ class Engine:
             try:
                 once = replay(self._traced, sample.record.key, sample.text, sample.trace, self._capture_config)
             except (RuntimeError, MemoryError) as error:
-                if isinstance(error, CaptureError) or not _is_out_of_memory(error):
+                if isinstance(error, CaptureError) or not is_out_of_memory(error):
                     raise
                 raise CaptureError("out of memory at replaying a sample; --num-replays 0 leaves it out") from error
             result = result.with_more(once)
@@ -277,7 +276,3 @@ class Engine:
             ms=round(1000 * (time.monotonic() - job.started)),
             num_together=num_together,
         )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
