@@ -6,6 +6,7 @@
     python -m benchmarks.writing     shards, beside a raw write of the same bytes
     python -m benchmarks.reading     one layer and a full scan, beside pickle, LMDB, Zarr, .npy and tar
     python -m benchmarks.loading     rows of tracekit.load_dataset, beside `datasets` with .npy
+    python -m benchmarks.serve       requests to the logging server, beside plain generation
 
 A benchmark waits for the machine to be quiet, repeats what other programs disturbed as long as its time allows, and
 says so where it could not. torch gets one thread: two wait for one another at every layer whenever another program has

