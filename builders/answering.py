@@ -11,8 +11,8 @@ import numpy as np
 from tracekit.config import RunConfig
 from tracekit.model.answers import parse_answer
 from tracekit.model.capture import Text, capture
-from tracekit.model.generation import answer_once, settings_of
-from tracekit.model.prompts import Prompter, sha256_text
+from tracekit.model.generation import Generated, answer_once, settings_of
+from tracekit.model.prompts import Prompt, Prompter, sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.records import Record
 from tracekit.run.plan import Example
@@ -39,7 +39,10 @@ class Asked(NamedTuple, Generic[ExampleT]):
 
 
 class AnsweringTask(Task[ExampleT]):
-    """One answer to each question, deterministic, of any number of lines; builders write `record`."""
+    """One answer to each question, deterministic; builders write `record`."""
+
+    is_one_line = True
+    """Whether a plain prompt's answer ends with its first line: a base model goes on with the next question."""
 
     def __init__(
         self, config: RunConfig, tokenizer: Any, asked: Sequence[Asked[ExampleT]], *, default_system: str = ""
@@ -48,7 +51,16 @@ class AnsweringTask(Task[ExampleT]):
         prompter = Prompter(tokenizer, config.prompt, default_system=default_system)
         self.variant = prompter.variant
         self._asked = {one.example.index: one for one in asked}
-        self._prompts = {one.example.index: prompter.prompt(one.question) for one in asked}
+        self._prompts = {one.example.index: self.prompt_of(prompter, one) for one in asked}
+
+    def prompt_of(self, prompter: Prompter, asked: Asked[ExampleT]) -> Prompt:
+        """What the model reads of an example."""
+        return prompter.prompt(asked.question)
+
+    def outputs(self, traced: TracedModel, examples: Sequence[ExampleT]) -> list[Generated]:
+        """The answers to a batch."""
+        ids = [self._prompts[example.index].token_ids for example in examples]
+        return answer_once(traced, ids, self._config.generation, None)
 
     def record(self, example: ExampleT, shared: dict[str, Any]) -> Record:
         """The record of an example, from the fields that all records of answers have."""
@@ -65,8 +77,7 @@ class AnsweringTask(Task[ExampleT]):
     def trace(self, traced: TracedModel, examples: Sequence[ExampleT], place: Place) -> list[Sample]:
         """Answer a batch, then capture it."""
         prompts = [self._prompts[example.index] for example in examples]
-        settings = self._config.generation
-        outputs = answer_once(traced, [prompt.token_ids for prompt in prompts], settings, None)
+        settings, outputs = self._config.generation, self.outputs(traced, examples)
         texts = [
             Text(prompt.token_ids + output.token_ids, len(prompt.token_ids))
             for prompt, output in zip(prompts, outputs, strict=True)
@@ -76,7 +87,13 @@ class AnsweringTask(Task[ExampleT]):
             examples, texts, outputs, capture(traced, texts, self._config.capture), strict=True
         ):
             prompt, asked = self._prompts[example.index], self._asked[example.index]
-            parsed = parse_answer(self._tokenizer, prompt, output.token_ids, eos_included=output.eos_included)
+            parsed = parse_answer(
+                self._tokenizer,
+                prompt,
+                output.token_ids,
+                eos_included=output.eos_included,
+                is_one_line=self.is_one_line,
+            )
             here = place._replace(first_index=place.first_index + len(samples))
             shared = answered_fields(traced, prompt, parsed, output, trace, here) | {
                 "key": asked.key,

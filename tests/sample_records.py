@@ -19,6 +19,7 @@ from tracekit.records import (
     NextTokenRecord,
     NonsenseEntitiesRecord,
     Record,
+    ReplayRecord,
     SampledAnswer,
     ServeRecord,
     Span,
@@ -402,6 +403,26 @@ def serve_record(**changes: Any) -> ServeRecord:
     return ServeRecord(**(_shared(config="serve") | fields | changes))
 
 
+def replay_record(**changes: Any) -> ReplayRecord:
+    """An answer from elsewhere, given as text."""
+    fields: dict[str, Any] = {
+        "messages": [Message(role="user", content="Why?")],
+        "question": None,
+        "generated_text": "Q b c",
+        "generated_answer": "b c",
+        "generated_token_ids": [2, 3],
+        "are_prompt_ids_given": False,
+        "are_answer_ids_given": False,
+        "source_model": "org/engine",
+        "token_logprobs": [-0.5, -1.0],
+        "token_entropies": [0.5, 1.0],
+        "finish_reason": "unknown",
+        "is_truncated": False,
+        "num_layers": 1,
+    }
+    return ReplayRecord(**(_shared(config="replay") | fields | changes))
+
+
 def record_of(task: str) -> Record:
     """A record of a task."""
     made = {
@@ -414,5 +435,6 @@ def record_of(task: str) -> Record:
         "wiki_qa": wiki_record,
         "nonsense_entities": nonsense_entities_record,
         "serve": serve_record,
+        "replay": replay_record,
     }
     return made[task]()

@@ -71,6 +71,10 @@ FIELDS: dict[str, Fields] = {
         answer="generated_answer",
         numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs"), ("f1", "f1")),
     ),
+    "replay": Fields(
+        answer="generated_answer",
+        numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs")),
+    ),
     "wiki_qa": Fields(
         same=("question", "ground_truth_answers"),
         answer="generated_answer",

@@ -70,6 +70,7 @@ _TASK_CATEGORIES = {
     "wiki_qa": "question-answering",
     "nonsense_entities": "question-answering",
     "serve": "text-generation",
+    "replay": "text-generation",
 }
 _DEMO = ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")  # its package is no repository on the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)

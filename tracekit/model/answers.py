@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tracekit.model.prompts import Prompt, tokens_of
 from tracekit.records import Span
 
-__all__ = ["Answer", "parse_answer", "token_offsets", "without_thinking"]
+__all__ = ["Answer", "parse_answer", "prompt_of_ids", "token_offsets", "without_thinking"]
 
 _THINKING = (
     ("<think>", "</think>"),
@@ -85,6 +85,13 @@ def without_thinking(text: str) -> str:
     closing = next((closing for opening, closing in _THINKING[:-1] if closing in text and opening not in text), None)
     stop = text.index(closing) + len(closing) if closing is not None else _end_of_thinking("", text)
     return text[stop:].strip()
+
+
+def prompt_of_ids(tokenizer: Any, token_ids: Sequence[int]) -> Prompt:
+    """A prompt that is given as ids, which stay as they are; the text is what they decode to."""
+    text = tokenizer.decode(list(token_ids))
+    spans = [Span(name="user", start=0, stop=len(token_ids))] if token_ids else []
+    return Prompt(text, list(token_ids), token_offsets(tokenizer, token_ids), spans, text, None)
 
 
 def token_offsets(tokenizer: Any, token_ids: Sequence[int], *, anchor: Sequence[int] = ()) -> list[list[int]]:

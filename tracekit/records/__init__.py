@@ -25,6 +25,7 @@ from tracekit.records.degradation import DamageInfo, DegradationRecord
 from tracekit.records.introspection import ConfidenceBin, IntrospectionRecord
 from tracekit.records.next_token import NextTokenRecord, Word
 from tracekit.records.nonsense_entities import NonsenseEntitiesRecord
+from tracekit.records.replay import ReplayRecord
 from tracekit.records.schema import arrow_schema, field_docs, json_schema
 from tracekit.records.serve import Message, ServeRecord
 from tracekit.records.trivia_qa import SampledAnswer, TriviaQARecord
@@ -47,6 +48,7 @@ __all__ = [
     "NextTokenRecord",
     "NonsenseEntitiesRecord",
     "Record",
+    "ReplayRecord",
     "SampledAnswer",
     "ServeRecord",
     "Span",
@@ -71,6 +73,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "wiki_qa": WikiQARecord,
     "nonsense_entities": NonsenseEntitiesRecord,
     "serve": ServeRecord,
+    "replay": ReplayRecord,
 }
 """Record type of every task."""
 
