@@ -16,6 +16,7 @@ import tyro
 from tracekit.config import RunConfig, check, load_toml
 from tracekit.errors import ConfigError, TracekitError
 from tracekit.format.layout import Layout
+from tracekit.ranks import this_rank
 
 __all__ = ["main", "run_builder"]
 
@@ -122,6 +123,11 @@ def _execute_stages(
 ) -> int:
     """Do the stages that a configuration names, in their order; the exit code of the first that does not end well."""
     names: Sequence[str] = getattr(config, "stages", ("",))
+    alone = [name for name in names if name in stages]
+    if alone and (world_size := this_rank().world_size) > 1:
+        raise ConfigError(
+            f"--stages {' '.join(alone)}: run in one process; {world_size} were started, for answers alone"
+        )
     out = config.output.out or default_folder(builder.name, config)
     config = msgspec.structs.replace(config, output=msgspec.structs.replace(config.output, out=out))
     for name in names:
@@ -187,6 +193,10 @@ def _execute_part(builder: Any, config: RunConfig, folder: Path, loader: Any) ->
     if outcome.interrupted:
         print(f"stopped; every finished batch is in {folder}. Run the same command again to go on", file=sys.stderr)
         return _INTERRUPTED
+    if outcome.num_left:
+        left = f"{outcome.num_left} shards are in other processes' hands; the last of them finishes"
+        print(f"{layout.config}: {left}. Where none is left, run the same command again", file=sys.stderr)
+        return 0
     if outcome.was_complete:
         print(f"nothing to do: {layout.config} is complete", file=sys.stderr)
     _print_outcome(folder, outcome)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tracekit.ranks import this_rank
+
 __all__ = ["logged", "note", "say"]
 
 _logs: list["_Log"] = []
@@ -43,7 +45,9 @@ class _Log:
 
 def say(text: str) -> None:
     """Say one line, to the log too."""
-    tqdm.write(f"tracekit: {text}", file=sys.stderr)
+    rank = this_rank()
+    who = f"tracekit[{rank.number}]" if rank.world_size > 1 else "tracekit"
+    tqdm.write(f"{who}: {text}", file=sys.stderr)
     note(text)
 
 

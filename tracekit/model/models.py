@@ -38,6 +38,7 @@ from tracekit.model.demo import DEMO_MODEL_ID, demo_model_folder, demo_model_rev
 from tracekit.model.families import OFF_INTERFACE
 from tracekit.model.proof import prove
 from tracekit.model.traced import Head, Loads, TracedModel
+from tracekit.ranks import this_rank
 from tracekit.records import ModelInfo
 
 __all__ = [
@@ -107,13 +108,15 @@ def resolve(name: str) -> Reference:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device a name stands for.
+    """The device a name stands for; `auto` and `cuda` give each rank on a machine an accelerator of its own.
 
     Raises:
         ConfigError: no such device here.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda" and torch.cuda.device_count() > 1 and (rank := this_rank()).world_size > 1:
+        device = f"cuda:{rank.local_number % torch.cuda.device_count()}"
     try:
         found = torch.device(device)
         torch.empty(1, device=found)

@@ -20,7 +20,15 @@ import torch
 from tqdm import tqdm
 
 from tracekit.config import CaptureConfig, ModelConfig, RunConfig, check
-from tracekit.errors import CaptureError, ConfigError, DatasetError, NoSpaceError, SourceError, TracekitError
+from tracekit.errors import (
+    CaptureError,
+    ConfigError,
+    DatasetError,
+    NoSpaceError,
+    ShardLockedError,
+    SourceError,
+    TracekitError,
+)
 from tracekit.format.layout import MAX_SHARDS, Layout, forget, may_become_dataset
 from tracekit.format.manifest import (
     Manifest,
@@ -36,6 +44,7 @@ from tracekit.model.memory import is_out_of_memory, memory_reader
 from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info, resolve_device
 from tracekit.model.proof import replay, replay_scored
 from tracekit.model.traced import Loads, TracedModel
+from tracekit.ranks import this_rank
 from tracekit.records import ModelInfo, encode_record
 from tracekit.run.finish import done_shards, is_finished
 from tracekit.run.metrics import hidden_norms
@@ -96,6 +105,8 @@ class Outcome(NamedTuple):
     """True where there was nothing left to do."""
     interrupted: bool
     """True where the run was asked to stop."""
+    num_left: int = 0
+    """Shards that other processes still work at; the last of them finishes."""
 
 
 def execute(
@@ -147,6 +158,7 @@ def _execute(
     open_log: Callable[[Path], None],
 ) -> Outcome:
     layout = Layout(out, config.output.dataset_config or builder.name)
+    _check_rank(config)
     stored = _stored_plan(layout)
     config = config.settled() if stored is None else in_stored_order(config.settled(), stored.run)
     say(f"reading {config.source.source}")
@@ -183,9 +195,22 @@ def _execute(
         torch.set_num_threads(plan.num_threads)
         if run.shards(plan, on_shard):
             return Outcome(out, layout.config, None, estimate, False, True)
+    if num_left := len(plan.shards) - len(done_shards(layout, plan)):
+        return Outcome(out, layout.config, None, estimate, False, False, num_left)
     say("finishing")
     manifest = finish_planned(layout, plan)
     return Outcome(out, layout.config, manifest, estimate, False, manifest is None)
+
+
+def _check_rank(config: RunConfig) -> None:
+    """Refuse what several processes at once would undo for one another."""
+    rank = this_rank()
+    if rank.world_size > 1 and (config.output.force_run or config.publish.publish is not None):
+        what = "--force-run deletes" if config.output.force_run else "--publish sends"
+        raise ConfigError(
+            f"{what} as it goes, which {rank.world_size} processes at once cannot; run it in one process"
+            + ("" if config.output.force_run else ", or publish the finished folder: tracekit publish")
+        )
 
 
 class _Planned(NamedTuple):
@@ -315,24 +340,31 @@ class _Run(Generic[ExampleT]):
         self._traced, self._task, self._by_index = traced, task, by_index
         self._layout, self._capture, self._batch_size = layout, capture, batch_size
         self._memory = memory_reader(traced.device)
+        self._rank = this_rank()
 
     def shards(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it."""
         if (size := _last_part_size(self._layout, self._batch_size)) is not None:
             self._task.shrink(size)
         done = done_shards(self._layout, plan)
-        todo = [shard for shard in plan.shards if shard.name not in done]
+        todo = self._rank.own_first([shard for shard in plan.shards if shard.name not in done])
         for shard in plan.shards:
             if shard.name in done:
                 on_shard(shard.name)
         total = sum(len(batch) for shard in plan.shards for batch in shard.batches)
         left = sum(len(batch) for shard in todo for batch in shard.batches)
-        with _stop_flag() as stopped, tqdm(total=total, initial=total - left, unit="q", desc=plan.config) as bar:
+        shown = {"unit": "q", "desc": plan.config, "disable": not self._rank.is_first}
+        with _stop_flag() as stopped, tqdm(total=total, initial=total - left, **shown) as bar:
             for shard in todo:
                 if stopped():
                     return True
-                if self._shard(shard, plan.config, bar, stopped):
-                    return True
+                try:
+                    if self._shard(shard, plan.config, bar, stopped):
+                        return True
+                except ShardLockedError:
+                    if self._rank.world_size == 1:
+                        raise
+                    continue  # another rank is at it
                 on_shard(shard.name)
         return False
 
@@ -478,6 +510,8 @@ class _Run(Generic[ExampleT]):
             "seconds": round(seconds, 3),
             "max_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "device": str(self._traced.device),
+            "rank": self._rank.number,
+            "world_size": self._rank.world_size,
             "used_memory_share": self._memory.read() if self._memory.read else None,
         }
         self._layout.log.parent.mkdir(parents=True, exist_ok=True)
