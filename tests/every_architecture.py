@@ -150,6 +150,8 @@ def judge(case: Case) -> Row:
         return _judge(case, model, plain)
     except ModelError as error:
         return Row(case.name, case.kind, {}, 0.0, _short(error))
+    except _BUILD_ERRORS as error:
+        return Row(case.name, case.kind, {"all": "wrong"}, 0.0, f"{type(error).__name__} {_short(error)}")
 
 
 def _judge(case: Case, model: Any, plain: Any) -> Row:

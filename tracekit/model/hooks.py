@@ -16,20 +16,21 @@ Several may be open at once. The one opened first is called first, and later one
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tracekit.errors import ModelError, UnsupportedSiteError
 from tracekit.model.anatomy import Anatomy, ResidRule, block_input, block_output
-from tracekit.model.families import QueryKeyValue
+from tracekit.model.families import COMPARES_NAMES, QueryKeyValue
 from tracekit.sites import ATTENTION_SITES, QKV_SITES
 
 __all__ = ["EAGER", "SDPA", "Sink", "check_attention", "eager_attention", "record", "with_output"]
@@ -126,37 +127,63 @@ def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], s
     with ExitStack() as stack:
         stack.callback(_ACTIVE.reset, _ACTIVE.set(take))
         stack.callback(_PROBABILITIES.reset, _PROBABILITIES.set(take_probabilities))
-        stack.callback(model.set_attn_implementation, before)
-        model.set_attn_implementation(SDPA if sdpa_is_safe else EAGER)
+        if anatomy.model_type in COMPARES_NAMES:
+            name, function = ("sdpa", _sdpa) if sdpa_is_safe else ("eager", _eager)
+            stack.enter_context(_under_its_name(name, function))
+        else:
+            name = SDPA if sdpa_is_safe else EAGER
+        stack.enter_context(_switched(model, name))
         yield
+
+
+@contextmanager
+def _under_its_name(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Stand in for one of transformers' own implementations; other models' calls are handed on as they are."""
+    before = ALL_ATTENTION_FUNCTIONS.get(name)
+    if before is function:  # several are open
+        yield
+        return
+    ALL_ATTENTION_FUNCTIONS[name] = function
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[name]
+
+
+@contextmanager
+def _switched(model: Any, implementation: str) -> Iterator[None]:
+    """While open, the model and all its parts compute attention in one implementation; each then gets its own back.
+
+    A part may not be able to take another's: an audio tower has no sdpa.
+    """
+    parts = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    before = [(config, config._attn_implementation) for config in parts.values()]
+    try:
+        model.set_attn_implementation(implementation)
+        yield
+    finally:
+        for config, own in before:
+            config._attn_implementation_internal = own  # the property would set it for the parts' parts as well
 
 
 @contextmanager
 def eager_attention(model: Any, anatomy: Anatomy) -> Iterator[None]:
     """While open, the model computes attention in transformers' eager mode, where it can switch to it."""
-    before = model.config._attn_implementation
-    switch = anatomy.family is None and before != "eager"
-    if switch:
-        model.set_attn_implementation("eager")
-    try:
+    switch = anatomy.family is None and model.config._attn_implementation != "eager"
+    with _switched(model, "eager") if switch else nullcontext():
         yield
-    finally:
-        if switch:
-            model.set_attn_implementation(before)
 
 
 def check_attention(model: Any, anatomy: Anatomy, sites: tuple[str, ...]) -> None:
     """Refuse what a family that does not use the AttentionInterface cannot give.
 
     Raises:
-        UnsupportedSiteError: no Q/K/V, or probabilities that transformers itself computes wrongly.
+        UnsupportedSiteError: probabilities that transformers itself computes wrongly.
         ModelError: probabilities are asked for, and the model was not loaded with eager attention.
     """
     family = anatomy.family
     if family is None:
         return
-    if set(sites) & set(QKV_SITES) and not family.projections:
-        raise UnsupportedSiteError(f"{anatomy.model_type} gives no queries, keys or values; it gives attentions")
     fault = family.eager_fault(model.config.get_text_config())
     if "attentions" in sites and fault is not None:
         raise UnsupportedSiteError(
@@ -184,12 +211,13 @@ def _attach_attention_modules(
             stack.callback(projection.register_forward_hook(partial(_keep_first, outputs)).remove)
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any, layer: int = layer, kept: Any = kept) -> None:
-            if family.projections and set(sites) & set(QKV_SITES):
-                _offer(sink, sites, layer, family.split(module, [outputs[0] for outputs in kept], kwargs))
+            if set(sites) & set(QKV_SITES):
+                named = {**dict(zip(signature(module.forward).parameters, args, strict=False)), **kwargs}
+                _offer(sink, sites, layer, family.split(module, [outputs[0] for outputs in kept], named))
             for outputs in kept:
                 outputs.clear()
             if "attentions" in sites:
-                sink("attentions", layer, output[1])
+                sink("attentions", layer, output[family.place])
 
         stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
         if "attentions" in sites:

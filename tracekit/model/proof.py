@@ -56,7 +56,8 @@ class _Reference(NamedTuple):
 
 
 def prove(traced: TracedModel, sites: Sequence[str]) -> None:
-    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`.
+    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`, and
+    sets `is_row_coupled` where padding changes a row.
 
     Raises:
         UnsupportedSiteError: the architecture cannot give a site.
@@ -68,6 +69,7 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
     before = _plain(traced, ids, attentions="attentions" in sites)
     _check_plain(traced, ids, before)
     _find_causality(traced, ids, before)
+    _find_coupling(traced, ids, before)
     if "resid_post_attn" in sites:
         traced.find_resid_rule()
     _measure(traced, ids, sites, before)
@@ -132,6 +134,24 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
         traced.rows_sum_to_one &= bool(((layer.sum(-1, dtype=torch.float32) - 1).abs() < slack).all())
         if traced.is_causal and layer.triu(1).any():
             raise _failed(traced, "a causal model whose attention is not zero above the diagonal")
+
+
+def _find_coupling(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """Whether padding changes a row: some convolutions, poolings and Fourier transforms do not know of masks."""
+    lengths = [ids.shape[1], ids.shape[1] - 3, ids.shape[1] // 2]
+    rows, mask = ids.repeat(len(lengths), 1), torch.ones_like(ids).repeat(len(lengths), 1)
+    for row, length in enumerate(lengths):
+        rows[row, length:], mask[row, length:] = 0, 0
+    with torch.inference_mode(), eager_attention(traced.model, traced.anatomy):
+        together = traced.run(rows, mask, output_hidden_states=True).hidden_states[-1]
+        alone = [traced.run(ids[:, :n], output_hidden_states=True).hidden_states[-1] for n in lengths[1:]]
+    errors = [
+        _relative(together[row, :length], hidden[0])
+        for row, (length, hidden) in enumerate(zip(lengths, [before.hidden_states[-1], *alone], strict=True))
+    ]
+    is_exact = traced.info.dtype == "float32" and not traced.info.quantization
+    allowed = 1e-4 if is_exact else tolerance_of(traced.info).max_rel_error
+    traced.is_row_coupled |= not max(errors) <= allowed
 
 
 def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Reference) -> None:
