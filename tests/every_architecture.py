@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForMultipleChoice
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -53,7 +54,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "post_attn": ("resid_post_attn",),
     "next": ("topk_ids", "topk_logprobs"),
 }
-_BUILD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, IndexError, AssertionError)
+_BUILD_ERRORS = (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, IndexError, AssertionError)
 
 NO_TEXT = {
     "MusicgenForCausalLM": "decodes audio codes, in several rows at once; takes no text",
@@ -143,7 +144,7 @@ def judge(case: Case) -> Row:
         plain = copy.deepcopy(model)
         plain.set_attn_implementation("eager")
         with torch.no_grad():
-            plain(**_inputs(case, [5, 6, 7, 8, 9]))
+            plain(**_inputs(case, [5, 6, 7, 8, 9]), **_without_cache(case))
     except _BUILD_ERRORS as error:
         return Row(case.name, case.kind, {}, 0.0, "not run here: " + _short(error))
     try:
@@ -240,16 +241,19 @@ def _inputs(case: Case, ids: Sequence[int]) -> dict[str, Any]:
     return {"input_ids": row[:, None]} if case.auto == "choices" else {"input_ids": row}
 
 
+def _without_cache(case: Case) -> dict[str, Any]:
+    return {} if case.auto == "choices" else {"use_cache": False}
+
+
 class _Reference:
     """One text in plain eager transformers, alone and unpadded, with what went through each block."""
 
     def __init__(self, case: Case, plain: Any, traced: TracedModel, text: Text) -> None:
         paths = {module: path for path, module in traced.model.named_modules()}
         blocks = [plain.get_submodule(paths[block]) for block in traced.anatomy.blocks]
-        arguments = {} if case.auto == "choices" else {"use_cache": False}
         with torch.inference_mode(), watch_blocks(blocks) as runs:
             self.output = plain(
-                **_inputs(case, text.token_ids), output_hidden_states=True, output_attentions=True, **arguments
+                **_inputs(case, text.token_ids), output_hidden_states=True, output_attentions=True, **_without_cache(case)
             )
         self.runs: list[BlockRun] = runs
         self.config = plain.config.get_text_config()
@@ -292,6 +296,10 @@ class _Reference:
         errors = [relative(mine["resid_embed"][0], self.runs[0].x[0])]
         errors += [relative(mine["resid_pre_attn"][n], run.x[0]) for n, run in enumerate(self.runs)]
         errors += [relative(mine["resid_post_mlp"][n], run.out[0]) for n, run in enumerate(self.runs)]
+        if "hidden_states" in mine:
+            hidden = mine["hidden_states"]
+            errors += [relative(value, hidden[n]) for n, value in mine["resid_pre_attn"].items()]
+            errors += [relative(mine["resid_post_mlp"][n], hidden[n + 1]) for n in range(len(self.runs) - 1)]
         return max(errors), True
 
     def _post_attn(self, mine: dict[str, Any]) -> tuple[float, bool]:

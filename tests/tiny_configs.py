@@ -36,7 +36,7 @@ _VALUES: tuple[tuple[int, str], ...] = (
     (4, """num_attention_heads n_head n_heads num_heads attention_heads encoder_attention_heads decoder_attention_heads
         num_encoder_attention_heads num_decoder_attention_heads num_experts num_local_experts n_routed_experts
         moe_num_experts mamba_n_heads mamba_num_heads linear_num_value_heads linear_num_heads swa_num_attention_heads
-        index_n_heads indexer_n_heads num_buckets position_buckets
+        num_buckets position_buckets
         zero_expert_num num_hash hash_code_len index_topk block_size index_block_size"""),
     (2, """num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_experts_per_tok moe_topk
         moe_k top_k_experts num_experts_per_token num_shared_experts index_topk_blocks n_group topk_group n_groups
@@ -48,6 +48,7 @@ _VALUES: tuple[tuple[int, str], ...] = (
         mamba_d_head relative_attention_num_buckets position_bias_num_buckets query_pre_attn_scalar
         lsh_attn_chunk_length local_attn_chunk_length"""),
     (12, "v_head_dim swa_v_head_dim"),
+    (32, "index_n_heads indexer_n_heads"),
     (16, "q_lora_rank kv_lora_rank o_lora_rank embedding_rank rel_extent position_bias_max_distance time_step_rank"),
     (_WINDOW, """sliding_window sliding_window_size attention_window_size local_attention window_size
         local_attention_window_len keep_window_size attention_chunk_size"""),
@@ -60,7 +61,19 @@ _BY_NAME = {name: value for value, names in _VALUES for name in names.split()}
 _WHERE_UNSET = ("head_dim", "q_lora_rank", "num_key_value_heads", "num_experts_per_tok", "n_group", "topk_group")
 """Sizes that are given where the family leaves them open, too."""
 
+_HYBRID = ["linear_attention", "full_attention"] * (NUM_LAYERS // 2)
+_ZAMBA = ["linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid", "linear_attention"]
+
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "blenderbot": {"encoder_layers": 3},
+    "granitemoehybrid": {"layer_types": _HYBRID},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "zamba": {"num_hidden_layers": 6, "layers_block_type": _ZAMBA, "attention_hidden_size": 64, "attention_head_dim": 16},
+    "zamba2": {"num_hidden_layers": 6, "layers_block_type": _ZAMBA},
+    "esm": {"vocab_size": VOCAB_SIZE, "pad_token_id": 1, "mask_token_id": 2},
+    "esmc": {"num_key_value_heads": 4},
+    "mpnet": {"relative_attention_num_buckets": 32},
     "blt": {
         "encoder_config": {"hidden_size_global": _WIDTH},
         "decoder_config": {"hidden_size_global": _WIDTH},
@@ -87,11 +100,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "gemma4_unified": {
-        "vision_config": {"mm_embed_dim": _WIDTH, "mm_posemb_size": 8, "model_patch_size": 2},
-        "audio_config": {"hidden_size": _WIDTH},
-    },
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_unified": {"vision_config": {"mm_embed_dim": _WIDTH, "mm_posemb_size": 8, "output_proj_dims": _WIDTH}},
     "mamba2": {"num_heads": 8},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,

@@ -23,7 +23,7 @@ from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -132,7 +132,7 @@ def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], s
             stack.enter_context(_under_its_name(name, function))
         else:
             name = SDPA if sdpa_is_safe else EAGER
-        stack.enter_context(_switched(model, name))
+        stack.enter_context(_switched(model, anatomy, name))
         yield
 
 
@@ -151,26 +151,32 @@ def _under_its_name(name: str, function: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _switched(model: Any, implementation: str) -> Iterator[None]:
-    """While open, the model and all its parts compute attention in one implementation; each then gets its own back.
+def _switched(model: Any, anatomy: Anatomy, implementation: str) -> Iterator[None]:
+    """While open, the blocks, and what they are part of, compute attention in one implementation.
 
-    A part may not be able to take another's: an audio tower has no sdpa.
+    Other towers keep their own: they need not be able to switch, and an audio tower may have no sdpa.
     """
-    parts = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
-    before = [(config, config._attn_implementation) for config in parts.values()]
+    first = anatomy.blocks[0]
+    around = [m for m in model.modules() if isinstance(m, PreTrainedModel) and any(n is first for n in m.modules())]
+    configs = [part.config for part in around if part._can_set_attn_implementation()]
+    if configs:
+        inside = (module for block in anatomy.blocks for module in block.modules())
+        configs += [module.config for module in inside if isinstance(getattr(module, "config", None), PreTrainedConfig)]
+    before = [(config, config._attn_implementation) for config in {id(config): config for config in configs}.values()]
     try:
-        model.set_attn_implementation(implementation)
+        for config, _ in before:
+            config._attn_implementation_internal = implementation  # the property would set it in other towers, too
         yield
     finally:
         for config, own in before:
-            config._attn_implementation_internal = own  # the property would set it for the parts' parts as well
+            config._attn_implementation_internal = own
 
 
 @contextmanager
 def eager_attention(model: Any, anatomy: Anatomy) -> Iterator[None]:
     """While open, the model computes attention in transformers' eager mode, where it can switch to it."""
     switch = anatomy.family is None and model.config._attn_implementation != "eager"
-    with _switched(model, "eager") if switch else nullcontext():
+    with _switched(model, anatomy, "eager") if switch else nullcontext():
         yield
 
 
@@ -270,7 +276,10 @@ def _attach_blocks(
 
 def with_output(output: Any, replacement: Tensor) -> Any:
     """The output of a block or submodule with another residual stream in it."""
-    return type(output)([replacement, *output[1:]]) if isinstance(output, tuple | list) else replacement
+    if not isinstance(output, tuple | list):
+        return replacement
+    parts = [replacement, *output[1:]]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 def _attach_post_attn(stack: ExitStack, block: nn.Module, layer: int, sink: Sink, rule: ResidRule) -> None:

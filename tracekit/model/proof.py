@@ -70,6 +70,8 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
     _check_plain(traced, ids, before)
     _find_causality(traced, ids, before)
     _find_coupling(traced, ids, before)
+    if "hidden_states" in sites:
+        _check_embeddings(traced, ids, before)
     if "resid_post_attn" in sites:
         traced.find_resid_rule()
     _measure(traced, ids, sites, before)
@@ -134,6 +136,18 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
         traced.rows_sum_to_one &= bool(((layer.sum(-1, dtype=torch.float32) - 1).abs() < slack).all())
         if traced.is_causal and layer.triu(1).any():
             raise _failed(traced, "a causal model whose attention is not zero above the diagonal")
+
+
+def _check_embeddings(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """The first hidden state is of the embeddings, each of its own token (or a few neighbours), before any block."""
+    changed = ids.clone()
+    changed[0, 0] = ids[0, -1] if ids[0, 0] != ids[0, -1] else ids[0, 1]
+    other = _plain(traced, changed, attentions=False).hidden_states[0]
+    if not torch.equal(other[:, 4:], before.hidden_states[0][:, 4:]):
+        raise UnsupportedSiteError(
+            f"{traced.anatomy.model_type}: transformers' hidden_states do not begin with the embeddings, so its layers "
+            "would be counted wrongly; take --sites resid"
+        )
 
 
 def _find_coupling(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
@@ -206,7 +220,7 @@ def _layout_of(traced: TracedModel, site: str, layers: dict[int, Tensor], num_to
         if site == "attentions":
             expected, tail = (1, shape[1], num_tokens, num_tokens), (shape[1],)
         elif site in ATTENTION_SITES:
-            expected, tail = (1, shape[1], num_tokens, shape[3]), (shape[1], shape[3])
+            expected, tail = (1, shape[1], num_tokens, shape[-1]), (shape[1], shape[-1])
         else:
             expected, tail = (1, num_tokens, shape[-1]), (shape[-1],)
         if shape != expected:
