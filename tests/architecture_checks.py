@@ -7,16 +7,26 @@ resid_post_attn   the block, run by itself with one submodule's output set to 0,
           0 it puts out its own input (up to its LayerNorms)
 """
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-__all__ = ["BlockRun", "carries", "explain_attention", "mixes_values", "relative", "watch_blocks"]
+__all__ = [
+    "BlockRun",
+    "carries",
+    "explain_attention",
+    "mixes_values",
+    "relative",
+    "watch_blocks",
+    "watch_eager_attention",
+]
 
 _CLOSE = 2e-4
 
@@ -73,12 +83,33 @@ def watch_blocks(blocks: Sequence[nn.Module]) -> Iterator[list[BlockRun]]:
         yield runs
 
 
+@contextmanager
+def watch_eager_attention(blocks: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """While open, keeps the Q, K and V that modules of these blocks hand to their own file's eager attention."""
+    inside = {module for block in blocks for module in block.modules()}
+    handed: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if module in inside:
+            handed.append((query.clone(), key.clone(), value.clone()))
+        own = sys.modules[type(module).__module__].eager_attention_forward
+        return own(module, query, key, value, *args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS["eager"] = attend
+    try:
+        yield handed
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["eager"]
+
+
 def explain_attention(query_HTE: Any, key_KTE: Any, probs_HTT: Any, *, cap: float | None, scale: float) -> float:
     """How far attention rows are from what Q and K make of them, as relative error of the centred log-probabilities.
 
     Head by head; the scale is the same for all heads.
     """
-    query, key, probs = (torch.as_tensor(np.asarray(part, dtype=np.float64)) for part in (query_HTE, key_KTE, probs_HTT))
+    query, key, probs = (
+        torch.as_tensor(np.asarray(part, dtype=np.float64)) for part in (query_HTE, key_KTE, probs_HTT)
+    )
     scores = query @ key.repeat_interleave(len(query) // len(key), 0).mT
     if cap is not None:
         scores = torch.tanh(scores * scale / cap)
@@ -127,7 +158,11 @@ def carries(run: BlockRun, carried: Tensor) -> bool:
 def _normed(value: Tensor, norms: Sequence[nn.Module]) -> list[Tensor]:
     """The value, and what each LayerNorm of its width makes of it."""
     fitting = [norm for norm in norms if getattr(getattr(norm, "weight", None), "shape", None) == value.shape[-1:]]
-    return [value, *(norm(value) for norm in fitting)]
+    made = [value]
+    for norm in fitting:
+        with suppress(RuntimeError, TypeError, ValueError, IndexError):  # some norms take heads, or a gate beside it
+            made.append(norm(value))
+    return made
 
 
 def _outcome(run: BlockRun, paths: Sequence[str]) -> Tensor | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["COMPARES_NAMES", "OFF_INTERFACE", "Family", "QueryKeyValue"]
+__all__ = ["COMPARES_NAMES", "NOT_REPEATABLE", "OFF_INTERFACE", "Family", "QueryKeyValue"]
 
 
 class QueryKeyValue(NamedTuple):
@@ -178,3 +178,6 @@ COMPARES_NAMES = frozenset(
 )
 """Families that mask what their indexer left out only where the attention implementation is called eager or sdpa, by
 `model_type`: under another name they would attend to everything."""
+
+NOT_REPEATABLE = {"reformer": "the hashes of its LSH attention are drawn anew in every pass"}
+"""Why a family gives something else each time it runs, by `model_type`; it cannot be traced."""

@@ -6,7 +6,7 @@
 Attention is read in functions registered with transformers' `AttentionInterface`, each with the mask function of the
 implementation that it calls. One calls the model's own `eager_attention_forward`, so soft-caps, sinks, sliding
 windows and grouped heads are right by construction; the other calls sdpa, for Q/K/V without probabilities. Layers are
-told apart by the module's `layer_idx`, or by the block it is in, never by the order of calls. The tensors handed over
+told apart by the module's `layer_idx`, or by the block that runs, never by the order of calls. The tensors handed over
 belong to the model: a sink copies what it keeps. A sink may also return a changed tensor, which then takes the
 original's place: at the block sites (`resid_post_attn` not where it is derived), and for queries, keys and values that
 go through the AttentionInterface.
@@ -15,7 +15,7 @@ Several may be open at once. The one opened first is called first, and later one
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
@@ -106,25 +106,32 @@ def record(
 @contextmanager
 def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], sink: Sink) -> Iterator[None]:
     """Switch the model to a recording attention implementation, and back."""
-    block_of = {module: number for number, block in enumerate(anatomy.blocks) for module in block.modules()}
+    number_of = {block: number for number, block in enumerate(anatomy.blocks)}
+    inside = {module for block in anatomy.blocks for module in block.modules()}
+    running: list[int] = [0]
     wants_probabilities = "attentions" in sites
     before = model.config._attn_implementation
     sdpa_is_safe = before in ("sdpa", SDPA) and not wants_probabilities
     wanted_qkv = set(sites) & set(QKV_SITES)
-    own = block_of.keys()  # a vision tower attends too, and another model may run meanwhile
+    own = inside  # a vision tower attends too, and another model may run meanwhile
     outer, outer_probabilities = _ACTIVE.get(), _PROBABILITIES.get()
 
     def take(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> QueryKeyValue:
         qkv = QueryKeyValue(query, key, value) if outer is None else outer(module, query, key, value)
-        return _offer(sink, sites, _layer_of(module, block_of), qkv) if wanted_qkv and module in own else qkv
+        return _offer(sink, sites, _layer_of(module, running[0]), qkv) if wanted_qkv and module in own else qkv
 
     def take_probabilities(module: nn.Module, probabilities: Tensor) -> None:
         if outer_probabilities is not None:
             outer_probabilities(module, probabilities)
         if wants_probabilities and module in own:
-            sink("attentions", _layer_of(module, block_of), probabilities)
+            sink("attentions", _layer_of(module, running[0]), probabilities)
+
+    def enter(block: nn.Module, args: Any) -> None:
+        running[0] = number_of[block]
 
     with ExitStack() as stack:
+        for block in anatomy.blocks:
+            stack.callback(block.register_forward_pre_hook(enter).remove)
         stack.callback(_ACTIVE.reset, _ACTIVE.set(take))
         stack.callback(_PROBABILITIES.reset, _PROBABILITIES.set(take_probabilities))
         if anatomy.model_type in COMPARES_NAMES:
@@ -158,10 +165,10 @@ def _switched(model: Any, anatomy: Anatomy, implementation: str) -> Iterator[Non
     """
     first = anatomy.blocks[0]
     around = [m for m in model.modules() if isinstance(m, PreTrainedModel) and any(n is first for n in m.modules())]
-    configs = [part.config for part in around if part._can_set_attn_implementation()]
+    configs: list[Any] = [part.config for part in around if part._can_set_attn_implementation()]
     if configs:
-        inside = (module for block in anatomy.blocks for module in block.modules())
-        configs += [module.config for module in inside if isinstance(getattr(module, "config", None), PreTrainedConfig)]
+        own = (getattr(module, "config", None) for block in anatomy.blocks for module in block.modules())
+        configs += [config for config in own if isinstance(config, PreTrainedConfig)]
     before = [(config, config._attn_implementation) for config in {id(config): config for config in configs}.values()]
     try:
         for config, _ in before:
@@ -320,6 +327,7 @@ def _offer(sink: Sink, sites: tuple[str, ...], layer: int, qkv: QueryKeyValue) -
     return QueryKeyValue(*parts)
 
 
-def _layer_of(module: nn.Module, block_of: Mapping[nn.Module, int]) -> int:
+def _layer_of(module: nn.Module, running: int) -> int:
+    """The module's own number, or that of the block which runs: modules that blocks share have none, or -1."""
     layer = getattr(module, "layer_idx", None)
-    return block_of[module] if layer is None else int(layer)
+    return running if layer is None or int(layer) < 0 else int(layer)

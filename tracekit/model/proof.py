@@ -6,13 +6,14 @@ logits untouched, sites whose change moves the logits, and a head that gives the
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
@@ -27,6 +28,7 @@ from tracekit.model.capture import (
     to_numpy,
 )
 from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
+from tracekit.model.families import NOT_REPEATABLE
 from tracekit.model.hooks import check_attention, eager_attention, record
 from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, tolerance_of
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
@@ -72,6 +74,8 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
     _find_coupling(traced, ids, before)
     if "hidden_states" in sites:
         _check_embeddings(traced, ids, before)
+    if {*sites} & {*RESID_SITES}:
+        _check_blocks(traced, ids)
     if "resid_post_attn" in sites:
         traced.find_resid_rule()
     _measure(traced, ids, sites, before)
@@ -94,7 +98,10 @@ def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool, **arguments: T
 
 
 def _check_family(traced: TracedModel) -> None:
-    """Families whose eager attention is wrong in transformers itself must not run in it."""
+    """Families whose eager attention is wrong in transformers itself must not run in it; some cannot be traced."""
+    name = traced.anatomy.model_type
+    if name in NOT_REPEATABLE:
+        raise ModelError(f"{name} ({traced.info.id}) cannot be traced: {NOT_REPEATABLE[name]}")
     family, config = traced.anatomy.family, traced.model.config
     fault = family.eager_fault(config.get_text_config()) if family is not None else None
     if fault is not None and config._attn_implementation == "eager":
@@ -203,6 +210,25 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
     _check_stream(traced, seen)
 
 
+def _check_blocks(traced: TracedModel, ids: Tensor) -> None:
+    """Blocks hand on a single tensor of the residual stream's shape."""
+    doubled: list[int] = []
+
+    def after(layer: int, module: nn.Module, args: object, output: object) -> None:
+        first, second = [*output[:2], None, None][:2] if isinstance(output, tuple) else (None, None)
+        if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
+            doubled.append(layer)
+
+    with ExitStack() as stack, torch.inference_mode():
+        for layer, block in enumerate(traced.anatomy.blocks):
+            stack.callback(block.register_forward_hook(partial(after, layer)).remove)
+        traced.run(ids)
+    if doubled:
+        raise UnsupportedSiteError(
+            f"{traced.anatomy.model_type}: block {doubled[0]} hands on two residual streams; it gives no resid sites"
+        )
+
+
 def _check_stream(traced: TracedModel, seen: dict[str, dict[int, Tensor]]) -> None:
     """Blocks hand the residual stream on unchanged."""
     for layer, value in seen.get("resid_post_mlp", {}).items():
@@ -254,10 +280,13 @@ def _prove_that_it_matters(traced: TracedModel, ids: Tensor, site: str) -> None:
 
 def _prove_head(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
     """The head alone, row by row, gives the model's logits."""
-    with torch.inference_mode(), keep_inner_output(traced.anatomy.inner) as kept:
-        traced.run(ids)
-    backwards = kept[0].last_hidden_state[0].flip(0)  # a head that looks at other rows gives something else
-    rows = torch.cat(list(head_logits(traced, backwards, type(kept[0])))).flip(0)
+    try:
+        with torch.inference_mode(), keep_inner_output(traced.anatomy.inner) as kept:
+            traced.run(ids)
+        backwards = kept[0].last_hidden_state[0].flip(0)  # a head that looks at other rows gives something else
+        rows = torch.cat(list(head_logits(traced, backwards, type(kept[0])))).flip(0)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _failed(traced, f"its head does not run alone, on the last hidden state ({error})") from error
     if not _relative(rows, before.logits[0].float()) <= tolerance_of(traced.info).max_rel_error:
         raise _failed(traced, "its head, run alone, gives other logits")
 
