@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface
 
 __all__ = [
     "BlockRun",
@@ -95,11 +95,11 @@ def watch_eager_attention(blocks: Sequence[nn.Module]) -> Iterator[list[tuple[Te
         own = sys.modules[type(module).__module__].eager_attention_forward
         return own(module, query, key, value, *args, **kwargs)
 
-    ALL_ATTENTION_FUNCTIONS["eager"] = attend
+    AttentionInterface.register("eager", attend)  # for all: some modeling files have an interface of their own
     try:
         yield handed
     finally:
-        del ALL_ATTENTION_FUNCTIONS["eager"]
+        del AttentionInterface._global_mapping["eager"]
 
 
 def explain_attention(query_HTE: Any, key_KTE: Any, probs_HTT: Any, *, cap: float | None, scale: float) -> float:

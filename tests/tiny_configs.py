@@ -146,6 +146,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "ngram_vocab_size_base": 50,
         "split_ngram_parts": 2,
     },
+    "neomme": {"head_dim": 16},
+    "zaya": {"router_hidden_size": 16},
     "reformer": {"axial_pos_shape": (8, 16), "axial_pos_embds_dim": (8, 24), "is_decoder": True},
     "xmod": {"languages": ("en_XX",), "default_language": "en_XX"},
 }

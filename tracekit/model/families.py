@@ -122,9 +122,11 @@ def _split_gpt_neox_japanese(module: Any, outputs: Sequence[Tensor], kwargs: Map
 
 def _split_roformer(module: Any, outputs: Sequence[Tensor], kwargs: Mapping[str, Any]) -> QueryKeyValue:
     query, key, value = _split_heads(module, outputs, kwargs)
-    turned = (query, key, value) if module.rotary_value else (query, key)
-    turned = module.apply_rotary_position_embeddings(kwargs["sinusoidal_pos"], *turned)
-    return QueryKeyValue(*turned) if module.rotary_value else QueryKeyValue(*turned, value)
+    rotate, sines = module.apply_rotary_position_embeddings, kwargs["sinusoidal_pos"]
+    if module.rotary_value:
+        return QueryKeyValue(*rotate(sines, query, key, value))
+    query, key = rotate(sines, query, key)
+    return QueryKeyValue(query, key, value)
 
 
 def _split_deberta(module: Any, outputs: Sequence[Tensor], kwargs: Mapping[str, Any]) -> QueryKeyValue:

@@ -6,14 +6,13 @@ logits untouched, sites whose change moves the logits, and a head that gives the
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
@@ -74,8 +73,6 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
     _find_coupling(traced, ids, before)
     if "hidden_states" in sites:
         _check_embeddings(traced, ids, before)
-    if {*sites} & {*RESID_SITES}:
-        _check_blocks(traced, ids)
     if "resid_post_attn" in sites:
         traced.find_resid_rule()
     _measure(traced, ids, sites, before)
@@ -94,7 +91,8 @@ def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool, **arguments: T
     with torch.inference_mode(), eager_attention(traced.model, traced.anatomy):
         output = traced.run(ids, output_hidden_states=True, output_attentions=attentions, **arguments)
     given = getattr(output, "attentions", None) if attentions else None
-    return _Reference(output.logits, output.hidden_states, given and [layer for layer in given if layer is not None])
+    layers = [layer for layer in given if layer is not None] if given else None
+    return _Reference(output.logits, output.hidden_states, layers)
 
 
 def _check_family(traced: TracedModel) -> None:
@@ -180,6 +178,11 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
     seen: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
 
     def sink(site: str, layer: int, value: Tensor) -> None:
+        if layer in seen[site] and not torch.equal(seen[site][layer], value):
+            raise UnsupportedSiteError(
+                f"{traced.anatomy.model_type} ({traced.info.id}): {site}, layer {layer}, is handed over twice in a pass, "
+                "with other values; there is one place for a layer"
+            )
         seen[site][layer] = value.detach().clone()
 
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
@@ -208,25 +211,6 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
             if not _relative(mine, theirs) <= 1e-5 and not traced.info.quantization:
                 raise _failed(traced, f"attention of layer {layer} differs from output_attentions=True")
     _check_stream(traced, seen)
-
-
-def _check_blocks(traced: TracedModel, ids: Tensor) -> None:
-    """Blocks hand on a single tensor of the residual stream's shape."""
-    doubled: list[int] = []
-
-    def after(layer: int, module: nn.Module, args: object, output: object) -> None:
-        first, second = [*output[:2], None, None][:2] if isinstance(output, tuple) else (None, None)
-        if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
-            doubled.append(layer)
-
-    with ExitStack() as stack, torch.inference_mode():
-        for layer, block in enumerate(traced.anatomy.blocks):
-            stack.callback(block.register_forward_hook(partial(after, layer)).remove)
-        traced.run(ids)
-    if doubled:
-        raise UnsupportedSiteError(
-            f"{traced.anatomy.model_type}: block {doubled[0]} hands on two residual streams; it gives no resid sites"
-        )
 
 
 def _check_stream(traced: TracedModel, seen: dict[str, dict[int, Tensor]]) -> None:

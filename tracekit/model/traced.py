@@ -66,7 +66,7 @@ class TracedModel:
     where the checkpoint had no weights for the head.
 
     `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.model.proof.prove`, which every model goes through
-    before anything of it is captured.
+    before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row.
     """
 
     def __init__(
