@@ -13,7 +13,7 @@ WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install demo test lint slow bench test-datasets3 clean
+.PHONY: install demo test lint slow bench architectures test-datasets3 clean
 
 install: $(STAMP)
 
@@ -39,6 +39,10 @@ test: install lint
 
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+# every text architecture of transformers: builders/ARCHITECTURES.md, written anew (minutes)
+architectures: install
+	$(BIN)/python -m tests.every_architecture --write
 
 # the loading script of a dataset, on the last datasets that runs one
 test-datasets3: install $(DATASETS3)/.installed

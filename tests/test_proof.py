@@ -14,16 +14,20 @@ from transformers import (
     AttentionMaskInterface,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
+    BigBirdConfig,
     Gemma3nTextConfig,
     MambaConfig,
     OpenAIGPTConfig,
     PreTrainedConfig,
-    XGLMConfig,
+    PreTrainedModel,
 )
 from transformers.masking_utils import causal_mask_function, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
-from tests.tiny_models import CAUSAL, FAMILIES, WITH_QKV, model_info, proven, sites_of, tiny_model, token_ids, traced
+from tests.tiny_configs import tiny_config
+from tests.tiny_models import CAUSAL, FAMILIES, model_info, proven, sites_of, tiny_model, token_ids, traced
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
 from tracekit.model.capture import Text, Trace, capture
@@ -344,21 +348,14 @@ def test_eager_attention_that_computes_something_else_than_sdpa(
         proven(model, "llama")  # a model loaded eager is what eager attention makes of it
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(WITH_QKV)))
-@pytest.mark.parametrize("sites", [("queries",), ("attentions", "values")])
-def test_a_family_without_queries_says_what_it_gives(name: str, sites: tuple[str, ...]) -> None:
-    with pytest.raises(UnsupportedSiteError) as caught:
-        traced(name, sites=sites)
-    assert str(caught.value) == f"{name} gives no queries, keys or values; it gives attentions"
-
-
 @pytest.mark.parametrize("sites", [("attentions",), ("queries", "values")])
 def test_a_family_nobody_knows_is_refused_by_name(sites: tuple[str, ...]) -> None:
-    model = from_config(XGLMConfig(**SIZES, d_model=32, ffn_dim=64, num_layers=3, attention_heads=4))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = from_config(BigBirdConfig(**SIZES, **sizes, is_decoder=True, attention_type="original_full"))
     with pytest.raises(UnsupportedSiteError) as caught:
         proven(model, "unknown", sites)
     assert str(caught.value) == (
-        f"xglm (tiny/unknown): nothing arrived from {', '.join(sites)}; its attention does not go through "
+        f"big_bird (tiny/unknown): nothing arrived from {', '.join(sites)}; its attention does not go through "
         "transformers' AttentionInterface and tracekit/model/families.py has no row for it"
     )
     assert proven(model, "unknown", ("hidden_states", "resid_post_attn")).is_causal
@@ -400,8 +397,69 @@ def test_a_model_without_attention_is_refused_by_name() -> None:
 
 def test_a_model_without_attention_gives_the_rest() -> None:
     model = from_config(MambaConfig(**SIZES, hidden_size=32, num_hidden_layers=2, state_size=4))
-    made = proven(model, "mamba", ("hidden_states", "resid_embed", "resid_pre_attn", "resid_post_mlp"))
+    made = proven(model, "mamba", ("resid_embed", "resid_pre_attn", "resid_post_mlp"))
     assert made.is_causal
+
+
+def test_hidden_states_that_begin_after_the_first_block_are_refused() -> None:
+    model = from_config(MambaConfig(**SIZES, hidden_size=32, num_hidden_layers=2, state_size=4))
+    assert failure_of(model, "mamba", ("hidden_states",)) == (
+        "mamba: transformers' hidden_states do not begin with the embeddings, so its layers would be counted wrongly; "
+        "take --sites resid"
+    )
+
+
+def test_a_model_that_draws_its_hashes_anew_is_refused_by_name() -> None:
+    model = from_config(tiny_config("reformer"))
+    assert failure_of(model, "reformer", ("resid_embed",)) == (
+        "reformer (tiny/reformer) cannot be traced: the hashes of its LSH attention are drawn anew in every pass"
+    )
+
+
+def test_a_site_that_a_layer_hands_over_twice_is_refused() -> None:
+    model = from_config(tiny_config("diffllama"))
+    assert failure_of(model, "diffllama", ("values",)) == (
+        "diffllama (tiny/diffllama): values, layer 0, is handed over twice in a pass, with other values; there is one "
+        "place for a layer"
+    )
+    assert {*proven(model, "diffllama", ("attentions", "queries", "keys")).layouts} == {"attentions", "queries", "keys"}
+
+
+def test_a_head_that_takes_more_than_the_last_hidden_state_is_refused() -> None:
+    model = from_config(tiny_config("prophetnet"))
+    assert "its head does not run alone, on the last hidden state" in failure_of(model, "prophetnet", ("topk_ids",))
+
+
+def test_padding_that_changes_a_row_is_measured() -> None:
+    assert not proven(tiny_model("llama"), "llama").is_row_coupled
+    config = tiny_config("fnet")
+    made = TracedModel(AutoModelForMultipleChoice.from_config(config), None, model_info("fnet"), head="choices")
+    prove(made, ("hidden_states",))
+    assert made.is_row_coupled
+
+
+def test_a_model_without_token_embeddings() -> None:
+    model = AutoModelForMultipleChoice.from_config(tiny_config("canine"))
+    with pytest.raises(ModelError, match=r"^CanineForMultipleChoice: it has no table of token embeddings$"):
+        TracedModel(model, None, model_info("canine"), head="choices")
+
+
+def test_an_audio_tower_without_sdpa_keeps_its_own_attention() -> None:
+    model = from_config(tiny_config("gemma4"))
+    before = [part.config._attn_implementation for part in model.modules() if isinstance(part, PreTrainedModel)]
+    assert {*before} == {"eager", "sdpa"}
+    proven(model, "gemma4", QKV_SITES)
+    after = [part.config._attn_implementation for part in model.modules() if isinstance(part, PreTrainedModel)]
+    assert after == before
+
+
+@pytest.mark.parametrize("sites", [QKV_SITES, ("attentions",)])
+def test_an_indexer_masks_under_the_name_it_knows_and_transformers_own_functions_come_back(
+    sites: tuple[str, ...],
+) -> None:
+    before = dict(ALL_ATTENTION_FUNCTIONS)
+    proven(from_config(tiny_config("deepseek_v32")), "deepseek_v32", sites)
+    assert dict(ALL_ATTENTION_FUNCTIONS) == before
 
 
 def test_several_residual_streams_are_refused_by_name() -> None:

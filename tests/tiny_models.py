@@ -43,7 +43,7 @@ from tracekit.model.models import _clean_generation_config
 from tracekit.model.proof import prove
 from tracekit.model.traced import TracedModel
 from tracekit.records import ModelInfo
-from tracekit.sites import QKV_SITES, SITES
+from tracekit.sites import SITES
 
 __all__ = [
     "CAUSAL",
@@ -51,7 +51,6 @@ __all__ = [
     "NUM_LAYERS",
     "VOCAB_SIZE",
     "WITH_ATTENTIONS",
-    "WITH_QKV",
     "model_info",
     "proven",
     "sites_of",
@@ -156,7 +155,6 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 CAUSAL = tuple(name for name in FAMILIES if name != "bert")
 WITH_ATTENTIONS = tuple(name for name in FAMILIES if name != "falcon_alibi")
-WITH_QKV = tuple(name for name in FAMILIES if name not in ("gptj", "gpt_neo", "mpt"))
 
 OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "falcon_alibi": lambda: FalconConfig(**_FALCON, alibi=True, parallel_attn=False, multi_query=False),
@@ -170,8 +168,7 @@ eager attention adds the ALiBi of falcon_alibi twice, so it runs in sdpa and giv
 
 def sites_of(name: str) -> tuple[str, ...]:
     """Every site that a family gives."""
-    left_out = {*(() if name in WITH_QKV else QKV_SITES), *(() if name in WITH_ATTENTIONS else ("attentions",))}
-    return tuple(site for site in SITES if site not in left_out)
+    return tuple(site for site in SITES if site != "attentions" or name in WITH_ATTENTIONS)
 
 
 def token_ids(length: int, start: int = 0) -> list[int]:

@@ -59,7 +59,10 @@ def examine(model: nn.Module, run: Callable[[], object]) -> Anatomy:
     from transformers import PreTrainedModel
 
     config: Any = model.config
-    num_layers = config.get_text_config().num_hidden_layers
+    name = type(model).__name__
+    num_layers = _num_layers(config.get_text_config())
+    if num_layers is None:
+        raise ModelError(f"{name}: its configuration does not say how many blocks it has (num_hidden_layers)")
     long_enough = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
     watched = {module for blocks in long_enough for module in blocks}
     watched |= {m for m in model.modules() if isinstance(m, PreTrainedModel) and m is not model}
@@ -69,7 +72,6 @@ def examine(model: nn.Module, run: Callable[[], object]) -> Anatomy:
             handle = module.register_forward_hook(lambda module, args, output: called.append(module))
             stack.callback(handle.remove)
         run()
-    name = type(model).__name__
     inner = next((module for module in reversed(called) if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         raise ModelError(f"{name}: no inner model was called; tracekit needs a transformers model with a separate head")
@@ -80,6 +82,12 @@ def examine(model: nn.Module, run: Callable[[], object]) -> Anatomy:
         raise ModelError(f"{name}: found no list of {num_layers} blocks inside {type(inner).__name__}")
     model_type = config.get_text_config().model_type
     return Anatomy(inner, list(lists[0]), OFF_INTERFACE.get(model_type), model_type)
+
+
+def _num_layers(config: Any) -> int | None:
+    """Number of blocks; of the decoder, where the configuration is that of an encoder and a decoder."""
+    names = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+    return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
 
 
 def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

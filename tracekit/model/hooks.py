@@ -6,7 +6,7 @@
 Attention is read in functions registered with transformers' `AttentionInterface`, each with the mask function of the
 implementation that it calls. One calls the model's own `eager_attention_forward`, so soft-caps, sinks, sliding
 windows and grouped heads are right by construction; the other calls sdpa, for Q/K/V without probabilities. Layers are
-told apart by the module's `layer_idx`, or by the block it is in, never by the order of calls. The tensors handed over
+told apart by the module's `layer_idx`, or by the block that runs, never by the order of calls. The tensors handed over
 belong to the model: a sink copies what it keeps. A sink may also return a changed tensor, which then takes the
 original's place: at the block sites (`resid_post_attn` not where it is derived), and for queries, keys and values that
 go through the AttentionInterface.
@@ -15,21 +15,22 @@ Several may be open at once. The one opened first is called first, and later one
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tracekit.errors import ModelError, UnsupportedSiteError
 from tracekit.model.anatomy import Anatomy, ResidRule, block_input, block_output
-from tracekit.model.families import QueryKeyValue
+from tracekit.model.families import COMPARES_NAMES, QueryKeyValue
 from tracekit.sites import ATTENTION_SITES, QKV_SITES
 
 __all__ = ["EAGER", "SDPA", "Sink", "check_attention", "eager_attention", "record", "with_output"]
@@ -105,58 +106,97 @@ def record(
 @contextmanager
 def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], sink: Sink) -> Iterator[None]:
     """Switch the model to a recording attention implementation, and back."""
-    block_of = {module: number for number, block in enumerate(anatomy.blocks) for module in block.modules()}
+    number_of = {block: number for number, block in enumerate(anatomy.blocks)}
+    inside = {module for block in anatomy.blocks for module in block.modules()}
+    running: list[int] = [0]
     wants_probabilities = "attentions" in sites
     before = model.config._attn_implementation
     sdpa_is_safe = before in ("sdpa", SDPA) and not wants_probabilities
     wanted_qkv = set(sites) & set(QKV_SITES)
-    own = block_of.keys()  # a vision tower attends too, and another model may run meanwhile
+    own = inside  # a vision tower attends too, and another model may run meanwhile
     outer, outer_probabilities = _ACTIVE.get(), _PROBABILITIES.get()
 
     def take(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> QueryKeyValue:
         qkv = QueryKeyValue(query, key, value) if outer is None else outer(module, query, key, value)
-        return _offer(sink, sites, _layer_of(module, block_of), qkv) if wanted_qkv and module in own else qkv
+        return _offer(sink, sites, _layer_of(module, running[0]), qkv) if wanted_qkv and module in own else qkv
 
     def take_probabilities(module: nn.Module, probabilities: Tensor) -> None:
         if outer_probabilities is not None:
             outer_probabilities(module, probabilities)
         if wants_probabilities and module in own:
-            sink("attentions", _layer_of(module, block_of), probabilities)
+            sink("attentions", _layer_of(module, running[0]), probabilities)
+
+    def enter(block: nn.Module, args: Any) -> None:
+        running[0] = number_of[block]
 
     with ExitStack() as stack:
+        for block in anatomy.blocks:
+            stack.callback(block.register_forward_pre_hook(enter).remove)
         stack.callback(_ACTIVE.reset, _ACTIVE.set(take))
         stack.callback(_PROBABILITIES.reset, _PROBABILITIES.set(take_probabilities))
-        stack.callback(model.set_attn_implementation, before)
-        model.set_attn_implementation(SDPA if sdpa_is_safe else EAGER)
+        if anatomy.model_type in COMPARES_NAMES:
+            name, function = ("sdpa", _sdpa) if sdpa_is_safe else ("eager", _eager)
+            stack.enter_context(_under_its_name(name, function))
+        else:
+            name = SDPA if sdpa_is_safe else EAGER
+        stack.enter_context(_switched(model, anatomy, name))
         yield
+
+
+@contextmanager
+def _under_its_name(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Stand in for one of transformers' own implementations; other models' calls are handed on as they are."""
+    before = ALL_ATTENTION_FUNCTIONS.get(name)
+    if before is function:  # several are open
+        yield
+        return
+    ALL_ATTENTION_FUNCTIONS[name] = function
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[name]
+
+
+@contextmanager
+def _switched(model: Any, anatomy: Anatomy, implementation: str) -> Iterator[None]:
+    """While open, the blocks, and what they are part of, compute attention in one implementation.
+
+    Other towers keep their own: they need not be able to switch, and an audio tower may have no sdpa.
+    """
+    first = anatomy.blocks[0]
+    around = [m for m in model.modules() if isinstance(m, PreTrainedModel) and any(n is first for n in m.modules())]
+    configs: list[Any] = [part.config for part in around if part._can_set_attn_implementation()]
+    if configs:
+        own = (getattr(module, "config", None) for block in anatomy.blocks for module in block.modules())
+        configs += [config for config in own if isinstance(config, PreTrainedConfig)]
+    before = [(config, config._attn_implementation) for config in {id(config): config for config in configs}.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = implementation  # the property would set it in other towers, too
+        yield
+    finally:
+        for config, own in before:
+            config._attn_implementation_internal = own
 
 
 @contextmanager
 def eager_attention(model: Any, anatomy: Anatomy) -> Iterator[None]:
     """While open, the model computes attention in transformers' eager mode, where it can switch to it."""
-    before = model.config._attn_implementation
-    switch = anatomy.family is None and before != "eager"
-    if switch:
-        model.set_attn_implementation("eager")
-    try:
+    switch = anatomy.family is None and model.config._attn_implementation != "eager"
+    with _switched(model, anatomy, "eager") if switch else nullcontext():
         yield
-    finally:
-        if switch:
-            model.set_attn_implementation(before)
 
 
 def check_attention(model: Any, anatomy: Anatomy, sites: tuple[str, ...]) -> None:
     """Refuse what a family that does not use the AttentionInterface cannot give.
 
     Raises:
-        UnsupportedSiteError: no Q/K/V, or probabilities that transformers itself computes wrongly.
+        UnsupportedSiteError: probabilities that transformers itself computes wrongly.
         ModelError: probabilities are asked for, and the model was not loaded with eager attention.
     """
     family = anatomy.family
     if family is None:
         return
-    if set(sites) & set(QKV_SITES) and not family.projections:
-        raise UnsupportedSiteError(f"{anatomy.model_type} gives no queries, keys or values; it gives attentions")
     fault = family.eager_fault(model.config.get_text_config())
     if "attentions" in sites and fault is not None:
         raise UnsupportedSiteError(
@@ -184,12 +224,13 @@ def _attach_attention_modules(
             stack.callback(projection.register_forward_hook(partial(_keep_first, outputs)).remove)
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any, layer: int = layer, kept: Any = kept) -> None:
-            if family.projections and set(sites) & set(QKV_SITES):
-                _offer(sink, sites, layer, family.split(module, [outputs[0] for outputs in kept], kwargs))
+            if set(sites) & set(QKV_SITES):
+                named = {**dict(zip(signature(module.forward).parameters, args, strict=False)), **kwargs}
+                _offer(sink, sites, layer, family.split(module, [outputs[0] for outputs in kept], named))
             for outputs in kept:
                 outputs.clear()
             if "attentions" in sites:
-                sink("attentions", layer, output[1])
+                sink("attentions", layer, output[family.place])
 
         stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
         if "attentions" in sites:
@@ -242,7 +283,10 @@ def _attach_blocks(
 
 def with_output(output: Any, replacement: Tensor) -> Any:
     """The output of a block or submodule with another residual stream in it."""
-    return type(output)([replacement, *output[1:]]) if isinstance(output, tuple | list) else replacement
+    if not isinstance(output, tuple | list):
+        return replacement
+    parts = [replacement, *output[1:]]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 def _attach_post_attn(stack: ExitStack, block: nn.Module, layer: int, sink: Sink, rule: ResidRule) -> None:
@@ -283,6 +327,7 @@ def _offer(sink: Sink, sites: tuple[str, ...], layer: int, qkv: QueryKeyValue) -
     return QueryKeyValue(*parts)
 
 
-def _layer_of(module: nn.Module, block_of: Mapping[nn.Module, int]) -> int:
+def _layer_of(module: nn.Module, running: int) -> int:
+    """The module's own number, or that of the block which runs: modules that blocks share have none, or -1."""
     layer = getattr(module, "layer_idx", None)
-    return block_of[module] if layer is None else int(layer)
+    return running if layer is None or int(layer) < 0 else int(layer)

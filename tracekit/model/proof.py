@@ -28,6 +28,7 @@ from tracekit.model.capture import (
     to_numpy,
 )
 from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
+from tracekit.model.families import NOT_REPEATABLE
 from tracekit.model.hooks import check_attention, eager_attention, record
 from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, tolerance_of
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
@@ -57,7 +58,8 @@ class _Reference(NamedTuple):
 
 
 def prove(traced: TracedModel, sites: Sequence[str]) -> None:
-    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`.
+    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`, and
+    sets `is_row_coupled` where padding changes a row.
 
     Raises:
         UnsupportedSiteError: the architecture cannot give a site.
@@ -69,6 +71,9 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
     before = _plain(traced, ids, attentions="attentions" in sites)
     _check_plain(traced, ids, before)
     _find_causality(traced, ids, before)
+    _find_coupling(traced, ids, before)
+    if "hidden_states" in sites:
+        _check_embeddings(traced, ids, before)
     if "resid_post_attn" in sites:
         traced.find_resid_rule()
     _measure(traced, ids, sites, before)
@@ -87,11 +92,15 @@ def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool, **arguments: T
     with torch.inference_mode(), eager_attention(traced.model, traced.anatomy):
         output = traced.run(ids, output_hidden_states=True, output_attentions=attentions, **arguments)
     given = getattr(output, "attentions", None) if attentions else None
-    return _Reference(output.logits, output.hidden_states, given and [layer for layer in given if layer is not None])
+    layers = [layer for layer in given if layer is not None] if given else None
+    return _Reference(output.logits, output.hidden_states, layers)
 
 
 def _check_family(traced: TracedModel) -> None:
-    """Families whose eager attention is wrong in transformers itself must not run in it."""
+    """Families whose eager attention is wrong in transformers itself must not run in it; some cannot be traced."""
+    name = traced.anatomy.model_type
+    if name in NOT_REPEATABLE:
+        raise ModelError(f"{name} ({traced.info.id}) cannot be traced: {NOT_REPEATABLE[name]}")
     family, config = traced.anatomy.family, traced.model.config
     fault = family.eager_fault(config.get_text_config()) if family is not None else None
     if fault is not None and config._attn_implementation == "eager":
@@ -135,11 +144,46 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
             raise _failed(traced, "a causal model whose attention is not zero above the diagonal")
 
 
+def _check_embeddings(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """The first hidden state is of the embeddings, each of its own token (or a few neighbours), before any block."""
+    changed = ids.clone()
+    changed[0, 0] = ids[0, -1] if ids[0, 0] != ids[0, -1] else ids[0, 1]
+    other = _plain(traced, changed, attentions=False).hidden_states[0]
+    if not torch.equal(other[:, 4:], before.hidden_states[0][:, 4:]):
+        raise UnsupportedSiteError(
+            f"{traced.anatomy.model_type}: transformers' hidden_states do not begin with the embeddings, so its layers "
+            "would be counted wrongly; take --sites resid"
+        )
+
+
+def _find_coupling(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """Whether padding changes a row: some convolutions, poolings and Fourier transforms do not know of masks."""
+    lengths = [ids.shape[1], ids.shape[1] - 3, ids.shape[1] // 2]
+    rows, mask = ids.repeat(len(lengths), 1), torch.ones_like(ids).repeat(len(lengths), 1)
+    for row, length in enumerate(lengths):
+        rows[row, length:], mask[row, length:] = 0, 0
+    with torch.inference_mode(), eager_attention(traced.model, traced.anatomy):
+        together = traced.run(rows, mask, output_hidden_states=True).hidden_states[-1]
+        alone = [traced.run(ids[:, :n], output_hidden_states=True).hidden_states[-1] for n in lengths[1:]]
+    errors = [
+        _relative(together[row, :length], hidden[0])
+        for row, (length, hidden) in enumerate(zip(lengths, [before.hidden_states[-1], *alone], strict=True))
+    ]
+    is_exact = traced.info.dtype == "float32" and not traced.info.quantization
+    allowed = 1e-4 if is_exact else tolerance_of(traced.info).max_rel_error
+    traced.is_row_coupled |= not max(errors) <= allowed
+
+
 def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Reference) -> None:
     """Record every site once: shapes, and equality with what plain transformers hands out."""
     seen: dict[str, dict[int, Tensor]] = {site: {} for site in sites}
 
     def sink(site: str, layer: int, value: Tensor) -> None:
+        if layer in seen[site] and not torch.equal(seen[site][layer], value):
+            raise UnsupportedSiteError(
+                f"{traced.anatomy.model_type} ({traced.info.id}): {site}, layer {layer}, is handed over twice in a pass, "
+                "with other values; there is one place for a layer"
+            )
         seen[site][layer] = value.detach().clone()
 
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
@@ -187,7 +231,7 @@ def _layout_of(traced: TracedModel, site: str, layers: dict[int, Tensor], num_to
         if site == "attentions":
             expected, tail = (1, shape[1], num_tokens, num_tokens), (shape[1],)
         elif site in ATTENTION_SITES:
-            expected, tail = (1, shape[1], num_tokens, shape[3]), (shape[1], shape[3])
+            expected, tail = (1, shape[1], num_tokens, shape[-1]), (shape[1], shape[-1])
         else:
             expected, tail = (1, num_tokens, shape[-1]), (shape[-1],)
         if shape != expected:
@@ -221,10 +265,13 @@ def _prove_that_it_matters(traced: TracedModel, ids: Tensor, site: str) -> None:
 
 def _prove_head(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
     """The head alone, row by row, gives the model's logits."""
-    with torch.inference_mode(), keep_inner_output(traced.anatomy.inner) as kept:
-        traced.run(ids)
-    backwards = kept[0].last_hidden_state[0].flip(0)  # a head that looks at other rows gives something else
-    rows = torch.cat(list(head_logits(traced, backwards, type(kept[0])))).flip(0)
+    try:
+        with torch.inference_mode(), keep_inner_output(traced.anatomy.inner) as kept:
+            traced.run(ids)
+        backwards = kept[0].last_hidden_state[0].flip(0)  # a head that looks at other rows gives something else
+        rows = torch.cat(list(head_logits(traced, backwards, type(kept[0])))).flip(0)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _failed(traced, f"its head does not run alone, on the last hidden state ({error})") from error
     if not _relative(rows, before.logits[0].float()) <= tolerance_of(traced.info).max_rel_error:
         raise _failed(traced, "its head, run alone, gives other logits")
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
+from tracekit.errors import ModelError
 from tracekit.model.anatomy import Anatomy, ResidRule, examine, find_resid_rule
 from tracekit.records import ModelInfo
 
@@ -65,7 +66,7 @@ class TracedModel:
     where the checkpoint had no weights for the head.
 
     `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.model.proof.prove`, which every model goes through
-    before anything of it is captured.
+    before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row.
     """
 
     def __init__(
@@ -100,7 +101,14 @@ class TracedModel:
     @property
     def device(self) -> torch.device:
         """Device of the model's inputs."""
-        return self.model.get_input_embeddings().weight.device
+        return self._embeddings().device
+
+    def _embeddings(self) -> torch.Tensor:
+        """Weights of the token embeddings (V, D)."""
+        try:
+            return self.model.get_input_embeddings().weight
+        except (NotImplementedError, AttributeError) as error:
+            raise ModelError(f"{type(self.model).__name__}: it has no table of token embeddings") from error
 
     @property
     def num_layers(self) -> int:
@@ -109,7 +117,7 @@ class TracedModel:
 
     def probe_ids(self) -> torch.Tensor:
         """A short text as ids (1, T): a real sentence where there is a tokenizer, else the first ids."""
-        vocab_size = self.model.get_input_embeddings().weight.shape[0]
+        vocab_size = self._embeddings().shape[0]
         ids: Sequence[int] = [3, 1, 4, 1, 5, 9, 2, 6]
         if self.tokenizer is not None:
             ids = self.tokenizer("The cat sat on the mat and looked at the moon.", add_special_tokens=False).input_ids
