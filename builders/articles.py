@@ -61,14 +61,14 @@ def parse_article(row: Row) -> Article:
         SourceError: no title, or no text.
     """
     title = row.data.get("title")
-    text = next((row.data[name] for name in _TEXT_FIELDS if isinstance(row.data.get(name), str)), "")
-    if not isinstance(title, str) or not title.strip() or not text.strip():
+    texts = [value for name in _TEXT_FIELDS if isinstance(value := row.data.get(name), str) and value.strip()]
+    if not isinstance(title, str) or not title.strip() or not texts:
         raise SourceError(
             f"no article; expected texts in 'title' and in one of {', '.join(map(repr, _TEXT_FIELDS))}; columns: "
             f"{', '.join(row.data)}"
         )
     found = next((row.data[name] for name in _BIN_FIELDS if row.data.get(name) not in (None, "")), None)
-    return Article(row.index, title.strip(), text, None if found is None else str(found))
+    return Article(row.index, title.strip(), texts[0], None if found is None else str(found))
 
 
 def sections_of(

@@ -37,9 +37,11 @@ from tracekit.format.labels import (
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import read_plan, to_bytes
 from tracekit.format.shards import sha256_file
+from tracekit.model.prompts import sha256_text
 from tracekit.read.store import TraceStore
 from tracekit.records import Record
 from tracekit.run.export import batch_times
+from tracekit.talk import say
 
 __all__ = ["Evaluation", "answers_layout", "evaluate", "export_generation", "output_folder"]
 
@@ -104,6 +106,8 @@ def evaluate(config: RunConfig, evaluation: Evaluation, *, judge: JudgeConfig, c
         name = set_name(opened)
         labels = _judge(layout, name, opened, samples)
         summary = _sum_up(layout, name, opened, evaluation, samples, labels, is_open=is_open)
+        if opened.summary is not None:
+            say(f"{opened.name}: {opened.summary}")
     write_summary(layout, summary)
     folder = output_folder(layout)
     write_atomic(folder / "raw_eval_res.jsonl", b"".join(msgspec.json.encode(labels[key]) + b"\n" for key in samples))
@@ -177,7 +181,7 @@ def _judge(layout: Layout, name: str, judge: Judge, samples: Mapping[str, _Sampl
     labels = {
         key: known[key]
         for key, sample in samples.items()
-        if key in known and known[key].judged_sha256 == sample.judged.sha256()
+        if key in known and known[key].is_final and known[key].judged_sha256 == sample.judged.sha256()
     }
     left = [sample.judged for key, sample in samples.items() if key not in labels]
     if not left and len(known) == len(labels):
@@ -234,5 +238,6 @@ def _say_what_would_be(layout: Layout, evaluation: Evaluation, judge: JudgeConfi
 
 
 def _file_name(text: str) -> str:
-    """A judge as the name of a file: no path, no address."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[-80:] or "judge"
+    """A judge as the name of a file: the last part of its name, and a hash of the whole."""
+    last = re.sub(r"[^A-Za-z0-9.]+", "-", text.rstrip("/").rpartition("/")[2]).strip("-.")[-60:] or "judge"
+    return f"{last}-{sha256_text(text)[:8]}"

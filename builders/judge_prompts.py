@@ -4,7 +4,8 @@
     verdict      is it right, given the gold answer?                    {"verdict": "incorrect"}
     existence    does it take the thing that was asked about for real?  {"treats_as_real": false}
 
-The material is handed over as one JSON object, so that nothing in an answer can pass for a part of the instructions.
+The material is handed over as one JSON object, and local models read special tokens in it as plain text
+(tracekit.clients.local), so that nothing in an answer passes for a part of the instructions.
 Replies are read strictly: one JSON object with the right key and an allowed value, or nothing.
 """
 
@@ -115,8 +116,9 @@ class Parsed(NamedTuple):
 def parse_reply(text: str, question: JudgeQuestion) -> Parsed:
     """Read a reply to a question.
 
-    Text around the object is tolerated where exactly one object stands in it, and no other brace; keys beside the right
-    one are, too. Nothing is guessed: another spelling of a value, a key that stands twice, a reply cut short fail.
+    Text around the object is tolerated where no other brace or bracket stands in it, nor the key again; keys beside the
+    right one are, too. Nothing is guessed: another spelling of a value, a key that stands twice, in whatever case, a
+    reply cut short fail.
     """
     start = text.find("{")
     if start < 0:
@@ -125,7 +127,8 @@ def parse_reply(text: str, question: JudgeQuestion) -> Parsed:
         data, stop = json.JSONDecoder(object_pairs_hook=_unique).raw_decode(text, start)
     except (ValueError, RecursionError) as error:
         return Parsed(None, f"{question.name}: not JSON: {error}")
-    if "{" in text[stop:] or "}" in text[:start] or "}" in text[stop:]:
+    around = text[:start] + text[stop:]
+    if set(around) & set("{}[]") or question.key.casefold() in around.casefold():
         return Parsed(None, f"{question.name}: more than one JSON object in the reply")
     if question.key not in data:
         return Parsed(None, f"{question.name}: no key {question.key!r}")
@@ -137,7 +140,6 @@ def parse_reply(text: str, question: JudgeQuestion) -> Parsed:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object none of whose keys stands twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    if len({key.casefold() for key, _ in pairs}) < len(pairs):
         raise ValueError("a key stands twice")
-    return found
+    return dict(pairs)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -36,8 +36,6 @@ MAX_REASKS = 2
 """Times that a reply which cannot be read is asked for again."""
 REASK_TEMPERATURE = 0.7
 """Re-asked replies are drawn: the most probable one was just seen to be of no use."""
-MAX_REPLY_TOKENS = 64
-"""The object takes about ten; the rest is for models that wrap it into something."""
 _CHUNK = 64
 
 
@@ -46,6 +44,8 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     judge: str = "rules"
     """`rules` (phrases and aliases, no model), or a model that is asked: Hub id, folder, `.gguf` file, endpoint."""
+    judge_max_new_tokens: Annotated[int, msgspec.Meta(ge=8)] = 64
+    """Longest reply of a judge; the JSON object takes about ten. A model that reasons first needs some thousand."""
 
 
 class Judged(NamedTuple):
@@ -79,6 +79,11 @@ class Judge(Protocol):
     settings: dict[str, Any]
     """What else shapes its labels."""
 
+    @property
+    def summary(self) -> str | None:
+        """What was asked so far and what it took; None for rules."""
+        ...
+
     def judge(self, examples: Sequence[Judged], on_labels: OnLabels) -> None:
         """Label all of these; `on_labels` is given labels some at a time, in order, as soon as they are there."""
         ...
@@ -96,6 +101,7 @@ class RuleJudge:
 
     name = "rules"
     prompt_sha256 = RULES_SHA256
+    summary: str | None = None
 
     def __init__(self, what: What = "answers") -> None:
         self._what: What = what
@@ -122,17 +128,22 @@ class RuleJudge:
 class ModelJudge:
     """A model that is asked, one question after the other."""
 
-    def __init__(self, client: Client, what: What = "answers") -> None:
-        self._client = client
+    def __init__(self, client: Client, what: What = "answers", *, max_new_tokens: int = 64) -> None:
+        self._client, self._max_new_tokens = client, max_new_tokens
         self._what: What = what
         self.name = client.name
         self.prompt_sha256 = prompts_sha256([EXISTENCE] if what == "existence" else [ABSTENTION, VERDICT])
         self.settings: dict[str, Any] = {
             "what": what,
-            "max_new_tokens": MAX_REPLY_TOKENS,
+            "max_new_tokens": max_new_tokens,
             "max_reasks": MAX_REASKS,
             "reask_temperature": REASK_TEMPERATURE,
         }
+
+    @property
+    def summary(self) -> str | None:
+        """What was asked so far and what it took."""
+        return getattr(self._client, "summary", None)
 
     def judge(self, examples: Sequence[Judged], on_labels: OnLabels) -> None:
         """Label all of these, some at a time.
@@ -154,7 +165,7 @@ class ModelJudge:
                 labels.append(_unverifiable(self, example, self._what))
                 continue
             verdict = None if reply.value is None else "accepted" if reply.value else "rejected"
-            labels.append(_label(self, example, verdict=verdict, outputs=reply.outputs, failure=reply.failure))
+            labels.append(_label(self, example, [reply], verdict=verdict))
         return labels
 
     def _answers(self, examples: Sequence[Judged]) -> list[Label]:
@@ -175,10 +186,9 @@ class ModelJudge:
                 _label(
                     self,
                     example,
+                    [reply, *([then] if then else [])],
                     is_abstention=None if reply.value is None else bool(reply.value),
                     verdict=then.value if then else nothing_known,
-                    outputs=reply.outputs + (then.outputs if then else []),
-                    failure=reply.failure or (then.failure if then else None),
                 )
             )
         return labels
@@ -190,17 +200,20 @@ class ModelJudge:
 
     def _ask(self, question: JudgeQuestion, material: Sequence[dict[str, Any]]) -> "list[_Replied]":
         """Ask a question of each material, again where the reply cannot be read."""
-        found = [_Replied(value=None, outputs=[], failure=None) for _ in material]
+        found = [_Replied(value=None, outputs=[], failure=None, is_final=True) for _ in material]
         left = list(range(len(material)))
         for attempt in range(1 + MAX_REASKS):
-            requests = [_request(question, material[number], attempt) for number in left]
+            requests = [_request(question, material[number], attempt, self._max_new_tokens) for number in left]
             replies = self._client.ask(requests) if requests else []
             for number, reply in zip(left, replies, strict=True):
                 if reply.error is not None:
-                    found[number] = found[number]._replace(failure=f"{question.name}: no reply: {reply.error}")
+                    why = f"{question.name}: no reply: {reply.error}"
+                    found[number] = found[number]._replace(failure=why, is_final=False)
                     continue
                 value, failure = parse_reply(reply.text, question)
-                found[number] = _Replied(value, [*found[number].outputs, reply.text], failure)
+                if failure is not None and reply.finish_reason == "length":
+                    failure += f" (cut after {self._max_new_tokens} tokens: --judge-max-new-tokens)"
+                found[number] = _Replied(value, [*found[number].outputs, reply.text], failure, is_final=True)
             left = [number for number in left if found[number].value is None]
         return found
 
@@ -211,15 +224,17 @@ class _Replied(NamedTuple):
     value: str | bool | None
     outputs: list[str]
     failure: str | None
+    is_final: bool
+    """False where the last request failed."""
 
 
-def _request(question: JudgeQuestion, material: dict[str, Any], attempt: int) -> Request:
+def _request(question: JudgeQuestion, material: dict[str, Any], attempt: int, max_new_tokens: int) -> Request:
     """One request. From the second attempt on a reminder stands at its end, and the reply is drawn."""
     parts = [question.instruction, json.dumps(material, ensure_ascii=False, indent=1)]
     parts += [REMINDER] if attempt else []
     return Request(
         messages=[Message(role="user", content="\n\n".join(parts))],
-        max_new_tokens=MAX_REPLY_TOKENS,
+        max_new_tokens=max_new_tokens,
         temperature=REASK_TEMPERATURE if attempt else 0.0,
         seed=attempt,
         json_schema=question.schema(),
@@ -234,11 +249,10 @@ def _unverifiable(judge: Judge, example: Judged, what: What) -> Label:
 def _label(
     judge: Judge,
     example: Judged,
+    replies: "Sequence[_Replied]" = (),
     *,
     is_abstention: bool | None = None,
     verdict: Any = None,
-    outputs: Sequence[str] = (),
-    failure: str | None = None,
 ) -> Label:
     return Label(
         key=example.key,
@@ -247,8 +261,9 @@ def _label(
         verdict=verdict,
         judge=judge.name,
         prompt_sha256=judge.prompt_sha256,
-        raw_outputs=list(outputs),
-        failure=failure,
+        raw_outputs=[text for reply in replies for text in reply.outputs],
+        failure=next((reply.failure for reply in replies if reply.failure is not None), None),
+        is_final=all(reply.is_final for reply in replies),
     )
 
 
@@ -274,4 +289,4 @@ def open_judge(
     from tracekit.clients.opening import open_client
 
     with open_client(config.judge, model=model, settings=client, cache=cache, desc="judging") as opened:
-        yield ModelJudge(opened, what)
+        yield ModelJudge(opened, what, max_new_tokens=config.judge_max_new_tokens)

@@ -201,6 +201,7 @@ def write_questions(config: NonsenseConfig) -> int:
     Raises:
         ConfigError: other questions are there.
     """
+    _check(config)
     layout = answers_layout(config, NAME)
     examples, how = make_questions(config)
     lines = b"".join(msgspec.json.encode(_row(example)) + b"\n" for example in examples)

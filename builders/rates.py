@@ -46,7 +46,7 @@ class _Definition(NamedTuple):
 
 
 def _refused(one: Rated) -> bool | None:
-    return one.label.is_abstention
+    return None if one.label.failure is not None else one.label.is_abstention
 
 
 def _correct(one: Rated) -> bool | None:
@@ -56,8 +56,7 @@ def _correct(one: Rated) -> bool | None:
 
 
 def _hallucinated(one: Rated) -> bool | None:
-    verdict = one.label.verdict
-    return verdict == "incorrect" if verdict in ("correct", "incorrect") else None
+    return None if one.label.verdict is None else one.label.verdict == "incorrect"
 
 
 def _unverifiable(one: Rated) -> bool | None:
@@ -76,13 +75,9 @@ def _rejected(one: Rated) -> bool | None:
 
 _DEFINITIONS: Mapping[What, Mapping[str, _Definition]] = {
     "answers": {
-        "refusal_rate": _Definition(
-            "abstentions, of all samples of which it could be told whether they abstain", _refused
-        ),
+        "refusal_rate": _Definition("abstentions, of all samples with a label", _refused),
         "hallucination_rate": _Definition(
-            "incorrect answers, of the correct and the incorrect ones: abstentions and unverifiable answers are in "
-            "neither number",
-            _hallucinated,
+            "incorrect answers, of all that are no abstention, unverifiable ones among them", _hallucinated
         ),
         "correct_rate": _Definition(
             "correct answers, of all samples with a label, abstentions and unverifiable answers among them", _correct

@@ -14,8 +14,6 @@ __all__ = ["MAX_ANSWER_WORDS", "PROMPTS_SHA256", "answer_request", "question_req
 
 MAX_ANSWER_WORDS = 10
 _MAX_QUESTION_WORDS = 40
-_MAX_QUESTION_TOKENS = 96
-_MAX_ANSWER_TOKENS = 64
 
 _ASK_SYSTEM = """\
 You write quiz questions. You are given a section of an encyclopedia article and write one question about a fact that it
@@ -70,20 +68,20 @@ _QUESTION_LABEL = re.compile(r"^\W*(?:(?:question|q)\s*\d*\s*[:.)]|\d+\s*[.)])\s
 _ANSWER_LABEL = re.compile(r"^\W*(?:answer|a)\s*:\s*", re.IGNORECASE)  # no full stop: "A. Rehm" is a name
 
 
-def question_request(title: str, section: str, *, seed: int) -> Request:
+def question_request(title: str, section: str, *, seed: int, max_new_tokens: int) -> Request:
     """Ask for a question about a section."""
     solved = [(_ASK.format(title=one, section=text), asked) for (one, text), asked in _ASK_EXAMPLES]
-    return _request(_ASK_SYSTEM, solved, _ASK.format(title=title, section=section), _MAX_QUESTION_TOKENS, seed)
+    return _request(_ASK_SYSTEM, solved, _ASK.format(title=title, section=section), max_new_tokens, seed)
 
 
-def answer_request(title: str, section: str, question: str, *, seed: int) -> Request:
+def answer_request(title: str, section: str, question: str, *, seed: int, max_new_tokens: int) -> Request:
     """Ask for its answer from the section."""
     solved = [
         (_ANSWER.format(title=one, section=text, question=asked), answer)
         for (one, text), asked, answer in _ANSWER_EXAMPLES
     ]
     text = _ANSWER.format(title=title, section=section, question=question)
-    return _request(_ANSWER_SYSTEM, solved, text, _MAX_ANSWER_TOKENS, seed)
+    return _request(_ANSWER_SYSTEM, solved, text, max_new_tokens, seed)
 
 
 def read_question(reply: str) -> tuple[str, str]:

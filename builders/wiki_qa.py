@@ -12,7 +12,7 @@ what the question writer is asked in wiki_prompts.py, judges in judging.py.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import msgspec
 
@@ -22,7 +22,15 @@ from builders.evaluation import Evaluation, answers_layout, evaluate
 from builders.judging import JudgeConfig, Judged
 from builders.sources import Row, read_examples
 from builders.wiki_prompts import PROMPTS_SHA256
-from builders.wiki_questions import QuestionSet, Rejection, WikiQuestion, read_questions, write_questions, written
+from builders.wiki_questions import (
+    MAX_NEW_TOKENS,
+    QuestionSet,
+    Rejection,
+    WikiQuestion,
+    read_questions,
+    write_questions,
+    written,
+)
 from tracekit.cli import run_builder
 from tracekit.clients.client import ClientConfig
 from tracekit.clients.opening import ENDPOINT_PREFIX, open_client
@@ -43,11 +51,16 @@ Stage = Literal["questions", "answers", "evaluate"]
 class WikiQAConfig(RunConfig, frozen=True, kw_only=True):
     """Questions written about articles, answered without them, and judged."""
 
-    not_recorded: ClassVar[tuple[str, ...]] = ("stages", "client", "judge")
+    not_recorded: ClassVar[tuple[str, ...]] = (
+        *("stages", "client", "judge", "question_model", "question_max_new_tokens", "num_questions"),
+        *("sections_per_article", "min_section_tokens", "max_section_tokens"),
+    )
     stages: tuple[Stage, ...] = ("questions", "answers", "evaluate")
     """What to do, in this order."""
     question_model: str | None = None
     """Who writes the questions: a model as --model takes it, or `openai:NAME` at an endpoint; by default --model."""
+    question_max_new_tokens: Positive = MAX_NEW_TOKENS
+    """Longest reply of the question model. One that reasons first needs some thousand."""
     num_questions: Positive | None = None
     """Questions wanted, spread evenly over the articles' bins of difficulty; all that can be had by default."""
     sections_per_article: Positive = 1
@@ -64,6 +77,20 @@ class WikiQAConfig(RunConfig, frozen=True, kw_only=True):
     """How answers are generated."""
     capture: CaptureConfig = CaptureConfig()
     """What is recorded."""
+
+    def settled(self) -> Self:
+        """The run over the questions, wherever they came from: articles are read by the first stage alone."""
+        source = SourceConfig(source=str(_layout(self).questions), split=self.source.split)
+        return msgspec.structs.replace(self, source=source)
+
+
+def _check(config: WikiQAConfig) -> None:
+    """Refuse settings that have no meaning here."""
+    if config.generation.num_samples > 1 or config.generation.trace_samples or config.prompt.num_shots:
+        raise ConfigError(
+            "--num-samples, --trace-samples and --num-shots have no meaning here: there is one answer a question, and "
+            "no solved example to show"
+        )
 
 
 class WikiExample(Example, frozen=True, kw_only=True):
@@ -88,6 +115,7 @@ def questions(config: WikiQAConfig) -> int:
         PlanMismatchError: the folder holds questions made with other settings.
         ClientError: the question model cannot be asked.
     """
+    _check(config)
     layout, spec = _layout(config), config.question_model or config.model.model
     if config.min_section_tokens > config.max_section_tokens:
         raise ConfigError(
@@ -106,7 +134,7 @@ def questions(config: WikiQAConfig) -> int:
             seed=config.output.seed,
         )
     ]
-    cache = layout.root / "output" / WikiQABuilder.name / "cache" / f"{layout.config}-questions.jsonl"
+    cache = layout.root / "output" / layout.config / "cache" / "questions.jsonl"
     desc = "questions and answers"
     with open_client(
         spec, model=config.model, settings=config.client, cache=_unless_dry(config, cache), desc=desc
@@ -116,7 +144,13 @@ def questions(config: WikiQAConfig) -> int:
             return _dry_run(config, fresh, layout)
         if _is_there(layout, fresh, config):
             return 0
-        made = written(client, sections, num_questions=config.num_questions, seed=config.output.seed)
+        made = written(
+            client,
+            sections,
+            num_questions=config.num_questions,
+            seed=config.output.seed,
+            max_new_tokens=config.question_max_new_tokens,
+        )
         say(f"{client.name}: {client.summary}")
     about = msgspec.structs.replace(
         fresh,
@@ -140,13 +174,14 @@ def _token_counter(config: WikiQAConfig, spec: str) -> Any:
     if not spec.startswith(ENDPOINT_PREFIX) and spec != own.model:
         own = msgspec.structs.replace(own, model=spec, model_path=None, adapter=None, merge_adapter=False)
     tokenizer = load_tokenizer(own)
-    return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)
+    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def _about(
     config: WikiQAConfig, question_model: str, source: SourceInfo, num_articles: int, sections: Sequence[Section]
 ) -> QuestionSet:
     names = ("num_questions", "sections_per_article", "min_section_tokens", "max_section_tokens")
+    names += ("question_max_new_tokens",)
     return QuestionSet(
         question_model=question_model,
         prompts_sha256=PROMPTS_SHA256,
@@ -167,23 +202,20 @@ def _is_there(layout: Layout, fresh: QuestionSet, config: WikiQAConfig) -> bool:
     stored = read_questions(layout)
     if stored is None:
         return False
-    if config.output.force_run:
-        if layout.plan.exists() and "answers" not in config.stages:
-            raise ConfigError(
-                f"{layout.root} holds answers to the questions that --force-run would replace; add answers to --stages"
-            )
-        return False
     parts = ("question_model", "prompts_sha256", "settings", "source")
     differences = [
         f"    {name}: {getattr(stored, name)!r} there, {getattr(fresh, name)!r} now"
         for name in parts
         if getattr(stored, name) != getattr(fresh, name)
     ]
+    if differences and config.output.force_run and not layout.plan.exists():
+        return False
     if differences:
+        anew = "" if layout.plan.exists() else ", or --force-run to write them anew"
         raise PlanMismatchError(
             f"{layout.questions} was made with other settings:\n" + "\n".join(differences) + "\nRun the original "
-            "command to go on with it, choose another --out, leave questions out of --stages to use what is there, or "
-            "--force-run to write them anew"
+            "command to go on with it, choose another --out, leave questions out of --stages to use what is "
+            f"there{anew}"
         )
     say(f"questions: nothing to do, {stored.num_kept} are in {layout.questions}")
     return True
@@ -230,14 +262,14 @@ class WikiQABuilder:
         Raises:
             SourceError: there are none.
         """
+        _check(config)
         layout = _layout(config)
         if read_questions(layout) is None:
             raise SourceError(
                 f"{layout.questions} is not there; write the questions first: python -m builders.wiki_qa --stages "
                 f"questions --out {layout.root}"
             )
-        source = SourceConfig(source=str(layout.questions), split=config.source.split)
-        found = read_examples(source, default=SOURCE, sample=SAMPLE, parse=_parse_question)
+        found = read_examples(config.settled().source, default=SOURCE, sample=SAMPLE, parse=_parse_question)
         return found.examples, found.info
 
     def open(self, config: WikiQAConfig, tokenizer: Any, examples: Sequence[WikiExample]) -> "WikiQATask":

@@ -8,6 +8,7 @@ share. Replies are cached, so that a run that was stopped asks nothing twice; bo
 """
 
 import random
+import re
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,8 +22,19 @@ from tracekit.errors import DatasetError, SourceError
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import SourceInfo
 
-__all__ = ["QuestionSet", "Rejection", "WikiQuestion", "Written", "read_questions", "write_questions", "written"]
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "QuestionSet",
+    "Rejection",
+    "WikiQuestion",
+    "Written",
+    "read_questions",
+    "write_questions",
+    "written",
+]
 
+MAX_NEW_TOKENS = 96
+"""Longest reply of a question writer; one that reasons first needs more."""
 _MAX_ROUND = 512
 """Sections asked about at once: what is kept decides what is asked next."""
 
@@ -95,7 +107,14 @@ class Written(NamedTuple):
     """Sections that came to nothing, by reason."""
 
 
-def written(client: Client, sections: Sequence[Section], *, num_questions: int | None, seed: int) -> Written:
+def written(
+    client: Client,
+    sections: Sequence[Section],
+    *,
+    num_questions: int | None,
+    seed: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Written:
     """Have questions written about sections and answered from them.
 
     Args:
@@ -103,6 +122,7 @@ def written(client: Client, sections: Sequence[Section], *, num_questions: int |
         sections: The sections, article by article.
         num_questions: How many are wanted, spread evenly over the bins of difficulty; None asks about every section.
         seed: Decides which sections are asked about first.
+        max_new_tokens: Longest reply.
 
     Raises:
         ClientError: the model cannot be asked.
@@ -119,8 +139,8 @@ def written(client: Client, sections: Sequence[Section], *, num_questions: int |
         if not chosen:
             break
         num_asked += len(chosen)
-        for place, question, why in _asked(client, chosen, sections, seed):
-            words = " ".join(question.question.casefold().split()) if question else ""
+        for place, question, why in _asked(client, chosen, sections, seed, max_new_tokens):
+            words = " ".join(re.findall(r"\w+", question.question.casefold())) if question else ""
             if question is None or words in seen:
                 rejected[why or "duplicate"] += 1
                 continue
@@ -203,15 +223,16 @@ def _taken(queue: deque[tuple[int, int]], count: int) -> list[tuple[int, int]]:
 
 
 def _asked(
-    client: Client, places: Sequence[tuple[int, int]], sections: Sequence[Section], seed: int
+    client: Client, places: Sequence[tuple[int, int]], sections: Sequence[Section], seed: int, max_new_tokens: int
 ) -> list[tuple[tuple[int, int], WikiQuestion | None, str]]:
     """For each section its place, and the question that was written about it or why there is none."""
     chosen = [sections[index] for index, _ in places]
-    asked = client.ask([question_request(one.article.title, one.text, seed=seed) for one in chosen])
+    how = {"seed": seed, "max_new_tokens": max_new_tokens}
+    asked = client.ask([question_request(one.article.title, one.text, **how) for one in chosen])
     questions = [("", f"no reply: {r.error}") if r.error else read_question(r.text) for r in asked]
     with_question = [number for number, (question, _) in enumerate(questions) if question]
     replies = client.ask(
-        [answer_request(chosen[n].article.title, chosen[n].text, questions[n][0], seed=seed) for n in with_question]
+        [answer_request(chosen[n].article.title, chosen[n].text, questions[n][0], **how) for n in with_question]
     )
     answers = {
         number: ("", f"no reply: {reply.error}") if reply.error else read_answer(reply.text, questions[number][0])

@@ -69,6 +69,8 @@ class LocalClient:
         self._config, self._batch_size = model, settings.concurrency
         self._tokenizer = load_tokenizer(model)
         self._prompter = Prompter(self._tokenizer, PromptConfig(), default_system="")
+        added = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+        self._special_tokens = sorted({*added, *self._tokenizer.all_special_tokens}, key=len, reverse=True)
         self._info = model_info(model, variant=self._prompter.variant)
         self._limit = max_positions(model)
         self._traced: TracedModel | None = None
@@ -125,7 +127,7 @@ class LocalClient:
         return _Question(index, prompt, room, request.temperature, _seed_of(request))
 
     def _render(self, messages: Sequence[Message]) -> Prompt:
-        chat = [{"role": message.role, "content": message.content} for message in messages]
+        chat = [{"role": message.role, "content": self._plain_text(message.content)} for message in messages]
         try:
             return self._prompter.chat(chat)
         except ConfigError:
@@ -133,6 +135,12 @@ class LocalClient:
                 raise
             merged = {"role": "user", "content": f"{chat[0]['content']}\n\n{chat[1]['content']}"}
             return self._prompter.chat([merged, *chat[2:]])
+
+    def _plain_text(self, text: str) -> str:
+        """A text in which no special token stands: a space after its first character makes it ordinary text."""
+        for token in self._special_tokens:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def _load(self) -> TracedModel:
         if self._traced is None:

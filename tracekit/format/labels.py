@@ -60,6 +60,8 @@ class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Everything that the judge replied, in order; empty for rules, and where nothing had to be asked."""
     failure: str | None
     """Why there is no label: the reply could not be read, or there was none. Null where there is one."""
+    is_final: bool = True
+    """False where the judge gave no reply, as when a request failed: the next run asks it again."""
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
