@@ -180,8 +180,8 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
     def sink(site: str, layer: int, value: Tensor) -> None:
         if layer in seen[site] and not torch.equal(seen[site][layer], value):
             raise UnsupportedSiteError(
-                f"{traced.anatomy.model_type} ({traced.info.id}): {site}, layer {layer}, is handed over twice in a pass, "
-                "with other values; there is one place for a layer"
+                f"{traced.anatomy.model_type} ({traced.info.id}): {site}, layer {layer}, is handed over twice in a "
+                "pass, with other values; there is one place for a layer"
             )
         seen[site][layer] = value.detach().clone()
 
