@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from tests.architecture_checks import explain_attention, mixes_values, relative
-from tests.every_architecture import CASES, PAGE, TOLERANCE, Row, cells, committed, counts, judge, status, table
+from tests.architecture_page import PAGE, TOLERANCE, Row, cells, committed, counts, status, table
+from tests.every_architecture import CASES, judge
 from tests.tiny_configs import tiny_config
 
 SLICE = (
@@ -93,7 +94,7 @@ def test_a_row_is_read_back_from_the_page_as_it_was_written(tmp_path, monkeypatc
     sites = {"hidden": "yes", "attn": "alone", "qkv": "no", "resid": "yes", "post_attn": "no", "next": "yes"}
     row = Row("LlamaForCausalLM", "decoder", sites, 3e-7, "it has none")
     (tmp_path / "page.md").write_text(table([row]), "utf-8")
-    monkeypatch.setattr("tests.every_architecture.PAGE", tmp_path / "page.md")
+    monkeypatch.setattr("tests.architecture_page.PAGE", tmp_path / "page.md")
     assert committed() == {"LlamaForCausalLM": cells(row)}
     assert (status(row), counts([row], "decoder")) == (
         "in part",
