@@ -214,7 +214,7 @@ class ModelJudge:
                 if failure is not None and reply.finish_reason == "length":
                     failure += f" (cut after {self._max_new_tokens} tokens: --judge-max-new-tokens)"
                 found[number] = _Replied(value, [*found[number].outputs, reply.text], failure, is_final=True)
-            left = [number for number in left if found[number].value is None]
+            left = [number for number in left if found[number].value is None and found[number].is_final]
         return found
 
 

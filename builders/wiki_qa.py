@@ -189,6 +189,7 @@ def _about(
         | {"seed": config.output.seed, "offset": config.source.offset, "limit": config.source.limit},
         source=source,
         num_articles=num_articles,
+        num_without_section=num_articles - len({section.article.row for section in sections}),
         num_sections=len(sections),
         num_asked=0,
         num_kept=0,
@@ -231,7 +232,8 @@ def _dry_run(config: WikiQAConfig, about: QuestionSet, layout: Layout) -> int:
     rows = {
         "stage": "questions",
         "articles": f"{about.num_articles} of {about.source.id}",
-        "sections": f"{about.num_sections} of {config.min_section_tokens} to {config.max_section_tokens} tokens",
+        "sections": f"{about.num_sections} of {config.min_section_tokens} to {config.max_section_tokens} tokens"
+        + f"; {about.num_without_section} articles have none" * bool(about.num_without_section),
         "question model": about.question_model,
         "requests": f"{2 * num_asked} at least (a question, then its answer)",
         "file": f"{layout.questions} (nothing was written)",
@@ -242,6 +244,11 @@ def _dry_run(config: WikiQAConfig, about: QuestionSet, layout: Layout) -> int:
 
 def _print_questions(layout: Layout, about: QuestionSet) -> None:
     print(f"questions       {about.num_kept} of {about.num_asked} sections, in {layout.questions}")
+    if about.num_without_section:
+        print(f"  no section    {about.num_without_section} of {about.num_articles} articles have none of that length")
+    wanted = about.settings["num_questions"]
+    if wanted is not None and about.num_kept < wanted:
+        print(f"  fewer         {wanted} were wanted; more articles (--limit) or --sections-per-article give more")
     for one in about.rejected:
         print(f"  rejected      {one.count} {one.reason}")
     for one in about.by_difficulty:

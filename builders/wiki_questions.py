@@ -84,6 +84,8 @@ class QuestionSet(msgspec.Struct, frozen=True, kw_only=True):
     """The articles."""
     num_articles: int
     """Articles."""
+    num_without_section: int
+    """Articles of them that have no section of the right length."""
     num_sections: int
     """Sections of the right length that were drawn of them."""
     num_asked: int
@@ -229,13 +231,13 @@ def _asked(
     chosen = [sections[index] for index, _ in places]
     how = {"seed": seed, "max_new_tokens": max_new_tokens}
     asked = client.ask([question_request(one.article.title, one.text, **how) for one in chosen])
-    questions = [("", f"no reply: {r.error}") if r.error else read_question(r.text) for r in asked]
+    questions = [("", _no_reply(r.error)) if r.error else read_question(r.text) for r in asked]
     with_question = [number for number, (question, _) in enumerate(questions) if question]
     replies = client.ask(
         [answer_request(chosen[n].article.title, chosen[n].text, questions[n][0], **how) for n in with_question]
     )
     answers = {
-        number: ("", f"no reply: {reply.error}") if reply.error else read_answer(reply.text, questions[number][0])
+        number: ("", _no_reply(reply.error)) if reply.error else read_answer(reply.text, questions[number][0])
         for number, reply in zip(with_question, replies, strict=True)
     }
     found: list[tuple[tuple[int, int], WikiQuestion | None, str]] = []
@@ -263,3 +265,8 @@ def _asked(
             )
         )
     return found
+
+
+def _no_reply(error: str) -> str:
+    """Why there was no reply, the same for requests that failed alike."""
+    return "no reply: " + re.sub(r"\d+", "N", error)

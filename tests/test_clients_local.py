@@ -148,7 +148,7 @@ def test_a_system_message_that_the_template_refuses_goes_before_the_user(tmp_pat
 def test_a_chat_that_the_template_refuses_fails_alone(tmp_path: Path):
     refusing = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('Not so') }}{% endif %}"
     replies = client_of(with_template(tmp_path / "tiny", refusing + CHAT_TEMPLATE)).ask([asking("no"), asking("yes")])
-    assert replies[0].error == "the chat template does not render: Not so"
+    assert replies[0].error == "the chat template does not take these messages: Not so"
     assert replies[1].error is None
 
 

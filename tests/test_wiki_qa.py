@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from builders.judging import JudgeConfig
 from builders.wiki_qa import WikiQABuilder, WikiQAConfig, judge_answers, questions
-from tests.judges_for_tests import FakeClient, install
+from tests.judges_for_tests import FakeClient, install, reply
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
 from tracekit.cli import run_builder
@@ -127,8 +128,56 @@ def test_force_run_writes_questions_anew_but_not_under_answers(tmp_path: Path, m
     assert questions(forced) == 0
     assert len(lines_of(tmp_path / "run/questions/wiki_qa.jsonl")) == 3
     execute(WikiQABuilder(), msgspec.structs.replace(config, num_questions=3), tmp_path / "run")
-    with pytest.raises(ConfigError, match="add answers to --stages"):
-        questions(forced)
+    before = hashes(tmp_path / "run")
+    other = config_for(tmp_path / "run", model, num_questions=2, output={"force_run": True})
+    with pytest.raises(PlanMismatchError, match=r"leave questions out of --stages to use what is there$"):
+        questions(other)
+    assert hashes(tmp_path / "run") == before
+
+
+def test_stages_run_alone_and_together_go_on_with_one_another(tmp_path: Path, model: Path, client: FakeClient):
+    whole = config_for(tmp_path / "run", model, question_model="openai:writer", num_questions=5)
+    questions(whole)
+    bare = WikiQAConfig(
+        model=whole.model,
+        generation=whole.generation,
+        capture=whole.capture,
+        output=whole.output,
+        stages=("answers",),
+    )
+    assert execute(WikiQABuilder(), bare, tmp_path / "run").manifest is not None
+    assert execute(WikiQABuilder(), whole, tmp_path / "run").was_complete
+    plan = json.loads((tmp_path / "run/plans/wiki_qa.json").read_text())
+    assert not {"question_model", "num_questions", "min_section_tokens"} & plan["run"].keys()
+    assert plan["run"]["source"]["source"] == plan["source"]["id"]
+
+
+def test_a_judge_that_could_not_be_asked_is_asked_again(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+    config = config_for(tmp_path / "run", model, num_questions=3, judge=JudgeConfig(judge="openai:judge"))
+    install(monkeypatch, FakeClient(writer, name="org/writer@abc"), where="builders.wiki_qa")
+    questions(config)
+    execute(WikiQABuilder(), config, tmp_path / "run")
+    broken = FakeClient(lambda request: reply("", error="status 500"), name="judge@here")
+    install(monkeypatch, broken)
+    assert judge_answers(config) == 0
+    assert len(broken.asked) == 3  # the client has retries of its own
+    with TraceStore(str(tmp_path / "run")) as store:
+        assert store.labels()["is_final"].to_pylist() == [False] * 3
+    works = FakeClient(lambda request: '{"abstains": true}', name="judge@here")
+    install(monkeypatch, works)
+    assert judge_answers(config) == 0
+    with TraceStore(str(tmp_path / "run")) as store:
+        labels = store.labels()
+    assert labels["is_abstention"].to_pylist() == [True] * 3
+    assert labels["failure"].to_pylist() == [None] * 3
+
+
+def test_settings_that_would_be_ignored_are_refused(tmp_path: Path, model: Path, client: FakeClient):
+    config = config_for(tmp_path / "run", model)
+    sampled = msgspec.structs.replace(config, generation=GenerationConfig(num_beams=1, num_samples=2))
+    with pytest.raises(ConfigError, match="--num-samples, --trace-samples and --num-shots have no meaning here"):
+        questions(sampled)
+    assert not (tmp_path / "run").exists()
 
 
 def test_zero_kept_questions_is_an_error_with_the_counts(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
@@ -173,7 +222,7 @@ def test_the_question_model_is_the_tested_one_unless_named(
     questions(config_for(tmp_path / "b", model, question_model="openai:writer"))
     assert [call["spec"] for call in calls] == [str(model), "openai:writer"]
     assert [call["cache"] for call in calls] == [
-        tmp_path / name / "output/wiki_qa/cache/wiki_qa-questions.jsonl" for name in ("a", "b")
+        tmp_path / name / "output/wiki_qa/cache/questions.jsonl" for name in ("a", "b")
     ]
 
 

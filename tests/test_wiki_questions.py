@@ -78,9 +78,9 @@ def test_an_answer_is_a_few_words_that_are_not_in_the_question(reply_text: str, 
 
 
 def test_braces_in_an_article_are_text():
-    request = answer_request("{title}", "a {section} of {0}", "why {question}?", seed=0)
+    request = answer_request("{title}", "a {section} of {0}", "why {question}?", seed=0, max_new_tokens=8)
     assert request.messages[-1].content == "Article: {title}\n\na {section} of {0}\n\nQuestion: why {question}?"
-    assert "{0}" in question_request("t", "{0}", seed=0).messages[-1].content
+    assert "{0}" in question_request("t", "{0}", seed=0, max_new_tokens=8).messages[-1].content
 
 
 def test_every_section_is_asked_about_and_questions_stand_in_the_order_of_articles():
@@ -108,17 +108,17 @@ def test_rejected_sections_are_replaced_until_there_are_enough_and_counted():
         if town % 4 == 2 and not is_question_request(request):
             return "UNANSWERABLE"
         if town % 4 == 3:
-            return reply("", error="filtered")
+            return reply("", error=f"over {town} tokens")
         return writer(request)
 
     made = ask([section(row) for row in range(40)], 9, client=FakeClient(half))
     assert len(made.questions) == 9
     assert made.num_asked == 9 + made.rejected.total()
-    assert set(made.rejected) == {"no question", "unanswerable", "no reply: filtered"}
+    assert set(made.rejected) == {"no question", "unanswerable", "no reply: over N tokens"}
 
 
-def test_questions_that_are_equal_but_for_case_and_spaces_are_kept_once():
-    texts = iter(["Who is  Anna Berg?", "who is anna berg?", "Who is Carl Berg?"])
+def test_questions_that_are_equal_but_for_case_and_signs_are_kept_once():
+    texts = iter(["Who is  Anna Berg?", "who is 'anna berg' ?", "Who is Carl Berg?"])
 
     def say(request: Request) -> str:
         return next(texts) if is_question_request(request) else "a painter"

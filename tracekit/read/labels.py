@@ -20,6 +20,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("prompt_sha256", pa.string()),
         pa.field("raw_outputs", pa.list_(pa.string())),
         pa.field("failure", pa.string()),
+        pa.field("is_final", pa.bool_()),
     ]
 )
 """Columns of the table: the fields of tracekit.format.labels.Label."""
