@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     command: Any = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType] - a union of Structs becomes subcommands
         prog="tracekit",
-        description="Datasets of what happens inside language models: verify, show, export, diff, merge, publish, serve.",
+        description="Traces of language models as datasets: verify, show, export, diff, merge, publish, serve.",
         args=argv,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
