@@ -382,6 +382,20 @@ def test_log_probabilities_are_the_raw_models(server: LoggingServer, chat_model:
         ({"max_tokens": "4"}, "max_tokens", "Expected `int"),
         ({"max_completion_tokens": 65}, "max_completion_tokens", "gives 64 at most"),
         ({"seed": 2**70}, "seed", "Expected `int"),
+        ({"seed": 10**30}, "seed", "Expected `int"),
+        ({"top_k": 10**30}, "top_k", "Expected `int"),
+        ({"top_k": 2**31}, "top_k", "<= 2147483647"),
+        ({"max_tokens": 10**30}, "max_tokens", "Expected `int"),
+        ({"max_completion_tokens": 2**63}, "max_completion_tokens", "Expected `int"),
+        ({"logprobs": True, "top_logprobs": 10**30}, "top_logprobs", "Expected `int"),
+        ({"n": 10**30}, "n", "not supported"),
+        ({"temperature": 10**400}, "temperature", "out of range"),
+        ({"ignore_eos": True}, "ignore_eos", "`ignore_eos` is not supported here but as False"),
+        ({"min_tokens": 3}, "min_tokens", "not supported"),
+        ({"stop_token_ids": [3]}, "stop_token_ids", "not supported"),
+        ({"bad_words": ["a"]}, "bad_words", "not supported"),
+        ({"length_penalty": 2.0}, "length_penalty", "not supported"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", "not supported"),
         ({"messages": []}, "messages", "length >= 1"),
         ({"messages": None}, "messages", "Expected `array`"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "Invalid enum value 'tool'"),
@@ -439,6 +453,7 @@ def test_the_official_client_raises_its_own_errors(server: LoggingServer):
 
 def test_harmless_and_unknown_parameters_are_ignored(server: LoggingServer):
     more = {"user": "me", "n": 1, "logit_bias": {}, "metadata": {"a": "b"}, "tools": None, "frequency_penalty": 0.0}
+    more |= {"ignore_eos": False, "min_tokens": 0, "stop_token_ids": [], "repetition_penalty": 1.0, "request_id": "a"}
     assert ask(server.url, **more).status_code == 200
 
 

@@ -42,8 +42,48 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
+    "structured_outputs": (),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
+    "ignore_eos": (False,),
+    "min_tokens": (0,),
+    "min_new_tokens": (0,),
+    "max_new_tokens": (),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "no_stop_trim": (False,),
+    "skip_special_tokens": (True,),
+    "bad_words": ([],),
+    "bad_words_ids": ([],),
+    "allowed_token_ids": ([],),
+    "no_repeat_ngram_size": (0,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "use_beam_search": (False,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "typical_p": (1,),
+    "top_a": (0,),
+    "tfs": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "logits_processors": ([],),
+    "truncate_prompt_tokens": (),
+    "add_special_tokens": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "prompt_logprobs": (),
+    "lora_path": (),
 }
-"""Parameters that change an answer in ways that this server has not, and the values of each that change nothing."""
+"""Parameters that change an answer in ways that this server has not, those of other servers among them (vLLM, SGLang,
+llama.cpp), and the values of each that change nothing."""
 
 
 class RequestError(Exception):
@@ -105,7 +145,7 @@ class _StreamOptions(msgspec.Struct, frozen=True):
 
 
 _Stop = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
 class _Form(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +155,7 @@ class _Form(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: _Count | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: _Stop | Annotated[list[_Stop], msgspec.Meta(max_length=16)] | None = None
     stream: bool | None = None
