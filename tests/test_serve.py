@@ -1,6 +1,7 @@
 """The logging server, asked by the official client: answers, traces, refusals, and what a reader sees meanwhile."""
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -209,6 +210,17 @@ def test_where_the_note_of_keys_is_lost_no_key_comes_twice(chat_model: Path, tmp
         assert ask(server.url).headers["x-tracekit-key"] == "000001"
 
 
+@pytest.mark.parametrize("note", [b"0", b"00000000000000000001", b"9" * 30, b"x"])
+def test_a_note_of_keys_that_cannot_be_is_not_believed(note: bytes, chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        keys = [ask(server.url).headers["x-tracekit-key"] for _ in range(2)]
+    (out / "data/serve/keys.partial").write_bytes(note)
+    with serving(out, chat_model) as server:
+        keys.append(ask(server.url).headers["x-tracekit-key"])
+    assert keys == ["000000", "000001", "000002"]
+
+
 def test_a_server_that_nobody_asked_leaves_an_open_dataset_and_takes_other_settings(chat_model: Path, tmp_path: Path):
     out = tmp_path / "out"
     with serving(out, chat_model) as server:
@@ -274,7 +286,7 @@ def test_an_error_of_its_own_ends_the_server_and_is_not_hidden(
 
     def ask_until_it_ends() -> None:
         with serving(tmp_path / "out", chat_model) as server:
-            assert ask(server.url).status_code == 200
+            assert ask(server.url).status_code == 503
             wait_for(lambda: _is_refused(server.url))
 
     with pytest.raises(TracekitError, match="stopped by an error of its own"):
@@ -369,6 +381,90 @@ def test_log_probabilities_are_the_raw_models(server: LoggingServer, chat_model:
     logprobs = plain.choices[0].logprobs
     assert logprobs is not None
     assert len(logprobs.tokens or []) == len(logprobs.token_logprobs or []) == len(logprobs.text_offset or []) == 3
+
+
+def test_tokens_with_log_probabilities_join_to_the_text_up_to_a_stop_string(server: LoggingServer):
+    client = client_of(server.url)
+    settings: dict[str, Any] = {"model": "tiny", "prompt": "Who wrote", "max_tokens": 40, "temperature": 0}
+    text = client.completions.create(**settings).choices[0].text
+    for stop in (None, text[5:8]):
+        choice = client.completions.create(**settings, logprobs=2, stop=stop).choices[0]
+        chunks = list(client.completions.create(**settings, logprobs=2, stop=stop, stream=True))
+        parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs is not None]
+        assert choice.logprobs is not None
+        tokens, offsets = choice.logprobs.tokens or [], choice.logprobs.text_offset or []
+        assert "".join(tokens) == choice.text
+        assert [choice.text[start:][: len(token)] for token, start in zip(tokens, offsets, strict=True)] == tokens
+        assert [token for part in parts for token in part.tokens or []] == tokens
+        assert [offset for part in parts for offset in part.text_offset or []] == offsets
+        assert len(tokens) == len(choice.logprobs.top_logprobs or [])
+
+
+def test_several_prompts_and_token_ids_are_samples_of_their_own(chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    ids = AutoTokenizer.from_pretrained(chat_model)("Who wrote it?").input_ids
+    body = {"max_tokens": 6, "temperature": 0, "logprobs": 1}
+    with serving(out, chat_model, max_queue=4) as server:
+        by_text = post(server.url, body | {"prompt": ["Who wrote it?", "Why"]}, "completions")
+        by_ids = post(server.url, body | {"prompt": [ids, ids[:2]]}, "completions")
+        alone = post(server.url, body | {"prompt": ids}, "completions")
+        stream = post(
+            server.url,
+            body | {"prompt": ["Why", "Why"], "stream": True, "stream_options": {"include_usage": True}},
+            "completions",
+        )
+        wrong = {
+            "not in the vocabulary": [10**6],
+            "mixes texts": ["Why", 3],
+            ">= 0": [-1],
+            "prompt is empty": [[], [1]],
+            "send fewer": ["Why"] * 5,
+        }
+        for message, prompt in wrong.items():
+            reply = post(server.url, body | {"prompt": prompt}, "completions")
+            assert (reply.status_code, reply.json()["error"]["param"].partition("[")[0]) == (400, "prompt")
+            assert message in reply.json()["error"]["message"]
+    keys = [reply.headers["x-tracekit-key"] for reply in (by_text, by_ids, alone, stream)]
+    assert keys == ["000000,000001", "000002,000003", "000004", "000005,000006"]
+    first, second = by_text.json()["choices"]
+    assert (first["index"], second["index"]) == (0, 1)
+    assert [reply.json()["choices"][0]["text"] for reply in (by_ids, alone)] == [first["text"]] * 2
+    usages = [reply.json()["usage"]["total_tokens"] for reply in (by_text, by_ids, alone)]
+    chunks = [json.loads(line[6:]) for line in stream.text.split("\n\n") if line.startswith("data: {")]
+    for index in (0, 1):
+        mine = [chunk["choices"][0] for chunk in chunks[:-1] if chunk["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in mine) == second["text"]
+        assert mine[-1]["finish_reason"] == second["finish_reason"]
+    assert chunks[-1]["usage"]["completion_tokens"] == 2 * len(second["logprobs"]["tokens"])
+    with TraceStore(out) as store:
+        assert len(store) == 7
+        assert [len(store[key].record.token_ids) for key in ("000002", "000004")] == [usages[2], usages[2]]
+        assert store["000002"].record.token_ids == store["000000"].record.token_ids == store["000004"].record.token_ids
+        assert usages[0] == sum(len(store[key].record.token_ids) for key in ("000000", "000001"))
+
+
+def test_several_prompts_are_admitted_together_or_not_at_all(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tracekit.serve.growing import GrowingDataset
+
+    opened, writing = threading.Event(), threading.Event()
+    original = GrowingDataset.add
+
+    def slow(self, samples, verification):
+        writing.set()
+        opened.wait(60)
+        return original(self, samples, verification)
+
+    monkeypatch.setattr(GrowingDataset, "add", slow)
+    with serving(tmp_path / "out", chat_model, max_queue=3, max_batch=1) as server, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ask, server.url)
+        wait_for(writing.is_set)
+        two = pool.submit(post, server.url, {"prompt": ["a", "b"], "max_tokens": 2}, "completions")
+        wait_for(lambda: post(server.url, {"prompt": ["a", "b"]}, "completions").status_code == 429)
+        opened.set()
+        assert (first.result().status_code, two.result().status_code) == (200, 200)
+    assert verify(tmp_path / "out").num_samples == 3
 
 
 @pytest.mark.parametrize(
@@ -578,7 +674,35 @@ def test_a_slow_disk_fills_the_queue_and_not_the_memory(
 ):
     from tracekit.serve.growing import GrowingDataset
 
-    opened = threading.Event()
+    opened, writing = threading.Event(), threading.Event()
+    original = GrowingDataset.add
+
+    def slow(self, samples, verification):
+        writing.set()
+        opened.wait(60)
+        return original(self, samples, verification)
+
+    monkeypatch.setattr(GrowingDataset, "add", slow)
+    out = tmp_path / "out"
+    with serving(out, chat_model, max_queue=3, max_batch=1) as server, ThreadPoolExecutor(20) as pool:
+        first = pool.submit(ask, server.url)
+        wait_for(writing.is_set)
+        others = [pool.submit(ask, server.url) for _ in range(12)]
+        wait_for(lambda: sum(one.done() for one in others) == 9)
+        assert not first.done(), "an answer has its end before its sample is written"
+        opened.set()
+        statuses = sorted(one.result().status_code for one in others)
+        assert first.result().status_code == 200
+    assert statuses == [200] * 3 + [429] * 9
+    assert verify(out).num_samples == 4
+
+
+def test_a_stream_flows_while_its_sample_is_not_written_and_ends_after_it(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tracekit.serve.growing import GrowingDataset
+
+    opened, told = threading.Event(), threading.Event()
     original = GrowingDataset.add
 
     def slow(self, samples, verification):
@@ -586,16 +710,26 @@ def test_a_slow_disk_fills_the_queue_and_not_the_memory(
         return original(self, samples, verification)
 
     monkeypatch.setattr(GrowingDataset, "add", slow)
-    out = tmp_path / "out"
-    with serving(out, chat_model, max_queue=3, max_batch=2) as server, ThreadPoolExecutor(20) as pool:
-        first = ask(server.url)
-        others = [pool.submit(ask, server.url) for _ in range(12)]
-        wait_for(lambda: sum(one.done() for one in others) == 9)
+    body = {"prompt": "Who", "max_tokens": 8, "temperature": 0, "stream": True}
+    lines: list[str] = []
+
+    def listen(url: str) -> None:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as stream:
+            for line in stream.iter_lines():
+                lines.append(line)
+                told.set()
+
+    with serving(tmp_path / "out", chat_model) as server, ThreadPoolExecutor(4) as pool:
+        listening = pool.submit(listen, server.url)
+        assert told.wait(60), "no text comes before the sample is written"
+        hushed = pool.submit(ask, server.url, store=False)
+        assert not any("[DONE]" in line or '"finish_reason":"' in line for line in lines)
+        assert not listening.done()
         opened.set()
-        statuses = sorted(one.result().status_code for one in others)
-    assert first.status_code == 200, "an answer waits for the disk"
-    assert statuses == [200] * 3 + [429] * 9
-    assert verify(out).num_samples == 4
+        listening.result()
+        assert hushed.result().status_code == 200
+    assert lines[-2] == "data: [DONE]"
+    assert sum('"finish_reason":"' in line for line in lines) == 1
 
 
 def test_a_text_that_cannot_be_captured_is_left_out_and_the_others_are_kept(
@@ -620,8 +754,10 @@ def test_a_text_that_cannot_be_captured_is_left_out_and_the_others_are_kept(
             "good 2",
             "good 3",
         ]
-    key = replies[2].headers["x-tracekit-key"]
-    assert f"{key} is answered but not logged: a value is not finite" in capfd.readouterr().err
+    assert ["x-tracekit-key" in reply.headers for reply in replies] == [True, True, False, True]
+    assert re.search(r"00000\d is answered but not logged: a value is not finite", capfd.readouterr().err)
+    logged = [json.loads(line)["key"] for line in (out / "logs/serve.jsonl").read_text().splitlines()]
+    assert logged.count(None) == 1
 
 
 def test_a_failed_replay_ends_the_server(chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -632,7 +768,7 @@ def test_a_failed_replay_ends_the_server(chat_model: Path, tmp_path: Path, monke
 
     def ask_until_it_ends() -> None:
         with serving(tmp_path / "out", chat_model) as server:
-            assert ask(server.url).status_code == 200
+            assert ask(server.url).status_code == 503
             wait_for(lambda: _is_refused(server.url))
 
     with pytest.raises(CaptureError, match="past the tolerance"):

@@ -8,6 +8,7 @@ import hmac
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tracekit.serve.admission import Admission
 from tracekit.serve.engine import Engine
 from tracekit.serve.forms import Asked, RequestError, parse_chat, parse_completion
-from tracekit.serve.replies import DONE, Piece, Reply, error_body, event, models_body
+from tracekit.serve.replies import DONE, Choice, Piece, Reply, Usage, error_body, event, models_body
 from tracekit.serve.samples import Answered, Failed, Job, More
 from tracekit.serve.settings import is_loopback
 
@@ -33,6 +34,9 @@ KEY_HEADER = "X-Tracekit-Key"
 """Tells a client the key of its sample."""
 LOG_HEADER = "X-Tracekit-Log"
 """`off` keeps a request out of the dataset."""
+
+_Queue = asyncio.Queue[tuple[int, More | Answered | Failed]]
+"""What there is to say, each with the number of its prompt."""
 
 
 def make_app(
@@ -145,36 +149,48 @@ class _Service:
         self._engine.check_room()
         asked = parse(await self._body(request))
         is_logged = asked.is_logged and _wants_log(request)
-        prompt = await run_in_threadpool(self._admission.prompt, asked)
-        self._admission.decoding(asked, prompt, "")  # refused before a key is given away
-        queue: asyncio.Queue[More | Answered | Failed] = asyncio.Queue()
+        self._engine.check_room(len(asked.prompts) or 1)
+        prompts = await run_in_threadpool(self._admission.prompts, asked)
+        for prompt in prompts:
+            self._admission.decoding(asked, prompt, "")  # refused before a key is given away
+        queue: _Queue = asyncio.Queue()
         loop, started = asyncio.get_running_loop(), time.monotonic()
 
-        def send(said: More | Answered | Failed) -> None:
+        def send(index: int, said: More | Answered | Failed) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(queue.put_nowait, said)
+                loop.call_soon_threadsafe(queue.put_nowait, (index, said))
 
-        def make_job(key: str | None) -> Job:
-            decoding = self._admission.decoding(asked, prompt, key or secrets.token_hex(8))
-            return Job(key, asked, prompt, decoding, send, started)
+        def make_job(index: int, key: str | None) -> Job:
+            decoding = self._admission.decoding(asked, prompts[index], key or secrets.token_hex(8))
+            return Job(key, asked, prompts[index], decoding, partial(send, index), started)
 
-        job = self._engine.submit(make_job, is_logged=is_logged)
-        headers = {KEY_HEADER: job.key} if job.key is not None else {}
+        jobs = self._engine.submit([partial(make_job, i) for i in range(len(prompts))], is_logged=is_logged)
+        keys = [job.key for job in jobs]
         reply = Reply(
             is_chat=asked.endpoint == "chat",
             model=asked.model or self._names[0],
             wants_logprobs=asked.num_best is not None,
             wants_usage=asked.wants_usage,
         )
-        if asked.is_streamed:
-            headers["Cache-Control"] = "no-cache"
-            return StreamingResponse(_stream(reply, queue), media_type="text/event-stream", headers=headers)
-        pieces: list[Piece] = []
-        while not isinstance(said := await queue.get(), Answered):
+        if asked.is_streamed:  # its head goes before it is known whether all are kept
+            headers = _key_header(keys) | {"Cache-Control": "no-cache"}
+            return StreamingResponse(_stream(reply, queue, len(jobs)), media_type="text/event-stream", headers=headers)
+        pieces: list[list[Piece]] = [[] for _ in jobs]
+        ended: dict[int, Answered] = {}
+        while len(ended) < len(jobs):
+            index, said = await queue.get()
             if isinstance(said, Failed):
                 raise RequestError(said.message, status=503, code="not_answered")
-            pieces += said.pieces
-        return _json(reply.whole(said.text, pieces, said.finish_reason, said.usage), headers=headers)
+            if isinstance(said, Answered):
+                ended[index] = said
+            else:
+                pieces[index] += said.pieces
+        answers = [ended[index] for index in range(len(jobs))]
+        choices = [
+            Choice(one.text, own, one.finish_reason, one.usage) for one, own in zip(answers, pieces, strict=True)
+        ]
+        kept = [key if one.is_kept else None for key, one in zip(keys, answers, strict=True)]
+        return _json(reply.whole(choices), headers=_key_header(kept))
 
     async def _body(self, request: Request) -> bytes:
         """The body, read no further than it may be long."""
@@ -196,18 +212,29 @@ class _Service:
         return bytes(whole)
 
 
-async def _stream(reply: Reply, queue: "asyncio.Queue[More | Answered | Failed]") -> AsyncIterator[bytes]:
-    """The events of a streamed answer."""
+async def _stream(reply: Reply, queue: _Queue, num_answers: int) -> AsyncIterator[bytes]:
+    """The events of a streamed reply."""
     for body in reply.first():
         yield event(body)
-    while not isinstance(said := await queue.get(), Answered):
+    usages: list[Usage] = []
+    while len(usages) < num_answers:
+        index, said = await queue.get()
         if isinstance(said, Failed):
             yield event(error_body(RequestError(said.message, status=503, code="not_answered")))
             return
-        yield event(reply.part(said.text, said.pieces))
-    for body in reply.last(said.finish_reason, said.usage):
+        if isinstance(said, Answered):
+            usages.append(said.usage)
+            yield event(reply.end(index, said.finish_reason))
+        else:
+            yield event(reply.part(index, said.text, said.pieces))
+    for body in reply.last(usages):
         yield event(body)
     yield DONE
+
+
+def _key_header(keys: Sequence[str | None]) -> dict[str, str]:
+    """The header with the keys of the samples, in the order of the prompts; empty in the place of one without."""
+    return {KEY_HEADER: ",".join(key or "" for key in keys)} if any(keys) else {}
 
 
 def _wants_log(request: Request) -> bool:

@@ -109,8 +109,8 @@ class Asked(NamedTuple):
     model: str | None
     messages: list[Message]
     """The conversation; empty for a completion."""
-    text: str
-    """The prompt of a completion."""
+    prompts: list[str | list[int]]
+    """The prompts of a completion, texts or token ids; each is answered, and is a sample of its own."""
     max_new_tokens: int | None
     """None: as many as there may be."""
     max_tokens_param: str
@@ -148,6 +148,9 @@ _Stop = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
+_TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
 class _Form(msgspec.Struct, frozen=True, kw_only=True):
     """What both endpoints take."""
 
@@ -171,7 +174,7 @@ class _ChatForm(_Form, frozen=True, kw_only=True):
 
 
 class _CompletionForm(_Form, frozen=True, kw_only=True):
-    prompt: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=1)]
+    prompt: str | Annotated[list[str | _TokenId | list[_TokenId]], msgspec.Meta(min_length=1)]
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
 
 
@@ -188,7 +191,7 @@ def parse_chat(body: bytes) -> Asked:
     return Asked(
         endpoint="chat",
         messages=[_message(one, i) for i, one in enumerate(form.messages)],
-        text="",
+        prompts=[],
         max_new_tokens=form.max_completion_tokens or form.max_tokens,
         max_tokens_param=param,
         num_best=(form.top_logprobs or 0) if form.logprobs else None,
@@ -205,7 +208,7 @@ def parse_completion(body: bytes) -> Asked:
     return Asked(
         endpoint="completion",
         messages=[],
-        text=form.prompt if isinstance(form.prompt, str) else form.prompt[0],
+        prompts=_prompts(form.prompt),
         max_new_tokens=form.max_tokens or _COMPLETION_TOKENS,
         max_tokens_param="max_tokens",
         num_best=form.logprobs,
@@ -252,6 +255,18 @@ def _common(form: _Form) -> dict[str, Any]:
         "wants_usage": bool(options and options.include_usage),
         "is_logged": form.store is not False,
     }
+
+
+def _prompts(given: str | list[Any]) -> list[str | list[int]]:
+    """One text, one list of ids, or several of either."""
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(one) for one in given}
+    if len(kinds) > 1:
+        raise RequestError(
+            "`prompt` mixes texts, token ids and lists of them; send one kind", param="prompt", code="invalid_value"
+        )
+    return [given] if kinds == {int} else given
 
 
 def _message(form: _MessageForm, number: int) -> Message:
