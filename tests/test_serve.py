@@ -1,9 +1,12 @@
 """The logging server, asked by the official client: answers, traces, refusals, and what a reader sees meanwhile."""
 
+import errno
 import json
 import re
 import shutil
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +27,7 @@ from tracekit.errors import (
     ConfigError,
     DatasetError,
     ModelError,
+    NoSpaceError,
     PlanMismatchError,
     ShardLockedError,
     TracekitError,
@@ -573,6 +577,98 @@ def test_pages_of_a_browser_cannot_ask(server: LoggingServer):
     assert post(server.url, body, "completions", headers={"Host": "localhost:1"}).status_code == 200
 
 
+def test_localhost_is_itself_however_it_is_written(server: LoggingServer):
+    assert httpx.get(f"{server.url}/health", headers={"Host": "LOCALHOST:80"}).status_code == 200
+
+
+def raw(url: str, sent: bytes) -> bytes:
+    """What comes back for bytes on a connection, until it is closed."""
+    wait_for(lambda: _listens(url))
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as connection:
+        connection.sendall(sent)
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+HALF = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"
+)
+
+
+def test_what_is_no_http_is_refused_in_openais_form(server: LoggingServer):
+    head, _, body = raw(server.url, b"what is this\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+def test_a_body_that_does_not_come_is_answered_408(chat_model: Path, tmp_path: Path):
+    with serving(tmp_path / "out", chat_model, body_seconds=0.3) as server:
+        received = raw(server.url, HALF.replace(b"Host:", b"Connection: close\r\nHost:"))
+        assert received.startswith(b"HTTP/1.1 408")
+        assert b"body_too_slow" in received
+
+
+def test_a_head_that_does_not_come_closes_the_connection(server: LoggingServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tracekit.serve.protocol._HEAD_SECONDS", 0.2)
+    assert raw(server.url, b"") == b""
+    assert raw(server.url, b"POST /v1/comple") == b""
+
+
+def test_a_half_sent_request_does_not_hold_up_the_end(chat_model: Path, tmp_path: Path):
+    with serving(tmp_path / "out", chat_model) as server, ThreadPoolExecutor(1) as pool:
+        wait_for(lambda: _listens(server.url))
+        waiting = pool.submit(raw, server.url, HALF)
+        wait_for(lambda: ask(server.url).status_code == 200)
+        started = time.monotonic()
+        server.stop()
+        received = waiting.result()
+        assert time.monotonic() - started < 10
+    assert received.startswith(b"HTTP/1.1 503")
+
+
+def test_past_the_limit_of_connections_requests_are_answered_503(chat_model: Path, tmp_path: Path):
+    with serving(tmp_path / "out", chat_model, max_connections=2) as server:
+        wait_for(lambda: _listens(server.url))
+        with httpx.Client() as one, httpx.Client() as two:
+            assert [client.get(f"{server.url}/health").status_code for client in (one, two)] == [200, 200]
+            late = httpx.get(f"{server.url}/health")
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "too_many_connections")
+        wait_for(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+
+
+def test_where_a_disk_is_full_the_server_says_what_to_do(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self, samples, verification):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr("tracekit.serve.growing.GrowingDataset.add", full)
+
+    def ask_once() -> None:
+        with serving(tmp_path / "out", chat_model) as server:
+            assert ask(server.url).status_code == 503
+
+    with pytest.raises(NoSpaceError, match=f"while writing {tmp_path}.*free some space"):
+        ask_once()
+
+
+def test_where_no_key_can_be_noted_the_request_is_refused_and_the_server_ends(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self, number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def ask_once() -> None:
+        with serving(tmp_path / "out", chat_model) as server:
+            monkeypatch.setattr("tracekit.serve.growing._KeysFile.write", full)
+            assert ask(server.url).status_code == 503
+
+    with pytest.raises(NoSpaceError, match=r"keys\.partial"):
+        ask_once()
+
+
 def test_unknown_paths_and_methods_are_said_in_openais_form(server: LoggingServer):
     for reply, status in (
         (httpx.get(f"{server.url}/v1/nothing"), 404),
@@ -802,6 +898,13 @@ def _is_refused(url: str) -> bool:
         return ask(url).status_code == 503
     except httpx.TransportError:
         return True
+
+
+def _listens(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.ConnectError:
+        return False
 
 
 def wait_for(condition: Any, seconds: float = 30) -> None:

@@ -26,7 +26,7 @@ from tracekit.serve.engine import Engine
 from tracekit.serve.forms import Asked, RequestError, parse_chat, parse_completion
 from tracekit.serve.replies import DONE, Choice, Piece, Reply, Usage, error_body, event, models_body
 from tracekit.serve.samples import Answered, Failed, Job, More
-from tracekit.serve.settings import is_loopback
+from tracekit.serve.settings import ServerSettings, is_loopback
 
 __all__ = ["KEY_HEADER", "LOG_HEADER", "make_app"]
 
@@ -35,15 +35,17 @@ KEY_HEADER = "X-Tracekit-Key"
 LOG_HEADER = "X-Tracekit-Log"
 """`off` keeps a request out of the dataset."""
 
+_LOOK_SECONDS = 0.25
+"""How often a request whose body is not there yet looks whether the server is stopping."""
 _Queue = asyncio.Queue[tuple[int, More | Answered | Failed]]
 """What there is to say, each with the number of its prompt."""
 
 
 def make_app(
-    engine: Engine, admission: Admission, names: Sequence[str], *, host: str, limit_body: int, api_key: str | None
+    engine: Engine, admission: Admission, names: Sequence[str], settings: ServerSettings, *, api_key: str | None
 ) -> Starlette:
     """The ASGI application of an engine."""
-    service = _Service(engine, admission, names, limit_body)
+    service = _Service(engine, admission, names, settings)
     handlers: dict[Any, Any] = {
         RequestError: service.refused,
         HTTPException: service.not_found,
@@ -58,7 +60,7 @@ def make_app(
             Route("/v1/models/{name:path}", service.model, methods=["GET"]),
             Route("/health", service.health, methods=["GET"]),
         ],
-        middleware=[Middleware(_Guard, host=host, api_key=api_key)],
+        middleware=[Middleware(_Guard, host=settings.host, api_key=api_key)],
         exception_handlers=handlers,
     )
 
@@ -103,8 +105,8 @@ def _host_of(header: str) -> str:
 class _Service:
     """The endpoints."""
 
-    def __init__(self, engine: Engine, admission: Admission, names: Sequence[str], limit_body: int) -> None:
-        self._engine, self._admission, self._names, self._limit_body = engine, admission, names, limit_body
+    def __init__(self, engine: Engine, admission: Admission, names: Sequence[str], settings: ServerSettings) -> None:
+        self._engine, self._admission, self._names, self._settings = engine, admission, names, settings
         self._created = int(time.time())
 
     async def chat(self, request: Request) -> Response:
@@ -193,22 +195,41 @@ class _Service:
         return _json(reply.whole(choices), headers=_key_header(kept))
 
     async def _body(self, request: Request) -> bytes:
-        """The body, read no further than it may be long."""
+        """The body, read no further than it may be long, nor longer than it may take."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # what a page in a browser cannot send elsewhere unasked
             raise RequestError(f"content type {kind!r}; send application/json", status=415, code="content_type")
+        reading = asyncio.create_task(self._read(request))
+        deadline = time.monotonic() + self._settings.body_seconds
+        try:
+            while not reading.done():
+                await asyncio.wait([reading], timeout=min(_LOOK_SECONDS, max(0, deadline - time.monotonic())))
+                if reading.done():
+                    break
+                self._engine.check_room()
+                if time.monotonic() >= deadline:
+                    raise RequestError(
+                        f"the body did not come within {self._settings.body_seconds:g} s (--body-seconds)",
+                        status=408,
+                        code="body_too_slow",
+                    )
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    async def _read(self, request: Request) -> bytes:
+        limit = self._settings.limit_body
         declared = request.headers.get("content-length", "")
         whole = bytearray()
-        too_long = declared.isdigit() and int(declared) > self._limit_body
+        too_long = declared.isdigit() and int(declared) > limit
         if not too_long:
             async for chunk in request.stream():
                 whole += chunk
-                if too_long := len(whole) > self._limit_body:
+                if too_long := len(whole) > limit:
                     break
         if too_long:
-            raise RequestError(
-                f"the body is longer than {self._limit_body} bytes (--limit-body)", status=413, code="body_too_long"
-            )
+            message = f"the body is longer than {limit} bytes (--limit-body)"
+            raise RequestError(message, status=413, code="body_too_long")
         return bytes(whole)
 
 
