@@ -22,11 +22,14 @@ from tracekit.format.labels import (
     read_labels,
     read_summaries,
     read_summary,
+    summary_path,
     write_labels,
     write_summary,
 )
 from tracekit.format.layout import Layout
+from tracekit.format.shards import sha256_file
 from tracekit.read.labels import LABEL_SCHEMA
+from tracekit.read.verifier import verify
 
 
 def label(key: str, **changes: object) -> Label:
@@ -161,3 +164,41 @@ def test_folders_read_as_one_have_the_labels_of_each(tmp_path: Path):
         folders.append(str(its.root))
     with TraceStore(folders) as store:
         assert store.labels("rules")["verdict"].to_pylist() == ["correct", "incorrect"]
+
+
+def judged(layout: Layout, *keys: str) -> None:
+    """A label set of these samples, with a summary that is its own."""
+    path = layout.labels("rules-12345678")
+    write_labels(path, [label(key) for key in keys])
+    write_summary(layout, summary(labels_sha256=sha256_file(path)))
+
+
+def test_verify_finds_nothing_wrong_with_labels_that_are_right(layout: Layout):
+    judged(layout, "a", "b", "c")
+    append_labels(layout.labels("model-87654321"), [label("a")])  # not judged to the end
+    assert verify(layout.root, config="trivia_qa").problems == []
+
+
+def test_verify_fails_on_labels_that_are_wrong(layout: Layout):
+    path = layout.labels("rules-12345678")
+    judged(layout, "a", "x", "y")
+    assert verify(layout.root, config="trivia_qa").problems == [
+        "labels/trivia_qa/rules-12345678.jsonl: 2 labels are of no sample here, the first of 'x'"
+    ]
+    judged(layout, "a")
+    append_labels(path, [label("b")])
+    (problem,) = verify(layout.root, config="trivia_qa").problems
+    assert "its labels are not those of its summary" in problem
+    path.write_bytes(b"{}\n")
+    (problem,) = verify(layout.root, config="trivia_qa").problems
+    assert "line 1 is no label" in problem
+    path.unlink()
+    (problem,) = verify(layout.root, config="trivia_qa").problems
+    assert "cannot be read" in problem
+    judged(layout, "a")
+    write_summary(layout, summary(labels_sha256=sha256_file(path), config="other"))
+    (problem,) = verify(layout.root, config="trivia_qa").problems
+    assert "its summary is of 'rules-12345678' of 'other'" in problem
+    summary_path(layout, "rules-12345678").write_text("[]")
+    (problem,) = verify(layout.root, config="trivia_qa").problems
+    assert "rules-12345678.json" in problem

@@ -95,3 +95,17 @@ def test_the_common_fields_come_first():
     common = [field.name for field in msgspec.structs.fields(Record)]
     for record_type in RECORD_TYPES.values():
         assert [field.name for field in msgspec.structs.fields(record_type)][: len(common)] == common
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30])
+def test_an_integer_that_no_table_holds_is_neither_written_nor_read(value: int):
+    with pytest.raises(DatasetError, match=r"an integer past 64 bits - at `\$\.seed`"):
+        encode_record(trivia_record(seed=value))
+    data = encode_record(trivia_record(seed=41)).replace(b'"seed":41', f'"seed":{value}'.encode())
+    with pytest.raises(CorruptShardError, match=r"here: an integer past 64 bits - at `\$\.seed`"):
+        decode_record(data, where="here")
+
+
+def test_the_largest_integers_and_long_numbers_in_texts_are_kept():
+    record = trivia_record(seed=2**63 - 1, prompt="1234567890123456789012345")
+    assert decode_record(encode_record(record)) == record

@@ -1,8 +1,12 @@
 """The logging server, asked by the official client: answers, traces, refusals, and what a reader sees meanwhile."""
 
+import errno
 import json
+import re
 import shutil
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +27,7 @@ from tracekit.errors import (
     ConfigError,
     DatasetError,
     ModelError,
+    NoSpaceError,
     PlanMismatchError,
     ShardLockedError,
     TracekitError,
@@ -209,6 +214,17 @@ def test_where_the_note_of_keys_is_lost_no_key_comes_twice(chat_model: Path, tmp
         assert ask(server.url).headers["x-tracekit-key"] == "000001"
 
 
+@pytest.mark.parametrize("note", [b"0", b"00000000000000000001", b"9" * 30, b"x"])
+def test_a_note_of_keys_that_cannot_be_is_not_believed(note: bytes, chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with serving(out, chat_model) as server:
+        keys = [ask(server.url).headers["x-tracekit-key"] for _ in range(2)]
+    (out / "data/serve/keys.partial").write_bytes(note)
+    with serving(out, chat_model) as server:
+        keys.append(ask(server.url).headers["x-tracekit-key"])
+    assert keys == ["000000", "000001", "000002"]
+
+
 def test_a_server_that_nobody_asked_leaves_an_open_dataset_and_takes_other_settings(chat_model: Path, tmp_path: Path):
     out = tmp_path / "out"
     with serving(out, chat_model) as server:
@@ -274,7 +290,7 @@ def test_an_error_of_its_own_ends_the_server_and_is_not_hidden(
 
     def ask_until_it_ends() -> None:
         with serving(tmp_path / "out", chat_model) as server:
-            assert ask(server.url).status_code == 200
+            assert ask(server.url).status_code == 503
             wait_for(lambda: _is_refused(server.url))
 
     with pytest.raises(TracekitError, match="stopped by an error of its own"):
@@ -371,6 +387,90 @@ def test_log_probabilities_are_the_raw_models(server: LoggingServer, chat_model:
     assert len(logprobs.tokens or []) == len(logprobs.token_logprobs or []) == len(logprobs.text_offset or []) == 3
 
 
+def test_tokens_with_log_probabilities_join_to_the_text_up_to_a_stop_string(server: LoggingServer):
+    client = client_of(server.url)
+    settings: dict[str, Any] = {"model": "tiny", "prompt": "Who wrote", "max_tokens": 40, "temperature": 0}
+    text = client.completions.create(**settings).choices[0].text
+    for stop in (None, text[5:8]):
+        choice = client.completions.create(**settings, logprobs=2, stop=stop).choices[0]
+        chunks = list(client.completions.create(**settings, logprobs=2, stop=stop, stream=True))
+        parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs is not None]
+        assert choice.logprobs is not None
+        tokens, offsets = choice.logprobs.tokens or [], choice.logprobs.text_offset or []
+        assert "".join(tokens) == choice.text
+        assert [choice.text[start:][: len(token)] for token, start in zip(tokens, offsets, strict=True)] == tokens
+        assert [token for part in parts for token in part.tokens or []] == tokens
+        assert [offset for part in parts for offset in part.text_offset or []] == offsets
+        assert len(tokens) == len(choice.logprobs.top_logprobs or [])
+
+
+def test_several_prompts_and_token_ids_are_samples_of_their_own(chat_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    ids = AutoTokenizer.from_pretrained(chat_model)("Who wrote it?").input_ids
+    body = {"max_tokens": 6, "temperature": 0, "logprobs": 1}
+    with serving(out, chat_model, max_queue=4) as server:
+        by_text = post(server.url, body | {"prompt": ["Who wrote it?", "Why"]}, "completions")
+        by_ids = post(server.url, body | {"prompt": [ids, ids[:2]]}, "completions")
+        alone = post(server.url, body | {"prompt": ids}, "completions")
+        stream = post(
+            server.url,
+            body | {"prompt": ["Why", "Why"], "stream": True, "stream_options": {"include_usage": True}},
+            "completions",
+        )
+        wrong = {
+            "not in the vocabulary": [10**6],
+            "mixes texts": ["Why", 3],
+            ">= 0": [-1],
+            "prompt is empty": [[], [1]],
+            "send fewer": ["Why"] * 5,
+        }
+        for message, prompt in wrong.items():
+            reply = post(server.url, body | {"prompt": prompt}, "completions")
+            assert (reply.status_code, reply.json()["error"]["param"].partition("[")[0]) == (400, "prompt")
+            assert message in reply.json()["error"]["message"]
+    keys = [reply.headers["x-tracekit-key"] for reply in (by_text, by_ids, alone, stream)]
+    assert keys == ["000000,000001", "000002,000003", "000004", "000005,000006"]
+    first, second = by_text.json()["choices"]
+    assert (first["index"], second["index"]) == (0, 1)
+    assert [reply.json()["choices"][0]["text"] for reply in (by_ids, alone)] == [first["text"]] * 2
+    usages = [reply.json()["usage"]["total_tokens"] for reply in (by_text, by_ids, alone)]
+    chunks = [json.loads(line[6:]) for line in stream.text.split("\n\n") if line.startswith("data: {")]
+    for index in (0, 1):
+        mine = [chunk["choices"][0] for chunk in chunks[:-1] if chunk["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in mine) == second["text"]
+        assert mine[-1]["finish_reason"] == second["finish_reason"]
+    assert chunks[-1]["usage"]["completion_tokens"] == 2 * len(second["logprobs"]["tokens"])
+    with TraceStore(out) as store:
+        assert len(store) == 7
+        assert [len(store[key].record.token_ids) for key in ("000002", "000004")] == [usages[2], usages[2]]
+        assert store["000002"].record.token_ids == store["000000"].record.token_ids == store["000004"].record.token_ids
+        assert usages[0] == sum(len(store[key].record.token_ids) for key in ("000000", "000001"))
+
+
+def test_several_prompts_are_admitted_together_or_not_at_all(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tracekit.serve.growing import GrowingDataset
+
+    opened, writing = threading.Event(), threading.Event()
+    original = GrowingDataset.add
+
+    def slow(self, samples, verification):
+        writing.set()
+        opened.wait(60)
+        return original(self, samples, verification)
+
+    monkeypatch.setattr(GrowingDataset, "add", slow)
+    with serving(tmp_path / "out", chat_model, max_queue=3, max_batch=1) as server, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ask, server.url)
+        wait_for(writing.is_set)
+        two = pool.submit(post, server.url, {"prompt": ["a", "b"], "max_tokens": 2}, "completions")
+        wait_for(lambda: post(server.url, {"prompt": ["a", "b"]}, "completions").status_code == 429)
+        opened.set()
+        assert (first.result().status_code, two.result().status_code) == (200, 200)
+    assert verify(tmp_path / "out").num_samples == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "message"),
     [
@@ -382,6 +482,20 @@ def test_log_probabilities_are_the_raw_models(server: LoggingServer, chat_model:
         ({"max_tokens": "4"}, "max_tokens", "Expected `int"),
         ({"max_completion_tokens": 65}, "max_completion_tokens", "gives 64 at most"),
         ({"seed": 2**70}, "seed", "Expected `int"),
+        ({"seed": 10**30}, "seed", "Expected `int"),
+        ({"top_k": 10**30}, "top_k", "Expected `int"),
+        ({"top_k": 2**31}, "top_k", "<= 2147483647"),
+        ({"max_tokens": 10**30}, "max_tokens", "Expected `int"),
+        ({"max_completion_tokens": 2**63}, "max_completion_tokens", "Expected `int"),
+        ({"logprobs": True, "top_logprobs": 10**30}, "top_logprobs", "Expected `int"),
+        ({"n": 10**30}, "n", "not supported"),
+        ({"temperature": 10**400}, "temperature", "out of range"),
+        ({"ignore_eos": True}, "ignore_eos", "`ignore_eos` is not supported here but as False"),
+        ({"min_tokens": 3}, "min_tokens", "not supported"),
+        ({"stop_token_ids": [3]}, "stop_token_ids", "not supported"),
+        ({"bad_words": ["a"]}, "bad_words", "not supported"),
+        ({"length_penalty": 2.0}, "length_penalty", "not supported"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", "not supported"),
         ({"messages": []}, "messages", "length >= 1"),
         ({"messages": None}, "messages", "Expected `array`"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "Invalid enum value 'tool'"),
@@ -439,6 +553,7 @@ def test_the_official_client_raises_its_own_errors(server: LoggingServer):
 
 def test_harmless_and_unknown_parameters_are_ignored(server: LoggingServer):
     more = {"user": "me", "n": 1, "logit_bias": {}, "metadata": {"a": "b"}, "tools": None, "frequency_penalty": 0.0}
+    more |= {"ignore_eos": False, "min_tokens": 0, "stop_token_ids": [], "repetition_penalty": 1.0, "request_id": "a"}
     assert ask(server.url, **more).status_code == 200
 
 
@@ -460,6 +575,98 @@ def test_pages_of_a_browser_cannot_ask(server: LoggingServer):
     assert post(server.url, body, "completions", headers={"Host": "evil.example"}).status_code == 403
     assert post(server.url, body, "completions", headers={"Content-Type": "text/plain"}).status_code == 415
     assert post(server.url, body, "completions", headers={"Host": "localhost:1"}).status_code == 200
+
+
+def test_localhost_is_itself_however_it_is_written(server: LoggingServer):
+    assert httpx.get(f"{server.url}/health", headers={"Host": "LOCALHOST:80"}).status_code == 200
+
+
+def raw(url: str, sent: bytes) -> bytes:
+    """What comes back for bytes on a connection, until it is closed."""
+    wait_for(lambda: _listens(url))
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as connection:
+        connection.sendall(sent)
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+HALF = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"
+)
+
+
+def test_what_is_no_http_is_refused_in_openais_form(server: LoggingServer):
+    head, _, body = raw(server.url, b"what is this\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+def test_a_body_that_does_not_come_is_answered_408(chat_model: Path, tmp_path: Path):
+    with serving(tmp_path / "out", chat_model, body_seconds=0.3) as server:
+        received = raw(server.url, HALF.replace(b"Host:", b"Connection: close\r\nHost:"))
+        assert received.startswith(b"HTTP/1.1 408")
+        assert b"body_too_slow" in received
+
+
+def test_a_head_that_does_not_come_closes_the_connection(server: LoggingServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tracekit.serve.protocol._HEAD_SECONDS", 0.2)
+    assert raw(server.url, b"") == b""
+    assert raw(server.url, b"POST /v1/comple") == b""
+
+
+def test_a_half_sent_request_does_not_hold_up_the_end(chat_model: Path, tmp_path: Path):
+    with serving(tmp_path / "out", chat_model) as server, ThreadPoolExecutor(1) as pool:
+        wait_for(lambda: _listens(server.url))
+        waiting = pool.submit(raw, server.url, HALF)
+        wait_for(lambda: ask(server.url).status_code == 200)
+        started = time.monotonic()
+        server.stop()
+        received = waiting.result()
+        assert time.monotonic() - started < 10
+    assert received.startswith(b"HTTP/1.1 503")
+
+
+def test_past_the_limit_of_connections_requests_are_answered_503(chat_model: Path, tmp_path: Path):
+    with serving(tmp_path / "out", chat_model, max_connections=2) as server:
+        wait_for(lambda: _listens(server.url))
+        with httpx.Client() as one, httpx.Client() as two:
+            assert [client.get(f"{server.url}/health").status_code for client in (one, two)] == [200, 200]
+            late = httpx.get(f"{server.url}/health")
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "too_many_connections")
+        wait_for(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+
+
+def test_where_a_disk_is_full_the_server_says_what_to_do(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self, samples, verification):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr("tracekit.serve.growing.GrowingDataset.add", full)
+
+    def ask_once() -> None:
+        with serving(tmp_path / "out", chat_model) as server:
+            assert ask(server.url).status_code == 503
+
+    with pytest.raises(NoSpaceError, match=f"while writing {tmp_path}.*free some space"):
+        ask_once()
+
+
+def test_where_no_key_can_be_noted_the_request_is_refused_and_the_server_ends(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self, number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def ask_once() -> None:
+        with serving(tmp_path / "out", chat_model) as server:
+            monkeypatch.setattr("tracekit.serve.growing._KeysFile.write", full)
+            assert ask(server.url).status_code == 503
+
+    with pytest.raises(NoSpaceError, match=r"keys\.partial"):
+        ask_once()
 
 
 def test_unknown_paths_and_methods_are_said_in_openais_form(server: LoggingServer):
@@ -563,7 +770,35 @@ def test_a_slow_disk_fills_the_queue_and_not_the_memory(
 ):
     from tracekit.serve.growing import GrowingDataset
 
-    opened = threading.Event()
+    opened, writing = threading.Event(), threading.Event()
+    original = GrowingDataset.add
+
+    def slow(self, samples, verification):
+        writing.set()
+        opened.wait(60)
+        return original(self, samples, verification)
+
+    monkeypatch.setattr(GrowingDataset, "add", slow)
+    out = tmp_path / "out"
+    with serving(out, chat_model, max_queue=3, max_batch=1) as server, ThreadPoolExecutor(20) as pool:
+        first = pool.submit(ask, server.url)
+        wait_for(writing.is_set)
+        others = [pool.submit(ask, server.url) for _ in range(12)]
+        wait_for(lambda: sum(one.done() for one in others) == 9)
+        assert not first.done(), "an answer has its end before its sample is written"
+        opened.set()
+        statuses = sorted(one.result().status_code for one in others)
+        assert first.result().status_code == 200
+    assert statuses == [200] * 3 + [429] * 9
+    assert verify(out).num_samples == 4
+
+
+def test_a_stream_flows_while_its_sample_is_not_written_and_ends_after_it(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tracekit.serve.growing import GrowingDataset
+
+    opened, told = threading.Event(), threading.Event()
     original = GrowingDataset.add
 
     def slow(self, samples, verification):
@@ -571,16 +806,26 @@ def test_a_slow_disk_fills_the_queue_and_not_the_memory(
         return original(self, samples, verification)
 
     monkeypatch.setattr(GrowingDataset, "add", slow)
-    out = tmp_path / "out"
-    with serving(out, chat_model, max_queue=3, max_batch=2) as server, ThreadPoolExecutor(20) as pool:
-        first = ask(server.url)
-        others = [pool.submit(ask, server.url) for _ in range(12)]
-        wait_for(lambda: sum(one.done() for one in others) == 9)
+    body = {"prompt": "Who", "max_tokens": 8, "temperature": 0, "stream": True}
+    lines: list[str] = []
+
+    def listen(url: str) -> None:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as stream:
+            for line in stream.iter_lines():
+                lines.append(line)
+                told.set()
+
+    with serving(tmp_path / "out", chat_model) as server, ThreadPoolExecutor(4) as pool:
+        listening = pool.submit(listen, server.url)
+        assert told.wait(60), "no text comes before the sample is written"
+        hushed = pool.submit(ask, server.url, store=False)
+        assert not any("[DONE]" in line or '"finish_reason":"' in line for line in lines)
+        assert not listening.done()
         opened.set()
-        statuses = sorted(one.result().status_code for one in others)
-    assert first.status_code == 200, "an answer waits for the disk"
-    assert statuses == [200] * 3 + [429] * 9
-    assert verify(out).num_samples == 4
+        listening.result()
+        assert hushed.result().status_code == 200
+    assert lines[-2] == "data: [DONE]"
+    assert sum('"finish_reason":"' in line for line in lines) == 1
 
 
 def test_a_text_that_cannot_be_captured_is_left_out_and_the_others_are_kept(
@@ -605,8 +850,10 @@ def test_a_text_that_cannot_be_captured_is_left_out_and_the_others_are_kept(
             "good 2",
             "good 3",
         ]
-    key = replies[2].headers["x-tracekit-key"]
-    assert f"{key} is answered but not logged: a value is not finite" in capfd.readouterr().err
+    assert ["x-tracekit-key" in reply.headers for reply in replies] == [True, True, False, True]
+    assert re.search(r"00000\d is answered but not logged: a value is not finite", capfd.readouterr().err)
+    logged = [json.loads(line)["key"] for line in (out / "logs/serve.jsonl").read_text().splitlines()]
+    assert logged.count(None) == 1
 
 
 def test_a_failed_replay_ends_the_server(chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -617,7 +864,7 @@ def test_a_failed_replay_ends_the_server(chat_model: Path, tmp_path: Path, monke
 
     def ask_until_it_ends() -> None:
         with serving(tmp_path / "out", chat_model) as server:
-            assert ask(server.url).status_code == 200
+            assert ask(server.url).status_code == 503
             wait_for(lambda: _is_refused(server.url))
 
     with pytest.raises(CaptureError, match="past the tolerance"):
@@ -651,6 +898,13 @@ def _is_refused(url: str) -> bool:
         return ask(url).status_code == 503
     except httpx.TransportError:
         return True
+
+
+def _listens(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.ConnectError:
+        return False
 
 
 def wait_for(condition: Any, seconds: float = 30) -> None:

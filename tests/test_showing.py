@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from tests.datasets_for_tests import write_dataset
+from tests.datasets_for_tests import make_sample, write_dataset
 from tests.degradation_for_tests import make_damaged
 from tests.introspection_for_tests import Noise, write_passes
 from tests.sample_records import confidence_record, introspection_record, trivia_record
@@ -207,3 +208,18 @@ def test_pictures_of_what_was_not_damaged_are_refused(a: str, damaged: str, caps
     assert "nothing was damaged here" in capsys.readouterr().err
     assert main(["show", damaged, "--plots", "x"]) == 1
     assert "--plots goes with --stats" in capsys.readouterr().err
+
+
+def test_control_characters_of_a_text_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = "a\x1b[2J\x00\x07\x7f\x9b31m"
+    made = make_sample("a")
+    made = made._replace(record=msgspec.structs.replace(made.record, question=text))
+    root = str(write_dataset(tmp_path / "run", {"train-00000": [made]}).root)
+    assert main(["show", root]) == 0
+    assert main(["show", root, "--key", "a"]) == 0
+    out = capsys.readouterr().out
+    assert not [character for character in out if ord(character) < 32 and character not in "\n\t"]
+    assert not {"\x7f", "\x9b"} & set(out)
+    assert "a\\x1b[2J\\x00\\x07\\x7f\\x9b31m" in out
+    assert main(["show", root, "--key", "a", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["question"] == text

@@ -142,6 +142,7 @@ def rewrite_shard(folder: Path, change: Callable[[str, bytes], bytes]) -> None:
         ),
         (b'"positions":[[0,', b'"positions":[[4294967296,4294967299],[0,', "tensor 'attentions': positions "),
         (b'"name":"attentions"', b'"name":"attentionz"', "tensor 'attentions' is not declared"),
+        (b'"seed":', b'"seed":1000000000000000000', r"past 64 bits - at `\$\.seed`"),
     ],
 )
 def test_records_and_tensors_are_held_against_each_other(copy: Path, before: bytes, after: bytes, message: str):

@@ -10,7 +10,10 @@ from tqdm import tqdm
 
 from tracekit.ranks import this_rank
 
-__all__ = ["logged", "note", "say"]
+__all__ = ["logged", "note", "printable", "say"]
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""Control characters, C0 and C1 with DEL, and what is shown of them."""
 
 _logs: list["_Log"] = []
 
@@ -43,8 +46,14 @@ class _Log:
             file.writelines(lines)
 
 
+def printable(text: str) -> str:
+    """A text as it may go to a terminal: control characters but line feeds and tabs as `\\x1b`, so that none works."""
+    return text.translate(_CONTROLS)
+
+
 def say(text: str) -> None:
     """Say one line, to the log too."""
+    text = printable(text)
     rank = this_rank()
     who = f"tracekit[{rank.number}]" if rank.world_size > 1 else "tracekit"
     tqdm.write(f"{who}: {text}", file=sys.stderr)

@@ -17,6 +17,7 @@ from tracekit.read.remote import open_remote
 from tracekit.read.store import TraceStore
 from tracekit.records import Record
 from tracekit.sizes import bar, filesize
+from tracekit.talk import printable
 
 __all__ = ["metric_lines", "show_config", "show_samples", "stats_lines", "verification_lines"]
 
@@ -63,7 +64,7 @@ def show_config(store: TraceStore, num_examples: int) -> None:
         "size": filesize(info["num_bytes"]),
     }
     for name, text in facts.items():
-        print(f"{name:16s} {text}")
+        print(printable(f"{name:16s} {text}"))
     for tensor in info["tensors"]:
         axes = f"({', '.join(tensor['axes'])})"
         print(
@@ -78,7 +79,7 @@ def show_config(store: TraceStore, num_examples: int) -> None:
     print()
     for key in store.keys[:num_examples]:
         lines = store.record(key).lines()
-        print("\n".join(lines))
+        print(printable("\n".join(lines)))
         if len(lines) > 1:
             print()
 
@@ -96,7 +97,7 @@ def show_samples(records: list[Record], *, as_json: bool) -> None:
         )
         return
     for record in records:
-        print("\n".join(record.lines()))
+        print(printable("\n".join(record.lines())))
         for name in msgspec.structs.fields(type(record)):
             value = getattr(record, name.name)
             if name.name == "tensors":
@@ -104,7 +105,7 @@ def show_samples(records: list[Record], *, as_json: bool) -> None:
                     print(f"  {spec.name:16s} {spec.dtype:9s} {spec.shape} ({', '.join(spec.axes)}) {spec.layout}")
             elif name.name not in ("model", "generation"):
                 text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
-                print(f"{name.name:20s} {text if len(text) <= _WIDTH else text[: _WIDTH - 3] + '...'}")
+                print(printable(f"{name.name:20s} {text if len(text) <= _WIDTH else text[: _WIDTH - 3] + '...'}"))
 
 
 def stats_lines(one: ConfigStats) -> list[str]:
@@ -144,7 +145,7 @@ def stats_lines(one: ConfigStats) -> list[str]:
         lines += [_row(metric.name, f"{metric.value:.4g}") for metric in one.metrics]
     for summary in one.labels:
         lines += ["", *(f"  {line}" for line in rate_lines(summary))]
-    return [line.rstrip() for line in lines]
+    return [printable(line.rstrip()) for line in lines]
 
 
 def _row(name: str, text: str) -> str:

@@ -389,10 +389,10 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _no_space(error: OSError, path: Path) -> OSError:
-    if error.errno != errno.ENOSPC:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error
+    why = "the disk is full" if error.errno == errno.ENOSPC else f"no more room ({os.strerror(error.errno)})"
     return NoSpaceError(
-        errno.ENOSPC,
-        f"the disk is full while writing {path}. Every finished batch is safe; free some space and "
-        "run the same command again",
+        error.errno,
+        f"{why} while writing {path}. Every finished batch is safe; free some space and run the same command again",
     )

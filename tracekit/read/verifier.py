@@ -1,8 +1,9 @@
 """Verification: re-read a dataset and prove it, from the index down to every tensor; replay samples on request.
 
 Checked: the index against the manifests; every file's size and SHA-256; tar structure; every record against its schema
-and its place; every tensor against its declared dtype and shape; keys, counts and the byte index; nothing undeclared in
-the folder. An open dataset (a plan, no manifest yet) is checked as far as it goes.
+and its place; every tensor against its declared dtype and shape; keys, counts and the byte index; label sets against
+their summaries and the keys; nothing undeclared in the folder. An open dataset (a plan, no manifest yet) is checked as
+far as it goes.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.journal import Sent, is_sent, read_journal
+from tracekit.format.labels import read_labels, read_summary, summary_path
 from tracekit.format.layout import Layout, config_names, is_ignored
 from tracekit.format.manifest import (
     Index,
@@ -75,12 +77,14 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
         for shard in check.shards():
             if (entry := check.sent(shard)) is not None:
                 sent.append(entry)
+                check.take_keys(shard)
                 continue
             problems += check.shard(shard)
             num_samples += shard.num_samples
             num_bytes += shard.num_bytes
             progress(shard.num_bytes)
         problems += check.files()
+        problems += check.labels(has_all_keys=not problems)
     problems += _index_problems(root, names) if config is None else []
     problems += _strangers(root, names) if not problems else []
     return Report(problems, num_samples, num_bytes, open_configs, sent)
@@ -93,6 +97,7 @@ class _Config:
         self._layout, self._plan = layout, plan
         self.manifest = read_struct(layout.manifest, Manifest) if layout.manifest.exists() else None
         self._keys: set[str] = set()
+        self._has_unknown_keys = False
         self._journal = read_journal(layout.root)
 
     def shards(self) -> Iterator[ShardInfo]:
@@ -142,6 +147,36 @@ class _Config:
                     problems += self._sample(file, sample, where, index)
         except CorruptShardError as error:
             problems.append(str(error))
+        return problems
+
+    def take_keys(self, shard: ShardInfo) -> None:
+        """Take the keys of a shard that is not here from its sidecar."""
+        keys = self._index(shard.name)
+        self._keys |= keys.keys()
+        self._has_unknown_keys |= not keys
+
+    def labels(self, *, has_all_keys: bool) -> list[str]:
+        """What is wrong with the label sets; their keys are looked at where those of the samples are known."""
+        folder = self._layout.labels("any").parent
+        problems = []
+        for name in sorted({path.stem for path in folder.glob("*.json*")}):
+            where = self._layout.labels(name).relative_to(self._layout.root).as_posix()
+            try:
+                labels = read_labels(self._layout.labels(name))
+                is_judged = summary_path(self._layout, name).exists()  # the last that a judge writes
+                summary = read_summary(self._layout, name) if is_judged else None
+            except DatasetError as error:
+                problems.append(str(error))
+                continue
+            strange = sorted({label.key for label in labels} - self._keys)
+            if strange and has_all_keys and not self._has_unknown_keys:
+                problems.append(f"{where}: {len(strange)} labels are of no sample here, the first of {strange[0]!r}")
+            if summary is None:
+                continue
+            if (summary.name, summary.config) != (name, self._layout.config):
+                problems.append(f"{where}: its summary is of {summary.name!r} of {summary.config!r}")
+            if sha256_file(self._layout.labels(name)) != summary.labels_sha256:
+                problems.append(f"{where}: its labels are not those of its summary; run the stage evaluate again")
         return problems
 
     def files(self) -> list[str]:

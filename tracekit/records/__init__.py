@@ -8,6 +8,9 @@ and no machine state in a record: the same run gives the same bytes.
 One file a task; this one knows them all, and msgspec. pyarrow is imported when a table's schema is asked for.
 """
 
+import re
+from typing import Any
+
 import msgspec
 
 from tracekit.errors import CorruptShardError, DatasetError
@@ -80,6 +83,10 @@ RECORD_TYPES: dict[str, type[Record]] = {
 _DECODERS = {task: msgspec.json.Decoder(record_type) for task, record_type in RECORD_TYPES.items()}
 
 
+_MAY_BE_LARGE = re.compile(rb"[0-9]{19}")
+"""What an integer past 64 bits has in JSON; few records do, and only those are looked through."""
+
+
 class _Tag(msgspec.Struct):
     """Just the tag of a record."""
 
@@ -90,7 +97,8 @@ def encode_record(record: Record) -> bytes:
     """Encode a record as JSON.
 
     Raises:
-        DatasetError: a value cannot be represented, as a float that is not finite where null is not declared.
+        DatasetError: a value cannot be represented, as an integer past 64 bits, or a float that is not finite where
+            null is not declared.
     """
     data = msgspec.json.encode(record)
     try:
@@ -104,13 +112,31 @@ def decode_record(data: bytes | memoryview, *, where: str = "record") -> Record:
     """Decode and check one record.
 
     Raises:
-        CorruptShardError: not JSON, an unknown task, or a field that is missing, unknown or of the wrong type.
+        CorruptShardError: not JSON, an unknown task, a field that is missing, unknown or of the wrong type, or an
+            integer past 64 bits, which no table holds.
     """
     try:
         task = msgspec.json.decode(data, type=_Tag).task
         if task not in _DECODERS:
             known = ", ".join(RECORD_TYPES)
             raise CorruptShardError(f"{where}: unknown task {task!r}; this tracekit knows: {known}. Upgrade tracekit?")
-        return _DECODERS[task].decode(data)
+        record = _DECODERS[task].decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptShardError(f"{where}: {error}") from error
+    if _MAY_BE_LARGE.search(data):
+        path = _too_large(msgspec.to_builtins(record), "$")
+        if path is not None:
+            raise CorruptShardError(f"{where}: an integer past 64 bits - at `{path}`")
+    return record
+
+
+def _too_large(value: Any, path: str) -> str | None:
+    """Where an integer does not fit 64 bits, sign included; None where all do."""
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**63 else path
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        items = [(f"{path}.{name}", one) for name, one in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{path}[{number}]", one) for number, one in enumerate(value)]
+    return next((found for name, one in items if (found := _too_large(one, name)) is not None), None)

@@ -8,6 +8,7 @@ import msgspec
 
 from tracekit.config import PromptConfig
 from tracekit.errors import ConfigError
+from tracekit.model.answers import prompt_of_ids
 from tracekit.model.generation import Decoding
 from tracekit.model.prompts import Prompt, Prompter
 from tracekit.serve.forms import Asked, RequestError
@@ -31,14 +32,16 @@ class Admission:
         self, tokenizer: Any, config: PromptConfig, limits: Limits, names: Sequence[str], *, seed: int
     ) -> None:
         self._prompter = Prompter(tokenizer, config, default_system="")
+        self._tokenizer, self._num_tokens = tokenizer, len(tokenizer)
         self._limits, self._names, self._seed = limits, names, seed
         self._lock = threading.Lock()
 
-    def prompt(self, asked: Asked) -> Prompt:
-        """The prompt of a request.
+    def prompts(self, asked: Asked) -> list[Prompt]:
+        """The prompts of a request, one where it is a chat.
 
         Raises:
-            RequestError: another model is asked for, or the messages do not go through the chat template.
+            RequestError: another model is asked for, the messages do not go through the chat template, or a token id
+                is not in the vocabulary.
         """
         if asked.model is not None and asked.model not in self._names:
             raise RequestError(
@@ -51,14 +54,23 @@ class Admission:
         try:
             with self._lock:
                 if asked.endpoint == "chat":
-                    prompt = self._prompter.conversation([msgspec.to_builtins(one) for one in asked.messages])
+                    prompts = [self._prompter.conversation([msgspec.to_builtins(one) for one in asked.messages])]
                 else:
-                    prompt = self._prompter.plain(asked.text)
+                    prompts = [self._completion(one) for one in asked.prompts]
         except ConfigError as error:
             raise RequestError(str(error), param=param, code="chat_template") from error
-        if not prompt.token_ids:
+        if not all(prompt.token_ids for prompt in prompts):
             raise RequestError("the prompt is empty", param=param, code="invalid_value")
-        return prompt
+        return prompts
+
+    def _completion(self, given: str | list[int]) -> Prompt:
+        if isinstance(given, str):
+            return self._prompter.plain(given)
+        if (wrong := max(given, default=0)) >= self._num_tokens:
+            raise RequestError(
+                f"token id {wrong} is not in the vocabulary of {self._num_tokens}", param="prompt", code="invalid_value"
+            )
+        return prompt_of_ids(self._tokenizer, given)
 
     def decoding(self, asked: Asked, prompt: Prompt, key: str) -> Decoding:
         """How a request is decoded; `key` seeds the draws where the client gave no seed.

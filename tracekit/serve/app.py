@@ -8,6 +8,7 @@ import hmac
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,9 +24,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tracekit.serve.admission import Admission
 from tracekit.serve.engine import Engine
 from tracekit.serve.forms import Asked, RequestError, parse_chat, parse_completion
-from tracekit.serve.replies import DONE, Piece, Reply, error_body, event, models_body
+from tracekit.serve.replies import DONE, Choice, Piece, Reply, Usage, error_body, event, models_body
 from tracekit.serve.samples import Answered, Failed, Job, More
-from tracekit.serve.settings import is_loopback
+from tracekit.serve.settings import ServerSettings, is_loopback
 
 __all__ = ["KEY_HEADER", "LOG_HEADER", "make_app"]
 
@@ -34,12 +35,17 @@ KEY_HEADER = "X-Tracekit-Key"
 LOG_HEADER = "X-Tracekit-Log"
 """`off` keeps a request out of the dataset."""
 
+_LOOK_SECONDS = 0.25
+"""How often a request whose body is not there yet looks whether the server is stopping."""
+_Queue = asyncio.Queue[tuple[int, More | Answered | Failed]]
+"""What there is to say, each with the number of its prompt."""
+
 
 def make_app(
-    engine: Engine, admission: Admission, names: Sequence[str], *, host: str, limit_body: int, api_key: str | None
+    engine: Engine, admission: Admission, names: Sequence[str], settings: ServerSettings, *, api_key: str | None
 ) -> Starlette:
     """The ASGI application of an engine."""
-    service = _Service(engine, admission, names, limit_body)
+    service = _Service(engine, admission, names, settings)
     handlers: dict[Any, Any] = {
         RequestError: service.refused,
         HTTPException: service.not_found,
@@ -54,7 +60,7 @@ def make_app(
             Route("/v1/models/{name:path}", service.model, methods=["GET"]),
             Route("/health", service.health, methods=["GET"]),
         ],
-        middleware=[Middleware(_Guard, host=host, api_key=api_key)],
+        middleware=[Middleware(_Guard, host=settings.host, api_key=api_key)],
         exception_handlers=handlers,
     )
 
@@ -99,8 +105,8 @@ def _host_of(header: str) -> str:
 class _Service:
     """The endpoints."""
 
-    def __init__(self, engine: Engine, admission: Admission, names: Sequence[str], limit_body: int) -> None:
-        self._engine, self._admission, self._names, self._limit_body = engine, admission, names, limit_body
+    def __init__(self, engine: Engine, admission: Admission, names: Sequence[str], settings: ServerSettings) -> None:
+        self._engine, self._admission, self._names, self._settings = engine, admission, names, settings
         self._created = int(time.time())
 
     async def chat(self, request: Request) -> Response:
@@ -145,69 +151,111 @@ class _Service:
         self._engine.check_room()
         asked = parse(await self._body(request))
         is_logged = asked.is_logged and _wants_log(request)
-        prompt = await run_in_threadpool(self._admission.prompt, asked)
-        self._admission.decoding(asked, prompt, "")  # refused before a key is given away
-        queue: asyncio.Queue[More | Answered | Failed] = asyncio.Queue()
+        self._engine.check_room(len(asked.prompts) or 1)
+        prompts = await run_in_threadpool(self._admission.prompts, asked)
+        for prompt in prompts:
+            self._admission.decoding(asked, prompt, "")  # refused before a key is given away
+        queue: _Queue = asyncio.Queue()
         loop, started = asyncio.get_running_loop(), time.monotonic()
 
-        def send(said: More | Answered | Failed) -> None:
+        def send(index: int, said: More | Answered | Failed) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(queue.put_nowait, said)
+                loop.call_soon_threadsafe(queue.put_nowait, (index, said))
 
-        def make_job(key: str | None) -> Job:
-            decoding = self._admission.decoding(asked, prompt, key or secrets.token_hex(8))
-            return Job(key, asked, prompt, decoding, send, started)
+        def make_job(index: int, key: str | None) -> Job:
+            decoding = self._admission.decoding(asked, prompts[index], key or secrets.token_hex(8))
+            return Job(key, asked, prompts[index], decoding, partial(send, index), started)
 
-        job = self._engine.submit(make_job, is_logged=is_logged)
-        headers = {KEY_HEADER: job.key} if job.key is not None else {}
+        jobs = self._engine.submit([partial(make_job, i) for i in range(len(prompts))], is_logged=is_logged)
+        keys = [job.key for job in jobs]
         reply = Reply(
             is_chat=asked.endpoint == "chat",
             model=asked.model or self._names[0],
             wants_logprobs=asked.num_best is not None,
             wants_usage=asked.wants_usage,
         )
-        if asked.is_streamed:
-            headers["Cache-Control"] = "no-cache"
-            return StreamingResponse(_stream(reply, queue), media_type="text/event-stream", headers=headers)
-        pieces: list[Piece] = []
-        while not isinstance(said := await queue.get(), Answered):
+        if asked.is_streamed:  # its head goes before it is known whether all are kept
+            headers = _key_header(keys) | {"Cache-Control": "no-cache"}
+            return StreamingResponse(_stream(reply, queue, len(jobs)), media_type="text/event-stream", headers=headers)
+        pieces: list[list[Piece]] = [[] for _ in jobs]
+        ended: dict[int, Answered] = {}
+        while len(ended) < len(jobs):
+            index, said = await queue.get()
             if isinstance(said, Failed):
                 raise RequestError(said.message, status=503, code="not_answered")
-            pieces += said.pieces
-        return _json(reply.whole(said.text, pieces, said.finish_reason, said.usage), headers=headers)
+            if isinstance(said, Answered):
+                ended[index] = said
+            else:
+                pieces[index] += said.pieces
+        answers = [ended[index] for index in range(len(jobs))]
+        choices = [
+            Choice(one.text, own, one.finish_reason, one.usage) for one, own in zip(answers, pieces, strict=True)
+        ]
+        kept = [key if one.is_kept else None for key, one in zip(keys, answers, strict=True)]
+        return _json(reply.whole(choices), headers=_key_header(kept))
 
     async def _body(self, request: Request) -> bytes:
-        """The body, read no further than it may be long."""
+        """The body, read no further than it may be long, nor longer than it may take."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # what a page in a browser cannot send elsewhere unasked
             raise RequestError(f"content type {kind!r}; send application/json", status=415, code="content_type")
+        reading = asyncio.create_task(self._read(request))
+        deadline = time.monotonic() + self._settings.body_seconds
+        try:
+            while not reading.done():
+                await asyncio.wait([reading], timeout=min(_LOOK_SECONDS, max(0, deadline - time.monotonic())))
+                if reading.done():
+                    break
+                self._engine.check_room()
+                if time.monotonic() >= deadline:
+                    raise RequestError(
+                        f"the body did not come within {self._settings.body_seconds:g} s (--body-seconds)",
+                        status=408,
+                        code="body_too_slow",
+                    )
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    async def _read(self, request: Request) -> bytes:
+        limit = self._settings.limit_body
         declared = request.headers.get("content-length", "")
         whole = bytearray()
-        too_long = declared.isdigit() and int(declared) > self._limit_body
+        too_long = declared.isdigit() and int(declared) > limit
         if not too_long:
             async for chunk in request.stream():
                 whole += chunk
-                if too_long := len(whole) > self._limit_body:
+                if too_long := len(whole) > limit:
                     break
         if too_long:
-            raise RequestError(
-                f"the body is longer than {self._limit_body} bytes (--limit-body)", status=413, code="body_too_long"
-            )
+            message = f"the body is longer than {limit} bytes (--limit-body)"
+            raise RequestError(message, status=413, code="body_too_long")
         return bytes(whole)
 
 
-async def _stream(reply: Reply, queue: "asyncio.Queue[More | Answered | Failed]") -> AsyncIterator[bytes]:
-    """The events of a streamed answer."""
+async def _stream(reply: Reply, queue: _Queue, num_answers: int) -> AsyncIterator[bytes]:
+    """The events of a streamed reply."""
     for body in reply.first():
         yield event(body)
-    while not isinstance(said := await queue.get(), Answered):
+    usages: list[Usage] = []
+    while len(usages) < num_answers:
+        index, said = await queue.get()
         if isinstance(said, Failed):
             yield event(error_body(RequestError(said.message, status=503, code="not_answered")))
             return
-        yield event(reply.part(said.text, said.pieces))
-    for body in reply.last(said.finish_reason, said.usage):
+        if isinstance(said, Answered):
+            usages.append(said.usage)
+            yield event(reply.end(index, said.finish_reason))
+        else:
+            yield event(reply.part(index, said.text, said.pieces))
+    for body in reply.last(usages):
         yield event(body)
     yield DONE
+
+
+def _key_header(keys: Sequence[str | None]) -> dict[str, str]:
+    """The header with the keys of the samples, in the order of the prompts; empty in the place of one without."""
+    return {KEY_HEADER: ",".join(key or "" for key in keys)} if any(keys) else {}
 
 
 def _wants_log(request: Request) -> bool:

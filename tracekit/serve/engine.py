@@ -1,9 +1,12 @@
 """The engine: one thread that has the model. Requests in by a bounded queue, answers out as they come, samples kept.
 
-    submit -> queue (at most max_queue) -> batch -> generate, rows sent as they come -> capture -> write -> next batch
+    submit -> queue (at most max_queue) -> batch -> generate, texts sent as they come -> capture -> write -> their ends
+    sent -> next batch
 
-A batch is captured and written before the next one is generated, so that at most one batch of tensors is in memory,
-however slow the disk is; what comes meanwhile waits in the queue, and past its end is refused.
+The end of an answer is sent once its sample is written, so that who has a whole answer has its sample, whatever happens
+to the server; one that opted out ends at once. A batch is captured and written before the next one is generated, so
+that at most one batch of tensors is in memory, however slow the disk is; what comes meanwhile waits in the queue, and
+past its end is refused.
 """
 
 import json
@@ -24,11 +27,10 @@ from tracekit.model.proof import replay
 from tracekit.model.traced import TracedModel
 from tracekit.run.task import Sample
 from tracekit.serve.forms import Asked, RequestError
-from tracekit.serve.growing import GrowingDataset
-from tracekit.serve.replies import Piece, Usage
-from tracekit.serve.samples import Answered, Failed, Job, More, make_sample, text_of
+from tracekit.serve.growing import GrowingDataset, told_of_space
+from tracekit.serve.rows import Row
+from tracekit.serve.samples import Answered, Failed, Job, make_sample, text_of
 from tracekit.serve.settings import ServerSettings
-from tracekit.serve.texts import TextStream
 from tracekit.talk import say
 
 __all__ = ["Engine"]
@@ -40,8 +42,8 @@ _STOPPED = "the server stopped before this request was answered; ask again later
 class Engine:
     """Answers requests with one model and logs them. Use as a context manager: leaving it finishes what was admitted.
 
-    `failure` says why it stopped by itself, if it did: what cannot be written or proves wrong ends the server, so
-    that no request is answered whose sample is lost. `on_end` is called from its thread when it has stopped.
+    `failure` says why it stopped by itself, if it did: what cannot be written or proves wrong ends the server; the
+    requests of that batch get an error in place of their end. `on_end` is called from its thread when it has stopped.
 
     Raises (on leaving): nothing; see `failure`.
     """
@@ -90,15 +92,21 @@ class Engine:
         """Whether no more requests are taken."""
         return self._is_draining
 
-    def check_room(self) -> None:
+    def check_room(self, num_prompts: int = 1) -> None:
         """Refuse a request before work goes into it.
 
         Raises:
-            RequestError: the queue is full (429), or the server is stopping (503).
+            RequestError: the queue is full (429) or never has room for so many (400), or the server is stopping (503).
         """
         if self._is_draining:
             raise RequestError("the server is stopping; it takes no more requests", status=503, code="stopping")
-        if len(self._waiting) >= self._settings.max_queue:
+        if num_prompts > self._settings.max_queue:
+            raise RequestError(
+                f"{num_prompts} prompts in one request, and --max-queue is {self._settings.max_queue}; send fewer",
+                param="prompt",
+                code="invalid_value",
+            )
+        if len(self._waiting) + num_prompts > self._settings.max_queue:
             raise RequestError(
                 f"{len(self._waiting)} requests are waiting, and --max-queue is {self._settings.max_queue}; try again",
                 status=429,
@@ -106,17 +114,24 @@ class Engine:
                 retry_after=_RETRY_SECONDS,
             )
 
-    def submit(self, make_job: Callable[[str | None], Job], *, is_logged: bool) -> Job:
-        """Admit a request; `make_job` is given the key of its sample, None for one that opted out.
+    def submit(self, make_jobs: Sequence[Callable[[str | None], Job]], *, is_logged: bool) -> list[Job]:
+        """Admit a request, all of its prompts or none; each of `make_jobs` is given the key of its sample, None for one
+        that opted out.
 
-        Raises: as `check_room`.
+        Raises: as `check_room`; RequestError (503) too where no key can be noted, which ends the server.
         """
         with self._changed:
-            self.check_room()
-            job = make_job(self._dataset.take_key() if is_logged else None)
-            self._waiting.append(job)
+            self.check_room(len(make_jobs))
+            try:
+                jobs = [make_job(self._dataset.take_key() if is_logged else None) for make_job in make_jobs]
+            except OSError as error:
+                self.failure = self.failure or told_of_space(error, self._layout.keys)
+                self._is_draining = True
+                self._changed.notify()
+                raise RequestError(_STOPPED, status=503, code="not_answered") from error
+            self._waiting.extend(jobs)
             self._changed.notify()
-        return job
+        return jobs
 
     def log(self, asked: Asked | None, status: int, **numbers: Any) -> None:
         """One line a request: what differs from run to run lives here, not in the data; and nothing of a text."""
@@ -140,7 +155,7 @@ class Engine:
             self._dataset.close_shard()
             self.has_ended_well = True
         except (TracekitError, OSError) as error:
-            self.failure = error
+            self.failure = told_of_space(error, self._layout.root) if isinstance(error, OSError) else error
         finally:  # whatever it was, nobody is left waiting
             with self._changed:
                 self._is_draining = True
@@ -167,38 +182,29 @@ class Engine:
         return True
 
     def _work(self) -> None:
-        """Answer the requests in hand, then capture and write those that are logged."""
+        """Answer the requests in hand; capture and write those that are logged, and then send their ends."""
         if not self._in_hand:
             return
         jobs = list(self._in_hand)
         answers = self._answer(jobs)
         logged = [(job, answer) for job, answer in zip(jobs, answers, strict=True) if job.key and answer]
-        if logged:
-            self._keep(logged)
+        kept = self._keep(logged) if logged else set()
+        for job, answer in logged:
+            self._send_end(job, answer._replace(is_kept=job.key in kept), len(jobs))
 
     def _answer(self, jobs: Sequence[Job]) -> list[Answered | None]:
         """Generate the answers of a batch and send each as it comes; None for one that memory did not suffice for."""
-        tokenizer = self._traced.tokenizer
-        streams = [TextStream(tokenizer, job.prompt.token_ids, job.asked.stop) for job in jobs]
+        rows = [Row(self._traced.tokenizer, job) for job in jobs]
         answers: list[Answered | None] = [None] * len(jobs)
 
-        def step(row: int, made: Step) -> bool:
-            stream, job = streams[row], jobs[row]
-            text = stream.add(made.token_id)
-            pieces = [] if made.logprob is None else [self._piece(made)]
-            if text or pieces:
-                job.send(More(text, pieces))
-            return stream.stop_string is not None
+        def step(number: int, made: Step) -> bool:
+            rows[number].take(made)
+            return rows[number].has_stopped
 
-        def end(row: int, generated: Generated) -> None:
-            stream, job = streams[row], jobs[row]
-            if rest := stream.finish():
-                job.send(More(rest, []))
-            usage = Usage(len(job.prompt.token_ids), len(generated.token_ids))
-            answers[row] = answer = Answered(generated, stream.text, stream.stop_string, usage)
-            self._in_hand.remove(job)
-            job.send(answer)
-            self._log_answered(job, answer, len(jobs))
+        def end(number: int, generated: Generated) -> None:
+            answers[number] = answer = rows[number].finish(generated)
+            if jobs[number].key is None:
+                self._send_end(jobs[number], answer, len(jobs))
 
         ids, decodings = [job.prompt.token_ids for job in jobs], [job.decoding for job in jobs]
         try:
@@ -208,28 +214,29 @@ class Engine:
                 raise
             self._max_batch = max(1, len(jobs) // 2)
             say(f"out of memory with {len(jobs)} requests; from here on {self._max_batch} at once")
-            for job in list(self._in_hand):
-                self._in_hand.remove(job)
-                job.send(Failed("the server ran out of memory; ask again, for fewer tokens"))
+            for job, answer in zip(jobs, answers, strict=True):
+                if answer is None:
+                    self._in_hand.remove(job)
+                    job.send(Failed("the server ran out of memory; ask again, for fewer tokens"))
         return answers
 
-    def _piece(self, made: Step) -> Piece:
-        tokenizer, logprob = self._traced.tokenizer, made.logprob
-        assert logprob is not None
-        best = [(tokenizer.decode([token]), value) for token, value in made.best]
-        return Piece(tokenizer.decode([made.token_id]), logprob, best)
+    def _send_end(self, job: Job, answer: Answered, num_together: int) -> None:
+        self._in_hand.remove(job)
+        job.send(answer)
+        self._log_answered(job, answer, num_together)
 
-    def _keep(self, pairs: Sequence[tuple[Job, Answered]]) -> None:
-        """Capture and write what was answered."""
+    def _keep(self, pairs: Sequence[tuple[Job, Answered]]) -> set[str | None]:
+        """Capture and write what was answered; the keys of what is written now."""
         kept = self._captured(pairs)
         if not kept:
-            return
+            return set()
         place, is_first = self._dataset.place(), self._dataset.is_shard_empty
         samples = [
             make_sample(self._traced, job, answer, trace, place, split=self._split, seed=self._seed)
             for job, answer, trace in kept
         ]
         self._dataset.add(samples, self._replayed(samples) if is_first else None)
+        return {job.key for job, _, _ in kept}
 
     def _captured(self, pairs: Sequence[tuple[Job, Answered]]) -> list[tuple[Job, Answered, Trace]]:
         """Capture texts together; in smaller parts where memory runs out, or to find the one that cannot be captured.
@@ -269,7 +276,7 @@ class Engine:
         self.log(
             job.asked,
             200,
-            key=job.key,
+            key=job.key if answer.is_kept else None,
             num_prompt_tokens=answer.usage.num_prompt,
             num_new_tokens=answer.usage.num_new,
             finish_reason=answer.finish_reason,

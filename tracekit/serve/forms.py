@@ -42,8 +42,48 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
+    "structured_outputs": (),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
+    "ignore_eos": (False,),
+    "min_tokens": (0,),
+    "min_new_tokens": (0,),
+    "max_new_tokens": (),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "no_stop_trim": (False,),
+    "skip_special_tokens": (True,),
+    "bad_words": ([],),
+    "bad_words_ids": ([],),
+    "allowed_token_ids": ([],),
+    "no_repeat_ngram_size": (0,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "use_beam_search": (False,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "typical_p": (1,),
+    "top_a": (0,),
+    "tfs": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "logits_processors": ([],),
+    "truncate_prompt_tokens": (),
+    "add_special_tokens": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "prompt_logprobs": (),
+    "lora_path": (),
 }
-"""Parameters that change an answer in ways that this server has not, and the values of each that change nothing."""
+"""Parameters that change an answer in ways that this server has not, those of other servers among them (vLLM, SGLang,
+llama.cpp), and the values of each that change nothing."""
 
 
 class RequestError(Exception):
@@ -69,8 +109,8 @@ class Asked(NamedTuple):
     model: str | None
     messages: list[Message]
     """The conversation; empty for a completion."""
-    text: str
-    """The prompt of a completion."""
+    prompts: list[str | list[int]]
+    """The prompts of a completion, texts or token ids; each is answered, and is a sample of its own."""
     max_new_tokens: int | None
     """None: as many as there may be."""
     max_tokens_param: str
@@ -105,7 +145,10 @@ class _StreamOptions(msgspec.Struct, frozen=True):
 
 
 _Stop = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+_TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class _Form(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +158,7 @@ class _Form(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: _Count | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: _Stop | Annotated[list[_Stop], msgspec.Meta(max_length=16)] | None = None
     stream: bool | None = None
@@ -131,7 +174,7 @@ class _ChatForm(_Form, frozen=True, kw_only=True):
 
 
 class _CompletionForm(_Form, frozen=True, kw_only=True):
-    prompt: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=1)]
+    prompt: str | Annotated[list[str | _TokenId | list[_TokenId]], msgspec.Meta(min_length=1)]
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
 
 
@@ -148,7 +191,7 @@ def parse_chat(body: bytes) -> Asked:
     return Asked(
         endpoint="chat",
         messages=[_message(one, i) for i, one in enumerate(form.messages)],
-        text="",
+        prompts=[],
         max_new_tokens=form.max_completion_tokens or form.max_tokens,
         max_tokens_param=param,
         num_best=(form.top_logprobs or 0) if form.logprobs else None,
@@ -165,7 +208,7 @@ def parse_completion(body: bytes) -> Asked:
     return Asked(
         endpoint="completion",
         messages=[],
-        text=form.prompt if isinstance(form.prompt, str) else form.prompt[0],
+        prompts=_prompts(form.prompt),
         max_new_tokens=form.max_tokens or _COMPLETION_TOKENS,
         max_tokens_param="max_tokens",
         num_best=form.logprobs,
@@ -212,6 +255,18 @@ def _common(form: _Form) -> dict[str, Any]:
         "wants_usage": bool(options and options.include_usage),
         "is_logged": form.store is not False,
     }
+
+
+def _prompts(given: str | list[Any]) -> list[str | list[int]]:
+    """One text, one list of ids, or several of either."""
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(one) for one in given}
+    if len(kinds) > 1:
+        raise RequestError(
+            "`prompt` mixes texts, token ids and lists of them; send one kind", param="prompt", code="invalid_value"
+        )
+    return [given] if kinds == {int} else given
 
 
 def _message(form: _MessageForm, number: int) -> Message:

@@ -7,15 +7,17 @@ Numbers are given away in the order of admission and noted a thousand ahead, so 
 gap and never a second sample under a key that some client was told.
 """
 
+import errno
 import fcntl
 import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tracekit.errors import DatasetError, ShardLockedError
+from tracekit.errors import DatasetError, NoSpaceError, ShardLockedError
 from tracekit.format.layout import Layout, may_become_dataset, shard_name, write_atomic
 from tracekit.format.manifest import (
     Manifest,
@@ -36,9 +38,22 @@ from tracekit.run.plan import differences, mismatch
 from tracekit.run.task import Place, Sample
 from tracekit.tensors import encode
 
-__all__ = ["GrowingDataset"]
+__all__ = ["GrowingDataset", "told_of_space"]
 
 _RESERVED = 1000
+_MAX_DIGITS = 18
+"""Digits of a number that keys are made of; more of them were not written by a server."""
+
+
+def told_of_space(error: OSError, path: Path) -> OSError:
+    """An error of the disk; one about its room says what to do."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or isinstance(error, NoSpaceError):
+        return error
+    return NoSpaceError(
+        error.errno,
+        f"the disk is full, or a file may grow no further ({os.strerror(error.errno)}), while writing {path}. Every "
+        "answer that came to its end is safe; free some space and run the same command again",
+    )
 
 
 class GrowingDataset:
@@ -175,11 +190,10 @@ class GrowingDataset:
         name = shard_name(self._plan.source.split, self._number)
         if self._layout.journal(name).exists():  # an earlier process stopped half-way
             self._open_shard()
-        noted = self._keys.read()
-        self._next_key = self._reserved = self._first_free(names) if noted is None else noted
+        self._next_key = self._reserved = max(self._keys.read(), self._first_free(names))
 
     def _first_free(self, names: Sequence[str]) -> int:
-        """The first number after every key there is, where none was noted."""
+        """The first number after every key there is, whatever is noted."""
         keys = [int(one.key) for name in names for one in read_struct(self._layout.sidecar(name), Sidecar).samples]
         if self._writer is not None and self._writer.num_samples:
             partial = self._layout.partial_shard(shard_name(self._plan.source.split, self._number))
@@ -214,10 +228,10 @@ class _KeysFile:
     def __exit__(self, *of: object) -> None:
         os.close(self._descriptor)
 
-    def read(self) -> int | None:
-        """The number; None where it is not known."""
+    def read(self) -> int:
+        """The number; 0 where none is noted, or what is noted is no such number."""
         text = os.pread(self._descriptor, 64, 0).strip()
-        return int(text) if text.isdigit() else None
+        return int(text) if text.isdigit() and len(text.lstrip(b"0")) <= _MAX_DIGITS else 0
 
     def write(self, number: int) -> None:
         """Note a number, so that it survives a crash."""

@@ -9,7 +9,7 @@ import msgspec
 
 from tracekit.serve.forms import RequestError
 
-__all__ = ["DONE", "Piece", "Reply", "Usage", "error_body", "event", "models_body"]
+__all__ = ["DONE", "Choice", "Piece", "Reply", "Usage", "error_body", "event", "models_body"]
 
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream."""
@@ -20,10 +20,13 @@ class Piece(NamedTuple):
     """One token as it is told of with log-probabilities."""
 
     token: str
+    """What it adds to the text; empty for a special one, and for all but the last of those that make one character."""
     logprob: float
     """nats."""
     best: list[tuple[str, float]]
     """The most likely tokens in its place, best first."""
+    start: int
+    """Characters of the answer before it."""
 
 
 class Usage(NamedTuple):
@@ -41,6 +44,15 @@ class Usage(NamedTuple):
         }
 
 
+class Choice(NamedTuple):
+    """One answer of a request."""
+
+    text: str
+    pieces: list[Piece]
+    finish_reason: str
+    usage: Usage
+
+
 class Reply:
     """The bodies of one reply: whole, or event by event; all of them have one id and one time."""
 
@@ -52,40 +64,58 @@ class Reply:
             "model": model,
             "system_fingerprint": None,
         }
-        self._num_chars = 0
 
-    def whole(self, text: str, pieces: Sequence[Piece], finish_reason: str, usage: Usage) -> dict[str, Any]:
-        """The reply in one."""
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self._is_chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": self._logprobs(pieces), "finish_reason": finish_reason}
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The reply in one, an answer to each prompt."""
         kind = "chat.completion" if self._is_chat else "text_completion"
-        return {**self._base, "object": kind, "choices": [choice], "usage": usage.body()}
+        bodies = [self._choice(index, one) for index, one in enumerate(choices)]
+        return {
+            **self._base,
+            "object": kind,
+            "choices": bodies,
+            "usage": _sum([one.usage for one in choices]).body(),
+        }
 
     def first(self) -> list[dict[str, Any]]:
         """What a stream begins with."""
         return [self._chunk({"delta": {"role": "assistant", "content": ""}})] if self._is_chat else []
 
-    def part(self, text: str, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """More of the text."""
+    def part(self, index: int, text: str, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """More of the text of an answer."""
         said = {"delta": {"content": text}} if self._is_chat else {"text": text}
-        return self._chunk(said, pieces)
+        return self._chunk(said, pieces, index=index)
 
-    def last(self, finish_reason: str, usage: Usage) -> list[dict[str, Any]]:
-        """What a stream ends with."""
-        ends = [self._chunk({"delta": {}} if self._is_chat else {"text": ""}, finish_reason=finish_reason)]
-        if self._wants_usage:
-            ends.append({**self._base, "object": self._chunk_kind, "choices": [], "usage": usage.body()})
-        return ends
+    def end(self, index: int, finish_reason: str) -> dict[str, Any]:
+        """The end of an answer."""
+        said = {"delta": {}} if self._is_chat else {"text": ""}
+        return self._chunk(said, index=index, finish_reason=finish_reason)
+
+    def last(self, usages: Sequence[Usage]) -> list[dict[str, Any]]:
+        """What a stream ends with, after the end of every answer."""
+        if not self._wants_usage:
+            return []
+        return [{**self._base, "object": self._chunk_kind, "choices": [], "usage": _sum(usages).body()}]
+
+    def _choice(self, index: int, one: Choice) -> dict[str, Any]:
+        said: dict[str, Any] = {"text": one.text}
+        if self._is_chat:
+            said = {"message": {"role": "assistant", "content": one.text, "refusal": None}}
+        return {"index": index, **said, "logprobs": self._logprobs(one.pieces), "finish_reason": one.finish_reason}
 
     @property
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self._is_chat else "text_completion"
 
     def _chunk(
-        self, said: dict[str, Any], pieces: Sequence[Piece] = (), finish_reason: str | None = None
+        self,
+        said: dict[str, Any],
+        pieces: Sequence[Piece] = (),
+        *,
+        index: int = 0,
+        finish_reason: str | None = None,
     ) -> dict[str, Any]:
         logprobs = self._logprobs(pieces) if pieces else None
-        choice = {"index": 0, **said, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
         usage = {"usage": None} if self._wants_usage else {}
         return {**self._base, "object": self._chunk_kind, "choices": [choice], **usage}
 
@@ -103,16 +133,16 @@ class Reply:
                 ],
                 "refusal": None,
             }
-        offsets: list[int] = []
-        for piece in pieces:
-            offsets.append(self._num_chars)
-            self._num_chars += len(piece.token)
         return {
             "tokens": [piece.token for piece in pieces],
             "token_logprobs": [piece.logprob for piece in pieces],
-            "top_logprobs": [dict(piece.best) for piece in pieces],
-            "text_offset": offsets,
+            "top_logprobs": [dict(reversed(piece.best)) for piece in pieces],  # of equal texts the likelier
+            "text_offset": [piece.start for piece in pieces],
         }
+
+
+def _sum(usages: Sequence[Usage]) -> Usage:
+    return Usage(sum(one.num_prompt for one in usages), sum(one.num_new for one in usages))
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:

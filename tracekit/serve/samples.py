@@ -33,6 +33,8 @@ class Answered(NamedTuple):
     stop_string: str | None
     """The stop string that ended it."""
     usage: Usage
+    is_kept: bool = False
+    """Whether its sample is written and survives a crash."""
 
     @property
     def finish_reason(self) -> str:

@@ -4,14 +4,16 @@ A first Ctrl-C or SIGTERM: no more requests (503), those in hand are answered an
 and card are written, so that the folder is a complete dataset. A second one stops at once. The next start goes on.
 """
 
+import asyncio
 import os
 import shlex
 import signal
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import msgspec
 import torch
@@ -28,7 +30,8 @@ from tracekit.run.plan import public_run, versions
 from tracekit.serve.admission import Admission, Limits
 from tracekit.serve.app import make_app
 from tracekit.serve.engine import Engine
-from tracekit.serve.growing import GrowingDataset
+from tracekit.serve.growing import GrowingDataset, told_of_space
+from tracekit.serve.protocol import make_protocol
 from tracekit.serve.settings import API_KEY_VARIABLE, ServerSettings, is_loopback
 from tracekit.sites import resolve_sites
 from tracekit.talk import logged, note, say
@@ -36,6 +39,8 @@ from tracekit.talk import logged, note, say
 __all__ = ["LoggingServer"]
 
 _TASK, _SPLIT = "serve", "train"
+_MORE_CONNECTIONS = 256
+"""Connections there may be past those whose requests wait or are generated: of clients that keep theirs open."""
 _GRACE_SECONDS = 30
 """How long a client may take to read an answer that is complete while the server is stopping."""
 
@@ -72,7 +77,7 @@ class LoggingServer:
         self.url = ""
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
+        with _room(self._layout.root), ExitStack() as stack:
             open_log = stack.enter_context(logged())
             self._start(stack, open_log)
             self._stack = stack.pop_all()
@@ -81,7 +86,7 @@ class LoggingServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._stack:
+        with _room(self._layout.root), self._stack:
             self._engine.__exit__()
             failure = self._engine.failure
             if failure is not None:
@@ -163,11 +168,10 @@ class LoggingServer:
             self._engine,
             admission,
             self.names,
-            host=self._settings.host,
-            limit_body=self._settings.limit_body,
+            self._settings,
             api_key=api_key,
         )
-        self._uvicorn = _Uvicorn(app, self._engine)
+        self._uvicorn = _Uvicorn(app, self._engine, self._settings)
         self._engine.__enter__()
 
     def _end(self) -> None:
@@ -232,13 +236,27 @@ class LoggingServer:
         )
 
 
+@contextmanager
+def _room(root: Path) -> Iterator[None]:
+    """Have an error about the room on a disk say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if (told := told_of_space(error, root)) is error:
+            raise
+        raise told from error
+
+
 class _Uvicorn(uvicorn.Server):
     """uvicorn, which on a signal lets the engine finish before it closes the door; until then requests get a 503."""
 
-    def __init__(self, app: Any, engine: Engine) -> None:
+    def __init__(self, app: Any, engine: Engine, settings: ServerSettings) -> None:
+        most = settings.max_connections or settings.max_queue + settings.max_batch + _MORE_CONNECTIONS
         super().__init__(
             uvicorn.Config(
                 app,
+                http=cast("type[asyncio.Protocol]", make_protocol(most)),
+                ws="none",
                 log_level="error",
                 access_log=False,
                 server_header=False,

@@ -37,6 +37,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A shard is closed once it holds so many samples."""
     close_after: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     """Seconds after its first sample at which a shard is closed at the latest, so that readers see it."""
+    max_connections: Positive | None = None
+    """Connections at once; requests on further ones are answered 503. By default 256 more than wait and are
+    generated."""
+    body_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """Seconds that a request's body may take to come; a slower one is answered 408."""
     limit_body: Positive = 1 << 20
     """Bytes of a request's body; a longer one is answered 413."""
     limit_new_tokens: Positive = 1024
@@ -50,7 +55,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
 
 
 def check_installed() -> None:

@@ -22,7 +22,8 @@ class TextStream:
         self._from, self._settled = 0, len(self._ids)  # tokens that are decoded; those of them whose text is known
         self._before = self._decode(self._settled)  # text of the settled ones
         self._held = ""
-        self.text = ""
+        self.text = ""  # what was let out
+        self.whole = ""  # that, what is held back, and what a stop string cut off
         self.stop_string: str | None = None
 
     def add(self, token_id: int) -> str:
@@ -36,6 +37,11 @@ class TextStream:
         self._before = self._decode(self._settled)
         return self._let_out(new, is_last=False)
 
+    def alternative(self, token_id: int) -> str:
+        """How a token would read in the place of the next one; a special token as it is written."""
+        text = self._tokenizer.decode([*self._ids[self._from :], token_id], skip_special_tokens=True)
+        return text[len(self._before) :] or self._tokenizer.decode([token_id])
+
     def finish(self) -> str:
         """The rest, once no more tokens come."""
         if self.stop_string is not None:
@@ -46,6 +52,7 @@ class TextStream:
         return self._tokenizer.decode(self._ids[self._from : stop], skip_special_tokens=True)
 
     def _let_out(self, new: str, *, is_last: bool) -> str:
+        self.whole += new
         held = self._held + new
         places = [(held.find(one), one) for one in self._stop if one in held]
         if places:  # the first to be complete, however the text came in tokens
