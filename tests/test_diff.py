@@ -265,7 +265,7 @@ def test_two_levels_of_damage_are_compared_by_prompt(tmp_path: Path):
     assert shift(one, "entropy").mean_a == 0.5  # the token without a finite entropy is skipped
     assert one.notes == ["damage.level is 0.0 in a, 0.2 in b"]
     every = only(diff(tmp_path, tmp_path, sites=[]), "degradation")
-    assert (every.aligned_by, every.num_common) == ("key", 8)  # group, level, repeat and prompt
+    assert (every.aligned_by, every.num_common) == ("question, damage.level, damage.group, repeat", 8)
 
 
 def test_levels_are_compared_over_all_groups_and_repeats_and_groups_over_all_repeats(tmp_path: Path):
@@ -285,14 +285,14 @@ def test_levels_are_compared_over_all_groups_and_repeats_and_groups_over_all_rep
     assert (levels.aligned_by, levels.num_common) == ("question, damage.group, repeat", 12)
     assert (levels.num_only_a, levels.num_only_b) == (0, 0)
     assert levels.notes == ["damage.level is 0.0 in a, 0.2 in b"]
-    groups = compared(["damage.group=attn", "damage.level=0.2"], ["damage.group=mlp", "damage.level=0.2"])
-    assert (groups.aligned_by, groups.num_common) == ("question, repeat", 6)
+    groups = compared(["damage.group=attn"], ["damage.group=mlp"])
+    assert (groups.aligned_by, groups.num_common) == ("question, damage.level, repeat", 24)
     assert groups.notes == ["damage.group is attn in a, mlp in b"]
     level = ["damage.level=0.2"]
     repeats = compared(["repeat=0", "damage.group=mlp", *level], ["repeat=2", "damage.group=mlp", *level])
-    assert (repeats.aligned_by, repeats.num_common) == ("question", 2)
-    with pytest.raises(DatasetError, match="choose one of each question with --where-a and --where-b"):
-        compared(["repeat=0", *level], ["repeat=2", "damage.group=mlp", *level])
+    assert (repeats.aligned_by, repeats.num_common) == ("question, damage.level, damage.group", 2)
+    of_one = compared(["repeat=0", *level], ["repeat=2", "damage.group=mlp", *level])
+    assert (of_one.num_common, of_one.num_only_a, of_one.num_only_b) == (2, 2, 0)
 
 
 def test_slices_of_other_questions_say_what_filters_are_for(tmp_path: Path):

@@ -31,7 +31,7 @@ class Alignment(NamedTuple):
 def align(a: Outcomes, b: Outcomes, *, where: str, is_filtered: bool = False) -> Alignment:
     """Pair samples by question_id and sample_index where these are unique on both sides, else by key.
 
-    Where a question was answered on several occasions (groups of damaged weights, repeats), samples of the same
+    Where a question was answered on several occasions (levels, groups of weights, repeats), samples of the same
     occasion are paired. An occasion that is another on each side, as one group here and one there, does not count. A
     pass that asks for self_confidence and one that asks for other_confidence align where their bins are equal.
 
@@ -69,17 +69,13 @@ def align(a: Outcomes, b: Outcomes, *, where: str, is_filtered: bool = False) ->
 
 def _names(a: Outcomes, b: Outcomes) -> tuple[str, Sequence[Hashable], Sequence[Hashable]]:
     """By what samples are paired, and what each is called by that."""
-    occasions = [path for path in a.occasions if path in b.occasions]
-    while True:
-        names_a, names_b = (
-            list(zip(side.questions, *[side.occasions[path] for path in occasions], strict=True)) for side in (a, b)
-        )
-        is_unique = all(len(set(names)) == len(names) for names in (names_a, names_b))
-        if is_unique and (not occasions or set(names_a) & set(names_b)):
-            return ", ".join(["question", *occasions]), names_a, names_b
-        if not occasions:
-            return "key", a.keys, b.keys
-        occasions = occasions[1:]
+    occasions = [path for path, values in a.occasions.items() if set(values) & set(b.occasions.get(path, []))]
+    names_a, names_b = (
+        list(zip(side.questions, *[side.occasions[path] for path in occasions], strict=True)) for side in (a, b)
+    )
+    if all(len(set(names)) == len(names) for names in (names_a, names_b)):
+        return ", ".join(["question", *occasions]), names_a, names_b
+    return "key", a.keys, b.keys
 
 
 def differing_conditions(a: Outcomes, b: Outcomes) -> list[str]:

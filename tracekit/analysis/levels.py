@@ -146,7 +146,8 @@ def _spread(repeats: Sequence[Measures]) -> Measures:
 
 
 def _is_spoilt(record: DegradationRecord) -> bool:
-    return bool(record.num_nonfinite_values or record.num_nonfinite_tokens)
+    """Whether the model gave values that are not finite; those that only the stored dtype cannot hold do not count."""
+    return bool(record.num_nonfinite_values - record.num_overflowed_values or record.num_nonfinite_tokens)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -185,7 +186,8 @@ def _cell(one: LevelStats, name: str, form: str) -> str:
     value, spread = getattr(one, name), getattr(one.spread, name)
     if value is None:
         return "-"
-    return format(value, form) + (f"±{format(spread, form)}" if spread else "")
+    shown = format(spread or 0.0, form)
+    return format(value, form) + (f"±{shown}" if shown != format(0.0, form) else "")
 
 
 def draw_levels(stats: Sequence[LevelStats]) -> dict[str, bytes]:
@@ -226,7 +228,9 @@ def _levels_png(method: str, stats: Sequence[LevelStats]) -> bytes:
             axes.set_yscale("log")
         axes.set_ylabel(title)
         grid(axes)
-    panels[0, 0].set_title(f"Answers by level of damage\n{method}", loc="left", parse_math=False)
+    most = max(one.num_repeats for one in stats)
+    bars = f"; bars: standard deviation over {most} repeats" if most > 1 else ""
+    panels[0, 0].set_title(f"Answers by level of damage\n{method}{bars}", loc="left", parse_math=False)
     panels[0, 0].legend(title="group", frameon=False, ncols=min(4, len(groups)))
     panels[-1, 0].set_xlabel(f"level of {method}")
     return png(figure)

@@ -122,7 +122,7 @@ FIELDS: dict[str, Fields] = {
     ),
     "degradation": Fields(
         same=("prompt_text", "image_sha256", "expected_answer"),
-        occasions=("damage.group", "repeat"),
+        occasions=("damage.level", "damage.group", "repeat"),
         verdict="is_correct",
         answer="generated_answer",
         numbers=(

@@ -30,6 +30,7 @@ from tracekit.errors import DatasetError
 
 __all__ = [
     "Layout",
+    "append_line",
     "choose_config",
     "config_names",
     "create_once",
@@ -181,6 +182,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log, below what a crash may have cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        is_torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write(b"\n" * is_torn + line.encode() + b"\n")
 
 
 def create_once(path: Path, data: bytes) -> bool:

@@ -97,5 +97,5 @@ class DegradationRecord(Record, frozen=True, kw_only=True, tag="degradation", fo
 
     def tallied(self) -> dict[str, Tallied]:
         """Shares of samples that were cut, and that hold values that are not finite."""
-        nonfinite = bool(self.num_nonfinite_values or self.num_nonfinite_tokens)
+        nonfinite = bool(self.num_nonfinite_values - self.num_overflowed_values or self.num_nonfinite_tokens)
         return {"nonfinite_share": Tallied(float(nonfinite), 1)}

@@ -35,11 +35,16 @@ _UNKNOWN: Mapping[str, Any] = {
 
 
 class _LogLine(msgspec.Struct):
-    """What times need of a line of the run log."""
+    """A line of the run log: one computed batch."""
 
     time: str
     shard: str
     batch: int
+    parts: list[int]
+    num_samples: int
+    seconds: float
+    device: str
+    used_memory_share: float | None = None
 
 
 def export_degradation(root: Path, *, config: str | None = None, num_samples: int | None = None) -> Path:
@@ -52,8 +57,10 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
 
     Raises:
         DatasetError: no such dataset or configuration, or one that is not finished.
-        ConfigError: a configuration of another task.
+        ConfigError: a configuration of another task, or fewer samples than one.
     """
+    if num_samples is not None and num_samples < 1:
+        raise ConfigError(f"--sample {num_samples}: expected at least 1; leave it out for all")
     layout = Layout(root, choose_config(config_names(root), config, root))
     if not layout.manifest.exists():
         raise DatasetError(f"{layout.config} in {str(root)!r} is not finished; run its command again first")
@@ -67,7 +74,9 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
         rows = [_row(store.record(key), logged.get(key, _UNKNOWN), levels) for key in keys]
     first = rows[0]
     parts = (first["degradation_method"], first["model_name"], first["config_name"])
-    name = "_".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
+    several = [layout.config] if len(config_names(root)) > 1 else []
+    drawn = [] if num_samples is None else [f"sample{len(rows)}"]
+    name = "_".join(re.sub(r"[^\w.-]+", "-", part) for part in (*parts, *several, *drawn))
     path = root / "exports" / f"outputs_{name}.json"
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1, allow_nan=False).encode())
     return path
@@ -82,15 +91,7 @@ def batch_times(layout: Layout) -> dict[str, str]:
     Raises:
         DatasetError: no such plan.
     """
-    if not layout.log.exists():
-        return {}
-    times: dict[tuple[str, int], str] = {}
-    for text in layout.log.read_bytes().splitlines():
-        try:
-            line = msgspec.json.decode(text, type=_LogLine)
-        except (msgspec.DecodeError, UnicodeDecodeError):  # cut short by a crash; the batch was computed again
-            continue
-        times[line.shard, line.batch] = line.time
+    times = {(line.shard, line.batch): line.time for line in _log_lines(layout)}
     found: dict[str, str] = {}
     for shard in read_plan(layout).shards:
         if not layout.sidecar(shard.name).exists():
@@ -108,28 +109,32 @@ def batch_times(layout: Layout) -> dict[str, str]:
 
 def _logged(layout: Layout, shard: ShardTask) -> Iterator[tuple[str, dict[str, Any]]]:
     """What the run log says of each sample of a shard; of a batch that was computed twice, the last time."""
-    lines: dict[int, dict[str, Any]] = {}
-    if layout.log.exists():
-        for text in layout.log.read_text(encoding="utf-8").splitlines():
-            line = msgspec.json.decode(text)
-            if line["shard"] == shard.name:
-                lines[line["batch"]] = line
+    lines = {line.batch: line for line in _log_lines(layout) if line.shard == shard.name}
     keys = iter([sample.key for sample in read_struct(layout.sidecar(shard.name), Sidecar).samples])
     for number, batch in enumerate(shard.batches):
         line = lines.get(number)
-        for size in line["parts"] if line else [len(batch)]:
+        for size in line.parts if line else [len(batch)]:
             for key in islice(keys, size):
                 if line:
                     yield key, _of_part(line, size)
 
 
-def _of_part(line: Mapping[str, Any], size: int) -> dict[str, Any]:
+def _log_lines(layout: Layout) -> Iterator[_LogLine]:
+    """The lines of the run log in order; what a crash cut short is left out: its batch was computed again."""
+    for text in layout.log.read_bytes().splitlines() if layout.log.exists() else []:
+        try:
+            yield msgspec.json.decode(text, type=_LogLine)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+
+
+def _of_part(line: _LogLine, size: int) -> dict[str, Any]:
     """What a line of the log says of the samples of one part of its batch; seconds are shared out evenly."""
-    share = line.get("used_memory_share")
+    share = line.used_memory_share
     return {
-        "timestamp": line["time"],
-        "duration": line["seconds"] / line["num_samples"],
-        "device": line["device"],
+        "timestamp": line.time,
+        "duration": line.seconds / line.num_samples,
+        "device": line.device,
         "batch_size_effective": size,
         "vram_usage_percent": None if share is None else 100 * share,
     }

@@ -73,7 +73,7 @@ class Planner(Generic[ExampleT]):
         fresh = self._plan(stored.batch_size)
         found = differences(stored, fresh)
         growing = self._growing(found)
-        eased = {name for name in found if self._is_eased(name.removeprefix("run."), *found[name], stored)}
+        eased = {name for name in found if self._is_eased(name.removeprefix("run."), *found[name])}
         if others := found.keys() - growing - eased:
             raise mismatch(self._layout.root, stored, _only(found, others))
         there, now = _indices(stored), {example.index for example in self._asked.examples}
@@ -163,10 +163,10 @@ class Planner(Generic[ExampleT]):
             growing |= {"source.num_used"} & found.keys()
         return growing
 
-    def _is_eased(self, name: str, old: Any, new: Any, stored: Plan) -> bool:
-        """Whether a setting of `eases` is one that the plan's batches can be computed with."""
-        largest = old if isinstance(old, int) else stored.batch_size
-        return name in self._config.eases and isinstance(new, int) and new <= largest
+    def _is_eased(self, name: str, old: Any, new: Any) -> bool:
+        """Whether a setting of `eases` is one that the plan's batches can be computed with: smaller than was asked
+        for, or any where `auto` was."""
+        return name in self._config.eases and isinstance(new, int) and (not isinstance(old, int) or new <= old)
 
     def _edited(self, stored: Plan) -> PlanMismatchError:
         return PlanMismatchError(

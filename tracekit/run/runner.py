@@ -29,7 +29,7 @@ from tracekit.errors import (
     SourceError,
     TracekitError,
 )
-from tracekit.format.layout import MAX_SHARDS, Layout, forget, may_become_dataset
+from tracekit.format.layout import MAX_SHARDS, Layout, append_line, forget, may_become_dataset
 from tracekit.format.manifest import (
     Manifest,
     Plan,
@@ -514,9 +514,7 @@ class _Run(Generic[ExampleT]):
             "world_size": self._rank.world_size,
             "used_memory_share": self._memory.read() if self._memory.read else None,
         }
-        self._layout.log.parent.mkdir(parents=True, exist_ok=True)
-        with self._layout.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._layout.log, json.dumps(line))
 
 
 def _last_part_size(layout: Layout, batch_size: int | str) -> int | None:
