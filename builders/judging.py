@@ -57,7 +57,7 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Who judges the answers."""
 
     judge: str = "rules"
-    """`rules` (phrases and gold answers, no model), or a model that is asked: Hub id, folder, `.gguf` file, endpoint."""
+    """`rules` (phrases, no model), or a model that is asked: Hub id, folder, `.gguf` file, endpoint."""
     judge_max_new_tokens: Annotated[int, msgspec.Meta(ge=8)] = 64
     """Longest reply of a judge; the JSON object takes about ten. A model that reasons first needs some thousand."""
 

@@ -360,7 +360,8 @@ def _is_denied(prepared: str, start: int, stop: int, question: str) -> bool:
 _OR_BEFORE = re.compile(r"\bor (?:(?:maybe|perhaps|possibly|rather|in|on|at|by|the|a|an) )*[\"'(]*$", re.IGNORECASE)
 _OR_AFTER = re.compile(
     r"[\"')]*(?P<items>(?:\s*,\s*(?:[\w'.-]+\s?){1,4})*)(?P<comma>\s*,)?\s+or\s+"
-    r"(?!so\b|more\b|less\b|about\b|around\b|there|thereabouts|earlier|later|not\b|at (?:least|most)\b)(?P<other>[^,.;!?]*)",
+    r"(?!so\b|more\b|less\b|about\b|around\b|there|thereabouts|earlier|later|not\b|at (?:least|most)\b)"
+    r"(?P<other>[^,.;!?]*)",
     re.IGNORECASE,
 )
 _ITEM_BEFORE = re.compile(r"(?:^|[\s,])(?P<item>[\w'.-]+)\s*,\s*$")
