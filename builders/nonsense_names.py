@@ -54,7 +54,7 @@ SAMPLES: Mapping[str, Path] = {
 }
 """The small lists packaged here, by domain."""
 _BINOMIAL = re.compile(r"(?P<genus>[A-Z][a-z-]+) (?P<epithet>[a-z][a-z-]{2,})")
-_ENDING = re.compile(r"(?:ensis|ense|us|a|um|is|e|er|ra|rum|or|ius|ia|ium|i|ii|ae)$")
+_ENDING = re.compile(r"(?:ensis|ense|ius|ia|ium|us|a|um|is|e|or|ii|i|ae)$")
 _TRIES_EACH = 400
 _MAX_GENERA = 4
 """Genera that may share an epithet; one that more have is likely to go with others that no list holds."""
@@ -294,8 +294,8 @@ def _stemmed(name: str) -> str:
 
 
 def _stem(epithet: str) -> str:
-    """An epithet without its ending."""
-    return _ENDING.sub("", epithet)
+    """An epithet without its ending: `nigr` of niger, nigra and nigrum, `mir` of mirus, mira and mirensis."""
+    return f"{epithet[:-2]}r" if epithet.endswith("er") else _ENDING.sub("", epithet)
 
 
 _GENERAL_STEMS = frozenset(_stem(epithet) for epithet in _EXCLUSIONS.general_epithets)

@@ -65,7 +65,7 @@ def test_known_names_are_rejected_whatever_case_kind_and_ending():
         "Turdus mirus",
         "Parus fictus",
     }
-    for other in ("turdus MIRUS", "Turdus mira", "Turdus mirensis"):
+    for other in ("turdus MIRUS", "Turdus mira", "Turdus mirum", "Turdus mirensis", "Turdus mirii"):
         known = known_names([real, RealNames("plants", [], [other])])
         made = invent(real, known, num_names=1, seed=0)
         assert [one.name for one in made.names] == ["Parus fictus"]
