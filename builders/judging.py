@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from builders import abstention, existence, rule_matching
+from builders import abstention, comparable, existence, rule_matching
 from builders.abstention import without_abstentions
 from builders.existence import treats_as_real
 from builders.judge_prompts import ABSTENTION, EXISTENCE, REMINDER, VERDICT, JudgeQuestion, parse_reply, prompts_sha256
@@ -113,7 +113,7 @@ def set_name(judge: Judge) -> str:
 
 
 RULES_SHA256 = hashlib.sha256(
-    "".join(inspect.getsource(module) for module in (abstention, existence, rule_matching)).encode()
+    "".join(inspect.getsource(module) for module in (abstention, comparable, existence, rule_matching)).encode()
 ).hexdigest()
 """SHA-256 of all rules, which are their source: phrases without the steps between them would not say what is done."""
 
