@@ -95,7 +95,7 @@ _CLOSED = re.compile(r"\s*(?:$|[.,;:!?)\]\"'])")
 _SENTENCE_START = re.compile(r".*(?:[.!?;\n]\s|\n)", re.DOTALL)
 _FILLER = (
     r"(?:(?:in|at|by|from|of|on|to|for|with|as|actually|really|been|be|called|named|necessarily|likely|probably|it|was|is"
-    r"|the|a|an|mr|mrs|sir|dr|(?:the|a) \w+ (?:of|called|named)) )*"
+    r"|the|a|an|mr|mrs|sir|dr|(?:the|a) \w+ (?:of|called|named)) ){0,8}"
 )
 _DENIED_BEFORE = re.compile(
     rf"(?:\b(?:not|never|neither|nor|rather than|instead of|other than|except|except for|unlike|as opposed to|far from|"
@@ -123,7 +123,7 @@ def _is_denied(text: str, start: int, stop: int, question: str) -> bool:
 
 _OR_BEFORE = re.compile(r"\bor (?:(?:maybe|perhaps|possibly|rather|in|on|at|by|the|a|an) )*[\"'(]*$", re.IGNORECASE)
 _OR_AFTER = re.compile(
-    r"[\"')]*(?P<items>(?:\s*,\s*(?:[\w'.-]+\s?){1,4})*)(?P<comma>\s*,)?\s+or\s+"
+    r"[\"')]*(?P<items>(?:\s*,\s*[\w'.-]+(?:\s[\w'.-]+){0,3})*)(?P<comma>\s*,)?\s+or\s+"
     r"(?!so\b|more\b|less\b|about\b|around\b|there|thereabouts|earlier|later|not\b|at (?:least|most)\b)"
     r"(?P<other>[^,.;!?]*)",
     re.IGNORECASE,
