@@ -76,8 +76,10 @@ _OPENING = (
     r"(?:(?:i|we) (?:am|are) (?:so |very |really |deeply )?(?:sorry|afraid)(?: that)?|(?:i"
     r"|we) (?:sincerely )?apologi[sz]e"
     r"|sorry|(?:my )?apologies|unfortunately|honestly|frankly|well|hmm+|oh|actually|no|please note(?: that)?|"
-    r"as (?:an|a) [\w -]{2,40}|at (?:the|this) moment|currently|as of (?:my|the|now)\b[^,]{0,40}|answer|"
-    r"(?:based|going|judging) on [^,]{2,60}|without [^,]{2,60}|given [^,]{2,60}|from (?:the|what|my) [^,]{2,60})"
+    r"as (?:an|a) [\w-]+(?: [\w-]+){0,3}|at (?:the|this) moment|currently|as of (?:my|the|now)\b[^,]{0,40}(?=,|$)"
+    r"|answer|"
+    r"(?:based|going|judging) on [^,]{2,60}(?=,|$)|without [^,]{2,60}(?=,|$)|given [^,]{2,60}(?=,|$)|from (?:the|what"
+    r"|my) [^,]{2,60}(?=,|$))"
 )
 _JOINED = r"(?:[,:]? (?:but |and )?)"
 _BUT = r"(?:(?:but|however|though|although|yet|still|so|and|that said)[,:]? )*"
@@ -98,9 +100,9 @@ _EMPTY = (
     r"(?:because|since|as|which|for) (?:i|it|my|this|the (?:question|text|passage))\b.*",
     r"(?:sorry|thanks|thank you)\b.*",
 )
-_ABSTAINING = re.compile(rf"{_BUT}(?:{_OPENING}{_JOINED})*{_BUT}(?:{'|'.join(_ABSTENTIONS)})")
-_ABSTAINING_WHOLE = re.compile(rf"(?:{_OPENING}{_JOINED})*{_WHOLE}")
-_NOTHING = re.compile(rf"{_BUT}(?:{_OPENING}{_JOINED})*(?:{'|'.join(_EMPTY)})?[ .!?,]*")
+_ABSTAINING = re.compile(rf"{_BUT}(?:{_OPENING}{_JOINED}){{0,3}}{_BUT}(?:{'|'.join(_ABSTENTIONS)})")
+_ABSTAINING_WHOLE = re.compile(rf"(?:{_OPENING}{_JOINED}){{0,3}}{_WHOLE}")
+_NOTHING = re.compile(rf"{_BUT}(?:{_OPENING}{_JOINED}){{0,3}}(?:{'|'.join(_EMPTY)})?[ .!?,]*")
 _CLAUSES = re.compile(
     r"(?<=[.!?;:])\s+|\n+|,? (?=(?:but|however|though|although|yet)\b)|"
     r"(?<=[^,]), (?=(?:so|maybe|perhaps|probably|possibly|my|it|he|she|i|sorry)\b)|"

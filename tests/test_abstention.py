@@ -112,3 +112,10 @@ def test_an_answer_with_a_reservation_is_an_answer(answer: str):
 )
 def test_what_is_said_besides_declining_is_left(answer: str, rest: str | None):
     assert without_abstentions(answer) == rest
+
+
+@pytest.mark.parametrize(
+    "unit", ["as an ai as an ai ", "I am sorry, but ", "without more context ", "I do not really "]
+)
+def test_a_text_that_repeats_itself_is_read_in_time(unit: str):
+    assert abstains(unit * 200) in (True, False)  # the time limit of a test is what this is about
