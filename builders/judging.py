@@ -1,6 +1,6 @@
 """Judges: answers in, labels out. By rules, which need no model, or by a model that is asked.
 
-    rules          abstention by phrases, then right where a gold answer occurs in the answer; the default
+    rules          abstention by phrases, then right where the answer names a gold one and stands by it; the default
     a model        two questions in JSON: does it abstain? then: correct, incorrect or unverifiable?
 
 Both leave two cases unasked: an answer that is empty, and one without any gold answer, are unverifiable. An abstention
@@ -11,6 +11,7 @@ the sample has no label, and says why.
 """
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +21,27 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from builders.abstention import RULES_SHA256, abstains, denies
+from builders import abstention, comparable, existence, rule_matching
+from builders.abstention import without_abstentions
+from builders.existence import treats_as_real
 from builders.judge_prompts import ABSTENTION, EXISTENCE, REMINDER, VERDICT, JudgeQuestion, parse_reply, prompts_sha256
-from builders.scoring import exact_match, find_alias
+from builders.rule_matching import names_gold
+from builders.scoring import exact_match
 from tracekit.clients.client import Client, ClientConfig, Message, Request
 from tracekit.config import ModelConfig
 from tracekit.format.labels import Label
 
-__all__ = ["Judge", "JudgeConfig", "Judged", "ModelJudge", "RuleJudge", "What", "open_judge", "set_name"]
+__all__ = [
+    "RULES_SHA256",
+    "Judge",
+    "JudgeConfig",
+    "Judged",
+    "ModelJudge",
+    "RuleJudge",
+    "What",
+    "open_judge",
+    "set_name",
+]
 
 What = Literal["answers", "existence"]
 """What is judged: whether answers are right, or whether they take an invented thing for real."""
@@ -43,7 +57,7 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Who judges the answers."""
 
     judge: str = "rules"
-    """`rules` (phrases and aliases, no model), or a model that is asked: Hub id, folder, `.gguf` file, endpoint."""
+    """`rules` (phrases, no model), or a model that is asked: Hub id, folder, `.gguf` file, endpoint."""
     judge_max_new_tokens: Annotated[int, msgspec.Meta(ge=8)] = 64
     """Longest reply of a judge; the JSON object takes about ten. A model that reasons first needs some thousand."""
 
@@ -59,9 +73,11 @@ class Judged(NamedTuple):
     """Answers that count as right; none where nobody knows, and for questions about invented things."""
     answer: str
     """The answer."""
+    subject: str | None = None
+    """Name of the thing that was asked about; None where the question is not about one."""
 
     def sha256(self) -> str:
-        """SHA-256 of what is judged, the key left out."""
+        """SHA-256 of what is judged: the key is left out, and the subject, which stands in the question."""
         whole = json.dumps([self.question, list(self.gold), self.answer], ensure_ascii=False)
         return hashlib.sha256(whole.encode()).hexdigest()
 
@@ -96,6 +112,12 @@ def set_name(judge: Judge) -> str:
     return f"{short[:40] or 'judge'}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
+RULES_SHA256 = hashlib.sha256(
+    "".join(inspect.getsource(module) for module in (abstention, comparable, existence, rule_matching)).encode()
+).hexdigest()
+"""SHA-256 of all rules, which are their source: phrases without the steps between them would not say what is done."""
+
+
 class RuleJudge:
     """Phrases and aliases: fast, without any model, and blind to whatever is said in other words."""
 
@@ -116,13 +138,14 @@ class RuleJudge:
         if not example.answer.strip():
             return _unverifiable(self, example, self._what)
         if self._what == "existence":
-            return _label(self, example, verdict="rejected" if denies(example.answer) else "accepted")
-        if not exact_match(example.answer, example.gold) and abstains(example.answer):
+            return _label(self, example, verdict=treats_as_real(example.answer, example.subject))
+        said = None if exact_match(example.answer, example.gold) else without_abstentions(example.answer)
+        if said == "":
             return _label(self, example, is_abstention=True)
         if not example.gold:
             return _label(self, example, is_abstention=False, verdict="unverifiable")
-        is_named = find_alias(example.answer, example.gold) is not None
-        return _label(self, example, is_abstention=False, verdict="correct" if is_named else "incorrect")
+        is_correct = names_gold(example.answer if said is None else said, example.gold, question=example.question)
+        return _label(self, example, is_abstention=False, verdict="correct" if is_correct else "incorrect")
 
 
 class ModelJudge:

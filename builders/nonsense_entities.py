@@ -309,7 +309,7 @@ class NonsenseTask(AnsweringTask[NonsenseExample]):
 
 def judged_of(record: NonsenseEntitiesRecord) -> Judged:
     """What a judge is given of a record."""
-    return Judged(record.key, record.question, [], record.generated_answer)
+    return Judged(record.key, record.question, [], record.generated_answer, record.name)
 
 
 EVALUATION = Evaluation(NAME, "existence", judged_of, is_invented=lambda record: record.is_invented)

@@ -12,8 +12,10 @@ Forms of the lists:
     medicines   JSON {"drugs": ["Abacavir Sulfate", ...]}
 
 A name is kept only if no list knows it, whatever the case, as a name of any kind; of animals and plants neither with
-another ending of the epithet (`alba` for `albus`: the same name under another genus). Lists are never complete: a name
-that is made here may be that of something real which no list holds. Everything is drawn by seed.
+another ending of the epithet (`alba` for `albus`: the same name under another genus). Left out, too, are epithets of
+very many species (`vulgaris`), epithets that are names by themselves (`orca`) or whose ending does not agree with the
+genus, medicines that end in a salt or form (`XR`), and well-known brands: see `samples/nonsense_exclusions.json`. Lists
+are never complete: a name that is made here may be that of something real. Everything is drawn by seed.
 """
 
 import csv
@@ -25,9 +27,22 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from tracekit.errors import SourceError
 
-__all__ = ["DOMAINS", "SAMPLES", "Made", "Name", "RealNames", "draw_real", "invent", "known_names", "read_names"]
+__all__ = [
+    "DOMAINS",
+    "SAMPLES",
+    "Known",
+    "Made",
+    "Name",
+    "RealNames",
+    "draw_real",
+    "invent",
+    "known_names",
+    "read_names",
+]
 
 DOMAINS = ("animals", "plants", "medicines")
 """What is invented."""
@@ -39,46 +54,31 @@ SAMPLES: Mapping[str, Path] = {
 }
 """The small lists packaged here, by domain."""
 _BINOMIAL = re.compile(r"(?P<genus>[A-Z][a-z-]+) (?P<epithet>[a-z][a-z-]{2,})")
-_ENDING = re.compile(r"(?:us|a|um|is|e|er|ra|rum|or|ius|ia|ium|i|ii|ae)$")
+_ENDING = re.compile(r"(?:ensis|ense|ius|ia|ium|us|a|um|is|e|or|ii|i|ae)$")
 _TRIES_EACH = 400
-_SALTS = frozenset(
-    {
-        "acetate",
-        "acid",
-        "aluminum",
-        "besylate",
-        "bitartrate",
-        "bromide",
-        "calcium",
-        "carbonate",
-        "chloride",
-        "citrate",
-        "disodium",
-        "fumarate",
-        "gluconate",
-        "glucuronate",
-        "hcl",
-        "hct",
-        "hydrobromide",
-        "hydrochloride",
-        "lactate",
-        "magnesium",
-        "maleate",
-        "mesylate",
-        "nitrate",
-        "oxide",
-        "phosphate",
-        "potassium",
-        "propionate",
-        "sodium",
-        "succinate",
-        "sulfate",
-        "tartrate",
-        "tosylate",
-        "vaccine",
-    }
-)
-"""Last words of names that stand for a form of the substance: with another one the substance is still real."""
+_MAX_GENERA = 4
+"""Genera that may share an epithet; one that more have is likely to go with others that no list holds."""
+_GENITIVE = re.compile(r"(?:i|ii|ae|orum|arum|cola|gena|ops|ns|or|x|oides|fer)$")
+"""Endings that are the same whatever the gender of the genus."""
+_GENDERS: Mapping[str, frozenset[str]] = {"us": frozenset("m"), "a": frozenset("f"), "um": frozenset("n")}
+_EPITHET_GENDERS: Mapping[str, frozenset[str]] = {**_GENDERS, "is": frozenset("mf"), "e": frozenset("n")}
+
+
+class _Exclusions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What no name is made with, of our own: `samples/nonsense_exclusions.json`."""
+
+    general_epithets: list[str]
+    """Epithets of very many species: places, colours, sizes, habitats."""
+    nouns: list[str]
+    """Epithets that are names of animals or plants by themselves."""
+    forms: list[str]
+    """Words that stand for a form of a medicine: with another one it is still real."""
+    brands: list[str]
+    """Well-known medicines that lists of substances leave out."""
+
+
+_EXCLUSIONS = msgspec.json.decode((_FOLDER / "nonsense_exclusions.json").read_bytes(), type=_Exclusions)
+_FORM_WORDS = frozenset(_EXCLUSIONS.forms)
 
 
 class Name(NamedTuple):
@@ -105,6 +105,17 @@ class RealNames(NamedTuple):
     """Names that others can be made of, each with its group."""
     all_names: list[str]
     """Every name that the list holds, synonyms and names in English too."""
+
+
+class Known(NamedTuple):
+    """All real names, in the forms in which names are compared."""
+
+    names: set[str]
+    """Whole names; those of genus and epithet without the epithet's ending too."""
+    genera: dict[str, Counter[str]]
+    """Epithets' genders of each genus, as far as their endings tell: m, f, n."""
+    genera_of_stem: dict[str, set[str]]
+    """Genera that have an epithet, by the epithet without its ending."""
 
 
 class Made(NamedTuple):
@@ -136,16 +147,21 @@ def read_names(domain: str, path: Path) -> RealNames:
     return found
 
 
-def known_names(lists: Iterable[RealNames]) -> set[str]:
-    """Every name of these lists in the form in which names are compared."""
-    known: set[str] = set()
-    for one in lists:
-        for name in one.all_names:
-            known |= {_folded(name), _stemmed(name)}
-    return known
+def known_names(lists: Iterable[RealNames]) -> Known:
+    """Every name of these lists, and the well-known brands, in the form in which names are compared."""
+    names = {_folded(name) for name in _EXCLUSIONS.brands}
+    genera: dict[str, Counter[str]] = {}
+    genera_of_stem: dict[str, set[str]] = {}
+    for name in (name for one in lists for name in one.all_names):
+        names |= {_folded(name), _stemmed(name)}
+        match = _BINOMIAL.fullmatch(name.strip())
+        if match:
+            genera.setdefault(match["genus"].lower(), Counter()).update(_gender(match["epithet"]))
+            genera_of_stem.setdefault(_stem(match["epithet"]), set()).add(match["genus"].lower())
+    return Known(names, genera, genera_of_stem)
 
 
-def invent(real: RealNames, known: set[str], *, num_names: int, seed: int) -> Made:
+def invent(real: RealNames, known: Known, *, num_names: int, seed: int) -> Made:
     """Draw names that are made of real ones and that no list knows.
 
     Args:
@@ -222,18 +238,48 @@ def _cuts(word: str) -> list[int]:
     ]
 
 
-def _objection(made: str, first: str, second: str, known: set[str]) -> str | None:
+def _objection(made: str, first: str, second: str, known: Known) -> str | None:
     """Why a name is not kept; None where it is."""
-    if _folded(made) in known:
+    if _folded(made) in known.names:
         return "is a known name"
-    if _stemmed(made) in known:
+    if _stemmed(made) in known.names:
         return "is a known name with another ending"
     if _folded(made) in (_folded(first), _folded(second)):
         return "is one of its parts"
+    match = _BINOMIAL.fullmatch(made)
+    if match:
+        return _objection_to_epithet(match["genus"].lower(), match["epithet"], known)
     words = made.lower().split()
-    if len(words) > 1 and words[-1] in _SALTS:
-        return "names a salt, and a substance may have others than the known ones"
+    if len(words) > 1 and words[-1] in _FORM_WORDS:
+        return "names a salt or form, and a medicine may have others than the known ones"
     return None
+
+
+def _objection_to_epithet(genus: str, epithet: str, known: Known) -> str | None:
+    """Why an epithet does not go with another genus; None where it does."""
+    if _stem(epithet) in _GENERAL_STEMS or len(known.genera_of_stem.get(_stem(epithet), ())) > _MAX_GENERA:
+        return "has an epithet of very many species"
+    if epithet in known.genera or epithet in _EXCLUSIONS.nouns:
+        return "has an epithet that is a name by itself"
+    genders = set(_gender(epithet))
+    if genders and not genders & _gender_of_genus(genus, known):
+        return "has an epithet whose ending does not agree"
+    return None
+
+
+def _gender(epithet: str) -> frozenset[str]:
+    """Genders that an adjective of this ending may have; none where the ending does not tell."""
+    if _GENITIVE.search(epithet):
+        return frozenset()
+    return next((genders for ending, genders in _EPITHET_GENDERS.items() if epithet.endswith(ending)), frozenset())
+
+
+def _gender_of_genus(genus: str, known: Known) -> set[str]:
+    """Gender of a genus: as most of its known epithets have it, else by its ending, else any."""
+    counts = known.genera.get(genus)
+    if counts:
+        return {gender for gender, count in counts.items() if count == max(counts.values())}
+    return next((set(genders) for ending, genders in _GENDERS.items() if genus.endswith(ending)), set("mfn"))
 
 
 def _folded(name: str) -> str:
@@ -244,7 +290,15 @@ def _folded(name: str) -> str:
 def _stemmed(name: str) -> str:
     """A name of genus and epithet without the epithet's ending, marked so that it equals no whole name."""
     match = _BINOMIAL.fullmatch(name.strip())
-    return f"{match['genus'].lower()} {_ENDING.sub('', match['epithet'])}*" if match else _folded(name)
+    return f"{match['genus'].lower()} {_stem(match['epithet'])}*" if match else _folded(name)
+
+
+def _stem(epithet: str) -> str:
+    """An epithet without its ending: `nigr` of niger, nigra and nigrum, `mir` of mirus, mira and mirensis."""
+    return f"{epithet[:-2]}r" if epithet.endswith("er") else _ENDING.sub("", epithet)
+
+
+_GENERAL_STEMS = frozenset(_stem(epithet) for epithet in _EXCLUSIONS.general_epithets)
 
 
 # The lists

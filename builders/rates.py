@@ -4,7 +4,9 @@ Intervals are the 2.5th and 97.5th percentile of the rate over bootstrap resampl
 Introduction to the Bootstrap, chapter 13). What is drawn are questions (`question_id`), whose samples stay together
 (Davison and Hinkley 1997, Bootstrap Methods and their Application, section 3.8): several answers to one question, or
 several questions about one thing, are not independent. With one sample a question that is the plain bootstrap over
-samples. Where a rate is 0 or 1 the interval is that point: resampling knows of nothing that was not seen.
+samples. Resampling knows of nothing that was not seen: where a rate is 0 or 1 it would give that point, and the
+interval is the score interval of as many independent draws as there are questions instead (Wilson 1927, Probable
+Inference, the Law of Succession, and Statistical Inference, Journal of the American Statistical Association 22).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,8 @@ GROUP_FIELDS = ("domain", "difficulty")
 NUM_RESAMPLES = 2000
 _SEED = 0
 _CHUNK = 100
+_Z_SQUARED = 1.959964**2
+"""Square of the normal distribution's 97.5th percentile."""
 
 
 class Rated(NamedTuple):
@@ -86,11 +90,16 @@ _DEFINITIONS: Mapping[What, Mapping[str, _Definition]] = {
     },
     "existence": {
         "false_acceptance_rate": _Definition(
-            "answers that take an invented thing for real, of all labelled answers about invented things", _accepted
+            "answers that take an invented thing for real, of all about invented things that do or do not", _accepted
         ),
         "false_rejection_rate": _Definition(
-            "answers that do not take a real thing for real, of all labelled answers about real things, the controls",
+            "answers that do not take a real thing for real, of all about real things, the controls, that do or do not",
             _rejected,
+        ),
+        "unverifiable_rate": _Definition(
+            "answers that do not speak of the thing at all, of all samples with a label, controls among them; they are "
+            "in neither of the other rates",
+            _unverifiable,
         ),
     },
 }
@@ -100,8 +109,8 @@ def definitions(what: What) -> dict[str, str]:
     """What each rate is, and its interval, in words."""
     texts = {name: one.text for name, one in _DEFINITIONS[what].items()}
     interval_text = (
-        f"95 %, percentile bootstrap, {NUM_RESAMPLES} resamples of the questions (question_id), seed {_SEED}; a point "
-        "where the rate is 0 or 1"
+        f"95 %, percentile bootstrap, {NUM_RESAMPLES} resamples of the questions (question_id), seed {_SEED}; "
+        "where the rate is 0 or 1, the Wilson score interval of as many draws as there are questions"
     )
     return {**texts, "interval": interval_text, "failures": "samples without a label are in no rate"}
 
@@ -143,6 +152,10 @@ def interval(counts_Q2: np.ndarray, *, seed: int = _SEED) -> tuple[float, float]
     """
     num_questions = len(counts_Q2)
     assert num_questions, "no question to draw from"
+    count, num = counts_Q2.sum(axis=0)
+    if count in (0, num):
+        far = _Z_SQUARED / (num_questions + _Z_SQUARED)
+        return (0.0, far) if count == 0 else (1 - far, 1.0)
     rng = np.random.default_rng(seed)
     rates = []
     for _ in range(0, NUM_RESAMPLES, _CHUNK):  # in chunks, for memory: a row has as many numbers as there are questions

@@ -1,8 +1,8 @@
-"""Abstention by phrases: what declines, what answers with a reservation, and what doubts that a thing is real."""
+"""Abstention by phrases: what declines, and what answers with a reservation."""
 
 import pytest
 
-from builders.abstention import RULES_SHA256, abstains, denies
+from builders.abstention import abstains, without_abstentions
 
 ABSTAINING = """
 I don't know.
@@ -27,6 +27,29 @@ I don't know who that is.
 I'm sorry. I don't have that information.
 I do not have any specific information on this. Please provide more details.
 I don't know, but you could look it up.
+I apologize, but I am unable to answer that.
+Without more context, I cannot determine the answer.
+I cannot help you with this.
+My apologies, I can't help with that.
+The question does not provide enough information to determine the city.
+This question cannot be answered without additional context.
+That information isn't available to me.
+As of my last update, I don't have that information.
+Great question. I don't know the answer.
+Well, that is a great question! Unfortunately I don't know.
+I'm not 100% sure.
+**I don't know.**
+"I don't know"
+Answer: I don't know
+I lack the information needed to answer this question.
+Based on the available information, it is not possible to say.
+It depends on which article you mean. Could you clarify?
+The specific city is not mentioned.
+I haven't the faintest idea.
+I wish I knew, but I don't.
+Your question is unclear.
+There is no capital named in my records, sorry.
+I do not know the name of the mayor of Paris, France.
 """.strip().splitlines()
 
 ANSWERING = """
@@ -50,6 +73,20 @@ I don't know... it was Paris!
 Sorry, the answer is Paris.
 I know that it is Paris
 I cannot say with certainty, however, the likely author was Marlowe.
+I can't say for certain, but Paris is the most likely.
+I'm not sure, but Paris would be my guess.
+It is unclear, but most historians say Paris.
+I don't know for sure. Paris.
+I'm not certain, Paris?
+I cannot verify this. The capital is Paris.
+I would not hesitate: it is Paris
+No data was lost in Paris.
+There is no evidence that he left Paris.
+There is no information gap: Paris.
+It is impossible to overstate how much Paris shaped him.
+It is not known for being calm, Paris.
+It is unknown soldiers' grave in London.
+Insufficient data quality made the committee stop the study.
 """.strip().splitlines()
 
 
@@ -64,35 +101,21 @@ def test_an_answer_with_a_reservation_is_an_answer(answer: str):
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "rest"),
     [
-        "There is no such species as Felis glaber.",
-        "I am not aware of any animal called that.",
-        "Panthera lupus does not exist.",
-        "It seems that there may be a misspelling.",
-        "This is not a recognized medicine.",
-        "I couldn't find any information about it.",
-        "Did you mean Panthera leo?",
-        "It appears to be fictional.",
-        "I don't know.",
+        ("Paris", None),
+        ("I don't know.", ""),
+        ("I don't know for sure. Paris.", "Paris."),
+        ("I'm not sure, but Paris would be my guess.", "but Paris would be my guess."),
+        ("I'm sorry, I do not know the mayor of Paris. I can help you find London.", ""),
     ],
 )
-def test_doubt_that_a_thing_is_real_is_seen(answer: str):
-    assert denies(answer)
+def test_what_is_said_besides_declining_is_left(answer: str, rest: str | None):
+    assert without_abstentions(answer) == rest
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [
-        "Panthera lupus is a large cat found in Asia.",
-        "It is not a poisonous plant and it grows in Europe.",
-        "It lives in trees, and is not aggressive.",
-        "Take it with food and do not exceed the dose.",
-    ],
+    "unit", ["as an ai as an ai ", "I am sorry, but ", "without more context ", "I do not really "]
 )
-def test_facts_about_a_thing_take_it_for_real(answer: str):
-    assert not denies(answer)
-
-
-def test_the_phrases_have_a_hash():
-    assert len(RULES_SHA256) == 64
+def test_a_text_that_repeats_itself_is_read_in_time(unit: str):
+    assert abstains(unit * 200) in (True, False)  # the time limit of a test is what this is about

@@ -19,6 +19,7 @@ from tracekit.clients.client import ClientConfig, Request
 from tracekit.errors import ClientError, DatasetError
 from tracekit.format.labels import label_sets, read_labels, read_summary
 from tracekit.format.layout import Layout
+from tracekit.model.prompts import sha256_text
 from tracekit.records import TriviaQARecord
 
 
@@ -98,7 +99,8 @@ def test_another_judge_adds_a_set_and_leaves_everything_else(folder: Path, monke
     assert {path: after[path] for path in before} == before
     layout = Layout(folder, "trivia_qa")
     assert len(label_sets(layout)) == 2
-    assert calls[0]["cache"] == folder / "output/trivia_qa/cache/org-judge.jsonl"
+    cache = f"judge-{sha256_text('org/judge')[:8]}.jsonl"  # two judges whose names end alike have a file each
+    assert calls[0]["cache"] == folder / "output/trivia_qa/cache" / cache
     num_asked = len(client.asked)
     assert judge_by(folder, "org/judge") == 0
     assert len(client.asked) == num_asked, "a second run asks nothing"

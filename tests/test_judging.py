@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from builders.judge_prompts import ABSTENTION, EXISTENCE, REMINDER, VERDICT
-from builders.judging import MAX_REASKS, JudgeConfig, Judged, ModelJudge, RuleJudge, open_judge, set_name
+from builders.judging import (
+    MAX_REASKS,
+    RULES_SHA256,
+    JudgeConfig,
+    Judged,
+    ModelJudge,
+    RuleJudge,
+    open_judge,
+    set_name,
+)
 from tests.judges_for_tests import FakeClient, install, reply
 from tracekit.clients.client import ClientConfig, Reply, Request
 from tracekit.config import ModelConfig
@@ -36,6 +45,13 @@ def labels_of(judge: ModelJudge | RuleJudge, *examples: Judged) -> list[Label]:
         ("I don't know who else, but it was Paris", GOLD, False, "correct"),
         ("I'm not sure, but I think it is Lyon", GOLD, False, "incorrect"),
         ("Unknown", ["Unknown"], False, "correct"),
+        ("I don't know for sure. Paris.", GOLD, False, "correct"),
+        ("I'm not sure, but Lyon would be my guess.", GOLD, False, "incorrect"),
+        ("I don't know what the capital, Paris, is called.", GOLD, True, None),
+        ("Not Paris.", GOLD, False, "incorrect"),
+        ("Either Paris or Lyon.", GOLD, False, "incorrect"),
+        ("I have no idea.", ["no"], True, None),
+        ("There is no evidence of that.", ["No evidence"], False, "correct"),
         ("Paris", [], False, "unverifiable"),
         ("I don't know.", [], True, None),
         ("", GOLD, False, "unverifiable"),
@@ -62,6 +78,19 @@ def test_rules_see_abstention_first_then_an_alias(
 def test_rules_tell_whether_a_thing_is_taken_for_real(answer: str, verdict: str):
     label = RuleJudge("existence").label(judged(answer, []))
     assert (label.is_abstention, label.verdict) == (None, verdict)
+
+
+def test_an_answer_that_does_not_speak_of_its_subject_is_unverifiable():
+    example = judged("Once upon a time a king lived here.", [])
+    assert RuleJudge("existence").label(example).verdict == "accepted"
+    label = RuleJudge("existence").label(example._replace(subject="Zynotril"))
+    assert (label.is_abstention, label.verdict) == (None, "unverifiable")
+    assert label.judged_sha256 == example.sha256()
+
+
+def test_the_rules_have_a_hash():
+    assert RuleJudge.prompt_sha256 == RULES_SHA256
+    assert len(RULES_SHA256) == 64
 
 
 def scripted(abstains: str, verdict: str = "") -> FakeClient:

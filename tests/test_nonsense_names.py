@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.nonsense_names import DOMAINS, SAMPLES, RealNames, draw_real, invent, known_names, read_names
+from builders.nonsense_names import DOMAINS, SAMPLES, Name, RealNames, draw_real, invent, known_names, read_names
 from tracekit.errors import SourceError
 
 FILES = {"animals": "species_names_dataset.tsv", "plants": "plants_plants.json", "medicines": "medicine_drugs.json"}
@@ -48,7 +48,7 @@ def test_lists_of_the_real_forms_are_read(domain: str, shared: Path):
     path = shared / "data/names" / FILES[domain]
     real = read_names(domain, path)
     assert len(real.names) > 200
-    made = invent(real, known_names([real]), num_names=100, seed=3).names
+    made = invent(real, known_names([real]), num_names=200, seed=3).names
     assert not {one.name.lower() for one in made} & {name.lower() for name in real.all_names}
 
 
@@ -60,25 +60,75 @@ def test_the_seed_decides_what_is_drawn():
 
 
 def test_known_names_are_rejected_whatever_case_kind_and_ending():
-    real = animals(("Turdus merulus", "Aves"), ("Parus albus", "Aves"))
+    real = animals(("Turdus fictus", "Aves"), ("Parus mirus", "Aves"))
     assert {one.name for one in invent(real, known_names([real]), num_names=2, seed=0).names} == {
-        "Turdus albus",
-        "Parus merulus",
+        "Turdus mirus",
+        "Parus fictus",
     }
-    for other in ("turdus ALBUS", "Turdus alba"):
+    for other in ("turdus MIRUS", "Turdus mira", "Turdus mirum", "Turdus mirensis", "Turdus mirii"):
         known = known_names([real, RealNames("plants", [], [other])])
         made = invent(real, known, num_names=1, seed=0)
-        assert [one.name for one in made.names] == ["Parus merulus"]
+        assert [one.name for one in made.names] == ["Parus fictus"]
     with pytest.raises(SourceError, match=r"1 of 2 names could be made .*is a known name with another ending"):
-        invent(real, known_names([real, animals(more=("Turdus alba",))]), num_names=2, seed=0)
+        invent(real, known_names([real, animals(more=("Turdus mira",))]), num_names=2, seed=0)
 
 
-def test_another_salt_of_a_substance_is_no_invention():
-    real = RealNames("medicines", [("Abacavir Sulfate", "2 words"), ("Climara Pro", "2 words")], [])
-    made = invent(real, known_names([animals(more=("Abacavir Sulfate", "Climara Pro"))]), num_names=1, seed=0)
-    assert [one.name for one in made.names] == ["Abacavir Pro"]
-    with pytest.raises(SourceError, match="names a salt"):
-        invent(real, known_names([animals(more=("Abacavir Sulfate", "Climara Pro"))]), num_names=2, seed=0)
+@pytest.mark.parametrize(
+    ("kept", "other", "made", "reason"),
+    [
+        ("Turdus fictus", "Parus vulgaris", "Turdus vulgaris", "has an epithet of very many species"),
+        ("Turdus fictus", "Parus indicus", "Turdus indicus", "has an epithet of very many species"),
+        ("Turdus fictus", "Parus turdus", "Turdus turdus", "has an epithet that is a name by itself"),
+        ("Turdus fictus", "Orcinus orca", "Turdus orca", "has an epithet that is a name by itself"),
+        ("Turdus fictus", "Alauda mira", "Turdus mira", "has an epithet whose ending does not agree"),
+        ("Lilium fictum", "Alauda mirensis", "Lilium mirensis", "has an epithet whose ending does not agree"),
+        ("Quercus ficta", "Parus mirus", "Quercus mirus", "has an epithet whose ending does not agree"),
+    ],
+)
+def test_an_epithet_that_is_too_common_a_name_or_disagrees_is_not_taken(kept: str, other: str, made: str, reason: str):
+    real = animals((kept, "g"), (other, "g"))
+    with pytest.raises(SourceError, match=reason):
+        invent(real, known_names([real]), num_names=9, seed=0)
+    assert made not in {one.name for one in made_of(real, 1)}
+
+
+def made_of(real: RealNames, num_names: int) -> list[Name]:
+    """Names made of a list, none where it is too small."""
+    try:
+        return invent(real, known_names([real]), num_names=num_names, seed=0).names
+    except SourceError:
+        return []
+
+
+@pytest.mark.parametrize("names", [("Turdus fictus", "Parus miri"), ("Quercus ficta", "Alauda mira")])
+def test_endings_that_agree_are_taken_whatever_the_genus_ends_in(names: tuple[str, str]):
+    (first, one), (second, two) = (name.split() for name in names)
+    made = {name.name for name in made_of(animals(*((name, "g") for name in names)), 2)}
+    assert made == {f"{first} {two}", f"{second} {one}"}
+
+
+def test_an_epithet_that_many_genera_of_the_list_share_is_not_taken():
+    shared = tuple(f"Genus{letter} communior" for letter in "bcdef")
+    real = animals(("Turdus fictus", "Aves"), ("Parus communior", "Aves"))
+    assert {one.name for one in made_of(real, 2)} == {"Turdus communior", "Parus fictus"}
+    known = known_names([real, animals(more=shared)])
+    made = invent(real, known, num_names=1, seed=0)
+    assert [one.name for one in made.names] == ["Parus fictus"]
+
+
+def test_another_salt_or_form_of_a_medicine_is_no_invention():
+    names = ("Abacavir Sulfate", "Climara Fictum")
+    real = RealNames("medicines", [(name, "2 words") for name in names], [*names])
+    made = invent(real, known_names([real]), num_names=1, seed=0)
+    assert [one.name for one in made.names] == ["Abacavir Fictum"]
+    with pytest.raises(SourceError, match="names a salt or form"):
+        invent(real, known_names([real]), num_names=2, seed=0)
+
+
+def test_well_known_brands_count_as_known():
+    known = known_names([])
+    assert {"buprenex", "nitrostat", "clonac"} <= known.names
+    assert len(known.names) > 150
 
 
 def test_synonyms_and_names_in_english_count_as_known(tmp_path: Path):

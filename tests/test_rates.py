@@ -49,8 +49,8 @@ def by_name(rates: list[Rate]) -> dict[str, Rate]:
 @pytest.mark.parametrize(
     ("name", "count", "num"),
     [
-        ("refusal_rate", 4, 11),
-        ("hallucination_rate", 2, 5),
+        ("refusal_rate", 4, 10),
+        ("hallucination_rate", 2, 6),
         ("correct_rate", 3, 10),
         ("unverifiable_rate", 1, 6),
     ],
@@ -85,9 +85,12 @@ def test_rates_by_group_leave_out_what_no_sample_has():
     assert found == {
         ("false_acceptance_rate", None): (1, 3),
         ("false_rejection_rate", None): (1, 1),
+        ("unverifiable_rate", None): (1, 5),
         ("false_acceptance_rate", "domain=animals"): (0, 1),
         ("false_acceptance_rate", "domain=plants"): (1, 2),
         ("false_rejection_rate", "domain=animals"): (1, 1),
+        ("unverifiable_rate", "domain=animals"): (1, 3),
+        ("unverifiable_rate", "domain=plants"): (0, 2),
     }
 
 
@@ -106,5 +109,14 @@ def test_samples_of_one_question_are_drawn_together():
     assert together[1] - together[0] > 2 * (alone[1] - alone[0])
 
 
-def test_a_rate_of_zero_has_a_point_for_an_interval():
-    assert interval(np.array([[0, 1]] * 8)) == (0.0, 0.0)
+@pytest.mark.parametrize(
+    ("num_questions", "far"),
+    [(1, 0.79345), (8, 0.32441), (100, 0.03699)],  # upper ends for 0 of n
+)
+def test_a_rate_of_zero_or_one_has_wilsons_interval_over_questions(num_questions: int, far: float):
+    for num_samples in (1, 5):  # more samples of the same questions tell nothing more
+        none = interval(np.array([[0, num_samples]] * num_questions))
+        every = interval(np.array([[num_samples, num_samples]] * num_questions))
+        assert none == (0.0, pytest.approx(far, abs=1e-5))
+        assert every == (pytest.approx(1 - far, abs=1e-5), 1.0)
+    assert "Wilson" in definitions("answers")["interval"]
