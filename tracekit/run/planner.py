@@ -19,9 +19,9 @@ import msgspec
 from tracekit.config import RunConfig
 from tracekit.errors import PlanMismatchError
 from tracekit.format.layout import Layout, create_once, locked, write_atomic
-from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_plan, read_struct, to_bytes
+from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_plan, to_bytes
 from tracekit.records import ModelInfo
-from tracekit.run.finish import finish, is_finished, reopen
+from tracekit.run.finish import finish, reopen
 from tracekit.run.plan import (
     Example,
     command_line,
@@ -194,9 +194,7 @@ def finish_planned(layout: Layout, plan: Plan) -> Manifest | None:
     Raises: as `tracekit.run.finish.finish`.
     """
     with locked(layout.plan):
-        if read_plan(layout).shards != plan.shards:
-            return None
-        return read_struct(layout.manifest, Manifest) if is_finished(layout) else finish(layout, plan)
+        return finish(layout, plan) if read_plan(layout).shards == plan.shards else None
 
 
 def _replace(layout: Layout, stored: Plan, plan: Plan) -> bool:
