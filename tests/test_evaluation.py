@@ -248,3 +248,11 @@ def test_a_dry_run_says_what_would_be_judged_and_writes_nothing(folder: Path, ca
 def test_without_answers_the_command_that_makes_them_is_named(tmp_path: Path):
     with pytest.raises(DatasetError, match=r"python -m builders\.trivia_qa --stages answers --out"):
         judge_by(tmp_path)
+
+
+def test_answers_made_anew_have_no_labels_of_the_old_ones(folder: Path, model: Path):
+    judge_by(folder)
+    assert label_sets(Layout(folder, "trivia_qa"))
+    run_trivia(folder, model, output={"force_run": True})
+    assert not label_sets(Layout(folder, "trivia_qa"))
+    assert verify(folder).problems == []

@@ -223,10 +223,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def forget(layout: Layout) -> None:
-    """Delete a configuration; its plan last, so that a crash in between leaves a run that can go on."""
+    """Delete a configuration with its labels; its plan last, so that a crash in between leaves a run that can go on."""
     root, config = layout.root, layout.config
     layout.manifest.unlink(missing_ok=True)
-    for folder in ("sidecars", "data", "records"):
+    for folder in ("labels", "sidecars", "data", "records"):
         for path in sorted((root / folder / config).glob("*")):
             path.unlink()
     layout.schema.unlink(missing_ok=True)
