@@ -70,7 +70,9 @@ def test_the_card_names_label_sets_with_their_rates(folder: Path):
     manifest = read_struct(layout.manifest, Manifest)
     (summary,) = read_summaries(layout)
     card = render_card([manifest], labels=[summary])
-    assert f"| `{summary.name}` | rules | 12 samples, 0 without a label | refusal_rate 0.000 [0.000, 0.000]" in card
+    refused = next(rate for rate in summary.rates if rate.name == "refusal_rate")
+    shown = f"refusal_rate {refused.value:.3f} [{refused.low:.3f}, {refused.high:.3f}]"
+    assert f"| `{summary.name}` | rules | 12 samples, 0 without a label | {shown}" in card
     assert "\n\n\n" not in card.partition("### Label sets")[2].partition("### How")[0]
     assert "|\n\n### Tensors" in card
     assert "### Label sets" not in render_card([manifest])
