@@ -465,7 +465,8 @@ def test_several_prompts_are_admitted_together_or_not_at_all(
         first = pool.submit(ask, server.url)
         wait_for(writing.is_set)
         two = pool.submit(post, server.url, {"prompt": ["a", "b"], "max_tokens": 2}, "completions")
-        wait_for(lambda: post(server.url, {"prompt": ["a", "b"]}, "completions").status_code == 429)
+        wait_for(lambda: len(server._engine._waiting) == 2)  # or the next request would be the one that is admitted
+        assert post(server.url, {"prompt": ["a", "b"]}, "completions").status_code == 429
         opened.set()
         assert (first.result().status_code, two.result().status_code) == (200, 200)
     assert verify(tmp_path / "out").num_samples == 3
