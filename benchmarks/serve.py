@@ -32,7 +32,7 @@ from tracekit.serve.settings import ServerSettings
 NUM_REQUESTS = 16
 NUM_TOKENS = 32
 _NUM_ROUNDS = 5
-_MAX_SECONDS = 240
+_MAX_SECONDS = 200
 
 QUESTIONS = [f"Tell me {count} things about {topic}." for count in ("two", "five") for topic in (
     "rain", "the harbour of a small town", "bread", "how a bicycle keeps upright", "owls", "maps",
