@@ -192,7 +192,7 @@ def store_results(name: str, results: Mapping[str, Any]) -> None:
     stored[name] = msgspec.to_builtins({"machine": _machine(), **results})
     rounded = json.loads(json.dumps(stored), parse_float=lambda text: float(f"{float(text):.4g}"))
     RESULTS.write_text(json.dumps(rounded, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_page(rounded, RESULTS.parent)
+    write_page(json.loads(RESULTS.read_text(encoding="utf-8")), RESULTS.parent)  # keys in the order of the file
     say(f"\n{name}: written to {RESULTS}")
 
 
