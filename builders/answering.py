@@ -6,8 +6,6 @@ A builder says what is asked and makes its record of the fields that all such re
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
-
 from tracekit.config import RunConfig
 from tracekit.model.answers import parse_answer
 from tracekit.model.capture import Text, capture
@@ -16,9 +14,9 @@ from tracekit.model.prompts import Prompt, Prompter, sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.records import Record
 from tracekit.run.plan import Example
-from tracekit.run.task import Place, Sample, Task, answered_fields
+from tracekit.run.task import Place, Sample, Task, answered_fields, floats
 
-__all__ = ["AnsweringTask", "Asked", "floats"]
+__all__ = ["AnsweringTask", "Asked"]
 
 ExampleT = TypeVar("ExampleT", bound=Example)
 
@@ -113,8 +111,3 @@ class AnsweringTask(Task[ExampleT]):
             }
             samples.append(Sample(self.record(example, shared), text, trace))
         return samples
-
-
-def floats(values: np.ndarray) -> list[float]:
-    """An array as numbers that JSON knows."""
-    return [float(value) for value in values]

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from builders.answering import floats
 from builders.scoring import exact_match, f1, find_alias
 from builders.sources import HubSource, Row, read_examples
 from tracekit.cli import run_builder
@@ -32,7 +31,7 @@ from tracekit.records import (
     TriviaQARecord,
 )
 from tracekit.run.plan import Example
-from tracekit.run.task import Place, Sample, Task, answered_fields
+from tracekit.run.task import Place, Sample, Task, answered_fields, floats
 
 __all__ = ["BUILDER", "TriviaExample", "TriviaQABuilder", "TriviaQAConfig", "parse_row"]
 

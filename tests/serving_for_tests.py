@@ -5,15 +5,19 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import openai
+import pytest
 
 from tracekit.config import CaptureConfig, ModelConfig, PromptConfig
+from tracekit.format.manifest import Verification
+from tracekit.run.task import Sample
+from tracekit.serve.growing import GrowingDataset
 from tracekit.serve.server import LoggingServer
 from tracekit.serve.settings import ServerSettings
 
@@ -42,6 +46,20 @@ def serving(out: Path, model: Path, /, **settings: Any) -> Iterator[LoggingServe
         finally:
             server.stop()
             thread.join()
+
+
+def hold_writing(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Make samples wait before they are written: until the first event is set; the second says that one waits."""
+    opened, writing = threading.Event(), threading.Event()
+    original = GrowingDataset.add
+
+    def slow(self: GrowingDataset, samples: Sequence[Sample], verification: Verification | None) -> None:
+        writing.set()
+        opened.wait(60)
+        original(self, samples, verification)
+
+    monkeypatch.setattr(GrowingDataset, "add", slow)
+    return opened, writing
 
 
 def client_of(url: str, api_key: str = "none") -> openai.OpenAI:

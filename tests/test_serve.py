@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.serving_for_tests import ask, client_of, new_server, post, serving
+from tests.serving_for_tests import ask, client_of, hold_writing, new_server, post, serving
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
 from tracekit.errors import (
@@ -450,17 +450,7 @@ def test_several_prompts_and_token_ids_are_samples_of_their_own(chat_model: Path
 def test_several_prompts_are_admitted_together_or_not_at_all(
     chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from tracekit.serve.growing import GrowingDataset
-
-    opened, writing = threading.Event(), threading.Event()
-    original = GrowingDataset.add
-
-    def slow(self, samples, verification):
-        writing.set()
-        opened.wait(60)
-        return original(self, samples, verification)
-
-    monkeypatch.setattr(GrowingDataset, "add", slow)
+    opened, writing = hold_writing(monkeypatch)
     with serving(tmp_path / "out", chat_model, max_queue=3, max_batch=1) as server, ThreadPoolExecutor(4) as pool:
         first = pool.submit(ask, server.url)
         wait_for(writing.is_set)
@@ -769,17 +759,7 @@ def test_a_full_queue_answers_429_and_loses_nothing_that_it_took(
 def test_a_slow_disk_fills_the_queue_and_not_the_memory(
     chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from tracekit.serve.growing import GrowingDataset
-
-    opened, writing = threading.Event(), threading.Event()
-    original = GrowingDataset.add
-
-    def slow(self, samples, verification):
-        writing.set()
-        opened.wait(60)
-        return original(self, samples, verification)
-
-    monkeypatch.setattr(GrowingDataset, "add", slow)
+    opened, writing = hold_writing(monkeypatch)
     out = tmp_path / "out"
     with serving(out, chat_model, max_queue=3, max_batch=1) as server, ThreadPoolExecutor(20) as pool:
         first = pool.submit(ask, server.url)
@@ -797,16 +777,8 @@ def test_a_slow_disk_fills_the_queue_and_not_the_memory(
 def test_a_stream_flows_while_its_sample_is_not_written_and_ends_after_it(
     chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from tracekit.serve.growing import GrowingDataset
-
-    opened, told = threading.Event(), threading.Event()
-    original = GrowingDataset.add
-
-    def slow(self, samples, verification):
-        opened.wait(60)
-        return original(self, samples, verification)
-
-    monkeypatch.setattr(GrowingDataset, "add", slow)
+    opened, _ = hold_writing(monkeypatch)
+    told = threading.Event()
     body = {"prompt": "Who", "max_tokens": 8, "temperature": 0, "stream": True}
     lines: list[str] = []
 

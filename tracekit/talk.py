@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tracekit.ranks import this_rank
 
-__all__ = ["logged", "note", "printable", "say"]
+__all__ = ["logged", "note", "now", "printable", "say"]
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 """Control characters, C0 and C1 with DEL, and what is shown of them."""
@@ -34,7 +34,7 @@ class _Log:
 
     def add(self, text: str) -> None:
         """Take in what was said."""
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n"
+        line = f"{now()} {text}\n"
         if self._path is None:
             self._waiting.append(line)
         else:
@@ -49,6 +49,11 @@ class _Log:
 def printable(text: str) -> str:
     """A text as it may go to a terminal: control characters but line feeds and tabs as `\\x1b`, so that none works."""
     return text.translate(_CONTROLS)
+
+
+def now() -> str:
+    """The time for a log: ISO 8601, local with its offset."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def say(text: str) -> None:

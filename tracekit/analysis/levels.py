@@ -131,7 +131,7 @@ def _measured(records: Sequence[DegradationRecord]) -> Measures:
         accuracy=_mean(None if record.is_correct is None else float(record.is_correct) for record in records),
         mean_entropy=_mean(entropy for record in records for entropy in record.token_entropies),
         perplexity=_mean(record.perplexity for record in records),
-        nonfinite_share=_mean(float(_is_spoilt(record)) for record in records),
+        nonfinite_share=_mean(float(record.is_spoilt) for record in records),
     )
 
 
@@ -143,11 +143,6 @@ def _spread(repeats: Sequence[Measures]) -> Measures:
         is_known = len(values) > 1 and field.name != "perplexity"
         found[field.name] = stdev(values) if is_known else None
     return Measures(**found)
-
-
-def _is_spoilt(record: DegradationRecord) -> bool:
-    """Whether the model gave values that are not finite; those that only the stored dtype cannot hold do not count."""
-    return bool(record.num_nonfinite_values - record.num_overflowed_values or record.num_nonfinite_tokens)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

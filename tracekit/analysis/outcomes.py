@@ -64,6 +64,9 @@ class Fields(NamedTuple):
     """Dotted paths of what samples were made under, beside the model's arithmetic and how answers were generated."""
 
 
+_ANSWERED = Fields(answer="generated_answer", numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs")))
+"""Of a task that records answers and judges none of them."""
+
 FIELDS: dict[str, Fields] = {
     "trivia_qa": Fields(
         same=("question",),
@@ -71,15 +74,9 @@ FIELDS: dict[str, Fields] = {
         answer="generated_answer",
         numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs"), ("f1", "f1")),
     ),
-    "replay": Fields(
-        answer="generated_answer",
-        numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs")),
-    ),
-    "wiki_qa": Fields(
-        same=("question", "ground_truth_answers"),
-        answer="generated_answer",
-        numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs")),
-    ),
+    "replay": _ANSWERED,
+    "wiki_qa": _ANSWERED._replace(same=("question", "ground_truth_answers")),
+    "nonsense_entities": _ANSWERED._replace(same=("question",)),
     "next_token": Fields(
         same=("text",),
         numbers=(
@@ -133,15 +130,7 @@ FIELDS: dict[str, Fields] = {
         ),
         conditions=("damage.method", "damage.group", "damage.level", "damage.seed"),
     ),
-    "serve": Fields(
-        same=("prompt",),
-        answer="generated_answer",
-        numbers=(
-            ("entropy", "token_entropies"),
-            ("logprob", "token_logprobs"),
-            ("truncated_share", "is_truncated"),
-        ),
-    ),
+    "serve": _ANSWERED._replace(same=("prompt",), numbers=(*_ANSWERED.numbers, ("truncated_share", "is_truncated"))),
 }
 """What the fields of each task say."""
 

@@ -6,11 +6,9 @@ One line a reply, appended as it comes; `key` is the SHA-256 of the client's nam
 A line torn by kill -9 is cut off before the next one is written; several processes may append to one file.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ from tracekit.clients.client import (
     ignore_reply,
 )
 from tracekit.errors import ConfigError, NoSpaceError
+from tracekit.format.layout import cut_torn_line, is_no_space
 
 __all__ = ["CachedClient", "Usage"]
 
@@ -215,11 +214,11 @@ class _File:
         data = memoryview(msgspec.json.encode(line) + b"\n")
         fcntl.flock(self._number, fcntl.LOCK_EX)
         try:
-            self._cut_torn_line()
+            cut_torn_line(self._number)  # under the lock nobody writes: a torn line is of a process that was killed
             while data:
                 data = data[os.write(self._number, data) :]
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not is_no_space(error):
                 raise
             raise NoSpaceError(
                 error.errno,
@@ -233,14 +232,6 @@ class _File:
         if self._number >= 0:
             os.close(self._number)
         self._number = -1
-
-    def _cut_torn_line(self) -> None:
-        """Under the lock nobody is writing, so an end without a newline was left by a process that was killed."""
-        size = os.fstat(self._number).st_size
-        if size and os.pread(self._number, 1, size - 1) != b"\n":
-            with mmap.mmap(self._number, size, access=mmap.ACCESS_READ) as whole:
-                end = whole.rfind(b"\n") + 1
-            os.ftruncate(self._number, end)
 
 
 def _key(name: str, request: Request) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from tracekit.errors import DatasetError
-from tracekit.format.layout import Layout, write_atomic
+from tracekit.format.layout import Layout, cut_torn_line, write_atomic
 from tracekit.format.manifest import read_struct, to_bytes
 
 __all__ = [
@@ -148,10 +148,8 @@ def mend_labels(path: Path) -> None:
     """Cut off a last line that a crash left unfinished."""
     if not path.exists():
         return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(path, whole)
+    with path.open("r+b") as file:
+        cut_torn_line(file.fileno())
 
 
 def append_labels(path: Path, labels: Iterable[Label]) -> None:

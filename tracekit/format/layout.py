@@ -19,7 +19,9 @@
   logs/ exports/ output/ *.partial     beside the dataset, neither verified nor published
 """
 
+import errno
 import fcntl
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +36,10 @@ __all__ = [
     "choose_config",
     "config_names",
     "create_once",
+    "cut_torn_line",
     "forget",
     "is_ignored",
+    "is_no_space",
     "locked",
     "may_become_dataset",
     "shard_name",
@@ -191,6 +195,23 @@ def append_line(path: Path, line: str) -> None:
         size = file.seek(0, os.SEEK_END)
         is_torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
         file.write(b"\n" * is_torn + line.encode() + b"\n")
+
+
+def cut_torn_line(descriptor: int) -> None:
+    """Cut off the last line of a file of lines where a crash cut it short.
+
+    The file is open for reading and writing, and nobody else writes it meanwhile.
+    """
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        with mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as whole:
+            end = whole.rfind(b"\n") + 1
+        os.ftruncate(descriptor, end)
+
+
+def is_no_space(error: OSError) -> bool:
+    """Whether an error says that a file found no more room: on the disk, in a quota, or by a limit of its size."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def create_once(path: Path, data: bytes) -> bool:

@@ -34,7 +34,7 @@ from tracekit.errors import (
     NoSpaceError,
     ShardLockedError,
 )
-from tracekit.format.layout import Layout, sync_folder, write_atomic
+from tracekit.format.layout import Layout, is_no_space, sync_folder, write_atomic
 from tracekit.format.manifest import LayerNorms, SampleIndex, Sidecar, Verification, to_bytes
 from tracekit.tensors import Payload, TensorIndex, read_header
 
@@ -389,9 +389,9 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _no_space(error: OSError, path: Path) -> OSError:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if not is_no_space(error):
         return error
-    why = "the disk is full" if error.errno == errno.ENOSPC else f"no more room ({os.strerror(error.errno)})"
+    why = "the disk is full" if error.errno == errno.ENOSPC else f"no more room ({os.strerror(error.errno or 0)})"
     return NoSpaceError(
         error.errno,
         f"{why} while writing {path}. Every finished batch is safe; free some space and run the same command again",

@@ -95,7 +95,11 @@ class DegradationRecord(Record, frozen=True, kw_only=True, tag="degradation", fo
         damage = f"[{self.damage.method} {self.damage.group} {self.damage.level:g} r{self.repeat}] "
         return Summary(damage + self.prompt_text, self.generated_answer, "")
 
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether the model gave values that are not finite; what only the stored dtype cannot hold does not count."""
+        return bool(self.num_nonfinite_values - self.num_overflowed_values or self.num_nonfinite_tokens)
+
     def tallied(self) -> dict[str, Tallied]:
         """Shares of samples that were cut, and that hold values that are not finite."""
-        nonfinite = bool(self.num_nonfinite_values - self.num_overflowed_values or self.num_nonfinite_tokens)
-        return {"nonfinite_share": Tallied(float(nonfinite), 1)}
+        return {"nonfinite_share": Tallied(float(self.is_spoilt), 1)}

@@ -4,7 +4,6 @@ A builder is anything with the Builder protocol; this module never imports one. 
 shards that are not done and nothing else. Ctrl-C and SIGTERM finish the batch in hand and say how to go on.
 """
 
-import errno
 import json
 import resource
 import signal
@@ -29,7 +28,7 @@ from tracekit.errors import (
     SourceError,
     TracekitError,
 )
-from tracekit.format.layout import MAX_SHARDS, Layout, append_line, forget, may_become_dataset
+from tracekit.format.layout import MAX_SHARDS, Layout, append_line, forget, is_no_space, may_become_dataset
 from tracekit.format.manifest import (
     Manifest,
     Plan,
@@ -53,7 +52,7 @@ from tracekit.run.planner import Asked, Planner, finish_planned, in_stored_order
 from tracekit.run.task import Builder, Place, Sample, Task, in_parts
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
-from tracekit.talk import logged, note, say
+from tracekit.talk import logged, note, now, say
 from tracekit.tensors import encode
 
 __all__ = ["Loader", "Outcome", "execute", "preflight"]
@@ -133,7 +132,7 @@ def execute(
                 note(f"error: {error}")
                 raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not isinstance(error, NoSpaceError):
+        if is_no_space(error) and not isinstance(error, NoSpaceError):
             raise NoSpaceError(
                 error.errno, f"the disk is full ({error}). Every finished batch is safe; free some space and run again"
             ) from error
@@ -501,7 +500,7 @@ class _Run(Generic[ExampleT]):
     def _log(self, shard: ShardTask, batch: int, parts: list[int], num_samples: int, seconds: float) -> None:
         """One line a batch in the run log: everything that differs from run to run lives here, not in the data."""
         line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "time": now(),
             "shard": shard.name,
             "batch": batch,
             "parts": parts,

@@ -6,6 +6,8 @@ A builder reads its examples and opens a task; the task says how long each examp
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+
 from tracekit.config import RunConfig
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.answers import Answer
@@ -18,7 +20,7 @@ from tracekit.model.traced import Loads, TracedModel
 from tracekit.records import SCHEMA_VERSION, Record
 from tracekit.run.plan import Example
 
-__all__ = ["Builder", "Overhead", "Place", "Sample", "Task", "answered_fields", "in_parts"]
+__all__ = ["Builder", "Overhead", "Place", "Sample", "Task", "answered_fields", "floats", "in_parts"]
 
 ExampleT = TypeVar("ExampleT", bound=Example)
 ConfigT_contra = TypeVar("ConfigT_contra", bound=RunConfig, contravariant=True)
@@ -90,6 +92,11 @@ def in_parts(count: int, size: int) -> list[int]:
     """Sizes of the parts of `count` examples, at most `size` each."""
     whole, rest = divmod(count, size)
     return [size] * whole + [rest] * (rest > 0)
+
+
+def floats(values: np.ndarray) -> list[float]:
+    """An array as numbers that JSON knows."""
+    return [float(value) for value in values]
 
 
 class Task(Generic[ExampleT]):

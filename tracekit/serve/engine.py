@@ -18,7 +18,7 @@ from typing import Any
 
 from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, TracekitError
-from tracekit.format.layout import Layout
+from tracekit.format.layout import Layout, append_line
 from tracekit.format.manifest import Verification
 from tracekit.model.capture import Trace, capture
 from tracekit.model.generation import Generated, Listener, Step, answer_variously
@@ -31,7 +31,7 @@ from tracekit.serve.growing import GrowingDataset, told_of_space
 from tracekit.serve.rows import Row
 from tracekit.serve.samples import Answered, Failed, Job, make_sample, text_of
 from tracekit.serve.settings import ServerSettings
-from tracekit.talk import say
+from tracekit.talk import now, say
 
 __all__ = ["Engine"]
 
@@ -136,13 +136,12 @@ class Engine:
     def log(self, asked: Asked | None, status: int, **numbers: Any) -> None:
         """One line a request: what differs from run to run lives here, not in the data; and nothing of a text."""
         line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "time": now(),
             "status": status,
             "endpoint": None if asked is None else asked.endpoint,
             **numbers,
         }
-        with self._layout.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._layout.log, json.dumps(line))
         told = ", ".join(f"{name} {value}" for name, value in numbers.items() if value is not None)
         say(f"{status} {line['endpoint'] or 'refused'}{f' ({told})' if told else ''}")
 

@@ -7,7 +7,6 @@ Numbers are given away in the order of admission and noted a thousand ahead, so 
 gap and never a second sample under a key that some client was told.
 """
 
-import errno
 import fcntl
 import os
 import time
@@ -18,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from tracekit.errors import DatasetError, NoSpaceError, ShardLockedError
-from tracekit.format.layout import Layout, may_become_dataset, shard_name, write_atomic
+from tracekit.format.layout import Layout, is_no_space, may_become_dataset, shard_name, write_atomic
 from tracekit.format.manifest import (
     Manifest,
     Plan,
@@ -47,12 +46,12 @@ _MAX_DIGITS = 18
 
 def told_of_space(error: OSError, path: Path) -> OSError:
     """An error of the disk; one about its room says what to do."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or isinstance(error, NoSpaceError):
+    if not is_no_space(error) or isinstance(error, NoSpaceError):
         return error
     return NoSpaceError(
         error.errno,
-        f"the disk is full, or a file may grow no further ({os.strerror(error.errno)}), while writing {path}. Every "
-        "answer that came to its end is safe; free some space and run the same command again",
+        f"the disk is full, or a file may grow no further ({os.strerror(error.errno or 0)}), while writing {path}. "
+        "Every answer that came to its end is safe; free some space and run the same command again",
     )
 
 

@@ -9,7 +9,7 @@ from tracekit.model.generation import Decoding, Generated
 from tracekit.model.prompts import Prompt, sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.records import GenerationSettings, ServeRecord
-from tracekit.run.task import Place, Sample, answered_fields
+from tracekit.run.task import Place, Sample, answered_fields, floats
 from tracekit.serve.forms import Asked
 from tracekit.serve.replies import Piece, Usage
 
@@ -101,8 +101,8 @@ def make_sample(
         generated_text=parsed.whole_text,
         generated_answer=answer.text,
         generated_token_ids=generated.token_ids,
-        token_logprobs=[float(value) for value in trace.logprobs],
-        token_entropies=[float(value) for value in trace.entropies],
+        token_logprobs=floats(trace.logprobs),
+        token_entropies=floats(trace.entropies),
         stop_string=answer.stop_string,
         stop=asked.stop,
         request_seed=asked.seed,
