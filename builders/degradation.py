@@ -165,6 +165,11 @@ def _check(config: DegradationConfig) -> None:
         raise ConfigError(f"--num-beams {generation.num_beams} with --do-sample - at `$.generation.num_beams`; give 1")
     if config.prompt.num_shots:
         raise ConfigError(f"--num-shots {config.prompt.num_shots} - at `$.prompt.num_shots`; these prompts have none")
+    if config.capture.is_quantized or config.capture.attention_top_p < 1:
+        raise ConfigError(
+            "--store-dtype int8 and float8 and --attention-top-p - at `$.capture`; damaged models give values that are "
+            "not finite, which these forms do not know; use --store-dtype bfloat16 or float16"
+        )
     if config.model.quantize != "none":
         raise ConfigError(
             f"--quantize {config.model.quantize} - at `$.model.quantize`; quantised weights cannot be damaged like "

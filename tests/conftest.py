@@ -1,8 +1,12 @@
 """What every test has: no network, one thread a worker, and the folder of shared material where there is one."""
 
+import importlib.util
+import itertools
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # read when the libraries are imported
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -57,3 +61,21 @@ def xet_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestHub]:
     running = TestHub(tmp_path_factory.mktemp("hub"), mode="xet")
     yield running
     running.close()
+
+
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
+    """Imports the script of a folder: each time anew, always as a module named `load_traces`, as users have it."""
+    numbers = itertools.count()
+
+    def import_script(folder: Path) -> Any:
+        name = f"imported{next(numbers)}.load_traces"  # datasets looks at the last part alone
+        spec = importlib.util.spec_from_file_location(name, folder / "load_traces.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module.LoadTraces
+
+    return import_script

@@ -2,8 +2,6 @@
 
 import ast
 import hashlib
-import importlib.util
-import itertools
 import shutil
 import sys
 import tarfile
@@ -73,24 +71,6 @@ def assert_same(row: dict[str, Any], store: TraceStore, *, has_tensors: bool = T
     for name in names:
         expected = store.tensor(row["key"], name).astype(np.float64)
         np.testing.assert_array_equal(np.asarray(row[name]), expected)
-
-
-@pytest.fixture
-def imported(monkeypatch: pytest.MonkeyPatch) -> Import:
-    """Imports the script of a folder: each time anew, always as a module named `load_traces`, as users have it."""
-    numbers = itertools.count()
-
-    def import_script(folder: Path) -> Any:
-        name = f"imported{next(numbers)}.load_traces"  # datasets looks at the last part alone
-        spec = importlib.util.spec_from_file_location(name, folder / "load_traces.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module.LoadTraces
-
-    return import_script
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ def _stored(shape: list[int], axes: str, layout: str, offsets: list[int]) -> Sto
         num_keys=0,
         choice_offsets=offsets,
     )
-    return Stored(spec, np.dtype(np.float32), 1000, int(np.prod(shape)) * ITEM)
+    return Stored(spec, np.dtype(np.float32), 1000, int(np.prod(shape)) * ITEM, spec.layout)
 
 
 def test_a_choice_of_a_layer_is_one_range() -> None:

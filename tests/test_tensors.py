@@ -21,6 +21,7 @@ from tracekit.tensors import (
     choices_problem,
     decode,
     encode,
+    is_companion,
     num_packed,
     pack_indices,
     positions_of,
@@ -175,4 +176,5 @@ def test_choices_lie_where_their_lengths_and_squares_say():
 
 
 def test_the_site_of_a_tensor_is_its_name_without_a_layer():
-    assert [site_of(name) for name in ("keys", "keys.12", "a.b", ".3")] == ["keys", "keys", "a.b", ".3"]
+    assert [site_of(name) for name in ("keys", "keys.12", "keys.scales", "keys.12.scales")] == ["keys"] * 4
+    assert [is_companion(name) for name in ("keys", "keys.12", "keys.scales", "keys.12.scales")] == [0, 0, 1, 1]

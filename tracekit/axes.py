@@ -17,4 +17,5 @@ LEGEND = {
     "V": "vocabulary",
     "C": "choices of a multiple-choice question",
     "k": "the k most likely tokens",
+    "W": "kept weights of sparse attention, query row after query row",
 }

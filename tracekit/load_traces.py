@@ -41,7 +41,7 @@ import datasets
 import numpy as np
 import safetensors
 
-__all__ = ["DATASET", "FINGERPRINT", "LoadTraces", "decode_tensors", "split_choices", "unpack_causal"]
+__all__ = ["DATASET", "FINGERPRINT", "LoadTraces", "decode_tensors", "split_choices", "spread", "unpack_causal"]
 
 FINGERPRINT = ""
 """SHA-256 over the dataset's manifests: part of the cache's path, so that no other dataset's rows are ever read."""
@@ -63,6 +63,7 @@ _CODES = {
     "F16": "float16",
     "BF16": "bfloat16",
     "I16": "int16",
+    "U16": "uint16",
     "F8_E4M3": "float8_e4m3fn",
     "I8": "int8",
     "U8": "uint8",
@@ -114,6 +115,8 @@ class LoadTraces(datasets.GeneratorBasedBuilder):
             widened = f", widened from {tensor['dtype']}" if tensor["dtype"] in _WIDENED else ""
             unpacked = ", unpacked from the causal half" if tensor["layout"] == "causal" else ""
             unpacked += ", a list of choices" if _is_by_choice(tensor) else ""
+            unpacked += ", 0 where no weight was kept" if tensor["layout"] == "sparse" else ""
+            unpacked += ", multiplied with its scales" if tensor["layout"] == "scaled" else ""
             lines.append(f"{tensor['name']}: ({', '.join(axes)}){widened}{unpacked}")
         return datasets.DatasetInfo(description="\n".join(lines), features=datasets.Features(features))
 
@@ -206,6 +209,19 @@ def split_choices(packed: np.ndarray, offsets: list[int]) -> list[np.ndarray]:
     return [part.reshape(*part.shape[:-1], n, n) for part, n in zip(parts, lengths.tolist(), strict=True)]
 
 
+def spread(weights: np.ndarray, indices: np.ndarray, counts: np.ndarray, num_keys: int) -> np.ndarray:
+    """Sparse attention, its kept weights row after row, as (..., num_keys) with zeros where none was kept.
+
+    Raises:
+        ValueError: weights, keys and counts do not go together.
+    """
+    if not len(weights) == len(indices) == counts.sum() or (len(indices) and indices.max() >= num_keys):
+        raise ValueError(f"{len(weights)} weights, {len(indices)} keys, {counts.sum()} counted, of {num_keys} tokens")
+    full = np.zeros((counts.size, num_keys), weights.dtype)
+    full[np.repeat(np.arange(counts.size), counts.ravel()), indices] = weights
+    return full.reshape(*counts.shape, num_keys)
+
+
 def _flat(data: bytes, dtype: str) -> np.ndarray:
     """Values of one tensor, widened where numpy does not have the dtype."""
     if dtype == "bfloat16":  # the upper half of a float32
@@ -240,7 +256,15 @@ def _axes(tensor: dict[str, Any]) -> list[str]:
     """Axes of a tensor's column: as stored, but attention unpacked."""
     if _is_by_choice(tensor):
         return ["C", *tensor["axes"][:-1], "T", "T"]
+    if tensor["layout"] == "sparse":
+        return ["L", "H", "rows", "T"]
     return [*tensor["axes"][:-1], "rows", "T"] if tensor["layout"] == "causal" else tensor["axes"]
+
+
+def _belonging(tensor: dict[str, Any]) -> list[str]:
+    """Names of the tensors that one is unpacked with."""
+    suffixes = {"scaled": ("scales",), "sparse": ("indices", "counts")}.get(tensor["layout"], ())
+    return [f"{tensor['name']}.{suffix}" for suffix in suffixes]
 
 
 def _is_by_choice(tensor: dict[str, Any]) -> bool:
@@ -251,7 +275,7 @@ def _is_by_choice(tensor: dict[str, Any]) -> bool:
 def _dtype(tensor: dict[str, Any]) -> str:
     """dtype of a tensor's column."""
     name: str = tensor["dtype"]
-    return _WIDENED.get(name, name)
+    return "float32" if tensor["layout"] == "scaled" else _WIDENED.get(name, name)
 
 
 def _check_size(shard: dict[str, Any], file: Path) -> None:
@@ -305,23 +329,41 @@ def _columns(
     """The declared tensors of a sample, attention unpacked; None for one that this sample does not have."""
     spec_of = {spec["name"]: spec for spec in specs}
     names = {tensor["name"] for tensor in declared}
-    if set(arrays) != set(spec_of) or not names.issuperset(arrays):
+    if set(arrays) != set(spec_of) or not names.issuperset(name for name in arrays if not _is_companion(name)):
         raise ValueError(
             f"{where}: the payload holds {sorted(arrays)}, the record names {sorted(spec_of)}, "
             f"DATASET {sorted(names)}. {_AGAIN}"
         )
     return {
-        tensor["name"]: _column(arrays[tensor["name"]], spec_of[tensor["name"]], tensor, num_tokens, where)
+        tensor["name"]: _column(arrays, spec_of[tensor["name"]], tensor, num_tokens, where)
         if tensor["name"] in arrays
         else None
         for tensor in declared
     }
 
 
-def _column(array: np.ndarray, spec: dict[str, Any], tensor: dict[str, Any], num_tokens: int, where: str) -> Any:
-    """One tensor as it stands in its column: attention unpacked, or of several choices a list."""
+def _is_companion(name: str) -> bool:
+    """Whether a tensor only belongs to another one, as `keys.scales` and `keys.12.scales` do; `keys.12` does not."""
+    owner, _, suffix = name.rpartition(".")
+    return bool(owner) and not suffix.isdecimal()
+
+
+def _column(
+    arrays: dict[str, np.ndarray], spec: dict[str, Any], tensor: dict[str, Any], num_tokens: int, where: str
+) -> Any:
+    """One tensor as it stands in its column: attention unpacked, or of several choices a list; scaled."""
     name = tensor["name"]
+    array, missing = arrays[name], [one for one in _belonging(tensor) if one not in arrays]
+    if missing:
+        raise ValueError(f"{where}: {name} cannot be read without {', '.join(missing)}. {_AGAIN}")
+    belonging = [arrays[one] for one in _belonging(tensor)]
     try:
+        if tensor["layout"] == "scaled":
+            array = array.astype(np.float32) * belonging[0][..., None, :]
+        if tensor["layout"] == "sparse":
+            if spec["num_keys"] != num_tokens:
+                raise ValueError(f"{spec['num_keys']} keys, in a text of {num_tokens} tokens")
+            array = spread(array, belonging[0], belonging[1], num_tokens)
         if tensor["layout"] == "causal":
             # looked at first: a damaged record must not make us build something huge
             is_inside = all(0 <= start < stop <= num_tokens for start, stop in spec["positions"])

@@ -16,6 +16,7 @@ of one sample is one contiguous range of bytes.
 
     layout "full"      query rows with all T keys, (.., T_query, T)
     layout "dense"     everything that is not attention
+    layout "scaled", "sparse"    smaller and less exact, see tracekit.storage
 
 A sample of several choices has them one after the other along T, each starting at its entry of `choice_offsets`.
 Attention then has layout "full" and one axis S of the choices' own (T_c, T_c) matrices, row by row:
@@ -46,6 +47,7 @@ __all__ = [
     "decode",
     "dtype_name",
     "encode",
+    "is_companion",
     "num_packed",
     "pack_indices",
     "positions_of",
@@ -65,6 +67,7 @@ _SAFETENSORS_TO_NUMPY = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I16": np.dtype(np.int16),
+    "U16": np.dtype(np.uint16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
@@ -92,7 +95,8 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     positions: list[list[int]]
     """Token positions along T (attention: the query rows), as `[start, stop)` ranges."""
     layout: str
-    """`dense`, or for attention `causal` (packed lower triangle) or `full`."""
+    """`dense`, or for attention `causal` (packed lower triangle) or `full`; `scaled` and `sparse`: see
+    tracekit.storage."""
     num_keys: int
     """Attention: number of keys, the T of a full row; 0 for everything else."""
     choice_offsets: list[int]
@@ -251,9 +255,14 @@ def positions_of(ranges: Iterable[Iterable[int]]) -> np.ndarray:
 
 
 def site_of(name: str) -> str:
-    """The site of a tensor: `keys` for the tensors `keys` and `keys.12`."""
-    site, _, layer = name.rpartition(".")
-    return site if site and layer.isdecimal() else name
+    """The site of a tensor: `keys` for the tensors `keys`, `keys.12` and `keys.12.scales`."""
+    return name.partition(".")[0]
+
+
+def is_companion(name: str) -> bool:
+    """Whether a tensor only belongs to another one, as `keys.scales` and `keys.12.scales` (tracekit.storage)."""
+    owner, _, suffix = name.rpartition(".")
+    return bool(owner) and not suffix.isdecimal()
 
 
 def choice_spans(spec: TensorSpec) -> list[slice]:
@@ -271,7 +280,7 @@ def choices_problem(spec: TensorSpec) -> str | None:
         return None
     if len(offsets) < 2 or offsets[0] != 0 or any(a >= b for a, b in pairwise(offsets)):
         return f"choice_offsets {offsets}, expected 0 and then larger and larger numbers, at least one"
-    letter = {"dense": "T", "full": "S"}.get(spec.layout)
+    letter = {"dense": "T", "scaled": "T", "full": "S"}.get(spec.layout)
     if letter is None or letter not in spec.axes or len(spec.axes) != len(spec.shape):
         return f"layout {spec.layout!r} with axes {spec.axes}, expected dense with T, or full with S, for choices"
     if spec.positions != [[0, offsets[-1]]] or spec.num_keys:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tracekit.read.store import TraceStore
 from tracekit.records import Record
 from tracekit.sites import RESID_SITES
-from tracekit.tensors import TensorSpec, positions_of, site_of
+from tracekit.tensors import TensorSpec, is_companion, positions_of, site_of
 
 __all__ = [
     "COMPARED_SITES",
@@ -285,7 +285,7 @@ class _Comparison:
 
 def _stored(record: Record, site: str) -> _Layers:
     """The layers of a site that a sample holds, each with its tensor."""
-    specs = [spec for spec in record.tensors if site_of(spec.name) == site]
+    specs = [spec for spec in record.tensors if site_of(spec.name) == site and not is_companion(spec.name)]
     return {layer: spec for spec in specs for layer in spec.layers or [None]}
 
 

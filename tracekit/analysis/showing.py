@@ -26,7 +26,7 @@ _LABEL = 42
 
 
 def metric_lines(manifest: Manifest) -> list[str]:
-    """The task's numbers, a line each; accuracy with the rule behind it."""
+    """The task's numbers, a line each, accuracy with the rule behind it; and what storing in smaller forms has cost."""
     rule = manifest.run.get("correctness")
     lines = []
     for metric in manifest.metrics:
@@ -36,7 +36,7 @@ def metric_lines(manifest: Manifest) -> list[str]:
         if metric.name == "fresh_head_share" and metric.value:
             note = "  (the multiple-choice head was drawn at random: predictions mean nothing)"
         lines.append(f"{metric.name:18s} {metric.value:.4g}{note}")
-    return lines
+    return lines + [f"{loss.name:18s} stored as {loss.form}: {loss.in_words()}" for loss in manifest.losses]
 
 
 def verification_lines(verification: Any) -> list[str]:

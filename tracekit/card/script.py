@@ -23,6 +23,7 @@ from tracekit.errors import DatasetError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, to_bytes
 from tracekit.records import RECORD_TYPES, arrow_schema
+from tracekit.tensors import is_companion
 
 __all__ = ["render_script"]
 
@@ -71,6 +72,7 @@ def _describe(manifest: Manifest) -> dict[str, Any]:
     tensors = [
         {"name": tensor.name, "dtype": tensor.dtype, "axes": tensor.axes, "layout": tensor.layout}
         for tensor in manifest.tensors
+        if not is_companion(tensor.name)
     ]
     assert not features.keys() & {tensor.name for tensor in manifest.tensors}, "a tensor is named like a field"
     return {"splits": splits, "records": records, "features": features, "tensors": tensors}

@@ -18,6 +18,7 @@ import msgspec
 from tracekit.errors import DatasetError
 from tracekit.format.layout import Layout
 from tracekit.records import ModelInfo
+from tracekit.storage import StorageLoss
 from tracekit.tensors import TensorIndex
 
 __all__ = [
@@ -254,6 +255,8 @@ class Sidecar(_Stored, frozen=True, kw_only=True):
     """What replays of its samples showed."""
     hidden_norms: LayerNorms | None = None
     """Norms of its hidden states; null where none are stored."""
+    losses: list[StorageLoss] = []
+    """What storing its tensors in smaller forms has cost; empty where they stand as they were captured."""
 
 
 class ShardInfo(_Stored, frozen=True, kw_only=True):
@@ -384,6 +387,9 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     """SHA-256 of every chat template that prompts were made with, sorted; empty where prompts are plain."""
     figures: FigureData = FigureData()
     """The numbers behind the card's figures."""
+    losses: list[StorageLoss] = []
+    """What storing tensors in smaller forms has cost, measured on every sample; empty where they stand as they were
+    captured."""
 
 
 class ConfigEntry(_Stored, frozen=True, kw_only=True):

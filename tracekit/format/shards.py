@@ -36,6 +36,7 @@ from tracekit.errors import (
 )
 from tracekit.format.layout import Layout, is_no_space, sync_folder, write_atomic
 from tracekit.format.manifest import LayerNorms, SampleIndex, Sidecar, Verification, to_bytes
+from tracekit.storage import StorageLoss, added_up
 from tracekit.tensors import Payload, TensorIndex, read_header
 
 __all__ = ["JSON_SUFFIX", "TENSORS_SUFFIX", "Member", "ShardWriter", "iter_members", "iter_samples", "sha256_file"]
@@ -77,6 +78,8 @@ class JournalLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """What replaying samples of the batch showed, where some were."""
     hidden_norms: LayerNorms | None = None
     """Norms of the batch's hidden states, where it has any."""
+    losses: list[StorageLoss] = []
+    """What storing the batch's tensors in smaller forms has cost."""
 
 
 class ShardWriter:
@@ -107,6 +110,7 @@ class ShardWriter:
         self.num_batches = 0
         self.verification: Verification | None = None
         self.hidden_norms: LayerNorms | None = None
+        self.losses: list[StorageLoss] = []
 
     def __enter__(self) -> Self:
         self._partial.parent.mkdir(parents=True, exist_ok=True)
@@ -169,18 +173,23 @@ class ShardWriter:
         samples: Sequence[tuple[str, bytes, Payload]],
         verification: Verification | None = None,
         hidden_norms: LayerNorms | None = None,
+        losses: Sequence[StorageLoss] = (),
     ) -> None:
         """Add the next batch: key, record and payload of each sample; on return it survives a crash.
 
-        `verification` is the whole shard's and replaces what was given before; `hidden_norms` are the batch's and add
-        up.
+        `verification` is the whole shard's and replaces what was given before; `hidden_norms` and `losses` are the
+        batch's and add up.
         """
         try:
             for key, record, payload in samples:
                 self._add(key, record, payload)
             self._sync()
             line = JournalLine(
-                batch=self.num_batches, end=self._end, verification=verification, hidden_norms=hidden_norms
+                batch=self.num_batches,
+                end=self._end,
+                verification=verification,
+                hidden_norms=hidden_norms,
+                losses=list(losses),
             )
             self._note(line)
         except OSError as error:
@@ -204,6 +213,7 @@ class ShardWriter:
                 records=[msgspec.Raw(record) for record in self._records],
                 verification=self.verification or Verification.nothing(),
                 hidden_norms=self.hidden_norms,
+                losses=self.losses,
             )
             write_atomic(self._layout.sidecar(self._name), to_bytes(sidecar, compact=True))
         except OSError as error:
@@ -264,6 +274,7 @@ class ShardWriter:
         if line.hidden_norms is not None:
             so_far = self.hidden_norms
             self.hidden_norms = so_far.with_more(line.hidden_norms) if so_far else line.hidden_norms
+        self.losses = added_up([*self.losses, *line.losses])
 
     def _resume(self) -> None:
         """Read the journal, cut the tar back to the last whole batch, and rebuild what is known of it."""

@@ -496,7 +496,8 @@ class Buffers:
         has_layers = "L" in SITES[site].axes
         layers = resolve_layers(self._config.layers, layout.layers) if has_layers else [layout.layers[0]]
         groups = [layers] if layout.is_uniform else [[layer] for layer in layers]
-        dtype = layout.dtype if self._config.store_dtype == "same" else getattr(torch, self._config.store_dtype)
+        is_own = self._config.store_dtype == "same" or self._config.is_quantized  # what is quantised is so on storing
+        dtype = layout.dtype if is_own else getattr(torch, self._config.store_dtype)
         is_packed = self._is_causal and self._traced.head == "lm"
         form = "dense" if site != "attentions" else "causal" if is_packed else "full"
         for group in groups:

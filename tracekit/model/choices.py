@@ -72,6 +72,10 @@ def check_choice_config(config: CaptureConfig) -> None:
     named = [site for site in config.sites if site.startswith("topk")]
     if named:
         raise ConfigError(f"--sites {named[0]} - at `$.capture.sites`; an encoder predicts no next token")
+    if config.attention_top_p < 1:
+        raise ConfigError(
+            f"--attention-top-p {config.attention_top_p} - at `$.capture.attention_top_p`; options are stored whole"
+        )
 
 
 def capture_choices(traced: TracedModel, items: Sequence[Choices], config: CaptureConfig) -> list[ChoiceTrace]:

@@ -32,7 +32,8 @@ from tracekit.model.families import NOT_REPEATABLE
 from tracekit.model.hooks import check_attention, eager_attention, record
 from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, tolerance_of
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
-from tracekit.tensors import TensorSpec, positions_of, unpack_causal
+from tracekit.storage import unpacked
+from tracekit.tensors import TensorSpec, is_companion, positions_of, site_of, unpack_causal
 
 __all__ = ["Scored", "prove", "replay", "replay_scored"]
 
@@ -297,6 +298,7 @@ def replay(
     """Compare captured tensors with the same text, or each of the options, run alone, unpadded, eager.
 
     hidden_states and attentions are compared with transformers' own output, every other site with a lone capture.
+    Tensors may be in the forms of tracekit.storage; of sparse attention the weights that were kept are compared.
     With `allow_nonfinite` (not for options) values of a text may be not finite, where both are in the same way; or of
     one alone, where the other is beyond what the stored dtype holds, or within the tolerance of it.
 
@@ -316,12 +318,14 @@ def replay(
     compared = partial(_compared, key, allow_nonfinite=allow_nonfinite)
     result = Verification.nothing()
     for spec in trace.specs:
-        site = spec.name.split(".")[0]
-        if site == "topk_ids":
+        site = site_of(spec.name)
+        if site == "topk_ids" or is_companion(spec.name):
             continue
-        mine, reference = trace.tensors[spec.name], lone.tensors[spec.name]
+        mine, reference = unpacked(spec, trace.tensors), lone.tensors[spec.name]
         if site in ("hidden_states", "attentions"):
             reference = _select(traced, plain, spec)
+        if spec.layout == "sparse":
+            reference = np.where(mine != 0, reference, np.zeros((), reference.dtype))
         if spec.layout == "causal":
             mine = unpack_causal(mine, positions_of(spec.positions), spec.num_keys)
             reference = _without_future(reference, spec) if allow_nonfinite else reference
@@ -396,8 +400,10 @@ def _replay_choices(
         plain = _plain(traced, _row(traced, text.token_ids), attentions=_has_attentions(trace), **extra)
         logits.append(plain.logits[0, 0].item())
         for spec in trace.specs:
-            site = spec.name.split(".")[0]
-            mine, reference = _choice(trace.tensors[spec.name], spec, number), lone.tensors[spec.name]
+            site = site_of(spec.name)
+            if is_companion(spec.name):
+                continue
+            mine, reference = _choice(unpacked(spec, trace.tensors), spec, number), lone.tensors[spec.name]
             if site in ("hidden_states", "attentions"):
                 whole = msgspec.structs.replace(spec, positions=[[0, len(text.token_ids)]])
                 reference = _select(traced, plain, whole).reshape(mine.shape)
@@ -425,7 +431,7 @@ def _row(traced: TracedModel, ids: Sequence[int]) -> Tensor:
 
 
 def _has_attentions(trace: Trace | ChoiceTrace) -> bool:
-    return any(spec.name.split(".")[0] == "attentions" for spec in trace.specs)
+    return any(site_of(spec.name) == "attentions" for spec in trace.specs)
 
 
 def _answer_numbers(plain: _Reference, text: Text, trace: Trace) -> list[tuple[str, np.ndarray, np.ndarray]]:

@@ -31,6 +31,8 @@ _TOLERANCES = {
     "float32": Tolerance(1e-3, 0.99999),
     "float16": Tolerance(3e-2, 0.999),
     "bfloat16": Tolerance(1e-1, 0.99),
+    "int8": Tolerance(1e-2, 0.999),
+    "float8_e4m3fn": Tolerance(1e-1, 0.99),
 }
 _QUANTIZED = Tolerance(1e-1, 0.99)
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 import numpy as np
 
-from tracekit.errors import ConfigError, CorruptShardError
+from tracekit.errors import ConfigError, CorruptShardError, SampleNotFoundError
 from tracekit.read.graphs import Graph, attention_edges
 from tracekit.read.index import ShardBytes
 from tracekit.read.places import Row, Stored, choice_number, extent_of, find_place, layers_of, num_query_heads
@@ -39,6 +39,7 @@ from tracekit.read.stacking import (
     token_positions,
 )
 from tracekit.records import RECORD_TYPES, Record, decode_record
+from tracekit.storage import spread, upscale
 from tracekit.tensors import positions_of
 
 __all__ = ["Accessors", "Array", "handed_out"]
@@ -126,13 +127,18 @@ class Accessors:
         return handed_out((take_single(selected) if is_single(tokens) else selected).array, torch)
 
     def tensors(self, key: str) -> dict[str, np.ndarray]:
-        """Every tensor of a sample by its stored name, in its stored form: attention causal or of choices packed.
+        """Every tensor of a sample by its stored name, in its stored form: attention causal, sparse or of choices
+        packed, values of few bits beside their scales (`tracekit.storage.unpacked` takes `record.tensors` and these).
 
         `tensor` hands attention back as (L, H, T_query, T). Read-only, nothing is copied.
         Raises: as `tensor`.
         """
         row = self._row(key)
-        return {name: self._view(row, one, None).array for name, one in row.tensors.items()}
+        found: dict[str, np.ndarray] = {}
+        for name, one in row.tensors.items():
+            found[name] = self._bytes(row, one)
+            found |= {f"{name}.{suffix}": self._bytes(row, two) for suffix, two in one.companions.items()}
+        return found
 
     def hidden_states(
         self,
@@ -166,6 +172,35 @@ class Accessors:
         Raises and further arguments: as `tensor`.
         """
         return self.tensor(key, "attentions", layer=layer, head=head, choice=choice, tokens=tokens, torch=torch)
+
+    def attention_mass(
+        self,
+        key: str,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        tokens: Tokens = None,
+        torch: bool = False,
+    ) -> Array:
+        """What is left of each row of sparse attention (`--attention-top-p`): the sum of the weights that were kept.
+
+        (L, H, T_query) float32; with `layer` (H, T_query), with `head` too (T_query,).
+        Raises and further arguments: as `tensor`; SampleNotFoundError where attention is stored whole.
+        """
+        row = self._row(key)
+        place = find_place(row, "attentions", layer)
+        mass = place.stored.companions.get("mass")
+        if mass is None:
+            raise SampleNotFoundError(f"sample {key!r} stores its attention whole; each row's mass is its sum")
+        array = self._bytes(row, mass, place.entry)
+        axes = "".join(mass.spec.axes)[0 if place.entry is None else 1 :]
+        selected = Selected(array, axes, place.layers, f"mass of attentions of sample {key!r}")
+        if head is not None:
+            selected = take_head(selected, head)
+        is_whole = tokens is None or (isinstance(tokens, str) and tokens == "all")
+        positions = None if is_whole else token_positions(row.marks, tokens, where=selected.where)
+        selected = take_rows(selected, mass.spec, positions)
+        return handed_out((take_single(selected) if is_single(tokens) else selected).array, torch)
 
     def qkv(
         self,
@@ -331,11 +366,50 @@ class Accessors:
         return expand_heads(selected, num_heads=num_heads) if num_heads and head is None else selected
 
     def _view(self, row: Row, stored: Stored, entry: int | None, choice: int | None = None) -> Selected:
-        """A stored tensor, or one entry of its first axis, or a choice of that, over the shard's own memory."""
+        """A tensor, or one entry of its first axis, or a choice of that; over the shard's own memory where it is stored
+        as it is handed out."""
+        layers = stored.spec.layers
+        if stored.layout == "sparse":
+            axes = "".join(stored.spec.axes)[0 if entry is None else 1 :]
+            return Selected(self._spread(row, stored, entry), axes, layers, row.key)
         extent = extent_of(stored, entry=entry, choice=choice)
         data = self._bytes_of[row.shard].view(row.shard, extent.start, extent.num_bytes)
         array = np.ndarray(extent.shape, stored.dtype, data)
-        return Selected(array[extent.cut] if extent.cut else array, extent.axes, stored.spec.layers, row.key)
+        array = array[extent.cut] if extent.cut else array
+        if stored.layout == "scaled":
+            array = upscale(array, self._bytes(row, stored.companions["scales"], entry))
+        return Selected(array, extent.axes, layers, row.key)
+
+    def _spread(self, row: Row, stored: Stored, entry: int | None) -> np.ndarray:
+        """Sparse attention with zeros where nothing was kept; of one entry, only its weights are read."""
+        counts = self._bytes(row, stored.companions["counts"])
+        start, stop = 0, stored.stored_shape[0]
+        if entry is not None:
+            stops = counts.sum((1, 2), dtype=np.int64).cumsum()
+            if stops[-1] != stop:
+                raise CorruptShardError(
+                    f"attentions of sample {row.key!r}: {stops[-1]} weights are counted, {stop} stored"
+                )
+            start, stop, counts = int(stops[entry - 1]) if entry else 0, int(stops[entry]), counts[entry]
+        weights, indices = (
+            np.ndarray(
+                (stop - start,),
+                one.dtype,
+                self._bytes_of[row.shard].view(
+                    row.shard, one.start + start * one.dtype.itemsize, (stop - start) * one.dtype.itemsize
+                ),
+            )
+            for one in (stored, stored.companions["indices"])
+        )
+        return spread(weights, indices, counts, stored.spec.num_keys)
+
+    def _bytes(self, row: Row, stored: Stored, entry: int | None = None) -> np.ndarray:
+        """A tensor as it is stored, or one entry of its first axis, over the shard's own memory."""
+        shape, start, num_bytes = stored.stored_shape, stored.start, stored.num_bytes
+        if entry is not None:
+            num_bytes //= shape[0]
+            shape, start = shape[1:], start + entry * num_bytes
+        return np.ndarray(shape, stored.dtype, self._bytes_of[row.shard].view(row.shard, start, num_bytes))
 
     def _row(self, key: str) -> Row:
         return self._rows.row(key)

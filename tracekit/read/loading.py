@@ -41,7 +41,8 @@ from tracekit.read.remote import open_remote
 from tracekit.read.store import TraceStore
 from tracekit.records import RECORD_TYPES, arrow_schema
 from tracekit.sites import GROUPS
-from tracekit.tensors import decode, site_of
+from tracekit.storage import plain_spec, upscale
+from tracekit.tensors import TensorSpec, decode, is_companion, site_of
 
 if TYPE_CHECKING:
     import datasets
@@ -156,9 +157,9 @@ def load_dataset(
 def wds_decoder(*, torch: bool = False) -> Callable[[str, bytes], Any]:
     """Decoder of samples for `wds.WebDataset(urls).decode(tracekit.wds_decoder())`.
 
-    `sample["json"]` becomes a dict, `sample["safetensors"]` a dict of read-only arrays by name, dtype kept. Causal
-    attention and that of several choices stay packed, (L, H, S), since a member knows nothing of its neighbour; the
-    record has what is needed:
+    `sample["json"]` becomes a dict, `sample["safetensors"]` a dict of read-only arrays by name, dtype kept; values of
+    few bits are multiplied with their scales, float32. Causal, sparse and choices' attention stays packed, since a
+    member knows nothing of its neighbour (`tracekit.storage.spread` unpacks the sparse); the record has what is needed:
 
         spec = next(one for one in sample["json"]["tensors"] if one["name"] == "attentions")  # layout "causal"
         rows = tracekit.tensors.positions_of(spec["positions"])
@@ -187,6 +188,8 @@ def _decode_member(name: str, data: bytes, *, torch: bool) -> dict[str, Any]:
             raise CorruptShardError(f"a member <key>.json is not a record: {error}") from error
     if name == ".safetensors":
         arrays = decode(data, where="member <key>.safetensors")
+        for name in [name for name in arrays if f"{name}.scales" in arrays]:
+            arrays[name] = upscale(arrays[name], arrays.pop(f"{name}.scales"))
         return {site: handed_out(array, torch) for site, array in arrays.items()}
     raise CorruptShardError(
         f"a sample has a member <key>{name}; expected <key>.json and <key>.safetensors, and nothing else. It was not "
@@ -265,7 +268,7 @@ def _choose(
 ) -> _Choice:
     """Check what was asked for against what there is."""
     fields = arrow_schema(RECORD_TYPES[source.manifest.task]).names
-    tensors = source.manifest.tensors
+    tensors = [one for one in source.manifest.tensors if not is_companion(one.name)]
     stored = list(dict.fromkeys(site_of(one.name) for one in tensors))
     if sites is not None:  # groups as builders take them: those of their sites that are stored
         groups = {**GROUPS, "none": ()}
@@ -296,7 +299,7 @@ def _choose(
         columns=tuple(wanted),
         fields=tuple(one for one in wanted if one in fields),
         sites=tuple(one for one in wanted if one in stored),
-        layered=frozenset(site_of(one.name) for one in tensors if "L" in one.axes),
+        layered=frozenset(site_of(one.name) for one in tensors if "L" in one.axes or one.layout == "sparse"),
         ragged=frozenset(site_of(one.name) for one in tensors if site_of(one.name) != one.name),
         layers=None if layers is None else tuple(int(layer) for layer in layers),
         torch=torch,
@@ -380,8 +383,10 @@ class _Reader:
     def _specs(self, specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The specs of the tensors in a row, as they are there."""
         chosen: list[dict[str, Any]] = []
+        by_name = {spec["name"]: spec for spec in specs}
         for site in self._choice.sites:
-            of_site = [_unpacked(spec) for spec in specs if site_of(spec["name"]) == site]
+            own = [spec for spec in specs if site_of(spec["name"]) == site and not is_companion(spec["name"])]
+            of_site = [_unpacked(spec, by_name) for spec in own]
             layers = [layer for spec in of_site for layer in spec["layers"]]
             if self._choice.layers is None or not layers:
                 chosen += of_site
@@ -406,8 +411,12 @@ def _joined(layers: list[Any], in_torch: bool) -> Any:
     return np.stack(layers)
 
 
-def _unpacked(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec with packed attention as it is handed back; that of choices is a list, which its entry as stored tells."""
+def _unpacked(spec: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A spec as its tensor is handed back; attention of choices is a list, which its entry as stored tells."""
+    if spec["layout"] in ("scaled", "sparse"):
+        own = msgspec.convert(spec, TensorSpec)
+        counts = specs.get(f"{own.name}.counts")
+        return msgspec.to_builtins(plain_spec(own, None if counts is None else msgspec.convert(counts, TensorSpec)))
     if spec["layout"] != "causal":
         return dict(spec)
     num_rows = sum(stop - start for start, stop in spec["positions"])

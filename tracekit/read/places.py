@@ -11,6 +11,7 @@ Where heads stand before tokens, (L, H, T, E) and attention (L, H, S), a choice 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,7 +19,17 @@ import numpy as np
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
 from tracekit.read.stacking import TokenMarks
-from tracekit.tensors import DTYPES, TensorSpec, are_ranges, choice_spans, choices_problem, num_packed, positions_of
+from tracekit.storage import companion_names, plain_spec, problem_of
+from tracekit.tensors import (
+    DTYPES,
+    TensorSpec,
+    are_ranges,
+    choice_spans,
+    choices_problem,
+    is_companion,
+    num_packed,
+    positions_of,
+)
 
 __all__ = [
     "Extent",
@@ -37,9 +48,21 @@ class Stored(NamedTuple):
     """One tensor of one sample, and where its bytes start in the shard."""
 
     spec: TensorSpec
+    """What it is as it is handed out; as it is stored where it has no companions."""
     dtype: np.dtype
+    """dtype of its bytes."""
     start: int
     num_bytes: int
+    layout: str
+    """Layout of its bytes."""
+    companions: Mapping[str, "Stored"] = MappingProxyType({})
+    """Tensors that it is unpacked with, by the last part of their names (tracekit.storage)."""
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the array over its bytes."""
+        is_flat = self.layout == "sparse"
+        return (self.num_bytes // self.dtype.itemsize,) if is_flat else tuple(self.spec.shape)
 
 
 class Row(NamedTuple):
@@ -55,11 +78,11 @@ class Row(NamedTuple):
 
 def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: str) -> dict[str, Stored]:
     """Tensors of a row by name, each checked: its bytes, shape and positions have to go together."""
-    specs = msgspec.convert(entry["tensors"], list[TensorSpec])
+    specs = {spec.name: spec for spec in msgspec.convert(entry["tensors"], list[TensorSpec])}
     places = {place["name"]: place for place in entry["tensor_index"]}
     end = offsets["tensors_offset"] + offsets["tensors_size"]
     tensors: dict[str, Stored] = {}
-    for spec in specs:
+    for spec in specs.values():
         place, dtype = places.get(spec.name), DTYPES.get(spec.dtype)
         if place is None or dtype is None:
             raise DatasetError(f"{where}: tensor {spec.name!r} ({spec.dtype}) has no bytes or an unknown dtype")
@@ -71,20 +94,28 @@ def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: 
             )
         if "L" in spec.axes and (spec.axes[0] != "L" or len(spec.layers) != spec.shape[0]):
             raise DatasetError(f"{where}: tensor {spec.name!r} names {len(spec.layers)} layers, it has {spec.shape}")
-        problem = choices_problem(spec)
+        problem = choices_problem(spec) or problem_of(spec, specs)
         if problem:
             raise DatasetError(f"{where}: tensor {spec.name!r}: {problem}. Run `tracekit verify` on the dataset")
         letter, num_rows = _rows_axis(spec)
         start = offsets["data_offset"] + place["offset"]
         num_bytes = math.prod(spec.shape) * dtype.itemsize
-        has_all_rows = letter in spec.axes and spec.shape[spec.axes.index(letter)] == num_rows
+        is_exempt = is_companion(spec.name) or spec.layout == "sparse"  # problem_of has looked at them
+        has_all_rows = is_exempt or (letter in spec.axes and spec.shape[spec.axes.index(letter)] == num_rows)
         if place["size"] != num_bytes or start + num_bytes > end or not has_all_rows:
             raise DatasetError(
                 f"{where}: tensor {spec.name!r} {spec.shape} with {num_rows} rows does not go with its "
                 f"{place['size']} bytes at {start}. Run `tracekit verify` on the dataset"
             )
-        tensors[spec.name] = Stored(spec, dtype, start, num_bytes)
-    return tensors
+        tensors[spec.name] = Stored(spec, dtype, start, num_bytes, spec.layout)
+    return {name: _with_companions(one, tensors) for name, one in tensors.items() if not is_companion(name)}
+
+
+def _with_companions(stored: Stored, tensors: Mapping[str, Stored]) -> Stored:
+    """A tensor together with what it is unpacked with, described as it then is."""
+    companions = {name.rpartition(".")[2]: tensors[name] for name in companion_names(stored.spec)}
+    counts = companions["counts"].spec if stored.layout == "sparse" else None
+    return stored._replace(spec=plain_spec(stored.spec, counts), companions=companions)
 
 
 def _rows_axis(spec: TensorSpec) -> tuple[str, int]:
@@ -147,6 +178,7 @@ class Extent(NamedTuple):
 
 def extent_of(stored: Stored, *, entry: int | None, choice: int | None = None) -> Extent:
     """Bytes of one entry of a tensor's first axis (None: all of it), and of one choice where they lie together."""
+    assert stored.layout != "sparse", stored.spec.name
     spec = stored.spec
     start, num_bytes, shape, axes = stored.start, stored.num_bytes, tuple(spec.shape), "".join(spec.axes)
     if entry is not None:

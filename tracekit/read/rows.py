@@ -18,6 +18,7 @@ from tracekit.read.places import Row, choice_number, extent_of, find_place, stor
 from tracekit.read.remote import ByteRange
 from tracekit.read.stacking import TokenMarks
 from tracekit.read.tables import INDEX_COLUMNS
+from tracekit.tensors import site_of
 
 __all__ = ["Rows", "ranges_of"]
 
@@ -178,8 +179,16 @@ def ranges_of(
         ConfigError: `choice` for a site that has none.
     """
     for stored in row.tensors.values():
-        site = stored.spec.name.partition(".")[0]
+        site = site_of(stored.spec.name)
         if sites is not None and site not in sites:
+            continue
+        is_sparse = stored.layout == "sparse"
+        for suffix, one in stored.companions.items():
+            if suffix in ("scales", "counts") or layers is None:
+                yield ByteRange(row.shard, one.start, one.start + one.num_bytes)
+        if is_sparse and layers is None:
+            yield ByteRange(row.shard, stored.start, stored.start + stored.num_bytes)
+        if is_sparse:  # where a layer's weights lie, the counts will tell
             continue
         where = f"{site} of sample {row.key!r}"
         number = None if choice is None else choice_number(stored, choice, where=where)

@@ -44,6 +44,7 @@ class Sample:
     tensors = _of_sample(Accessors.tensors)
     hidden_states = _of_sample(Accessors.hidden_states)
     attention = _of_sample(Accessors.attention)
+    attention_mass = _of_sample(Accessors.attention_mass)
     qkv = _of_sample(Accessors.qkv)
     resid = _of_sample(Accessors.resid)
     graph = _of_sample(Accessors.graph)

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from tracekit.errors import CorruptShardError, DatasetError
@@ -29,7 +30,18 @@ from tracekit.format.manifest import (
 )
 from tracekit.format.shards import RawSample, iter_samples, sha256_file
 from tracekit.records import SCHEMA_VERSION, CsqaMcqRecord, Record, decode_record
-from tracekit.tensors import HeaderEntry, TensorSpec, are_ranges, choices_problem, num_packed, positions_of, read_header
+from tracekit.storage import problem_of, unpacked
+from tracekit.tensors import (
+    HeaderEntry,
+    TensorSpec,
+    are_ranges,
+    choices_problem,
+    decode,
+    is_companion,
+    num_packed,
+    positions_of,
+    read_header,
+)
 
 __all__ = ["Report", "verify"]
 
@@ -225,7 +237,8 @@ class _Config:
             problems.append(f"{here}: its record says key {record.key!r}, configuration {record.config!r}")
         if index and index.get(sample.key) != (sample.payload.offset + header.data_offset, sample.payload.size):
             problems.append(f"{here}: its byte index is wrong")
-        return problems + [f"{here}: {problem}" for problem in _tensor_problems(record, header.entries)]
+        problems += [f"{here}: {problem}" for problem in _tensor_problems(record, header.entries)]
+        return problems or [f"{here}: {problem}" for problem in _sparse_problems(record, payload, here)]
 
 
 def _tensor_problems(record: Record, entries: dict[str, HeaderEntry]) -> list[str]:
@@ -244,9 +257,27 @@ def _tensor_problems(record: Record, entries: dict[str, HeaderEntry]) -> list[st
             problems.append(f"tensor {name!r}: positions {spec.positions} of a text of {len(record.token_ids)} tokens")
             continue
         problems += [f"tensor {name!r}: {problem}" for problem in _shape_problems(spec, record)]
+        problem = problem_of(spec, declared)
+        problems += [f"tensor {name!r}: {problem}"] if problem else []
     problems += _choice_problems(record)
     if not len(record.token_ids) == len(record.tokens) == len(record.token_offsets):
         problems.append("token_ids, tokens and token_offsets differ in length")
+    return problems
+
+
+def _sparse_problems(record: Record, payload: bytes, where: str) -> list[str]:
+    """Where kept weights of attention are not what their counts, keys and masses say."""
+    sparse = [spec for spec in record.tensors if spec.layout == "sparse"]
+    problems = []
+    for spec in sparse:
+        arrays = decode(payload, where=where)
+        try:
+            sums = unpacked(spec, arrays).sum(-1, dtype=np.float64)
+        except CorruptShardError as error:
+            problems.append(f"tensor {spec.name!r}: {error}")
+            continue
+        if not np.allclose(sums, arrays[f"{spec.name}.mass"], rtol=1e-5, atol=1e-6):
+            problems.append(f"tensor {spec.name!r}: rows do not add up to their mass")
     return problems
 
 
@@ -285,7 +316,7 @@ def _choice_problems(record: Record) -> list[str]:
     return problems + [
         f"tensor {spec.name!r}: choices at {spec.choice_offsets}, its record says {offsets}"
         for spec in record.tensors
-        if spec.choice_offsets != offsets
+        if spec.choice_offsets != offsets and not is_companion(spec.name)
     ]
 
 

@@ -8,7 +8,7 @@ from tracekit.tensors import TensorSpec
 
 __all__ = ["NOTHING_GENERATED", "SCHEMA_VERSION", "GenerationSettings", "ModelInfo", "Record", "Span", "Tallied"]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Version of the contract: major changes break readers, minor ones only add."""
 _MAX_CHARS = 70  # of a text in a line
 

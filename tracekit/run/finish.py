@@ -33,6 +33,7 @@ from tracekit.format.shards import sha256_file
 from tracekit.read.tables import tensor_summaries, write_records_table, write_records_tar
 from tracekit.records import RECORD_TYPES, decode_record, json_schema
 from tracekit.run.metrics import Tally
+from tracekit.storage import StorageLoss, added_up
 
 __all__ = ["done_shards", "finish", "is_finished", "ordered_names", "reopen", "write_index"]
 
@@ -158,7 +159,9 @@ def _manifest(
     shards: list[ShardInfo] = []
     verification = Verification.nothing()
     tally = Tally()
+    losses: list[StorageLoss] = []
     for sidecar in sidecars:
+        losses = added_up([*losses, *sidecar.losses])
         shards.append(_shard_info(sidecar, split))
         verification = verification.with_more(sidecar.verification)
         tally.add_norms(sidecar.hidden_norms)
@@ -192,6 +195,7 @@ def _manifest(
         command=plan.command,
         templates=tally.templates(),
         figures=tally.figures(),
+        losses=losses,
     )
 
 

@@ -174,7 +174,8 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
     with ShardWriter(target, task.name, task.number) as writer, source.shard(name).open("rb") as file:
         for start in range(0, len(pairs), _SAMPLES_AT_ONCE):
             samples = [_renumbered(file, raw, index, task.number) for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]]
-            writer.append(samples, sidecar.verification, sidecar.hidden_norms if start == 0 else None)
+            norms, losses = (sidecar.hidden_norms, sidecar.losses) if start == 0 else (None, [])
+            writer.append(samples, sidecar.verification, norms, losses)
         writer.finish()
 
 

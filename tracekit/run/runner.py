@@ -44,16 +44,16 @@ from tracekit.model.models import load_model, load_tokenizer, max_positions, mod
 from tracekit.model.proof import replay, replay_scored
 from tracekit.model.traced import Loads, TracedModel
 from tracekit.ranks import this_rank
-from tracekit.records import ModelInfo, encode_record
+from tracekit.records import ModelInfo
 from tracekit.run.finish import done_shards, is_finished
-from tracekit.run.metrics import hidden_norms
 from tracekit.run.plan import Estimate, Example, check_space, num_shards
 from tracekit.run.planner import Asked, Planner, finish_planned, in_stored_order
+from tracekit.run.stored import batch_of, stored_form
 from tracekit.run.task import Builder, Place, Sample, Task, in_parts
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
+from tracekit.storage import Stored
 from tracekit.talk import logged, note, now, say
-from tracekit.tensors import encode
 
 __all__ = ["Loader", "Outcome", "execute", "preflight"]
 
@@ -381,9 +381,8 @@ class _Run(Generic[ExampleT]):
                 place = Place(config_name, shard.number, writer.num_samples)
                 samples, parts = self._batch(writer, number, examples, place)
                 verification = self._replayed(samples) if number == 0 else None
-                encoded = [(s.record.key, encode_record(s.record), encode(s.trace.tensors)) for s in samples]
-                norms = hidden_norms((s.trace.specs, s.trace.tensors) for s in samples)
-                writer.append(encoded, verification, norms)
+                batch = batch_of(samples, self._capture)
+                writer.append(batch.samples, verification, batch.norms, batch.losses)
                 bar.update(len(examples))
                 self._log(shard, number, parts, len(samples), time.monotonic() - started)
             writer.finish()
@@ -461,12 +460,13 @@ class _Run(Generic[ExampleT]):
         chosen = near[:_NUM_MEASURED]
         started = time.monotonic()
         samples = self._task.trace(self._traced, chosen, Place("", 0, 0))
-        encoded = [len(encode_record(s.record)) + encode(s.trace.tensors).size for s in samples]
+        encoded = batch_of(samples, self._capture).samples
         seconds = time.monotonic() - started
         overhead = self._task.overhead(examples)
         per_question = len(samples) / len(chosen)
         num_answer = sum(len(s.text.token_ids) - s.text.prompt_length for s in samples) / len(samples)
-        total = sum(_scaled_bytes(samples[0], length + num_answer) * per_question for length in lengths)
+        stored = stored_form(samples[0], self._capture)
+        total = sum(_scaled_bytes(samples[0], stored, length + num_answer) * per_question for length in lengths)
         return Estimate(
             num_examples=len(examples),
             num_prompt_tokens=sum(lengths),
@@ -534,12 +534,13 @@ def _no_memory(what: str) -> CaptureError:
     )
 
 
-def _scaled_bytes(sample: Sample, num_tokens: float) -> float:
+def _scaled_bytes(sample: Sample, stored: Stored, num_tokens: float) -> float:
     """Bytes of a sample like this one with so many tokens: attention grows with the square, the rest in proportion."""
     ratio = num_tokens / len(sample.text.token_ids)
     size = float(len(msgspec.json.encode(sample.record))) * ratio
-    for spec in sample.trace.specs:
-        size += sample.trace.tensors[spec.name].nbytes * (ratio if spec.layout == "dense" else ratio**2)
+    for spec in stored.specs:
+        power = 2 if {"S", "W"} & {*spec.axes} else spec.axes.count("T")
+        size += stored.tensors[spec.name].nbytes * ratio**power
     return size
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tracekit.config import CaptureConfig
 from tracekit.errors import DatasetError, NoSpaceError, ShardLockedError
 from tracekit.format.layout import Layout, is_no_space, may_become_dataset, shard_name, write_atomic
 from tracekit.format.manifest import (
@@ -30,12 +31,10 @@ from tracekit.format.manifest import (
     to_bytes,
 )
 from tracekit.format.shards import ShardWriter, iter_samples
-from tracekit.records import encode_record
 from tracekit.run.finish import finish, reopen
-from tracekit.run.metrics import hidden_norms
 from tracekit.run.plan import differences, mismatch
+from tracekit.run.stored import batch_of
 from tracekit.run.task import Place, Sample
-from tracekit.tensors import encode
 
 __all__ = ["GrowingDataset", "told_of_space"]
 
@@ -67,8 +66,10 @@ class GrowingDataset:
         DatasetError: the folder is something else; on `begin`, its sidecars are missing.
     """
 
-    def __init__(self, layout: Layout, plan: Plan, *, samples_per_shard: int, close_after: float) -> None:
-        self._layout, self._plan = layout, plan
+    def __init__(
+        self, layout: Layout, plan: Plan, capture: CaptureConfig, *, samples_per_shard: int, close_after: float
+    ) -> None:
+        self._layout, self._plan, self._capture = layout, plan, capture
         self._samples_per_shard, self._close_after = samples_per_shard, close_after
         self._stack = ExitStack()
         self._writer: ShardWriter | None = None
@@ -132,8 +133,8 @@ class GrowingDataset:
         writer = self._open_shard()
         if not writer.num_samples:
             self._opened_at = time.monotonic()
-        encoded = [(one.record.key, encode_record(one.record), encode(one.trace.tensors)) for one in samples]
-        writer.append(encoded, verification, hidden_norms((one.trace.specs, one.trace.tensors) for one in samples))
+        batch = batch_of(samples, self._capture)
+        writer.append(batch.samples, verification, batch.norms, batch.losses)
         if writer.num_samples >= self._samples_per_shard:
             self.close_shard()
 

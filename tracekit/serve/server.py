@@ -144,6 +144,7 @@ class LoggingServer:
             GrowingDataset(
                 self._layout,
                 self._plan,
+                capture,
                 samples_per_shard=self._settings.samples_per_shard,
                 close_after=self._settings.close_after,
             )

@@ -1,0 +1,397 @@
+"""Storage forms that give up accuracy for size: what a capture hands over in, what a shard holds out, and back again.
+
+    --store-dtype int8     hidden_states         (L, T, D) int8        layout "scaled"
+    --store-dtype float8   hidden_states.scales  (L, D) float32        value = stored * scale of its layer and channel
+
+    --attention-top-p 0.9  attentions            (W,) as captured      layout "sparse": the weights that were kept, query
+                           attentions.indices    (W,) uint16           row after query row, with the key of each,
+                           attentions.counts     (L, H, T) uint16      how many each row has,
+                           attentions.mass       (L, H, T) float32     and what they add up to
+
+Scales are a sample's own: the largest value of a channel over the sample's tokens becomes the largest number of the
+dtype. They stand for every tensor that has channels (hidden states, residual stream, queries, keys, values);
+probabilities have none and keep their dtype. Of attention, each row keeps the fewest largest weights that reach the
+share `top_p` of its sum, the others read as 0. What either costs is measured on every value that is stored.
+
+This module knows numpy and nothing of models, records or shards.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Self
+
+import ml_dtypes
+import msgspec
+import numpy as np
+
+from tracekit.errors import CaptureError, CorruptShardError
+from tracekit.tensors import TensorSpec, is_companion, positions_of, site_of, unpack_causal
+
+__all__ = [
+    "QUANTIZED_DTYPES",
+    "Kept",
+    "StorageLoss",
+    "Stored",
+    "added_up",
+    "companion_names",
+    "for_storage",
+    "keep_top_p",
+    "plain_spec",
+    "problem_of",
+    "quantize",
+    "spread",
+    "unpacked",
+    "upscale",
+]
+
+QUANTIZED_DTYPES = {"int8": np.dtype(np.int8), "float8": np.dtype(ml_dtypes.float8_e4m3fn)}
+"""Values of `--store-dtype` that come with scales, and the dtypes behind them."""
+
+_CHANNELLED = "DE"
+_COMPANIONS = {"scaled": ("scales",), "sparse": ("indices", "counts", "mass")}
+_MAX_KEYS = (1 << 16) - 1
+_TINY = np.finfo(np.float32).tiny
+
+
+class StorageLoss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What storing a tensor in another form than it was captured in has cost, over all samples."""
+
+    name: str
+    """Name of the tensor."""
+    form: str
+    """`int8`, `float8_e4m3fn`, or `sparse`."""
+    layers: list[int]
+    """Layers that the sums by layer are of; empty where the tensor has none."""
+    squared_errors: list[float]
+    """Sum of the squared differences of stored and captured values, by layer; of one entry without layers."""
+    squared_values: list[float]
+    """Sum of the squared captured values, likewise."""
+    max_abs_error: float
+    """Largest absolute difference."""
+    num_values: int
+    """Values that were captured."""
+    num_kept: int
+    """Values that are stored; of sparse attention fewer."""
+    num_rows: int = 0
+    """Sparse attention: query rows."""
+    mass: float = 0.0
+    """Sparse attention: sum over the rows of the weights that were kept."""
+    min_mass: float = 0.0
+    """Sparse attention: the least that a row kept."""
+
+    @property
+    def relative_error(self) -> float:
+        """Root of the mean squared difference, divided by that of the captured values."""
+        return _root(sum(self.squared_errors), sum(self.squared_values))
+
+    @property
+    def relative_errors(self) -> list[float]:
+        """The same by layer."""
+        return [_root(*pair) for pair in zip(self.squared_errors, self.squared_values, strict=True)]
+
+    def in_words(self) -> str:
+        """What it cost, as a line for people."""
+        if self.form == "sparse":
+            share, mass = self.num_kept / max(1, self.num_values), self.mass / max(1, self.num_rows)
+            return (
+                f"{share:.1%} of the weights, with {mass:.4f} of a row's mass on average and {self.min_mass:.4f} at least"
+            )
+        errors = self.relative_errors
+        worst = max(range(len(errors)), key=errors.__getitem__)
+        where = f" (largest in layer {self.layers[worst]}: {errors[worst]:.2e})" if self.layers else ""
+        return f"relative RMS error {self.relative_error:.2e}{where}, largest absolute error {self.max_abs_error:.2g}"
+
+    def with_more(self, other: Self) -> Self:
+        """Both together; of the same tensor in the same form."""
+        assert (self.name, self.form, self.layers) == (other.name, other.form, other.layers), (self, other)
+        return type(self)(
+            name=self.name,
+            form=self.form,
+            layers=self.layers,
+            squared_errors=[a + b for a, b in zip(self.squared_errors, other.squared_errors, strict=True)],
+            squared_values=[a + b for a, b in zip(self.squared_values, other.squared_values, strict=True)],
+            max_abs_error=max(self.max_abs_error, other.max_abs_error),
+            num_values=self.num_values + other.num_values,
+            num_kept=self.num_kept + other.num_kept,
+            num_rows=self.num_rows + other.num_rows,
+            mass=self.mass + other.mass,
+            min_mass=min(self.min_mass, other.min_mass),
+        )
+
+
+class Stored(NamedTuple):
+    """The tensors of one sample as a shard holds them."""
+
+    tensors: dict[str, np.ndarray]
+    """By name."""
+    specs: list[TensorSpec]
+    """What each of them is."""
+    losses: list[StorageLoss]
+    """What it cost; empty where nothing changed."""
+
+
+def for_storage(specs: Sequence[TensorSpec], tensors: Mapping[str, np.ndarray], *, dtype: str, top_p: float) -> Stored:
+    """Bring captured tensors into the forms that were asked for: `dtype` as `--store-dtype`, 1 keeps all attention.
+
+    Raises:
+        CaptureError: a value is not finite, which these forms do not know, or a text is too long for sparse attention.
+    """
+    stored = Stored({}, [], [])
+    for spec in specs:
+        array = tensors[spec.name]
+        if dtype in QUANTIZED_DTYPES and spec.axes[-1] in _CHANNELLED:
+            _add_scaled(stored, spec, array, QUANTIZED_DTYPES[dtype])
+        elif top_p < 1 and site_of(spec.name) == "attentions":
+            _add_sparse(stored, spec, array, top_p)
+        else:
+            stored.tensors[spec.name] = array
+            stored.specs.append(spec)
+    return stored
+
+
+def added_up(losses: Iterable[StorageLoss]) -> list[StorageLoss]:
+    """Losses of many samples, those of one tensor as one."""
+    found: dict[str, StorageLoss] = {}
+    for loss in losses:
+        found[loss.name] = found[loss.name].with_more(loss) if loss.name in found else loss
+    return list(found.values())
+
+
+# ---------------------------------------------------------------- scaled
+
+
+class Quantized(NamedTuple):
+    """Values in few bits, and the scales that they are to be multiplied with."""
+
+    values: np.ndarray
+    """(..., T, D) int8 or float8_e4m3fn."""
+    scales: np.ndarray
+    """(..., D) float32."""
+
+
+def quantize(array: np.ndarray, dtype: np.dtype) -> Quantized:
+    """Round finite values (..., T, D) to `dtype`, with a scale for each channel of the last axis.
+
+    Rounding is to nearest. The error of int8 is at most half a scale, a 254th of the channel's largest value; that of
+    float8_e4m3fn at most a 16th of the value itself, or a 2^10th of a scale.
+    """
+    wide = array.astype(np.float32)
+    largest = np.abs(wide).max(axis=-2, initial=0.0)
+    top = 127.0 if dtype == np.int8 else float(ml_dtypes.finfo(dtype).max)
+    scales = np.maximum(largest / np.float32(top), _TINY)
+    wide /= scales[..., None, :]
+    return Quantized((np.rint(wide) if dtype == np.int8 else wide).astype(dtype), scales)
+
+
+def upscale(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Undo `quantize` up to its error: (..., T, D) float32."""
+    return values.astype(np.float32) * scales[..., None, :]
+
+
+def _add_scaled(stored: Stored, spec: TensorSpec, array: np.ndarray, dtype: np.dtype) -> None:
+    """Add a tensor and its scales."""
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise CaptureError(
+            f"{spec.name}: not finite, which {dtype} with scales does not know; use another --store-dtype"
+        )
+    values, scales = quantize(array, dtype)
+    errors = array.astype(np.float64) - upscale(values, scales)
+    is_layered = bool(spec.layers)
+    stored.losses.append(
+        StorageLoss(
+            name=spec.name,
+            form=str(dtype),
+            layers=spec.layers,
+            squared_errors=_squares(errors, is_layered),
+            squared_values=_squares(array.astype(np.float64), is_layered),
+            max_abs_error=float(np.abs(errors).max(initial=0.0)),
+            num_values=array.size,
+            num_kept=array.size,
+        )
+    )
+    _add(stored, spec, values, dtype=str(dtype), layout="scaled")
+    axes = [*spec.axes[:-2], spec.axes[-1]]
+    _add(stored, spec, scales, name=f"{spec.name}.scales", dtype="float32", axes=axes)
+
+
+# ---------------------------------------------------------------- sparse
+
+
+class Kept(NamedTuple):
+    """Rows of attention of which the largest weights were kept."""
+
+    values: np.ndarray
+    """(W,) the weights, row after row, in each row by key."""
+    indices: np.ndarray
+    """(W,) uint16: the key of each."""
+    counts: np.ndarray
+    """(..., T_query) uint16: how many each row has."""
+    mass: np.ndarray
+    """(..., T_query) float32: what they add up to."""
+
+
+def keep_top_p(weights: np.ndarray, top_p: float) -> Kept:
+    """Of each row of attention (..., T_query, T) the fewest largest weights that reach the share `top_p` of its sum.
+
+    Among equal weights those of earlier keys are kept first.
+    """
+    wide = weights.astype(np.float32)
+    descending = -np.sort(-wide, axis=-1)
+    reached = np.cumsum(descending, axis=-1, dtype=np.float64)
+    total = reached[..., -1:]
+    counts = np.minimum((reached < top_p * total).sum(-1) + 1, (wide > 0).sum(-1))
+    last = np.take_along_axis(descending, np.maximum(counts - 1, 0)[..., None], axis=-1)
+    is_above, is_last = wide > last, wide == last
+    num_last = counts - is_above.sum(-1)
+    is_kept = (is_above | (is_last & (np.cumsum(is_last, axis=-1) <= num_last[..., None]))) & (counts > 0)[..., None]
+    indices = np.broadcast_to(np.arange(weights.shape[-1], dtype=np.uint16), weights.shape)[is_kept]
+    mass = np.where(is_kept, wide, 0.0).sum(-1, dtype=np.float64).astype(np.float32)
+    return Kept(weights[is_kept], indices, counts.astype(np.uint16), mass)
+
+
+def spread(values: np.ndarray, indices: np.ndarray, counts: np.ndarray, num_keys: int) -> np.ndarray:
+    """Undo `keep_top_p` but for the weights that were left out: (..., T_query, num_keys), 0 where nothing was kept.
+
+    Raises:
+        CorruptShardError: the counts do not go with the weights, or a key is past the end.
+    """
+    if int(counts.sum(dtype=np.int64)) != len(values) or len(indices) != len(values):
+        raise CorruptShardError(f"{counts.sum()} weights are counted, {len(values)} are there")
+    if len(indices) and indices.max() >= num_keys:
+        raise CorruptShardError(f"a weight of key {indices.max()}, in a text of {num_keys} tokens")
+    full = np.zeros((counts.size, num_keys), values.dtype)
+    full[np.repeat(np.arange(counts.size), counts.ravel()), indices] = values
+    return full.reshape(*counts.shape, num_keys)
+
+
+def _add_sparse(stored: Stored, spec: TensorSpec, array: np.ndarray, top_p: float) -> None:
+    """Add the kept weights and what tells where they belong; layer by layer, so that no more is unpacked at once."""
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise CaptureError(
+            f"{spec.name}: not finite, which sparse attention does not know; leave --attention-top-p out"
+        )
+    if spec.num_keys > _MAX_KEYS:
+        raise CaptureError(
+            f"{spec.name}: {spec.num_keys} tokens are more than the {_MAX_KEYS} that sparse attention can name; leave "
+            "--attention-top-p out"
+        )
+    rows = positions_of(spec.positions)
+    squared_errors: list[float] = []
+    squared_values: list[float] = []
+    parts: list[Kept] = []
+    max_abs_error = 0.0
+    for layer in array:
+        whole = unpack_causal(layer, rows, spec.num_keys) if spec.layout == "causal" else layer
+        part = keep_top_p(whole, top_p)
+        dropped = whole.astype(np.float64) - spread(part.values, part.indices, part.counts, spec.num_keys)
+        squared_errors += _squares(dropped, False)
+        squared_values += _squares(whole.astype(np.float64), False)
+        max_abs_error = max(max_abs_error, float(dropped.max(initial=0.0)))
+        parts.append(part)
+    kept = Kept(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.indices for part in parts]),
+        np.stack([part.counts for part in parts]),
+        np.stack([part.mass for part in parts]),
+    )
+    stored.losses.append(
+        StorageLoss(
+            name=spec.name,
+            form="sparse",
+            layers=spec.layers,
+            squared_errors=squared_errors,
+            squared_values=squared_values,
+            max_abs_error=max_abs_error,
+            num_values=array.size,
+            num_kept=len(kept.values),
+            num_rows=kept.mass.size,
+            mass=float(kept.mass.sum(dtype=np.float64)),
+            min_mass=float(kept.mass.min(initial=1.0)),
+        )
+    )
+    _add(stored, spec, kept.values, layout="sparse", axes=["W"])
+    _add(stored, spec, kept.indices, name=f"{spec.name}.indices", dtype="uint16", axes=["W"])
+    for name, values in (("counts", kept.counts), ("mass", kept.mass)):
+        _add(stored, spec, values, name=f"{spec.name}.{name}", dtype=str(values.dtype), axes=["L", "H", "T"])
+
+
+# ---------------------------------------------------------------- what is stored, as it was captured
+
+
+def companion_names(spec: TensorSpec) -> list[str]:
+    """Names of the tensors without which this one cannot be read."""
+    return [f"{spec.name}.{suffix}" for suffix in _COMPANIONS.get(spec.layout, ())]
+
+
+def plain_spec(spec: TensorSpec, counts: TensorSpec | None = None) -> TensorSpec:
+    """What a tensor is once it is unpacked; `counts` is the spec of a sparse tensor's counts."""
+    if spec.layout == "scaled":
+        return msgspec.structs.replace(spec, layout="dense", dtype="float32")
+    if spec.layout != "sparse":
+        return spec
+    assert counts is not None, spec.name
+    return msgspec.structs.replace(spec, layout="full", axes=["L", "H", "T", "T"], shape=[*counts.shape, spec.num_keys])
+
+
+def unpacked(spec: TensorSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A stored tensor as `plain_spec` says; one that was stored as it was captured comes back as it is.
+
+    Raises:
+        CorruptShardError: what belongs to it does not go with it.
+    """
+    array = tensors[spec.name]
+    companions = [tensors[name] for name in companion_names(spec)]
+    if spec.layout == "scaled":
+        return upscale(array, companions[0])
+    if spec.layout == "sparse":
+        return spread(array, companions[0], companions[1], spec.num_keys)
+    return array
+
+
+def problem_of(spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> str | None:
+    """What is wrong with the specs of the tensors that belong to one; None where nothing is."""
+    if is_companion(spec.name):
+        owner = specs.get(spec.name.rpartition(".")[0])
+        is_known = owner is not None and spec.name in companion_names(owner)
+        return None if is_known else f"belongs to no tensor with layout {' or '.join(_COMPANIONS)}"
+    missing = [name for name in companion_names(spec) if name not in specs]
+    if missing:
+        return f"{', '.join(missing)} is missing, without which layout {spec.layout!r} cannot be read"
+    if spec.layout == "scaled":
+        scales = specs[f"{spec.name}.scales"]
+        if spec.dtype not in map(str, QUANTIZED_DTYPES.values()) or scales.dtype != "float32":
+            return f"{spec.dtype} with scales in {scales.dtype}, expected int8 or float8_e4m3fn, and float32"
+        if len(spec.shape) < 2 or scales.shape != [*spec.shape[:-2], spec.shape[-1]]:
+            return f"scales {scales.shape} of {spec.shape}"
+    if spec.layout == "sparse":
+        indices, counts, mass = (specs[name] for name in companion_names(spec))
+        num_rows = len(positions_of(spec.positions))
+        is_right = indices.shape == spec.shape and len(spec.shape) == 1 and mass.shape == counts.shape
+        if not is_right or len(counts.shape) != 3 or (counts.shape[0], counts.shape[2]) != (len(spec.layers), num_rows):
+            return (
+                f"weights {spec.shape}, indices {indices.shape}, counts {counts.shape} and mass {mass.shape} of "
+                f"{len(spec.layers)} layers and {num_rows} query rows"
+            )
+        if (indices.dtype, counts.dtype, mass.dtype) != ("uint16", "uint16", "float32"):
+            return f"indices {indices.dtype}, counts {counts.dtype} and mass {mass.dtype}"
+    return None
+
+
+def _add(stored: Stored, like: TensorSpec, array: np.ndarray, **changes: object) -> None:
+    spec = msgspec.structs.replace(like, **{"shape": list(array.shape), **changes})
+    if spec.name != like.name:  # what belongs to it
+        layers = like.layers if "L" in spec.axes else []
+        positions = like.positions if "T" in spec.axes else []
+        spec = msgspec.structs.replace(
+            spec, layout="dense", num_keys=0, choice_offsets=[], layers=layers, positions=positions
+        )
+    stored.tensors[spec.name] = np.ascontiguousarray(array)
+    stored.specs.append(spec)
+
+
+def _squares(values: np.ndarray, is_layered: bool) -> list[float]:
+    """Sum of squares, by layer where there are layers."""
+    return [float(np.square(one).sum()) for one in (values if is_layered else [values])]
+
+
+def _root(squared_error: float, squared_value: float) -> float:
+    return float(np.sqrt(squared_error / squared_value)) if squared_value else 0.0
