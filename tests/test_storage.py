@@ -210,7 +210,7 @@ def test_what_is_read_is_what_was_captured_up_to_the_loss_that_is_written_down(
             assert np.abs(after - before).max() <= bound * np.abs(before).max() * 1.001
             if bound:
                 assert np.abs(after - before).max() > 0
-                assert 0 < loss_of(folder, site).relative_error < 0.04
+                assert 0 < loss_of(folder, site).relative_error < 0.05
                 assert loss_of(folder, site).max_abs_error >= np.abs(after - before).max() * 0.999
     before, after = a.attention(key, layer=1, tokens=tokens), b.attention(key, layer=1)
     assert before.shape == after.shape
@@ -340,7 +340,7 @@ def test_card_and_show_say_what_it_cost(packed: tuple[Path, dict[str, Any]]):
     for loss in manifest.losses:
         assert f"| `{loss.name}` | {loss.form} | {loss.in_words()} |" in card
         assert loss.in_words() in lines
-    assert ("relative RMS error" in card) == ("store_dtype" in packed[1])
+    assert ("of a token's vector" in card) == ("store_dtype" in packed[1])
     assert ("of a row's mass" in card) == ("attention_top_p" in packed[1])
 
 
@@ -376,6 +376,20 @@ def test_merged_parts_cost_what_they_cost(model: Path, tmp_path: Path):
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
     losses = [loss_of(tmp_path / name, "hidden_states") for name in ("a", "b", "both")]
     assert losses[2] == losses[0].with_more(losses[1])
+
+
+def test_the_loss_is_the_mean_over_tokens_whatever_their_size():
+    hidden = np.array([[[1e4, 8.0, 6.0], [3.0, 4.0, 0.0], [0.0, 0.0, 0.0]]], np.float32)
+    spec = a_spec("hidden_states", hidden, "LTD", "dense")
+    stored = for_storage([spec], {"hidden_states": hidden}, dtype="int8", top_p=1)
+    back = upscale(stored.tensors["hidden_states"], stored.tensors["hidden_states.scales"])
+    assert back[0, 1, 0] == 0  # lost beside the first token's
+    (loss,) = stored.losses
+    expected = [np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-9) for a, b in zip(back[0], hidden[0], strict=True)]
+    assert loss.num_vectors == 3
+    assert loss.relative_error == pytest.approx(np.mean(expected), rel=1e-6)
+    assert loss.max_error == pytest.approx(expected[1], rel=1e-6)
+    assert loss.max_error > 0.59
 
 
 def test_damage_to_sparse_attention_is_found(model: Path, tmp_path: Path):

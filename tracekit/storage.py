@@ -3,8 +3,8 @@
     --store-dtype int8     hidden_states         (L, T, D) int8        layout "scaled"
     --store-dtype float8   hidden_states.scales  (L, D) float32        value = stored * scale of its layer and channel
 
-    --attention-top-p 0.9  attentions            (W,) as captured      layout "sparse": the weights that were kept, query
-                           attentions.indices    (W,) uint16           row after query row, with the key of each,
+    --attention-top-p 0.9  attentions            (W,) as captured      layout "sparse": the weights that were kept,
+                           attentions.indices    (W,) uint16           query row by query row, the key of each,
                            attentions.counts     (L, H, T) uint16      how many each row has,
                            attentions.mass       (L, H, T) float32     and what they add up to
 
@@ -61,10 +61,14 @@ class StorageLoss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`int8`, `float8_e4m3fn`, or `sparse`."""
     layers: list[int]
     """Layers that the sums by layer are of; empty where the tensor has none."""
-    squared_errors: list[float]
-    """Sum of the squared differences of stored and captured values, by layer; of one entry without layers."""
-    squared_values: list[float]
-    """Sum of the squared captured values, likewise."""
+    errors: list[float]
+    """Sum over vectors (of one token, and one head where there are heads; of attention a query row) of the norm of the
+    difference divided by the vector's norm, by layer; of one entry without layers. So every token counts alike, though
+    the values of a first token may be a thousand times the others'."""
+    num_vectors: int
+    """Vectors in each of these sums."""
+    max_error: float
+    """The largest of one vector."""
     max_abs_error: float
     """Largest absolute difference."""
     num_values: int
@@ -79,26 +83,24 @@ class StorageLoss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Sparse attention: the least that a row kept."""
 
     @property
-    def relative_error(self) -> float:
-        """Root of the mean squared difference, divided by that of the captured values."""
-        return _root(sum(self.squared_errors), sum(self.squared_values))
+    def relative_errors(self) -> list[float]:
+        """Mean relative error of a vector, by layer."""
+        return [error / max(1, self.num_vectors) for error in self.errors]
 
     @property
-    def relative_errors(self) -> list[float]:
-        """The same by layer."""
-        return [_root(*pair) for pair in zip(self.squared_errors, self.squared_values, strict=True)]
+    def relative_error(self) -> float:
+        """The same over all layers."""
+        return sum(self.relative_errors) / len(self.errors)
 
     def in_words(self) -> str:
         """What it cost, as a line for people."""
         if self.form == "sparse":
             share, mass = self.num_kept / max(1, self.num_values), self.mass / max(1, self.num_rows)
-            return (
-                f"{share:.1%} of the weights, with {mass:.4f} of a row's mass on average and {self.min_mass:.4f} at least"
-            )
+            return f"{share:.1%} of the weights, {mass:.4f} of a row's mass on average and {self.min_mass:.4f} at least"
         errors = self.relative_errors
         worst = max(range(len(errors)), key=errors.__getitem__)
         where = f" (largest in layer {self.layers[worst]}: {errors[worst]:.2e})" if self.layers else ""
-        return f"relative RMS error {self.relative_error:.2e}{where}, largest absolute error {self.max_abs_error:.2g}"
+        return f"relative error of a token's vector {self.relative_error:.2e}{where}, {self.max_error:.2e} at most"
 
     def with_more(self, other: Self) -> Self:
         """Both together; of the same tensor in the same form."""
@@ -107,8 +109,9 @@ class StorageLoss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             name=self.name,
             form=self.form,
             layers=self.layers,
-            squared_errors=[a + b for a, b in zip(self.squared_errors, other.squared_errors, strict=True)],
-            squared_values=[a + b for a, b in zip(self.squared_values, other.squared_values, strict=True)],
+            errors=[a + b for a, b in zip(self.errors, other.errors, strict=True)],
+            num_vectors=self.num_vectors + other.num_vectors,
+            max_error=max(self.max_error, other.max_error),
             max_abs_error=max(self.max_abs_error, other.max_abs_error),
             num_values=self.num_values + other.num_values,
             num_kept=self.num_kept + other.num_kept,
@@ -194,16 +197,18 @@ def _add_scaled(stored: Stored, spec: TensorSpec, array: np.ndarray, dtype: np.d
             f"{spec.name}: not finite, which {dtype} with scales does not know; use another --store-dtype"
         )
     values, scales = quantize(array, dtype)
-    errors = array.astype(np.float64) - upscale(values, scales)
-    is_layered = bool(spec.layers)
+    wide = array.astype(np.float64)
+    difference = wide - upscale(values, scales)
+    errors = _relative_errors(difference, wide, num_layers=len(spec.layers) or 1)
     stored.losses.append(
         StorageLoss(
             name=spec.name,
             form=str(dtype),
             layers=spec.layers,
-            squared_errors=_squares(errors, is_layered),
-            squared_values=_squares(array.astype(np.float64), is_layered),
-            max_abs_error=float(np.abs(errors).max(initial=0.0)),
+            errors=errors.sum(-1).tolist(),
+            num_vectors=errors.shape[1],
+            max_error=float(errors.max(initial=0.0)),
+            max_abs_error=float(np.abs(difference).max(initial=0.0)),
             num_values=array.size,
             num_kept=array.size,
         )
@@ -275,16 +280,15 @@ def _add_sparse(stored: Stored, spec: TensorSpec, array: np.ndarray, top_p: floa
             "--attention-top-p out"
         )
     rows = positions_of(spec.positions)
-    squared_errors: list[float] = []
-    squared_values: list[float] = []
+    errors: list[np.ndarray] = []
     parts: list[Kept] = []
     max_abs_error = 0.0
     for layer in array:
         whole = unpack_causal(layer, rows, spec.num_keys) if spec.layout == "causal" else layer
         part = keep_top_p(whole, top_p)
-        dropped = whole.astype(np.float64) - spread(part.values, part.indices, part.counts, spec.num_keys)
-        squared_errors += _squares(dropped, False)
-        squared_values += _squares(whole.astype(np.float64), False)
+        wide = whole.astype(np.float64)
+        dropped = wide - spread(part.values, part.indices, part.counts, spec.num_keys)
+        errors.append(_relative_errors(dropped, wide, num_layers=1)[0])
         max_abs_error = max(max_abs_error, float(dropped.max(initial=0.0)))
         parts.append(part)
     kept = Kept(
@@ -298,8 +302,9 @@ def _add_sparse(stored: Stored, spec: TensorSpec, array: np.ndarray, top_p: floa
             name=spec.name,
             form="sparse",
             layers=spec.layers,
-            squared_errors=squared_errors,
-            squared_values=squared_values,
+            errors=[float(error.sum()) for error in errors],
+            num_vectors=len(errors[0]),
+            max_error=max(float(error.max(initial=0.0)) for error in errors),
             max_abs_error=max_abs_error,
             num_values=array.size,
             num_kept=len(kept.values),
@@ -388,10 +393,7 @@ def _add(stored: Stored, like: TensorSpec, array: np.ndarray, **changes: object)
     stored.specs.append(spec)
 
 
-def _squares(values: np.ndarray, is_layered: bool) -> list[float]:
-    """Sum of squares, by layer where there are layers."""
-    return [float(np.square(one).sum()) for one in (values if is_layered else [values])]
-
-
-def _root(squared_error: float, squared_value: float) -> float:
-    return float(np.sqrt(squared_error / squared_value)) if squared_value else 0.0
+def _relative_errors(difference: np.ndarray, values: np.ndarray, *, num_layers: int) -> np.ndarray:
+    """Norm of each vector's difference divided by the vector's norm, 0 for a vector of zeros: (layers, vectors)."""
+    errors, norms = (np.sqrt(np.square(one).sum(-1)).reshape(num_layers, -1) for one in (difference, values))
+    return np.divide(errors, norms, out=np.zeros_like(errors), where=norms > 0)
