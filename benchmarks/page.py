@@ -14,6 +14,7 @@ _TITLES = {
     "next_token": "Next-token traces",
     "prefix": "A prefix shared by three prompts",
     "serve": "The logging server",
+    "storage": "Storage forms",
     "degradation": "Perplexity of damaged models",
     "finetune": "Finetuning a multiple-choice head",
 }

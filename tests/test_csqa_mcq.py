@@ -126,6 +126,28 @@ def test_a_run_is_verified_read_and_replayed(folder: Path, finetuned: Path, enco
     assert result.num_replayed == result.num_agreeing == 2
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float8"])
+def test_options_in_few_bits_are_read_one_by_one(
+    folder: Path, encoder: Path, finetuned: Path, tmp_path: Path, dtype: str
+):
+    run(tmp_path / "few", encoder, model={"model_path": str(finetuned)}, capture={"store_dtype": dtype})
+    assert verify(tmp_path / "few").problems == []
+    with TraceStore(folder) as whole, TraceStore(tmp_path / "few") as few:
+        for key in whole.keys:
+            joined = few.hidden_states(key, layer=1)
+            parts = [few.hidden_states(key, layer=1, choice=number) for number in range(5)]
+            np.testing.assert_array_equal(np.concatenate(parts), joined)
+            np.testing.assert_array_equal(few.hidden_states(key, choice=3)[1], parts[3])
+            before = whole.hidden_states(key, layer=1)
+            errors = np.linalg.norm(joined - before, axis=-1) / np.linalg.norm(before, axis=-1)
+            assert 0 < errors.max() < {"int8": 0.02, "float8": 0.05}[dtype]
+            query = few.qkv(key, "q", layer=0, choice=2)
+            np.testing.assert_allclose(query, whole.qkv(key, "q", layer=0, choice=2), atol=0.1)
+    layout = Layout(tmp_path / "few", "csqa_mcq")
+    result = replay_stored(layout, 2, model=str(encoder), adapter=None, device="cpu", model_path=str(finetuned))
+    assert result.num_replayed == result.num_agreeing == 2
+
+
 def test_numbers_are_those_of_plain_transformers(folder: Path, finetuned: Path, encoder: Path):
     from transformers import AutoTokenizer
 

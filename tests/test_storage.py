@@ -27,7 +27,7 @@ from tracekit.read.verifier import verify
 from tracekit.run.merge import merge
 from tracekit.run.replay import replay_stored
 from tracekit.run.runner import preflight
-from tracekit.storage import QUANTIZED_DTYPES, StorageLoss, for_storage, keep_top_p, quantize, spread, upscale
+from tracekit.storage import QUANTIZED_DTYPES, StorageLoss, for_storage, keep_top_p, quantize, spread, unpacked, upscale
 from tracekit.tensors import TensorSpec
 
 ALL = {"sites": ("all",)}
@@ -42,34 +42,53 @@ def loss_of(folder: Path, name: str) -> StorageLoss:
 # ---------------------------------------------------------------- fewer bits
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=6), elements=FINITE))
-def test_int8_is_off_by_half_a_scale_at_most(array: np.ndarray):
-    values, scales = quantize(array, np.dtype(np.int8))
+ARRAYS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=6), elements=FINITE)
+
+
+@settings(deadline=None)
+@given(ARRAYS)
+def test_int8_is_off_by_half_its_scales_at_most(array: np.ndarray):
+    values, scales, token_scales = quantize(array, np.dtype(np.int8))
     assert values.dtype == np.int8
     assert scales.shape == (*array.shape[:-2], array.shape[-1])
-    error = np.abs(upscale(values, scales).astype(np.float64) - array)
-    assert (error <= scales.astype(np.float64)[..., None, :] * (0.5 + 1e-4)).all()
+    assert token_scales.shape == array.shape[:-1]
+    error = np.abs(upscale(values, scales, token_scales).astype(np.float64) - array)
+    both = scales.astype(np.float64)[..., None, :] * token_scales[..., None]
+    assert (error <= both * (0.5 + 1e-4)).all()
+    assert (error <= np.abs(array).max(-1, keepdims=True) / 253 + 1e-36).all()
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=6), elements=FINITE))
+@settings(deadline=None)
+@given(ARRAYS)
 def test_float8_is_off_by_a_sixteenth_of_a_value_or_less(array: np.ndarray):
-    values, scales = quantize(array, np.dtype(ml_dtypes.float8_e4m3fn))
-    back = upscale(values, scales)
+    values, scales, token_scales = quantize(array, np.dtype(ml_dtypes.float8_e4m3fn))
+    back = upscale(values, scales, token_scales)
     assert np.isfinite(back).all()
     error = np.abs(back.astype(np.float64) - array)
-    allowed = np.maximum(np.abs(array) / 16, scales[..., None, :] / 1024).astype(np.float64)
-    assert (error <= allowed * 1.001).all()
+    both = scales.astype(np.float64)[..., None, :] * token_scales[..., None]
+    assert (error <= np.maximum(np.abs(array) / 16, both / 1024) * 1.001 + 1e-36).all()
 
 
-def test_each_channel_has_a_scale_of_its_own():
+def test_channels_and_tokens_have_scales_of_their_own():
     array = np.array([[1.0, 1000.0], [-0.5, 10.0]], np.float32)
-    values, scales = quantize(array, np.dtype(np.int8))
-    assert values.tolist() == [[127, 127], [-64, 1]]
-    np.testing.assert_allclose(scales, [1 / 127, 1000 / 127], rtol=1e-6)
+    values, scales, token_scales = quantize(array, np.dtype(np.int8))
+    assert token_scales.tolist() == [1000.0, 10.0]
+    np.testing.assert_allclose(scales, [0.05 / 127, 1 / 127], rtol=1e-6)
+    assert values.tolist() == [[3, 127], [-127, 127]]
 
 
-def test_a_channel_of_zeros_stays_zeros_and_the_smallest_values_do_not_overflow():
-    array = np.array([[0.0, 1e-45], [0.0, -1e-40]], np.float32)
+def test_a_huge_first_token_does_not_hide_the_others():
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=(1, 20, 64)).astype(np.float32)
+    array[0, 0, :3] *= 5000
+    array[0, :, 7] *= 40
+    back = upscale(*quantize(array, np.dtype(np.int8)))
+    errors = np.linalg.norm(back - array, axis=-1) / np.linalg.norm(array, axis=-1)
+    assert errors.max() < 0.02
+
+
+def test_zeros_stay_zeros_and_the_smallest_values_do_not_overflow():
+    array = np.array([[0.0, 1e-45], [0.0, -1e-40], [0.0, 0.0]], np.float32)
     for dtype in QUANTIZED_DTYPES.values():
         back = upscale(*quantize(array, dtype))
         assert (back[:, 0] == 0).all()
@@ -79,7 +98,7 @@ def test_a_channel_of_zeros_stays_zeros_and_the_smallest_values_do_not_overflow(
 # ---------------------------------------------------------------- the largest weights
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=3, max_side=7), elements=WEIGHTS), st.floats(0.01, 1)
 )
@@ -379,17 +398,16 @@ def test_merged_parts_cost_what_they_cost(model: Path, tmp_path: Path):
 
 
 def test_the_loss_is_the_mean_over_tokens_whatever_their_size():
-    hidden = np.array([[[1e4, 8.0, 6.0], [3.0, 4.0, 0.0], [0.0, 0.0, 0.0]]], np.float32)
+    hidden = np.array([[[1e4, 8.0, 6.0], [3.0, 4.3, 0.1], [0.0, 0.0, 0.0]]], np.float32)
     spec = a_spec("hidden_states", hidden, "LTD", "dense")
     stored = for_storage([spec], {"hidden_states": hidden}, dtype="int8", top_p=1)
-    back = upscale(stored.tensors["hidden_states"], stored.tensors["hidden_states.scales"])
-    assert back[0, 1, 0] == 0  # lost beside the first token's
+    back = unpacked(stored.specs[0], stored.tensors)
     (loss,) = stored.losses
     expected = [np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-9) for a, b in zip(back[0], hidden[0], strict=True)]
     assert loss.num_vectors == 3
     assert loss.relative_error == pytest.approx(np.mean(expected), rel=1e-6)
-    assert loss.max_error == pytest.approx(expected[1], rel=1e-6)
-    assert loss.max_error > 0.59
+    assert loss.max_error == pytest.approx(max(expected), rel=1e-6)
+    assert loss.max_error > 0
 
 
 def test_damage_to_sparse_attention_is_found(model: Path, tmp_path: Path):
@@ -415,5 +433,6 @@ def test_a_tensor_of_one_layer_has_companions_of_its_own():
     assert [(spec.name, spec.axes, spec.shape) for spec in stored.specs] == [
         ("keys.1", ["L", "K", "T", "E"], [1, 2, 2, 3]),
         ("keys.1.scales", ["L", "K", "E"], [1, 2, 3]),
+        ("keys.1.token_scales", ["L", "K", "T"], [1, 2, 2]),
     ]
     assert [loss.name for loss in stored.losses] == ["keys.1"]

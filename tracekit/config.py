@@ -128,9 +128,9 @@ class CaptureConfig(_Part, frozen=True, kw_only=True):
     """Positions to keep: all, the prompt's, the answer's, or the last prompt token. For attention: query rows."""
     store_dtype: Literal["same", "float32", "bfloat16", "float16", "float8", "int8"] = "same"
     """dtype of the stored tensors; `same` is what the model computes in. A value that overflows stops the run, in a
-    damaged model becomes inf. `float8` (e4m3fn) and `int8` come with a float32 scale for each channel of each layer of
-    a sample and read as float32: a quarter of the bytes and an error of about 2 % and 0.5 %, measured and written down;
-    attention keeps the model's dtype."""
+    damaged model becomes inf. `float8` (e4m3fn) and `int8` come with scales for channels and tokens of each layer of a
+    sample and read as float32: a quarter of float32's bytes, with an error of a few percent and about one percent
+    that is measured and written down; attention keeps the model's dtype."""
     attention_top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Share of each attention row's mass to keep: the fewest largest weights that reach it, the others read as 0. 1
     keeps all. A kept weight takes its own bytes and two more."""

@@ -263,7 +263,7 @@ def _axes(tensor: dict[str, Any]) -> list[str]:
 
 def _belonging(tensor: dict[str, Any]) -> list[str]:
     """Names of the tensors that one is unpacked with."""
-    suffixes = {"scaled": ("scales",), "sparse": ("indices", "counts")}.get(tensor["layout"], ())
+    suffixes = {"scaled": ("scales", "token_scales"), "sparse": ("indices", "counts")}.get(tensor["layout"], ())
     return [f"{tensor['name']}.{suffix}" for suffix in suffixes]
 
 
@@ -359,7 +359,7 @@ def _column(
     belonging = [arrays[one] for one in _belonging(tensor)]
     try:
         if tensor["layout"] == "scaled":
-            array = array.astype(np.float32) * belonging[0][..., None, :]
+            array = array.astype(np.float32) * belonging[0][..., None, :] * belonging[1][..., None]
         if tensor["layout"] == "sparse":
             if spec["num_keys"] != num_tokens:
                 raise ValueError(f"{spec['num_keys']} keys, in a text of {num_tokens} tokens")

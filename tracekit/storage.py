@@ -2,16 +2,20 @@
 
     --store-dtype int8     hidden_states         (L, T, D) int8        layout "scaled"
     --store-dtype float8   hidden_states.scales  (L, D) float32        value = stored * scale of its layer and channel
+                           hidden_states.token_scales    (L, T)                * scale of its layer and token
 
     --attention-top-p 0.9  attentions            (W,) as captured      layout "sparse": the weights that were kept,
                            attentions.indices    (W,) uint16           query row by query row, the key of each,
                            attentions.counts     (L, H, T) uint16      how many each row has,
                            attentions.mass       (L, H, T) float32     and what they add up to
 
-Scales are a sample's own: the largest value of a channel over the sample's tokens becomes the largest number of the
-dtype. They stand for every tensor that has channels (hidden states, residual stream, queries, keys, values);
-probabilities have none and keep their dtype. Of attention, each row keeps the fewest largest weights that reach the
-share `top_p` of its sum, the others read as 0. What either costs is measured on every value that is stored.
+Scales are a sample's own. A token's is the largest of its values; a channel's makes the largest value of the channel,
+divided by the tokens', the largest number of the dtype. Both are needed: some channels are large in every token, and in
+many models the first token is a thousand times larger than the others in a few. They stand for every tensor that has
+channels (hidden states, residual stream, queries, keys, values); probabilities have none and keep their dtype.
+
+Of attention, each row keeps the fewest largest weights that reach the share `top_p` of its sum, the others read as 0.
+What either costs is measured on every value that is stored.
 
 This module knows numpy and nothing of models, records or shards.
 """
@@ -47,7 +51,7 @@ QUANTIZED_DTYPES = {"int8": np.dtype(np.int8), "float8": np.dtype(ml_dtypes.floa
 """Values of `--store-dtype` that come with scales, and the dtypes behind them."""
 
 _CHANNELLED = "DE"
-_COMPANIONS = {"scaled": ("scales",), "sparse": ("indices", "counts", "mass")}
+_COMPANIONS = {"scaled": ("scales", "token_scales"), "sparse": ("indices", "counts", "mass")}
 _MAX_KEYS = (1 << 16) - 1
 _TINY = np.finfo(np.float32).tiny
 
@@ -169,25 +173,31 @@ class Quantized(NamedTuple):
     """(..., T, D) int8 or float8_e4m3fn."""
     scales: np.ndarray
     """(..., D) float32."""
+    token_scales: np.ndarray
+    """(..., T) float32."""
 
 
 def quantize(array: np.ndarray, dtype: np.dtype) -> Quantized:
-    """Round finite values (..., T, D) to `dtype`, with a scale for each channel of the last axis.
+    """Round finite values (..., T, D) to `dtype`, with a scale for each channel of the last axis and for each token.
 
-    Rounding is to nearest. The error of int8 is at most half a scale, a 254th of the channel's largest value; that of
-    float8_e4m3fn at most a 16th of the value itself, or a 2^10th of a scale.
+    Rounding is to nearest. The error of int8 is at most half the product of the scales, so a 254th of the token's
+    largest value; that of float8_e4m3fn at most a 16th of the value itself, or a 2^10th of that product.
     """
     wide = array.astype(np.float32)
-    largest = np.abs(wide).max(axis=-2, initial=0.0)
+    token_scales = np.maximum(np.abs(wide).max(axis=-1, initial=0.0), _TINY)
+    wide /= token_scales[..., None]
     top = 127.0 if dtype == np.int8 else float(ml_dtypes.finfo(dtype).max)
-    scales = np.maximum(largest / np.float32(top), _TINY)
+    scales = np.maximum(np.abs(wide).max(axis=-2, initial=0.0) / np.float32(top), _TINY)
     wide /= scales[..., None, :]
-    return Quantized((np.rint(wide) if dtype == np.int8 else wide).astype(dtype), scales)
+    return Quantized((np.rint(wide) if dtype == np.int8 else wide).astype(dtype), scales, token_scales)
 
 
-def upscale(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def upscale(values: np.ndarray, scales: np.ndarray, token_scales: np.ndarray) -> np.ndarray:
     """Undo `quantize` up to its error: (..., T, D) float32."""
-    return values.astype(np.float32) * scales[..., None, :]
+    wide = values.astype(np.float32)
+    wide *= scales[..., None, :]
+    wide *= token_scales[..., None]
+    return wide
 
 
 def _add_scaled(stored: Stored, spec: TensorSpec, array: np.ndarray, dtype: np.dtype) -> None:
@@ -196,9 +206,9 @@ def _add_scaled(stored: Stored, spec: TensorSpec, array: np.ndarray, dtype: np.d
         raise CaptureError(
             f"{spec.name}: not finite, which {dtype} with scales does not know; use another --store-dtype"
         )
-    values, scales = quantize(array, dtype)
+    quantized = quantize(array, dtype)
     wide = array.astype(np.float64)
-    difference = wide - upscale(values, scales)
+    difference = wide - upscale(*quantized)
     errors = _relative_errors(difference, wide, num_layers=len(spec.layers) or 1)
     stored.losses.append(
         StorageLoss(
@@ -213,9 +223,10 @@ def _add_scaled(stored: Stored, spec: TensorSpec, array: np.ndarray, dtype: np.d
             num_kept=array.size,
         )
     )
-    _add(stored, spec, values, dtype=str(dtype), layout="scaled")
+    _add(stored, spec, quantized.values, dtype=str(dtype), layout="scaled")
     axes = [*spec.axes[:-2], spec.axes[-1]]
-    _add(stored, spec, scales, name=f"{spec.name}.scales", dtype="float32", axes=axes)
+    _add(stored, spec, quantized.scales, name=f"{spec.name}.scales", dtype="float32", axes=axes)
+    _add(stored, spec, quantized.token_scales, name=f"{spec.name}.token_scales", dtype="float32", axes=spec.axes[:-1])
 
 
 # ---------------------------------------------------------------- sparse
@@ -346,7 +357,7 @@ def unpacked(spec: TensorSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     array = tensors[spec.name]
     companions = [tensors[name] for name in companion_names(spec)]
     if spec.layout == "scaled":
-        return upscale(array, companions[0])
+        return upscale(array, *companions)
     if spec.layout == "sparse":
         return spread(array, companions[0], companions[1], spec.num_keys)
     return array
@@ -362,11 +373,13 @@ def problem_of(spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> str | None:
     if missing:
         return f"{', '.join(missing)} is missing, without which layout {spec.layout!r} cannot be read"
     if spec.layout == "scaled":
-        scales = specs[f"{spec.name}.scales"]
-        if spec.dtype not in map(str, QUANTIZED_DTYPES.values()) or scales.dtype != "float32":
-            return f"{spec.dtype} with scales in {scales.dtype}, expected int8 or float8_e4m3fn, and float32"
-        if len(spec.shape) < 2 or scales.shape != [*spec.shape[:-2], spec.shape[-1]]:
-            return f"scales {scales.shape} of {spec.shape}"
+        scales, of_tokens = (specs[name] for name in companion_names(spec))
+        kinds = {scales.dtype, of_tokens.dtype}
+        if spec.dtype not in map(str, QUANTIZED_DTYPES.values()) or kinds != {"float32"}:
+            return f"{spec.dtype} with scales in {', '.join(kinds)}, expected int8 or float8_e4m3fn, and float32"
+        expected = [*spec.shape[:-2], spec.shape[-1]], spec.shape[:-1]
+        if len(spec.shape) < 2 or (scales.shape, of_tokens.shape) != expected:
+            return f"scales {scales.shape} and {of_tokens.shape} of {spec.shape}"
     if spec.layout == "sparse":
         indices, counts, mass = (specs[name] for name in companion_names(spec))
         num_rows = len(positions_of(spec.positions))

@@ -40,7 +40,7 @@ from tracekit.read.stacking import (
 )
 from tracekit.records import RECORD_TYPES, Record, decode_record
 from tracekit.storage import spread, upscale
-from tracekit.tensors import positions_of
+from tracekit.tensors import choice_spans, positions_of
 
 __all__ = ["Accessors", "Array", "handed_out"]
 
@@ -377,7 +377,9 @@ class Accessors:
         array = np.ndarray(extent.shape, stored.dtype, data)
         array = array[extent.cut] if extent.cut else array
         if stored.layout == "scaled":
-            array = upscale(array, self._bytes(row, stored.companions["scales"], entry))
+            scales, of_tokens = (self._bytes(row, one, entry) for one in stored.companions.values())
+            span = slice(None) if choice is None else choice_spans(stored.spec)[choice]
+            array = upscale(array, scales, of_tokens[..., span])
         return Selected(array, extent.axes, layers, row.key)
 
     def _spread(self, row: Row, stored: Stored, entry: int | None) -> np.ndarray:

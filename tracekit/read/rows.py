@@ -184,7 +184,7 @@ def ranges_of(
             continue
         is_sparse = stored.layout == "sparse"
         for suffix, one in stored.companions.items():
-            if suffix in ("scales", "counts") or layers is None:
+            if suffix in ("scales", "token_scales", "counts") or layers is None:
                 yield ByteRange(row.shard, one.start, one.start + one.num_bytes)
         if is_sparse and layers is None:
             yield ByteRange(row.shard, stored.start, stored.start + stored.num_bytes)
