@@ -120,7 +120,7 @@ def test_a_crash_while_finishing_is_mended_without_loading_the_model(
         (out / name).unlink()
         if name == last:
             break
-    monkeypatch.setattr("tracekit.run.runner.load_model", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("tracekit.run.worker.load_model", lambda *arguments: pytest.fail("the model was loaded"))
     run_trivia(out, model)
     assert hashes(out) == hashes(finished)
 
@@ -403,7 +403,7 @@ def test_what_was_said_is_in_the_log_and_no_generated_text_is(model: Path, tmp_p
 
 def test_an_error_is_in_the_log_of_a_run_that_was_begun(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        "tracekit.run.runner.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
+        "tracekit.run.worker.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
     )
     with pytest.raises(CaptureError):
         run_trivia(tmp_path / "none", model)
@@ -411,7 +411,7 @@ def test_an_error_is_in_the_log_of_a_run_that_was_begun(model: Path, tmp_path: P
     monkeypatch.undo()
     run_trivia(tmp_path / "run", model)
     monkeypatch.setattr(
-        "tracekit.run.runner.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
+        "tracekit.run.worker.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
     )
     with pytest.raises(CaptureError):
         run_trivia(tmp_path / "run", model, output={"force_run": True})
