@@ -182,8 +182,8 @@ class ClusterConfig(_Part, frozen=True, kw_only=True):
     gpus_per_worker: Positive = 1
     """GPUs of each worker, for a model larger than one."""
     worker_folder: str | None = None
-    """Where a worker that does not see the folder of the dataset keeps its unfinished shards; by default the same
-    path on its own disk."""
+    """Where workers make their shards before the Hub has them (--publish, --free-local), as a fast disk of their own.
+    By default in the folder of the dataset, or in the same path on their own disk where they do not see it."""
 
 
 class RunConfig(_Part, frozen=True, kw_only=True):
@@ -248,7 +248,7 @@ def check(config: ConfigT) -> ConfigT:
                 f"dataset name {name!r} - at `$.output.dataset_config`; letters, digits, '_' and '-' only"
             )
         _check_publish(checked.publish)
-        _check_cluster(checked.cluster)
+        _check_cluster(checked.cluster, checked.publish)
         split = checked.source.split
         if not re.fullmatch(r"\w+(\.\w+)*", split, re.ASCII) or split == "all":  # what `datasets` takes
             raise ConfigError(f"split {split!r} - at `$.source.split`; letters, digits and '_' only, and not 'all'")
@@ -322,11 +322,16 @@ def _check_publish(publish: PublishConfig) -> None:
         Version.parse(publish.version)
 
 
-def _check_cluster(cluster: ClusterConfig) -> None:
+def _check_cluster(cluster: ClusterConfig, publish: PublishConfig) -> None:
     if cluster.engine == "local" and cluster != ClusterConfig():
         raise ConfigError(
             "--num-workers, --ray-address, --gpus-per-worker and --worker-folder - at `$.cluster`; they go with "
             "--engine ray"
+        )
+    if cluster.worker_folder is not None and not publish.free_local:
+        raise ConfigError(
+            f"--worker-folder {cluster.worker_folder!r} - at `$.cluster.worker_folder`; shards made there go to the "
+            "Hub: --publish owner/name --version v1.0.0 --free-local"
         )
 
 

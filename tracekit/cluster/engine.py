@@ -164,7 +164,8 @@ class RayWork:
                 plan=msgspec.structs.replace(plan, shards=[]),
                 folder=layout.root,
                 marker=marker,
-                own_folder=own_folder(base, layout.plan),
+                own_folder=own_folder(base.absolute(), layout.plan),
+                is_apart=self._settings.worker_folder is not None,
                 part_size=part_size(layout, self._job.config.output.batch_size),
             )
             return Pool(self._ray, self._slots, self._job_ref, begin, layout).run(plan, on_shard)

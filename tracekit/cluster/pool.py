@@ -52,6 +52,12 @@ class Slot:
         """Everything that would have to be made by somebody if it were lost."""
         return [*([self.shard] if self.shard else []), *self.kept, *self.unsent.values()]
 
+    def leave(self) -> None:
+        """Forget the run, for the next one."""
+        self.begun = self.last = self.shard = None
+        self.kept.clear()
+        self.unsent.clear()
+
 
 def called(ray: Any, reference: Any) -> Any:
     """What a call brings; what it raised is raised as it was there.
@@ -92,24 +98,40 @@ class Pool:
         for shard in plan.shards:
             if shard.name in done:
                 on_shard(shard.name)
-        num_looks, self._on_shard = 0, on_shard
-        with stop_flag() as stopped, progress_bar(plan, self._todo) as self._bar:
-            while self._is_at_work(stopped()):
-                for slot in self._slots:
-                    self._give(slot, is_stopping=stopped())
-                ready, _ = self._ray.wait([*self._calls], num_returns=1, timeout=_WAKE_SECONDS)
-                for reference in ready:
-                    self._take(reference)
-                self._leave_dead_nodes()
-                num_looks += not any(slot.last for slot in self._slots)
-                if num_looks == _PATIENCE:
-                    say(f"no worker has begun yet; the cluster has free: {self._ray.available_resources()}")
-            is_stopped = stopped() and bool(self._todo or self._held())
-        for slot in self._slots:
-            if slot.last is not None and not slot.last.is_shared and not is_stopped and not slot.is_lost:
-                slot.actor.forget.remote(self._begin)
-            slot.begun = slot.last = None
+        self._on_shard = on_shard
+        try:
+            with stop_flag() as stopped, progress_bar(plan, self._todo) as self._bar:
+                self._work(stopped)
+                is_stopped = stopped() and bool(self._todo or self._held())
+            if not is_stopped:
+                self._forget()
+        finally:
+            for slot in self._slots:
+                slot.leave()
         return is_stopped
+
+    def _work(self, stopped: Callable[[], bool]) -> None:
+        num_looks = 0
+        while self._is_at_work(stopped()):
+            for slot in self._slots:
+                self._give(slot, is_stopping=stopped())
+            assert self._calls, "nothing is under way, and not all is done"
+            ready, _ = self._ray.wait([*self._calls], num_returns=1, timeout=_WAKE_SECONDS)
+            for reference in ready:
+                self._take(reference)
+            if ready:
+                continue
+            self._leave_dead_nodes()
+            num_looks += not any(slot.last for slot in self._slots)
+            if num_looks == _PATIENCE:
+                say(f"no worker has begun yet; the cluster has free: {self._ray.available_resources()}")
+
+    def _forget(self) -> None:
+        """Have what workers kept in folders of their own deleted: all of it has come here."""
+        apart = [slot for slot in self._slots if slot.last and not (slot.last.is_shared or slot.is_lost)]
+        calls = [slot.actor.forget.options(max_task_retries=0).remote(self._begin) for slot in apart]
+        if calls:
+            self._ray.wait(calls, num_returns=len(calls), timeout=_WAKE_SECONDS)
 
     def _held(self) -> list[ShardTask]:
         return [shard for slot in self._slots for shard in slot.held]
@@ -229,13 +251,15 @@ class Pool:
             slot.shard, slot.unsent = None, {}
 
     def _leave_dead_nodes(self) -> None:
-        """Give to others what waits for a node that is no more."""
-        waiting = [slot for slot in self._slots if slot.begun is None and slot.last is not None and slot.held]
-        if waiting:
-            alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-            for slot in waiting:
-                if slot.last is not None and slot.last.node_id not in alive:
-                    self._release(slot)
+        """Give to others what waits for a node that is no more: calls to its workers wait until there is room."""
+        waiting = [slot for slot in self._slots if slot.last is not None and slot.held]
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]} if waiting else set()
+        for slot in waiting:
+            if slot.last is not None and slot.last.node_id not in alive:
+                say(f"the node of worker {slot.number}, {slot.last.host}, is no more; its shards go to others")
+                self._calls = {reference: other for reference, other in self._calls.items() if other is not slot}
+                self._release(slot)
+                slot.begun = slot.last = None
 
     def _release(self, slot: Slot) -> None:
         self._todo.extendleft(reversed(slot.held))

@@ -15,8 +15,11 @@ __all__ = ["Share", "connected", "share"]
 
 _OBJECT_STORE_BYTES = 256 << 20
 """Of a Ray of our own: only examples and sidecars pass through it."""
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""No usage statistics; and no warning that a worker without GPU sees none."""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning that a worker without GPU sees none
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else what Ray says of dead workers goes to stdout; it is in Ray's own logs
+}
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Without it Ray takes the address of this machine for its own, and listens on all of them."""
 

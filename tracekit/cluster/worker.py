@@ -60,7 +60,9 @@ class Begin(NamedTuple):
     marker: str
     """A file that the driver laid into the shards' folder: who sees it shares the folder."""
     own_folder: Path
-    """Where to work otherwise."""
+    """Where to work where the folder is not seen, or is not to be worked in."""
+    is_apart: bool
+    """Whether to work there in any case."""
     part_size: int | None
     """Largest part of a batch that memory held, where the run was left."""
 
@@ -71,7 +73,7 @@ class Begun(NamedTuple):
     node_id: str
     host: str
     is_shared: bool
-    """Whether it sees the folder of the dataset."""
+    """Whether it works in the folder of the dataset."""
 
 
 class Made(NamedTuple):
@@ -157,7 +159,7 @@ class NodeWorker:
         self.end()
         host, shared = socket.gethostname(), Layout(run.folder, run.plan.config)
         _check_versions(run.plan, host)
-        is_shared = (shared.shard("any").parent / run.marker).exists()
+        is_shared = not run.is_apart and (shared.shard("any").parent / run.marker).exists()
         if not is_shared and not is_staging(job.config):
             raise ConfigError(
                 f"the worker on {host} does not see {str(run.folder)!r} of the driver. Put --out where all "
