@@ -21,8 +21,7 @@ from tests.publishing_for_tests import REPO, large_files
 from tests.ray_for_tests import BrokenBuilder, DyingBuilder, workers
 from tests.runs_for_tests import hashes, log_lines, run_trivia, trivia_config
 from tests.test_stager import BUILD, check_released, computed_once, tars
-from tracekit.cli import run_builder
-from tracekit.cluster.session import share
+from tracekit.cluster.session import connected, share
 from tracekit.cluster.worker import Begin, NodeJob, NodeWorker
 from tracekit.config import ClusterConfig, PublishConfig, check
 from tracekit.errors import CaptureError, ClusterError, ConfigError, TracekitError
@@ -32,7 +31,7 @@ from tracekit.ranks import Rank
 from tracekit.run.runner import execute
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'tracekit-llm[ray]'")
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
 
 SHARDS = ("data/", "records/")
 NUM_BATCHES = 7
@@ -252,8 +251,8 @@ def test_what_does_not_go_together_is_refused(model: Path, tmp_path: Path, monke
         execute(TriviaQABuilder(), on_ray, tmp_path / "run", engine=object())  # type: ignore[arg-type]
 
 
-def test_no_cluster_at_the_address_is_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    flags = ["--model", str(model), "--source", "sample", "--engine", "ray", "--ray-address", "127.0.0.1:9"]
-    with pytest.raises(SystemExit):
-        run_builder(TriviaQABuilder(), TriviaQAConfig, [*flags, "--out", str(tmp_path / "run")])
-    assert "error: no Ray cluster answers at '127.0.0.1:9'" in capsys.readouterr().err
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_no_cluster_at_the_address_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match=f"no Ray cluster answers at '{address}': .*refused"), connected(address):
+        pytest.fail("connected")

@@ -5,6 +5,7 @@ Nothing of the environment travels: tokens and caches are each node's own affair
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ __all__ = ["Share", "connected", "share"]
 
 _OBJECT_STORE_BYTES = 256 << 20
 """Of a Ray of our own: only examples and sidecars pass through it."""
+_CONNECT_SECONDS = 10.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning that a worker without GPU sees none
@@ -53,14 +55,12 @@ def connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _look(address)
     own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, OSError, RuntimeError, ValueError, ImportError) as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {address!r}: {_first_line(error)}. Start one (`ray start --head`), or leave "
-            "--ray-address out for one on this machine alone"
-        ) from error
+        raise _no_cluster(address, error) from error
     try:
         yield ray
     finally:
@@ -91,5 +91,20 @@ def share(nodes: Sequence[Mapping[str, Any]], *, num_workers: int | None, gpus_p
     return Share(num_workers or total, int(each) if each >= 1 else each, gpus_per_worker if on_gpus else 0)
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _look(address: str) -> None:
+    """See that somebody listens at an address: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):  # `local`, `auto`
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ClusterError:
+    why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ClusterError(
+        f"no Ray cluster answers at {address!r}: {why}. Start one (`ray start --head`), or leave --ray-address out for "
+        "one on this machine alone"
+    )
