@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 
-import tracekit.run.runner as run_module
+import tracekit.run.worker as worker_module
 from builders.csqa import CsqaBuilder, CsqaConfig
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2, tiny_tokenizer
@@ -338,7 +338,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run_csqa(tmp_path / "whole", checkpoints["llama"])
-    append, calls = run_module.ShardWriter.append, []
+    append, calls = worker_module.ShardWriter.append, []
 
     def stop_after_two(self: Any, *args: Any, **kwargs: Any) -> None:
         append(self, *args, **kwargs)
@@ -346,7 +346,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(run_module.ShardWriter, "append", stop_after_two)
+    monkeypatch.setattr(worker_module.ShardWriter, "append", stop_after_two)
     assert run_csqa(tmp_path / "run", checkpoints["llama"]).interrupted
     assert not run_csqa(tmp_path / "run", checkpoints["llama"]).interrupted
     assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import builders.degradation as degradation
-import tracekit.run.runner as run_module
+import tracekit.run.worker as worker_module
 from builders.degradation import DegradationBuilder, gives
 from builders.degradation_configs import CONFIGS, LEVELS, DegradationConfig, get_config
 from tests.runs_for_tests import hashes, log_lines, run_trivia
@@ -26,9 +26,10 @@ from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
 from tracekit.model.damage import METHODS
 from tracekit.model.memory import MemoryReader
+from tracekit.run.engine import LocalEngine
 from tracekit.run.export import export_degradation
 from tracekit.run.replay import replay_stored
-from tracekit.run.runner import Loader, Outcome, execute
+from tracekit.run.runner import Outcome, execute
 
 PROMPTS = [
     {"prompt": "Say one word.", "id": "p0", "kind": "short"},
@@ -183,9 +184,9 @@ def test_an_expected_answer_is_judged_and_a_missing_one_is_not(
 def test_the_model_is_whole_again_after_a_run_and_after_an_error(
     checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    loader = Loader()
-    execute(DegradationBuilder(), config_for(checkpoint, prompts), tmp_path / "run", loader=loader)
-    model = loader._traced.model  # type: ignore[union-attr]
+    engine = LocalEngine()
+    execute(DegradationBuilder(), config_for(checkpoint, prompts), tmp_path / "run", engine=engine)
+    model = engine.loader._traced.model  # type: ignore[union-attr]
     plain = AutoModelForCausalLM.from_pretrained(checkpoint)
 
     def same() -> bool:
@@ -203,7 +204,7 @@ def test_the_model_is_whole_again_after_a_run_and_after_an_error(
 
     monkeypatch.setattr(degradation, "capture", fail_late)
     with pytest.raises(CaptureError, match="broken"):
-        execute(DegradationBuilder(), config_for(checkpoint, prompts), tmp_path / "other", loader=loader)
+        execute(DegradationBuilder(), config_for(checkpoint, prompts), tmp_path / "other", engine=engine)
     assert same()
 
 
@@ -295,7 +296,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run(tmp_path / "whole", checkpoint, prompts, do_sample=True)
-    append, calls = run_module.ShardWriter.append, []
+    append, calls = worker_module.ShardWriter.append, []
 
     def stop_after_three(self: Any, *args: Any, **kwargs: Any) -> None:
         append(self, *args, **kwargs)
@@ -303,7 +304,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(run_module.ShardWriter, "append", stop_after_three)
+    monkeypatch.setattr(worker_module.ShardWriter, "append", stop_after_three)
     assert run(tmp_path / "run", checkpoint, prompts, do_sample=True).interrupted
     assert not run(tmp_path / "run", checkpoint, prompts, do_sample=True).interrupted
     assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import builders.degradation as degradation
+import tracekit.run.engine as engine_module
 import tracekit.run.planner as planner_module
 import tracekit.run.runner as run_module
+import tracekit.run.worker as worker_module
 from builders.degradation import DegradationBuilder
 from builders.degradation_configs import DegradationConfig
 from tests.runs_for_tests import hashes, log_lines, run_trivia
@@ -111,14 +113,14 @@ def test_a_finished_grid_grows_and_what_it_held_keeps_every_byte(
 
 
 def test_a_grid_that_is_not_finished_grows(checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch):
-    append = run_module.ShardWriter.append
+    append = worker_module.ShardWriter.append
 
     def stop(self: Any, *args: Any, **kwargs: Any) -> None:
         append(self, *args, **kwargs)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.ShardWriter, "append", stop)
+        patch.setattr(worker_module.ShardWriter, "append", stop)
         assert run(tmp_path / "run", checkpoint, prompts).interrupted
     assert len(log_lines(tmp_path / "run", "degradation")) == 1
     run(tmp_path / "run", checkpoint, prompts, levels=(0, 0.5, 0.75))
@@ -255,7 +257,7 @@ def test_a_configuration_that_grows_beside_another_keeps_its_place(
     out = copied(small, tmp_path / "run")
     run(out, checkpoint, prompts, output={"dataset_config": "another"})
     with monkeypatch.context() as patch:
-        patch.setattr(run_module._Run, "shards", lambda self, plan, on_shard: True)
+        patch.setattr(engine_module.LocalWork, "shards", lambda self, plan, on_shard: True)
         assert run(out, checkpoint, prompts, n_rep=2).interrupted
     report = verify(out)
     assert (report.problems, report.open_configs) == ([], ["degradation"])
@@ -336,7 +338,7 @@ def test_a_smaller_batch_size_goes_on_in_parts_and_a_larger_one_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(run_module._Run, "shards", lambda self, plan, on_shard: True)
+        patch.setattr(engine_module.LocalWork, "shards", lambda self, plan, on_shard: True)
         run_trivia(tmp_path / "run", checkpoint, output={"batch_size": 4})
     with pytest.raises(PlanMismatchError, match="batch_size: 4 there, 5 now"):
         run_trivia(tmp_path / "run", checkpoint, output={"batch_size": 5})
@@ -369,7 +371,7 @@ def test_a_restart_begins_with_the_parts_that_memory_held(
 ):
     monkeypatch.setattr(degradation, "memory_reader", Memory(0.5).reader)
     own, sizes = degradation.capture, []
-    append = run_module.ShardWriter.append
+    append = worker_module.ShardWriter.append
 
     def tight(traced: Any, texts: Any, *args: Any, **kwargs: Any) -> Any:
         sizes.append(len(texts))
@@ -383,12 +385,12 @@ def test_a_restart_begins_with_the_parts_that_memory_held(
 
     with monkeypatch.context() as patch:
         patch.setattr(degradation, "capture", tight)
-        patch.setattr(run_module._Run, "estimate", lambda *args: run_module.Estimate(1, 1, 1, 1, 1, 1.0, 1))
-        patch.setattr(run_module.ShardWriter, "append", stop)
+        patch.setattr(worker_module.Worker, "estimate", lambda *args: worker_module.Estimate(1, 1, 1, 1, 1, 1.0, 1))
+        patch.setattr(worker_module.ShardWriter, "append", stop)
         assert run(tmp_path / "run", checkpoint, prompts).interrupted
         assert sizes == [2, 1, 1]
         sizes.clear()
-        patch.setattr(run_module.ShardWriter, "append", append)
+        patch.setattr(worker_module.ShardWriter, "append", append)
         run(tmp_path / "run", checkpoint, prompts)
         assert sizes == [1, 1], "the restart tried what memory did not hold"
     assert [line["parts"] for line in log_lines(tmp_path / "run", "degradation")] == [[1, 1], [1, 1]]

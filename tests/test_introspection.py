@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import builders.introspection as introspection
-import tracekit.run.runner as run_module
+import tracekit.run.worker as worker_module
 from builders.introspection import IntrospectionBuilder, IntrospectionConfig, single_passes
 from builders.introspection_prompts import PASSES
 from tests.hub_for_tests import TestHub
@@ -27,8 +27,9 @@ from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, Output
 from tracekit.errors import CaptureError, ConfigError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.model.generation import Generated
+from tracekit.run.engine import LocalEngine
 from tracekit.run.replay import replay_stored
-from tracekit.run.runner import Loader, Outcome, execute
+from tracekit.run.runner import Outcome, execute
 
 QUESTIONS = [
     {"id": "q1", "question": "Is ice cold?", "options": ["yes", "no", "maybe", "it is hot"], "answer": "A"},
@@ -92,9 +93,9 @@ def config_for(checkpoint: Path, questions: Path, /, **changes: Any) -> Introspe
 
 def run_passes(out: Path, checkpoint: Path, questions: Path, /, **changes: Any) -> list[Outcome]:
     """Every pass, one after the other, with the model loaded once."""
-    loader = Loader()
+    engine = LocalEngine()
     return [
-        execute(IntrospectionBuilder(), part, out, loader=loader)
+        execute(IntrospectionBuilder(), part, out, engine=engine)
         for part in single_passes(config_for(checkpoint, questions, **changes))
     ]
 
@@ -438,7 +439,7 @@ def test_a_run_stopped_in_its_second_pass_ends_in_the_same_bytes(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run_passes(tmp_path / "whole", checkpoints.llama, checkpoints.questions)
-    append, calls = run_module.ShardWriter.append, []
+    append, calls = worker_module.ShardWriter.append, []
 
     def stop_after_four(self: Any, *args: Any, **kwargs: Any) -> None:
         append(self, *args, **kwargs)
@@ -446,7 +447,7 @@ def test_a_run_stopped_in_its_second_pass_ends_in_the_same_bytes(
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(run_module.ShardWriter, "append", stop_after_four)
+    monkeypatch.setattr(worker_module.ShardWriter, "append", stop_after_four)
     arguments = ["--model", str(checkpoints.llama), "--source", str(checkpoints.questions), "--max-new-tokens", "4"]
     arguments += ["--samples-per-shard", "3", "--batch-size", "2", "--num-replays", "1", "--out", str(tmp_path / "run")]
     codes = []
@@ -464,13 +465,13 @@ def test_a_run_stopped_in_its_second_pass_ends_in_the_same_bytes(
 def test_the_model_is_loaded_once_for_all_passes(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    own, calls = run_module.load_model, []
+    own, calls = worker_module.load_model, []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
         return own(*args, **kwargs)
 
-    monkeypatch.setattr(run_module, "load_model", counted)
+    monkeypatch.setattr(worker_module, "load_model", counted)
     arguments = ["--model", str(checkpoints.llama), "--source", str(checkpoints.questions), "--max-new-tokens", "2"]
     with pytest.raises(SystemExit) as ended:
         run_builder(
@@ -563,7 +564,7 @@ def test_an_adapter_changes_the_activations_merged_or_not_and_the_base_is_as_bef
     shared: Path, checkpoints: Checkpoints, tmp_path: Path
 ):
     base, adapter = shared / "models/stories260K-hf", shared / "models/stories260K-lora-wikitext"
-    loader = Loader()
+    engine = LocalEngine()
     models: dict[str, dict[str, Any]] = {
         "before": {},
         "active": {"adapter": str(adapter)},
@@ -572,7 +573,7 @@ def test_an_adapter_changes_the_activations_merged_or_not_and_the_base_is_as_bef
     }
     for name, model in models.items():
         config = config_for(base, checkpoints.questions, model=model, passes=("mcq",))
-        execute(IntrospectionBuilder(), single_passes(config)[0], tmp_path / name, loader=loader)
+        execute(IntrospectionBuilder(), single_passes(config)[0], tmp_path / name, engine=engine)
         assert verify(tmp_path / name).problems == []
     stores = {name: TraceStore(str(tmp_path / name), config="mcq") for name in models}
     assert hashes(tmp_path / "before") == hashes(tmp_path / "after")

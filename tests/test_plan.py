@@ -5,7 +5,7 @@ import pytest
 from tracekit.config import OutputConfig, RunConfig
 from tracekit.format.manifest import Plan, SourceInfo
 from tracekit.records import ModelInfo
-from tracekit.run.plan import Example, make_plan
+from tracekit.run.plan import Devices, Example, make_plan
 
 MODEL = ModelInfo(
     id="m", revision="r", variant="base", adapter=None, quantization=None, dtype="float32", attention="auto"
@@ -36,7 +36,7 @@ def planned(examples: list[Example], *, size: int, batch_size: int, lengths: lis
         examples=examples,
         lengths=lengths or [1] * len(examples),
         batch_size=batch_size,
-        device_type="cpu",
+        devices=Devices("cpu", 1),
     )
 
 

@@ -120,7 +120,7 @@ def test_a_crash_while_finishing_is_mended_without_loading_the_model(
         (out / name).unlink()
         if name == last:
             break
-    monkeypatch.setattr("tracekit.run.runner.load_model", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("tracekit.run.worker.load_model", lambda *arguments: pytest.fail("the model was loaded"))
     run_trivia(out, model)
     assert hashes(out) == hashes(finished)
 

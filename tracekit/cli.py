@@ -6,6 +6,8 @@ tyro turns Structs into flags; their bounds are checked afterwards, once, by tra
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -83,7 +85,7 @@ def run_builder(
             description=f"{config_type.__doc__}\n\n{_about_configs(configs)}",
             args=arguments,
         )
-        sys.exit(_execute_stages(builder, check(config), parts, stages))
+        sys.exit(_execute_stages(*_as_imported(builder, check(config)), parts, stages))
     except (TracekitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -138,17 +140,18 @@ def _execute_stages(
 
 
 def _execute(builder: Any, config: ConfigT, parts: Callable[[ConfigT], Sequence[ConfigT]]) -> int:
-    from tracekit.run.runner import Loader, preflight
+    from tracekit.run.runner import preflight
 
     assert config.output.out is not None
     folder = Path(config.output.out)
-    loader, all_parts = Loader(), parts(config)
+    all_parts = parts(config)
     for part in all_parts[1:]:  # before hours go into the first
         preflight(builder, part)
-    for part in all_parts:
-        code = _execute_part(builder, part, folder, loader)
-        if code:
-            return code
+    with _opened_engine(config) as engine:
+        for part in all_parts:
+            code = _execute_part(builder, part, folder, engine)
+            if code:
+                return code
     if config.output.dry_run:
         return 0
     if config.publish.publish is not None and config.publish.version is not None:
@@ -168,7 +171,28 @@ def _execute(builder: Any, config: ConfigT, parts: Callable[[ConfigT], Sequence[
     return 0
 
 
-def _execute_part(builder: Any, config: RunConfig, folder: Path, loader: Any) -> int:
+def _opened_engine(config: RunConfig) -> AbstractContextManager[Any]:
+    """Who does the work: it keeps its models for all parts of a configuration."""
+    if config.cluster.engine == "ray":
+        from tracekit.cluster import RayEngine
+
+        return RayEngine(config.cluster)
+    from tracekit.run.engine import LocalEngine
+
+    return nullcontext(LocalEngine())
+
+
+def _as_imported(builder: Any, config: ConfigT) -> tuple[Any, ConfigT]:
+    """Builder and configuration as workers import them: in `python -m builders.x` their module is called __main__."""
+    spec = sys.modules["__main__"].__spec__
+    if config.cluster.engine == "local" or type(builder).__module__ != "__main__" or spec is None:
+        return builder, config
+    module = import_module(spec.name)
+    config_type = getattr(module, type(config).__name__)
+    return module.BUILDER, msgspec.convert(msgspec.to_builtins(config), config_type)
+
+
+def _execute_part(builder: Any, config: RunConfig, folder: Path, engine: Any) -> int:
     """Run one configuration and say what became of it; the exit code, 0 where it was finished."""
     from tracekit.run.runner import execute
     from tracekit.sizes import filesize
@@ -176,17 +200,17 @@ def _execute_part(builder: Any, config: RunConfig, folder: Path, loader: Any) ->
     layout = Layout(folder, config.output.dataset_config or builder.name)
     stager = None
     if config.publish.publish is None:
-        outcome = execute(builder, config, folder, loader=loader)
+        outcome = execute(builder, config, folder, engine=engine)
     else:
         from tracekit.publish.stager import Stager
 
         stager = Stager(layout, config.publish)
         if config.output.dry_run:
             stager.check()
-            outcome = execute(builder, config, folder, loader=loader)
+            outcome = execute(builder, config, folder, engine=engine)
         else:
             with stager:
-                outcome = execute(builder, config, folder, on_shard=stager.add, loader=loader)
+                outcome = execute(builder, config, folder, on_shard=stager.add, engine=engine)
     if outcome.estimate is not None and config.output.dry_run:
         _print_estimate(outcome, folder)
         return 0

@@ -19,6 +19,7 @@ from tracekit.storage import QUANTIZED_DTYPES
 
 __all__ = [
     "CaptureConfig",
+    "ClusterConfig",
     "GenerationConfig",
     "ModelConfig",
     "OutputConfig",
@@ -180,6 +181,22 @@ class PublishConfig(_Part, frozen=True, kw_only=True):
     """Licence of the published dataset, as the Hub writes it (`apache-2.0`, `cc-by-4.0`, ...)."""
 
 
+class ClusterConfig(_Part, frozen=True, kw_only=True):
+    """Who does the work. Not part of the dataset: nothing of it is written down, and a run goes on with another."""
+
+    engine: Literal["local", "ray"] = "local"
+    """`local`: this process, or the ranks of a launcher; `ray`: workers on a Ray cluster, or on this machine."""
+    num_workers: Positive | None = None
+    """Workers on Ray, a model each; one a GPU by default, without GPUs one a node."""
+    ray_address: str | None = None
+    """`auto`, `host:6379` or `ray://host:10001`; by default RAY_ADDRESS, and without it a Ray on this machine alone."""
+    gpus_per_worker: Positive = 1
+    """GPUs of each worker, for a model larger than one."""
+    worker_folder: str | None = None
+    """Where workers make their shards before the Hub has them (--publish, --free-local), as a fast disk of their own.
+    By default in the folder of the dataset, or in the same path on their own disk where they do not see it."""
+
+
 class RunConfig(_Part, frozen=True, kw_only=True):
     """A whole run. Builders inherit from it, set their defaults and add parts of their own.
 
@@ -208,6 +225,8 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """Where it goes."""
     publish: PublishConfig = PublishConfig()
     """Whether it goes to the Hub."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Who does the work."""
 
     def settled(self) -> Self:
         """The same run, with settings that follow from others filled in: what is written down."""
@@ -241,6 +260,7 @@ def check(config: ConfigT) -> ConfigT:
                 f"dataset name {name!r} - at `$.output.dataset_config`; letters, digits, '_' and '-' only"
             )
         _check_publish(checked.publish)
+        _check_cluster(checked.cluster, checked.publish)
         split = checked.source.split
         if not re.fullmatch(r"\w+(\.\w+)*", split, re.ASCII) or split == "all":  # what `datasets` takes
             raise ConfigError(f"split {split!r} - at `$.source.split`; letters, digits and '_' only, and not 'all'")
@@ -320,6 +340,19 @@ def _check_publish(publish: PublishConfig) -> None:
         raise ConfigError("--version, --private, --free-local and --license go with --publish owner/name")
     if publish.version is not None:
         Version.parse(publish.version)
+
+
+def _check_cluster(cluster: ClusterConfig, publish: PublishConfig) -> None:
+    if cluster.engine == "local" and cluster != ClusterConfig():
+        raise ConfigError(
+            "--num-workers, --ray-address, --gpus-per-worker and --worker-folder - at `$.cluster`; they go with "
+            "--engine ray"
+        )
+    if cluster.worker_folder is not None and not publish.free_local:
+        raise ConfigError(
+            f"--worker-folder {cluster.worker_folder!r} - at `$.cluster.worker_folder`; shards made there go to the "
+            "Hub: --publish owner/name --version v1.0.0 --free-local"
+        )
 
 
 def _is_plain_name(name: str) -> bool:

@@ -13,6 +13,7 @@
     ├── SampleNotFoundError (KeyError)      no such key, prompt, site or layer in a dataset
     ├── ShardLockedError (RuntimeError)     another process is writing this shard
     ├── ClientError (RuntimeError)          a model that is asked (endpoint, local) cannot be asked
+    ├── ClusterError (RuntimeError)         workers cannot be had, or die again and again
     ├── HubError (RuntimeError)             the Hub cannot be reached, or refuses
     │   └── HubAccessError                  not logged in, or no right to do this
     ├── VersionError (ValueError)           a version is taken, malformed or too small a step
@@ -25,6 +26,7 @@ Every message says what was wrong, the value, what was expected, where, and what
 __all__ = [
     "CaptureError",
     "ClientError",
+    "ClusterError",
     "ConfigError",
     "CorruptShardError",
     "DatasetError",
@@ -97,6 +99,10 @@ class ShardLockedError(TracekitError, RuntimeError):
 
 class ClientError(TracekitError, RuntimeError):
     """A model that writes questions or judges answers cannot be asked; the message says what to check."""
+
+
+class ClusterError(TracekitError, RuntimeError):
+    """A cluster cannot be reached, or its workers die again and again; every finished batch is kept."""
 
 
 class HubError(TracekitError, RuntimeError):

@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from tracekit.ranks import this_rank
 
-__all__ = ["logged", "note", "now", "printable", "say"]
+__all__ = ["heard", "logged", "note", "now", "printable", "say"]
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 """Control characters, C0 and C1 with DEL, and what is shown of them."""
 
 _logs: list["_Log"] = []
+_listeners: list[list[str]] = []
 
 
 class _Log:
@@ -61,6 +62,8 @@ def say(text: str) -> None:
     text = printable(text)
     rank = this_rank()
     who = f"tracekit[{rank.number}]" if rank.world_size > 1 else "tracekit"
+    for listener in _listeners:
+        listener.append(text)
     tqdm.write(f"{who}: {text}", file=sys.stderr)
     note(text)
 
@@ -80,3 +83,14 @@ def logged() -> Iterator[Callable[[Path], None]]:
         yield log.open
     finally:
         _logs.remove(log)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """While open, what is said is added to a list too, for whoever has another terminal."""
+    listener: list[str] = []
+    _listeners.append(listener)
+    try:
+        yield listener
+    finally:
+        _listeners.remove(listener)

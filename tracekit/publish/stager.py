@@ -7,6 +7,7 @@ What the release needs later (records, hashes, figures' data) is in the sidecars
 
 import queue
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -30,17 +31,19 @@ class Stager:
 
     A thread sends, so the model does not wait; `add` waits only while more than a few shards are unsent, and raises
     what went wrong in the thread. Leaving the context waits until everything is sent. `num_shards` and `num_bytes`
-    count what was sent.
+    count what was sent; `on_sent` is given the name of each shard once the Hub has it, in that thread.
 
     Raises:
         VersionError: the version is there already.
         HubError: no access; so a long run does not begin in vain.
     """
 
-    def __init__(self, layout: Layout, settings: PublishConfig) -> None:
+    def __init__(
+        self, layout: Layout, settings: PublishConfig, on_sent: Callable[[str], object] = lambda name: None
+    ) -> None:
         assert settings.publish is not None, settings
         assert settings.version is not None, settings
-        self._layout, self._settings = layout, settings
+        self._layout, self._settings, self._on_sent = layout, settings, on_sent
         self._version = Version.parse(settings.version)
         self._repo = HubRepo(settings.publish)
         self._waiting: queue.Queue[str | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
@@ -128,6 +131,7 @@ class Stager:
             write_journal(root, [Sent(repo=repo_id, branch=branch, path=path, num_bytes=num_bytes, sha256=sha256)])
         if self._settings.free_local:
             shard.unlink(missing_ok=True)
+        self._on_sent(name)
 
     def _look(self, refs: Refs) -> None:
         """Find out which files the Hub has, on main or on a staging branch that the journal names.

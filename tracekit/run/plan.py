@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import torch
 
 from tracekit.config import RunConfig
 from tracekit.errors import ConfigError, NoSpaceError, PlanMismatchError
@@ -26,6 +25,7 @@ from tracekit.sizes import filesize
 from tracekit.version import __version__
 
 __all__ = [
+    "Devices",
     "Estimate",
     "Example",
     "check_space",
@@ -58,6 +58,15 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     def source_row(self) -> int:
         """Row in the source that it was made of."""
         return self.index
+
+
+class Devices(NamedTuple):
+    """Where a model runs, as a plan knows it."""
+
+    device_type: str
+    """`cpu`, `cuda` or `mps`."""
+    num_threads: int
+    """Threads that the CPU's part of the work is done in."""
 
 
 def num_shards(examples: Sequence[Example], size: int) -> int:
@@ -94,6 +103,7 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
     """The configuration as it is written down: names instead of local paths, and nothing of how it was asked for."""
     run = msgspec.json.decode(msgspec.json.encode(config))
     del run["output"]["out"], run["output"]["dry_run"], run["output"]["force_run"], run["publish"]
+    del run["cluster"]
     for name in config.not_recorded:
         del run[name]
     is_local = config.model.model != "demo" and Path(config.model.model).expanduser().exists()
@@ -166,7 +176,7 @@ def make_plan(
     examples: Sequence[Example],
     lengths: Sequence[int],
     batch_size: int,
-    device_type: str,
+    devices: Devices,
 ) -> Plan:
     """Deal the examples out to shards and batches. `lengths` are prompt tokens, example by example."""
     return Plan(
@@ -177,8 +187,8 @@ def make_plan(
         model=model,
         source=source,
         batch_size=batch_size,
-        device_type=device_type,
-        num_threads=torch.get_num_threads(),
+        device_type=devices.device_type,
+        num_threads=devices.num_threads,
         versions=versions(),
         shards=deal(examples, lengths, config=config, batch_size=batch_size),
         command=command_line(task, run, config),

@@ -21,8 +21,9 @@ from tracekit.errors import PlanMismatchError
 from tracekit.format.layout import Layout, create_once, locked, write_atomic
 from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_plan, to_bytes
 from tracekit.records import ModelInfo
-from tracekit.run.finish import finish, reopen
+from tracekit.run.finish import done_shards, finish, reopen
 from tracekit.run.plan import (
+    Devices,
     Example,
     command_line,
     deal,
@@ -30,6 +31,7 @@ from tracekit.run.plan import (
     differences,
     make_plan,
     mismatch,
+    num_shards,
     public_run,
 )
 
@@ -49,7 +51,7 @@ class Asked(NamedTuple, Generic[ExampleT]):
     """Prompt tokens, example by example."""
     source: SourceInfo
     info: ModelInfo
-    device_type: str
+    devices: Devices
 
 
 class Planner(Generic[ExampleT]):
@@ -99,6 +101,12 @@ class Planner(Generic[ExampleT]):
         new = [(example, length) for example, length in pairs if example.index not in there]
         return [example for example, _ in new], [length for _, length in new]
 
+    def num_tasks(self, stored: Plan | None) -> int:
+        """Shards that are to be done, of a plan that holds some of them or of none."""
+        new, _ = self.missing(stored)
+        num_stored = 0 if stored is None else len(stored.shards) - len(done_shards(self._layout, stored))
+        return num_stored + num_shards(new, self._config.output.samples_per_shard)
+
     def too_little(self, stored: Plan, why: str) -> PlanMismatchError:
         """The error for a run that asks for less than a folder was begun with."""
         found = differences(stored, self._plan(stored.batch_size))
@@ -137,7 +145,7 @@ class Planner(Generic[ExampleT]):
             examples=self._asked.examples,
             lengths=self._asked.lengths,
             batch_size=batch_size,
-            device_type=self._asked.device_type,
+            devices=self._asked.devices,
         )
 
     def _grown(self, stored: Plan, batch_size: int) -> Plan:

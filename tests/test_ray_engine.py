@@ -1,0 +1,258 @@
+"""The Ray engine on a real Ray: bytes of one process; workers and nodes that are killed; errors, Ctrl-C, the Hub."""
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+import tracekit.cluster.pool as pool_module
+import tracekit.errors as errors
+from builders.trivia_qa import TriviaQABuilder, TriviaQAConfig
+from tests.hub_for_tests import TestHub
+from tests.publishing_for_tests import REPO, large_files
+from tests.ray_for_tests import BrokenBuilder, DyingBuilder, workers
+from tests.runs_for_tests import hashes, log_lines, run_trivia, trivia_config
+from tests.test_stager import BUILD, check_released, computed_once, tars
+from tracekit.cluster.session import connected, share
+from tracekit.cluster.worker import Begin, NodeJob, NodeWorker
+from tracekit.config import ClusterConfig, PublishConfig, check
+from tracekit.errors import CaptureError, ClusterError, ConfigError, TracekitError
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import read_plan
+from tracekit.ranks import Rank
+from tracekit.run.runner import execute
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'tracekit-llm[ray]'")
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
+
+SHARDS = ("data/", "records/")
+NUM_BATCHES = 7
+"""Of the run of `finished`: 5, 5 and 2 questions, two a batch."""
+
+
+class Nodes:
+    """Two nodes of one CPU, an engine on them, and its settings."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        from tracekit.cluster import RayEngine
+
+        node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=node)
+        del node["include_dashboard"]
+        self.second = self.cluster.add_node(**node)
+        self.settings = ClusterConfig(engine="ray", num_workers=2, ray_address=self.cluster.address)
+        self.engine = RayEngine(self.settings)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    started = Nodes()
+    with started.engine:
+        yield started
+    started.cluster.shutdown()
+
+
+def run_on(nodes: Nodes, out: Path, model: Path, builder: Any = None, **sections: dict[str, Any]) -> Any:
+    """A run on the nodes."""
+    config = msgspec.structs.replace(trivia_config(model, **sections), cluster=nodes.settings)
+    return execute(builder or TriviaQABuilder(), config, out, engine=nodes.engine)
+
+
+def made(folder: Path) -> dict[str, str]:
+    """SHA-256 of shards and records; the replays' last digit depends on the threads of numpy, which differ here."""
+    return {path: sha256 for path, sha256 in hashes(folder).items() if path.startswith(SHARDS)}
+
+
+@contextlib.contextmanager
+def after_batches(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> Iterator[None]:
+    """Act in the driver once it has heard of so many batches."""
+    own, heard = pool_module.log_step, []
+
+    def log_step(layout: Layout, step: Any) -> None:
+        own(layout, step)
+        heard.extend([step] * (step.line is not None))
+        if len(heard) == number and step.line is not None:
+            act()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool_module, "log_step", log_step)
+        yield
+    assert len(heard) >= number
+
+
+def test_a_killed_worker_costs_no_finished_batch_and_the_bytes_are_those_of_one_process(
+    nodes: Nodes, model: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "run"
+    with after_batches(monkeypatch, 2, lambda: workers(os.getpid())[0].kill()):
+        outcome = run_on(nodes, out, model)
+    assert outcome.manifest is not None
+    assert made(out) == made(finished)
+    assert computed_once(out)
+    assert {line["world_size"] for line in log_lines(out)} == {2}
+    run_trivia(out, model)  # nothing to do, and nothing of the engine is in the plan
+    assert "cluster" not in read_plan(Layout(out, "trivia_qa")).run
+    assert not list(out.rglob("*.partial"))
+
+
+def test_ctrl_c_stops_between_batches_and_any_engine_goes_on(
+    nodes: Nodes, model: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "run"
+    with after_batches(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        assert run_on(nodes, out, model).interrupted
+    assert 1 <= len(log_lines(out)) < NUM_BATCHES
+    run_trivia(out, model)  # without Ray
+    assert made(out) == made(finished)
+    assert computed_once(out)
+    grown = run_on(nodes, out, model, source={"limit": 14})
+    assert grown.manifest.splits[0].num_samples == 14
+
+
+def test_an_error_of_a_worker_ends_the_run_as_in_one_process(nodes: Nodes, model: Path, finished: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    with pytest.raises(CaptureError, match=r"^question 7 cannot be traced$"):
+        run_on(nodes, out, model, BrokenBuilder())
+    run_on(nodes, out, model)
+    assert made(out) == made(finished)
+    assert computed_once(out)
+
+
+def test_a_shard_that_kills_its_workers_ends_the_run(
+    nodes: Nodes, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pool_module, "_MAX_DEATHS", 0)
+    with pytest.raises(ClusterError, match=r"validation-00001 brought down 1 workers.*--batch-size goes on"):
+        run_on(nodes, tmp_path / "run", model, DyingBuilder())
+
+
+def test_a_dry_run_writes_nothing(nodes: Nodes, model: Path, tmp_path: Path):
+    outcome = run_on(nodes, tmp_path / "run", model, output={"dry_run": True})
+    assert (outcome.estimate.num_examples, outcome.estimate.num_shards) == (12, 3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dead_node_leaves_its_shard_to_the_others(
+    nodes: Nodes, model: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "run"
+    with after_batches(
+        monkeypatch, 1, lambda: nodes.cluster.remove_node(nodes.second, allow_graceful=False)
+    ):  # there is no room for its worker elsewhere
+        run_on(nodes, out, model)
+    assert made(out) == made(finished)
+    assert computed_once(out)
+
+
+def test_without_a_shared_folder_shards_go_to_the_hub_as_they_are_made(xet_hub: TestHub, model: Path, tmp_path: Path):
+    out, elsewhere, whole = tmp_path / "run", tmp_path / "elsewhere", tmp_path / "whole"
+    run_trivia(whole, model, output={"samples_per_shard": 2, "batch_size": 1})
+    run = f"--model {model} --source sample --limit 12 --samples-per-shard 2 --batch-size 1 --num-beams 1 --device cpu"
+    run += f" --max-new-tokens 6 --num-replays 1 --out {out} --publish {REPO} --version v1.0.0 --free-local"
+    asked = [*run.split(), "--engine", "ray", "--num-workers", "2", "--worker-folder", str(elsewhere)]
+    process = xet_hub.start(BUILD, json.dumps([asked]))
+    killed: list[psutil.Process] = []
+
+    def kill_one() -> None:
+        killed.append(workers(process.pid)[0])
+        killed[0].kill()
+
+    xet_hub.hub.on("/commit/staging", kill_one)
+    said, errors_said = process.communicate(timeout=200)
+    assert process.returncode == 0, errors_said
+    assert len(killed) == 1
+    assert "died; its shard goes on from its journal" in errors_said
+    assert "raylet" not in said + errors_said
+    check_released(xet_hub, whole)
+    assert large_files(whole).keys() - large_files(out).keys() == {p for p in large_files(whole) if "/data/" in f"/{p}"}
+    assert tars(out) == []
+    assert computed_once(out)
+    assert not [path for path in elsewhere.rglob("*") if path.is_file()]
+    assert "hf_test" not in "".join(
+        path.read_text(errors="replace") for path in [*out.rglob("*.json"), *(out / "logs").iterdir()]
+    )
+
+
+def begin(model: Path, finished: Path, tmp_path: Path, publish: PublishConfig, **versions: str) -> None:
+    """A worker that begins, in this process, and does not see the folder."""
+    plan = read_plan(Layout(finished, "trivia_qa"))
+    plan = msgspec.structs.replace(plan, shards=[], versions={**plan.versions, **versions})
+    config = msgspec.structs.replace(trivia_config(model), publish=publish)
+    job = NodeJob("1", TriviaQABuilder(), config, [], plan.model)
+    run = Begin(plan, finished, "not-there.partial", tmp_path / "own", None, False)
+    NodeWorker(Rank(0, 1, 0), str(tmp_path / "away")).begin(job, run)
+
+
+def test_a_worker_that_sees_no_folder_and_has_no_hub_is_refused(model: Path, finished: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"does not see .*--publish owner/name --version v1.0.0 --free-local"):
+        begin(model, finished, tmp_path, PublishConfig(publish="a/b", version="v1.0.0"))
+
+
+def test_a_node_with_other_versions_is_refused(model: Path, finished: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"has torch .*, the plan was made with 0.1; every node needs the same"):
+        begin(model, finished, tmp_path, PublishConfig(), torch="0.1")
+
+
+def node(**resources: float) -> dict[str, Any]:
+    return {"Alive": True, "Resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "expected"),
+    [
+        ([node(CPU=2)], {"num_workers": 2, "on_gpus": False}, (2, 1, 0)),
+        ([node(CPU=2)], {"num_workers": 4, "on_gpus": False}, (4, 0.5, 0)),
+        ([node(CPU=8), node(CPU=16)], {"num_workers": None, "on_gpus": False}, (2, 8, 0)),
+        ([node(CPU=64), node(CPU=16, GPU=8.0)], {"num_workers": None, "on_gpus": True}, (8, 2, 1)),
+        ([node(CPU=16, GPU=8)], {"num_workers": 2, "on_gpus": True}, (2, 8, 1)),
+        ([node(CPU=16, GPU=8)], {"num_workers": None, "on_gpus": True, "gpus_per_worker": 4}, (2, 8, 4)),
+        ([node(CPU=16), {"Alive": False, "Resources": {"CPU": 4}}], {"num_workers": 1, "on_gpus": False}, (1, 16, 0)),
+    ],
+)
+def test_workers_share_what_a_node_has(nodes: list[Any], asked: dict[str, Any], expected: tuple[int, float, int]):
+    assert tuple(share(nodes, **{"gpus_per_worker": 1, **asked})) == expected
+
+
+def test_a_cluster_without_room_is_refused():
+    with pytest.raises(ClusterError, match="each needs 4 GPUs and a CPU"):
+        share([node(CPU=8, GPU=2)], num_workers=None, gpus_per_worker=4, on_gpus=True)
+
+
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name != "NoSpaceError"])
+def test_errors_travel_whole(name: str):
+    error = getattr(errors, name)("what was wrong")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - as Ray does
+    assert (type(again), str(again)) == (type(error), "what was wrong")
+    assert isinstance(again, TracekitError)
+
+
+def test_what_does_not_go_together_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    on_ray = msgspec.structs.replace(trivia_config(model), cluster=ClusterConfig(engine="ray"))
+    with pytest.raises(ConfigError, match="from code give execute"):
+        execute(TriviaQABuilder(), on_ray, tmp_path / "run")
+    with pytest.raises(ConfigError, match="they go with --engine ray"):
+        check(TriviaQAConfig(cluster=ClusterConfig(num_workers=2)))
+    with pytest.raises(ConfigError, match=r"--worker-folder '/scratch'.*--free-local"):
+        check(TriviaQAConfig(cluster=ClusterConfig(engine="ray", worker_folder="/scratch")))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="starts workers itself, and 2 processes were started"):
+        execute(TriviaQABuilder(), on_ray, tmp_path / "run", engine=object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_no_cluster_at_the_address_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match=f"no Ray cluster answers at '{address}': .*refused"), connected(address):
+        pytest.fail("connected")

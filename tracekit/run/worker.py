@@ -1,0 +1,268 @@
+"""A worker: a loaded model at work on the shard tasks of a plan. Every engine does a shard by this code.
+
+A shard is done batch by batch; between two batches whoever drives the worker may stop, and what is there stays.
+"""
+
+import resource
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+import torch
+
+from tracekit.config import ModelConfig, RunConfig
+from tracekit.errors import CaptureError
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import ShardTask, Verification
+from tracekit.format.shards import ShardWriter
+from tracekit.model.memory import is_out_of_memory, memory_reader
+from tracekit.model.models import load_model
+from tracekit.model.proof import replay, replay_scored
+from tracekit.model.traced import Loads, TracedModel
+from tracekit.ranks import Rank
+from tracekit.records import ModelInfo
+from tracekit.run.plan import Estimate, Example, num_shards
+from tracekit.run.stored import batch_of, stored_form
+from tracekit.run.task import Place, Sample, Task, in_parts
+from tracekit.storage import Stored
+from tracekit.talk import now, say
+
+__all__ = ["NUM_MEASURED", "Loader", "Step", "Worker"]
+
+NUM_MEASURED = 2
+"""Examples that an estimate is made of."""
+_CPU_BATCH = 8
+_MAX_AUTO_BATCH = 64
+_MEMORY_SHARE = 0.6
+
+ExampleT = TypeVar("ExampleT", bound=Example)
+
+
+class Loader:
+    """Loads models, and keeps the last one: runs one after the other with the same model load it once."""
+
+    def __init__(self) -> None:
+        self._wanted: object = None
+        self._traced: TracedModel | None = None
+
+    def load(
+        self, config: ModelConfig, info: ModelInfo, tokenizer: Any, sites: Sequence[str], loads: Loads
+    ) -> TracedModel:
+        """A model, loaded now or the last time.
+
+        Raises: as `tracekit.model.models.load_model`.
+        """
+        wanted = (config, info, tuple(sites), loads)
+        if self._traced is None or wanted != self._wanted:
+            self._traced = None  # its memory is wanted
+            say(f"loading {info.id}")
+            self._traced = load_model(config, info, tokenizer, sites, loads=loads)
+            self._wanted = wanted
+        return self._traced
+
+
+class Step(NamedTuple):
+    """Where a shard stands after it was opened, or after a batch."""
+
+    num_done: int
+    """Examples of the shard that are there."""
+    is_finished: bool
+    """Whether the shard is done, sidecar and all."""
+    line: dict[str, Any] | None
+    """The batch's line of the run log; None where none was computed."""
+
+
+class Worker(Generic[ExampleT]):
+    """A loaded model at work on shard tasks. `rank` says in the run log who made what."""
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        task: Task[ExampleT],
+        examples: Sequence[ExampleT],
+        config: RunConfig,
+        layout: Layout,
+        rank: Rank,
+    ) -> None:
+        self._traced, self._task, self._layout, self._rank = traced, task, layout, rank
+        self._by_index = {example.index: example for example in examples}
+        self._config = layout.config
+        self._capture, self._batch_size = config.capture, config.output.batch_size
+        self._memory = memory_reader(traced.device)
+
+    def shrink(self, size: int) -> None:
+        """Batches go on in parts of this size: what memory held where the run was left."""
+        self._task.shrink(size)
+
+    def steps(self, shard: ShardTask) -> Generator[Step]:
+        """Do one shard from where it stands: a step when it is open, and one a batch. Closing stops between batches.
+
+        Raises:
+            ShardLockedError: another process is at it.
+            TracekitError: anything of tracekit.errors; finished batches stay.
+        """
+        sizes = [len(batch) for batch in shard.batches]
+        with ShardWriter(self._layout, shard.name, shard.number) as writer:
+            first = len(sizes) if writer.is_done else writer.num_batches  # done by another, since the list was made
+            if first == len(sizes) and not writer.is_done:
+                writer.finish()
+            yield Step(sum(sizes[:first]), first == len(sizes), None)
+            for number in range(first, len(sizes)):
+                line = self._do(writer, shard, number)
+                if is_last := number + 1 == len(sizes):
+                    writer.finish()
+                yield Step(sum(sizes[: number + 1]), is_last, line)
+
+    def _do(self, writer: ShardWriter, shard: ShardTask, number: int) -> dict[str, Any]:
+        """Compute and write one batch; its line of the run log."""
+        started = time.monotonic()
+        examples = [self._by_index[index] for index in shard.batches[number]]
+        samples, parts = self._batch(writer, number, examples, Place(self._config, shard.number, writer.num_samples))
+        verification = self._replayed(samples) if number == 0 else None
+        batch = batch_of(samples, self._capture)
+        writer.append(batch.samples, verification, batch.norms, batch.losses)
+        return self._line(shard, number, parts, len(samples), time.monotonic() - started)
+
+    def _batch(
+        self, writer: ShardWriter, number: int, examples: list[ExampleT], place: Place
+    ) -> tuple[list[Sample], list[int]]:
+        """Trace one batch, in smaller parts where memory runs out; the parts are journalled before they are used."""
+        noted = writer.parts(number)
+        parts = noted or self._parts(examples)
+        if noted is not None:  # by a process that died over this batch
+            self._task.shrink(max(noted))
+        elif len(parts) > 1:
+            writer.note_parts(number, parts)
+        while True:
+            try:
+                samples: list[Sample] = []
+                start = 0
+                for size in parts:
+                    here = place._replace(first_index=place.first_index + len(samples))
+                    samples += self._task.trace(self._traced, examples[start : start + size], here)
+                    start += size
+                return samples, parts
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if max(parts) == 1:
+                    raise _no_memory("one example alone") from error
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            size = max(parts) // 2
+            parts = in_parts(len(examples), size)
+            say(f"out of memory: batch {number} goes on in parts of {size}")
+            self._task.shrink(size)
+            writer.note_parts(number, parts)
+
+    def _parts(self, examples: list[ExampleT]) -> list[int]:
+        """Sizes of the parts of a batch: what the task says, else not more at once than was asked for."""
+        if self._task.batch_size is None and isinstance(self._batch_size, int):
+            return in_parts(len(examples), self._batch_size)
+        return self._task.parts(self._traced, examples)
+
+    def _replayed(self, samples: Sequence[Sample]) -> Verification:
+        try:
+            return self._replay(samples)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _no_memory("replaying a sample with all its attention (--num-replays 0 leaves it out)") from error
+
+    def _replay(self, samples: Sequence[Sample]) -> Verification:
+        """Run a few samples again alone: the shortest, which was padded most, first."""
+        ordered = sorted(samples, key=lambda sample: (len(sample.text.token_ids), sample.record.key))
+        count = min(self._capture.num_replays, len(ordered))
+        chosen = [ordered[i * (len(ordered) - 1) // max(count - 1, 1)] for i in range(count)]
+        result = Verification.nothing()
+        for sample in chosen:
+            key, text = sample.record.key, sample.text
+            replayed = replay(
+                self._traced, key, text, sample.trace, self._capture, allow_nonfinite=sample.allow_nonfinite
+            )
+            result = result.with_more(replayed)
+            if sample.scored:
+                prompt_ids = text.token_ids[: text.prompt_length]
+                result = result.with_more(replay_scored(self._traced, key, prompt_ids, sample.scored))
+        return result
+
+    def estimate(self, examples: Sequence[ExampleT], lengths: Sequence[int], samples_per_shard: int) -> Estimate:
+        """Trace a small batch of middling length, and reckon up from it."""
+        order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
+        middle = len(order) // 2
+        cell = examples[order[middle]].cell
+        near = [examples[i] for i in order[max(0, middle - NUM_MEASURED // 2) :] if examples[i].cell == cell]
+        chosen = near[:NUM_MEASURED]
+        started = time.monotonic()
+        samples = self._task.trace(self._traced, chosen, Place("", 0, 0))
+        encoded = batch_of(samples, self._capture).samples
+        seconds = time.monotonic() - started
+        overhead = self._task.overhead(examples)
+        per_question = len(samples) / len(chosen)
+        num_answer = sum(len(s.text.token_ids) - s.text.prompt_length for s in samples) / len(samples)
+        stored = stored_form(samples[0], self._capture)
+        total = sum(_scaled_bytes(samples[0], stored, length + num_answer) * per_question for length in lengths)
+        return Estimate(
+            num_examples=len(examples),
+            num_prompt_tokens=sum(lengths),
+            bytes_per_sample=round(total / max(1, len(examples) * per_question)) if encoded else 0,
+            total_bytes=round(total),
+            num_shards=num_shards(examples, samples_per_shard),
+            seconds=max(0.0, seconds - overhead.spent) / len(chosen) * len(examples) + overhead.expected,
+            num_measured=len(chosen),
+            overhead_seconds=overhead.expected,
+            overhead=overhead.what,
+        )
+
+    def batch_size(self, asked: int | str, examples: Sequence[ExampleT], lengths: Sequence[int]) -> int:
+        """Examples a batch: as settled or asked, or on an accelerator what its free memory holds of the longest one."""
+        if self._task.batch_size is not None:
+            return self._task.batch_size
+        if isinstance(asked, int):
+            return asked
+        if self._traced.device.type != "cuda":
+            return min(_CPU_BATCH, len(examples))
+        longest = max(range(len(examples)), key=lambda i: lengths[i])
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self._task.trace(self._traced, [examples[longest]], Place("", 0, 0))
+        needed = max(1, torch.cuda.max_memory_allocated() - before)
+        free, _ = torch.cuda.mem_get_info()
+        fitting = int(free * _MEMORY_SHARE / needed)
+        return max(1, min(fitting, _MAX_AUTO_BATCH, len(examples)))
+
+    def _line(self, shard: ShardTask, batch: int, parts: list[int], num_samples: int, seconds: float) -> dict[str, Any]:
+        """A line of the run log: everything that differs from run to run lives there, not in the data."""
+        return {
+            "time": now(),
+            "shard": shard.name,
+            "batch": batch,
+            "parts": parts,
+            "asked_batch_size": self._batch_size,
+            "num_samples": num_samples,
+            "seconds": round(seconds, 3),
+            "max_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "device": str(self._traced.device),
+            "rank": self._rank.number,
+            "world_size": self._rank.world_size,
+            "used_memory_share": self._memory.read() if self._memory.read else None,
+        }
+
+
+def _no_memory(what: str) -> CaptureError:
+    return CaptureError(
+        f"out of memory at {what}. Finished batches are safe. Fewer --sites or --layers, a smaller --max-new-tokens or "
+        "--num-beams, --dtype bfloat16 or --quantize int8 need less"
+    )
+
+
+def _scaled_bytes(sample: Sample, stored: Stored, num_tokens: float) -> float:
+    """Bytes of a sample like this one with so many tokens: attention grows with the square, the rest in proportion."""
+    ratio = num_tokens / len(sample.text.token_ids)
+    size = float(len(msgspec.json.encode(sample.record))) * ratio
+    for spec in stored.specs:
+        power = 2 if {"S", "W"} & {*spec.axes} else spec.axes.count("T")
+        size += stored.tensors[spec.name].nbytes * ratio**power
+    return size
