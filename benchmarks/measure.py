@@ -28,6 +28,7 @@ import torch
 from benchmarks.page import write_page
 
 __all__ = [
+    "QUICK",
     "Measured",
     "Ratio",
     "Round",
@@ -45,6 +46,8 @@ __all__ = [
 
 RESULTS = Path(__file__).parent / "results.json"
 
+QUICK: Any = {"num_rounds": 1, "max_seconds": 1.0, "min_rounds": 1}
+"""Arguments of `interleave` for a quick try: everything once, whatever other programs do."""
 _CALM = 0.10
 """Share of its time that a measurement may spend waiting for a core and still count as calm."""
 _SLACK = 0.10

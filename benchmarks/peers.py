@@ -2,15 +2,17 @@
 
     make bench-peers      an environment of their own, .venv-peers, with tracekit in it; all run in one process, in turn
 
-    one layer, on disk    tracekit's next_token into a shard (records, log-probabilities, entropies and hashes with it);
-                          SAELens' CacheActivationsRunner into a folder of `datasets`; by hand into a file of torch.save
+    layer 15, on disk     tracekit's next_token into a shard (records, log-probabilities, entropies and hashes with it);
+                          SAELens' CacheActivationsRunner into a folder of `datasets`; by hand into files of torch.save
+    layer 29, on disk     the same of a late layer: SAELens stops the model after the layer that it keeps
     all layers            tracekit's capture; an nnsight trace; TransformerLens' run_with_cache; `output_hidden_states`
-    all layers, on disk   tracekit's next_token into a shard; what nnsight and `output_hidden_states` gave, by torch.save
+    all layers, on disk   tracekit's next_token into a shard; what nnsight and by hand gave, by torch.save
 
-Every variant runs the whole model with its head over all tokens, in batches of 8; models are loaded before. Before
+All but SAELens run the whole model with its head over all tokens, in batches of 8; models are loaded before. Before
 anything is timed, what each of them captured is held against tracekit's.
 """
 
+import io
 import logging
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +32,7 @@ import torch
 import transformers
 
 from benchmarks.measure import (
+    QUICK,
     Ratio,
     Round,
     compare,
@@ -55,23 +59,25 @@ from tracekit.tensors import decode, encode
 
 TEXT = Path(__file__).parent.parent / "builders" / "samples" / "wiki_articles.jsonl"
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-peers"
-LAYER = 15
-"""The hidden state that one-layer caches keep: what block 14 puts out."""
+LAYERS = (15, 29)
+"""Hidden states that are kept alone: what blocks 14 and 28 put out; 30, the last, is after the final norm."""
 NUM_TOKENS = 128
 _NUM_BATCHES = 2
+_ROUNDS: Any = {"num_rounds": 4, "max_seconds": 50}
 _TOLERANCE = 1e-4
 """Largest difference to tracekit's values, divided by the largest of them: float32, another order of the same sums."""
 _SAE_LENS, _NNSIGHT, _TRANSFORMER_LENS, _BY_HAND = "SAELens", "nnsight", "TransformerLens", "by hand"
 NOTES = {
-    "SAELens": "CacheActivationsRunner, model_class_name AutoModelForCausalLM: TransformerLens 3.9.0 does not list "
-    "SmolLM2, so that HookedTransformer, which SAELens can stop after the layer, does not load it. It keeps one layer a "
-    "run, so it is not among all layers; not shuffled.",
+    "SAELens": "CacheActivationsRunner with model_class_name AutoModelForCausalLM, not shuffled. TransformerLens 3.9.0 "
+    "does not list SmolLM2, so HookedTransformer does not load it. It keeps one layer a run, so it is not among all "
+    "layers; it stops the model after that layer: of 30 blocks 15 and no head for layer 15, 29 and no head for layer "
+    "29. tracekit needs the whole model, for the log-probabilities in its records.",
     "nnsight": "TransformersModel from the local folder, everything saved in one trace, inference_mode.",
-    "TransformerLens": "TransformerBridge 3.9.0 from the local folder, run_with_cache of the 31 places only, weights as "
-    "they are, eager attention; 4.3.0 is not measured, because sae-lens 6.54.12 takes none from 4 on.",
+    "TransformerLens": "TransformerBridge 3.9.0 from the local folder, run_with_cache of the 31 places alone, weights "
+    "as they are; 4.3.0 is not measured: sae-lens 6.54.12 takes none from 4 on.",
     "by hand": "AutoModelForCausalLM with output_hidden_states=True, inference_mode.",
-    "tracekit": "also writes records with every token's log-probability and entropy, a SHA-256 and a byte index, and "
-    "checks that every value is finite.",
+    "tracekit": "also writes records with every token's log-probability and entropy, a SHA-256 and a byte index, "
+    "syncs every batch to the disk, and checks that every value is finite.",
 }
 
 Hidden = Sequence[torch.Tensor]
@@ -88,8 +94,8 @@ class Peers(NamedTuple):
     nnsight: Any
     bridge: Any
     """TransformerLens'."""
-    runner: Any
-    """SAELens'."""
+    runners: dict[int, Any]
+    """SAELens', by layer."""
     batches: list[Batch]
     ids: list[torch.Tensor]
     """Their tokens (B, T)."""
@@ -143,13 +149,15 @@ def by_transformer_lens(peers: Peers, ids: torch.Tensor) -> Hidden:
     return [cache[name] for name in names]
 
 
-def by_sae_lens(peers: Peers, folder: Path) -> Any:
-    """SAELens' own run, into a folder of `datasets`."""
-    peers.runner.cfg.new_cached_activations_path = str(folder)
-    return peers.runner.run()
+def by_sae_lens(peers: Peers, layer: int, folder: Path) -> Any:
+    """SAELens' own run, into a folder of `datasets`; its progress bars are not shown."""
+    runner = peers.runners[layer]
+    runner.cfg.new_cached_activations_path = str(folder)
+    with redirect_stderr(io.StringIO()):
+        return runner.run()
 
 
-def save_each(peers: Peers, run: Callable[[Peers, torch.Tensor], Hidden], folder: Path, layer: int | None) -> None:
+def save_each(peers: Peers, run: Callable[[Peers, torch.Tensor], Hidden], layer: int | None, folder: Path) -> None:
     """A way of capturing, and its hidden states by torch.save, a file a batch."""
     folder.mkdir(parents=True)
     for number, ids in enumerate(peers.ids):
@@ -158,38 +166,46 @@ def save_each(peers: Peers, run: Callable[[Peers, torch.Tensor], Hidden], folder
         torch.save({"input_ids": ids, "hidden_states": kept}, folder / f"{number}.pt")
 
 
+def hook(layer: int) -> str:
+    """SAELens' name of the place where a hidden state is."""
+    return f"model.layers.{layer - 1}"
+
+
 def load(config: NextTokenConfig) -> Peers:
     """Every library with its own copy of the model, loaded offline from the demo model's folder."""
     tokenizer = load_tokenizer(config.model)
     traced = load_model(config.model, model_info(config.model, variant="chat"), tokenizer, ("hidden_states",))
     import nnsight
+    from datasets import Dataset
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
     from transformer_lens.model_bridge import TransformerBridge
-
-    from datasets import Dataset
 
     batches = batches_of(config)[:_NUM_BATCHES]
     assert all(one.stop - one.start == NUM_TOKENS for batch in batches for one in batch), "windows differ in length"
     ids = [torch.tensor(np.stack([one.whole.token_ids[one.start : one.stop] for one in batch])) for batch in batches]
     rows = [row for batch in ids for row in batch.tolist()]
-    folder, width = str(demo_model_folder()), traced.model.config.hidden_size
-    settings = CacheActivationsRunnerConfig(
-        dataset_path="(given)",
-        model_name=folder,
-        model_class_name="AutoModelForCausalLM",
-        model_from_pretrained_kwargs={"dtype": torch.float32},
-        model_batch_size=BATCH_SIZE,
-        hook_name=f"model.layers.{LAYER - 1}",
-        d_in=width,
-        training_tokens=len(rows) * NUM_TOKENS,
-        context_size=NUM_TOKENS,
-        buffer_size_gb=(len(rows) * NUM_TOKENS * width * 4 + 1) / 1e9,  # all of it, whatever rounding does
-        new_cached_activations_path="(given)",
-        shuffle=False,
-        prepend_bos=False,
-        streaming=False,
-        device="cpu",
-    )
+    folder, dataset = str(demo_model_folder()), Dataset.from_dict({"input_ids": rows})
+    width = traced.model.config.hidden_size
+    runners: dict[int, Any] = {}
+    for layer in LAYERS:
+        settings = CacheActivationsRunnerConfig(
+            dataset_path="(given)",
+            model_name=folder,
+            model_class_name="AutoModelForCausalLM",
+            model_from_pretrained_kwargs={"dtype": torch.float32},
+            model_batch_size=BATCH_SIZE,
+            hook_name=hook(layer),
+            d_in=width,
+            training_tokens=len(rows) * NUM_TOKENS,
+            context_size=NUM_TOKENS,
+            buffer_size_gb=(len(rows) * NUM_TOKENS * width * 4 + 1) / 1e9,  # all of it, whatever rounding does
+            new_cached_activations_path="(given)",
+            shuffle=False,
+            prepend_bos=False,
+            streaming=False,
+            device="cpu",
+        )
+        runners[layer] = CacheActivationsRunner(settings, override_dataset=dataset)
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     options = {"task": "text-generation", "dispatch": True, "dtype": torch.float32, "device_map": "cpu"}
     return Peers(
@@ -198,7 +214,7 @@ def load(config: NextTokenConfig) -> Peers:
         plain=plain.eval(),
         nnsight=nnsight.TransformersModel(folder, **options),
         bridge=TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32),
-        runner=CacheActivationsRunner(settings, override_dataset=Dataset.from_dict({"input_ids": rows})),
+        runners=runners,
         batches=batches,
         ids=ids,
     )
@@ -215,26 +231,26 @@ def check_agreement(peers: Peers, root: Path) -> dict[str, float]:
         theirs = [torch.stack(list(run(peers, ids)), dim=1) for ids in peers.ids]
         found[name] = max(_difference(a, b) for a, b in zip(theirs, ours, strict=True))
     whole = torch.cat(ours)
-    cached = by_sae_lens(peers, root / "sae").with_format("torch")[:]
-    found[_SAE_LENS] = _difference(cached[f"model.layers.{LAYER - 1}"][:, None], whole[:, [LAYER]])
-    layout = keep(peers, (str(LAYER),), root / "shards")
     windows = [one for batch in peers.batches for one in batch]
-    kept = dict(_read_shard(layout))
-    written = torch.stack([kept[window.key] for window in windows])
-    found["tracekit's shard"] = _difference(written, whole[:, [LAYER]])
+    for layer in LAYERS:
+        cached = by_sae_lens(peers, layer, root / f"sae-{layer}").with_format("torch")[:]
+        found[f"{_SAE_LENS}, layer {layer}"] = _difference(cached[hook(layer)][:, None], whole[:, [layer]])
+        kept = _read_shard(keep(peers, (str(layer),), root / f"shards-{layer}"))
+        written = torch.stack([kept[window.key] for window in windows])
+        found[f"tracekit's shard, layer {layer}"] = _difference(written, whole[:, [layer]])
     for name, difference in found.items():
         assert difference <= _TOLERANCE, f"{name} captured other numbers: relative difference {difference:.3g}"
     return found
 
 
-def _read_shard(layout: Layout) -> list[tuple[str, torch.Tensor]]:
-    """Keys and hidden states (1, T, D) of the shard that `keep` wrote, which no plan or manifest stands beside."""
+def _read_shard(layout: Layout) -> dict[str, torch.Tensor]:
+    """By key the hidden states (1, T, D) of the shard that `keep` wrote, which no plan or manifest stands beside."""
     path = layout.shard("train-00000")
     data = path.read_bytes()
     with path.open("rb") as file:
         samples = list(iter_samples(file, where=str(path)))
     spans = {one.key: data[one.payload.offset : one.payload.offset + one.payload.size] for one in samples}
-    return [(key, torch.from_numpy(decode(raw, where=key)["hidden_states"].copy())) for key, raw in spans.items()]
+    return {key: torch.from_numpy(decode(raw, where=key)["hidden_states"].copy()) for key, raw in spans.items()}
 
 
 def _difference(values: torch.Tensor, reference: torch.Tensor) -> float:
@@ -243,7 +259,7 @@ def _difference(values: torch.Tensor, reference: torch.Tensor) -> float:
     return float(largest.max())
 
 
-def measure(peers: Peers, root: Path, *, num_rounds: int, max_seconds: float) -> list[Ratio]:
+def measure(peers: Peers, root: Path, *, is_quick: bool) -> list[Ratio]:
     """The three comparisons; whatever is written is removed before the next is measured."""
     folder = root / "out"
 
@@ -257,11 +273,13 @@ def measure(peers: Peers, root: Path, *, num_rounds: int, max_seconds: float) ->
         return lambda number: work(folder)
 
     settings: dict[str, dict[str, Callable[[int], object]]] = {
-        "one layer, on disk": {
-            "tracekit": on_disk(partial(keep, peers, (str(LAYER),))),
-            _SAE_LENS: on_disk(partial(by_sae_lens, peers)),
-            _BY_HAND: on_disk(lambda to: save_each(peers, by_hand, to, LAYER)),
-        },
+        f"layer {layer}, on disk": {
+            "tracekit": on_disk(partial(keep, peers, (str(layer),))),
+            _SAE_LENS: on_disk(partial(by_sae_lens, peers, layer)),
+            _BY_HAND: on_disk(partial(save_each, peers, by_hand, layer)),
+        }
+        for layer in LAYERS
+    } | {
         "all layers, in memory": {
             "tracekit": each(capture_all),
             _NNSIGHT: each(by_nnsight),
@@ -270,14 +288,14 @@ def measure(peers: Peers, root: Path, *, num_rounds: int, max_seconds: float) ->
         },
         "all layers, on disk": {
             "tracekit": on_disk(partial(keep, peers, ("all",))),
-            _NNSIGHT: on_disk(lambda to: save_each(peers, by_nnsight, to, None)),
-            _BY_HAND: on_disk(lambda to: save_each(peers, by_hand, to, None)),
+            _NNSIGHT: on_disk(partial(save_each, peers, by_nnsight, None)),
+            _BY_HAND: on_disk(partial(save_each, peers, by_hand, None)),
         },
     }
     ratios: list[Ratio] = []
     for setting, variants in settings.items():
         say(f"\n{setting}")
-        rounds = interleave(variants, num_rounds=num_rounds, max_seconds=max_seconds, before=clean)
+        rounds = interleave(variants, **(QUICK if is_quick else _ROUNDS), before=clean)
         ratios += _ratios(setting, rounds)
     return ratios
 
@@ -310,7 +328,7 @@ def run(*, is_quick: bool = False) -> Mapping[str, Any] | None:
     root = Path(tempfile.mkdtemp(prefix="tracekit-peers-"))
     try:
         agreement = check_agreement(peers, root)
-        ratios = measure(peers, root, num_rounds=1 if is_quick else 4, max_seconds=5 if is_quick else 75)
+        ratios = measure(peers, root, is_quick=is_quick)
     finally:
         shutil.rmtree(root)
     say(ratio_table("Capture beside others: their time divided by tracekit's", ratios))

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ import numpy as np
 
 from benchmarks.cold import CONFIG, LAYER, SITE
 from benchmarks.measure import (
+    QUICK,
     Ratio,
     Round,
     compare,
     interleave,
+    measured,
     parse_arguments,
     ratio_of,
     ratio_table,
@@ -56,6 +58,13 @@ QUICK_SIZES = (500, 1_000, 5_000)
 _SHARD, _TOKENS, _WIDTH = 256, 12, 16
 _NUM_REPEATED = 20_000
 _OPEN_SECONDS = 1.0
+_ROUNDS: Any = {"num_rounds": 3, "max_seconds": 35}
+_OTHERS = {
+    "stream": "tracekit.load_dataset, streaming",
+    "plain": "datasets.load_dataset, streaming",
+    "map": "tracekit.load_dataset, map-style",
+}
+"""Ways of reading with `datasets`, by their name in benchmarks/cold.py."""
 
 
 def write(folder: Path, count: int) -> dict[str, float]:
@@ -136,15 +145,6 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def in_a_process(*command: str, cache: Path) -> Any:
-    """Run a module of the benchmarks, and decode what it prints last."""
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    made = subprocess.run(
-        [sys.executable, "-m", *command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-    )
-    return json.loads(made.stdout.splitlines()[-1])
-
-
 def read_first(folder: Path, number: int) -> None:
     """Every sample once, in random order."""
     with TraceStore(folder) as store:
@@ -169,7 +169,7 @@ def iterate(folder: Path) -> None:
             sample.hidden_states(layer=LAYER).sum()
 
 
-def measure_access(folders: Mapping[int, Path], *, num_rounds: int) -> list[Ratio]:
+def measure_access(folders: Mapping[int, Path], *, is_quick: bool) -> list[Ratio]:
     """Time a sample of the larger datasets divided by that of the smallest."""
     stores = {count: TraceStore(folder) for count, folder in folders.items()}
     for store in stores.values():
@@ -187,9 +187,7 @@ def measure_access(folders: Mapping[int, Path], *, num_rounds: int) -> list[Rati
         ("iterate", lambda count, number: iterate(folders[count]), True),
     ):
         say(f"\n{name}")
-        rounds = [
-            _per_sample(one, is_whole) for one in interleave(each(work), num_rounds=num_rounds, max_seconds=40)
-        ]
+        rounds = [_per_sample(one, is_whole) for one in interleave(each(work), **(QUICK if is_quick else _ROUNDS))]
         target = "" if name == "again" else "<= 1.5"
         for count in sorted(folders)[1:]:
             ratios.append(
@@ -201,75 +199,83 @@ def measure_access(folders: Mapping[int, Path], *, num_rounds: int) -> list[Rati
 def _per_sample(one: Round, is_whole: bool) -> Round:
     """Seconds a sample."""
     return {
-        name: measured._replace(seconds=measured.seconds / (int(name.replace(",", "")) if is_whole else _NUM_REPEATED))
-        for name, measured in one.items()
+        name: took._replace(seconds=took.seconds / (int(name.replace(",", "")) if is_whole else _NUM_REPEATED))
+        for name, took in one.items()
     }
 
 
-def measure_memory(cold: Mapping[str, Sequence[Any]]) -> list[Ratio]:
-    """Memory at the end of an iteration divided by that after a tenth of it."""
-    ratios: list[Ratio] = []
-    for how, runs in cold.items():
-        walks = [run["iterate"]["mib"] for run in runs]
-        if all(walk["10%"] for walk in walks):
-            values = [walk["100%"]["all"] / walk["10%"]["all"] for walk in walks]
-            ratios.append(ratio_of(f"iterate, {how}: memory at the end / after a tenth", values, target="<= 1.05"))
-    return ratios
+def memory_ratios(walked: Mapping[str, Any]) -> list[Ratio]:
+    """Memory at the end of an iteration divided by that after a tenth of it, where the kernel tells."""
+    found: list[Ratio] = []
+    for name, one in walked.items():
+        mib = one.get("iterate", {}).get("mib", {})
+        if mib.get("10%"):
+            value = mib["100%"]["all"] / mib["10%"]["all"]
+            found.append(ratio_of(f"iterate, {name}: memory at the end / after a tenth", [value], target="<= 1.05"))
+    return found
+
+
+def finish_ratios(written: Mapping[int, Mapping[str, float]]) -> list[Ratio]:
+    """What finishing takes of the largest dataset, beside the next smaller one."""
+    small, large = sorted(written)[-2:]
+    seconds = written[large]["finish_seconds"] / large / (written[small]["finish_seconds"] / small)
+    memory = written[large]["mib_after_finish"] / written[small]["mib_after_finish"]
+    return [
+        ratio_of(f"finishing: time a sample, of {large:,} / of {small:,}", [seconds], target="<= 1.5"),
+        ratio_of(f"finishing: largest memory, of {large:,} / of {small:,}", [memory]),
+    ]
 
 
 def run(*, is_quick: bool = False) -> Mapping[str, Any]:
     """Measure, print and store."""
     sizes = QUICK_SIZES if is_quick else SIZES
     root = Path(tempfile.mkdtemp(prefix="tracekit-scale-"))
-    cache = root / "cache"
     folders = {count: root / str(count) for count in sizes}
-    largest = folders[max(sizes)]
     try:
-        written = {str(n): in_a_process("benchmarks.scale", "--write", str(n), str(folders[n]), cache=cache) for n in sizes}
-        say(f"scale: {', '.join(f'{n:,}' for n in sizes)} samples; the largest {_size(largest) / 1e6:.0f} MB")
-        stores = {str(n): in_a_process("benchmarks.cold", "store", str(folders[n]), cache=cache) for n in sizes}
-        cold = {"TraceStore": [stores[str(max(sizes))]]}
-        for how, name in (("stream", "tracekit.load_dataset"), ("plain", "datasets.load_dataset")):
-            cold[name] = [in_a_process("benchmarks.cold", how, str(largest), cache=cache)]
-        mapped = in_a_process("benchmarks.cold", "map", str(largest), cache=cache)
-        started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-c", "import sys, tracekit.cli; sys.exit(tracekit.cli.main())", "verify", str(largest)],
-            check=True,
-            capture_output=True,
-        )
-        verify_seconds = time.perf_counter() - started
-        ratios = measure_access(folders, num_rounds=1 if is_quick else 3) + measure_memory(cold)
+        written = {count: _in_a_process(root, "scale", "--write", count, folder) for count, folder in folders.items()}
+        largest = folders[max(sizes)]
+        num_bytes = sum(path.stat().st_size for path in largest.rglob("*") if path.is_file())
+        say(f"scale: {', '.join(f'{count:,}' for count in sizes)} samples, the largest {num_bytes / 1e6:.0f} MB")
+        stores = {count: _in_a_process(root, "cold", "store", folder) for count, folder in folders.items()}
+        others = {name: _in_a_process(root, "cold", how, largest) for how, name in _OTHERS.items()}
+        verified = measured(partial(_verify, largest)).seconds
+        ratios = measure_access(folders, is_quick=is_quick)
     finally:
         shutil.rmtree(root)
-    opened = stores[str(max(sizes))]["open_seconds"]
-    small, middle, large = (written[str(n)] for n in sizes)
-    per_sample = [one["finish_seconds"] / n for one, n in zip((middle, large), sizes[1:], strict=True)]
-    ratios.append(
-        ratio_of(f"finishing: time a sample, of {sizes[2]:,} / of {sizes[1]:,}", [per_sample[1] / per_sample[0]])
-    )
-    say(ratio_table("Size: time a sample divided", ratios))
-    figures = {
-        "open_seconds": {str(n): one["open_seconds"] for n, one in zip(sizes, stores.values(), strict=True)},
-        "import_seconds": stores[str(max(sizes))]["import_seconds"],
-        "opens_in_a_second": opened < _OPEN_SECONDS,
-        "cold": {"TraceStore": stores, "load_dataset, map": mapped, **{k: v[0] for k, v in cold.items() if k != "TraceStore"}},
-        "written": written,
-        "verify_seconds": verify_seconds,
-        "verify_microseconds_per_sample": 1e6 * verify_seconds / max(sizes),
+    ratios += memory_ratios({"TraceStore": stores[max(sizes)], **others}) + finish_ratios(written)
+    results = {
+        "ratios": ratios,
+        "opens_in_a_second": stores[max(sizes)]["open_seconds"] < _OPEN_SECONDS,
+        "num_bytes": num_bytes,
+        "verify_seconds": verified,
+        "written": {str(count): one for count, one in written.items()},
+        "TraceStore": {str(count): one for count, one in stores.items()},
+        **others,
     }
-    del small
-    rows = [[n, f"{one['open_seconds']:.3f}", f"{one['first_by_key_ms']:.2f}"] for n, one in stores.items()]
-    say(table("A process that opens it", ["samples", "open, s", "first sample, ms"], rows))
-    say(f"\nimport {figures['import_seconds']:.2f} s, verify {verify_seconds:.1f} s, " + json.dumps(written))
-    results = {"ratios": ratios, **figures}
+    say(ratio_table("Size: times and memory divided", ratios))
+    rows = [
+        [f"{n:,}", *(f"{one[key]:.3f}" for key in ("import_seconds", "open_seconds", "first_by_key_ms"))]
+        for n, one in stores.items()
+    ]
+    say(table("A process that opens it", ["samples", "import, s", "open, s", "first sample, ms"], rows))
+    say(f"\nverify: {verified:.1f} s; written: {written}; by `datasets`: {others}")
     if not is_quick:
         store_results("scale", results)
     return results
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _in_a_process(root: Path, module: str, *arguments: object) -> Any:
+    """Run a module of the benchmarks, and decode what it prints last."""
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    made = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    return json.loads(made.stdout.splitlines()[-1])
+
+
+def _verify(folder: Path) -> None:
+    """`tracekit verify`, as a command."""
+    code = "import sys, tracekit.cli; sys.exit(tracekit.cli.main())"
+    subprocess.run([sys.executable, "-c", code, "verify", str(folder)], check=True, capture_output=True)
 
 
 if __name__ == "__main__":
