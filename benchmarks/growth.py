@@ -1,11 +1,11 @@
 """What capture costs as it keeps more: layers, tokens of a text, samples of a run. The demo model, batches of 8.
 
     layers     1, 2, 4, ... hidden states of the same windows: time, divided by that of half as many
-    length     texts of 64, 128, 256, 512 tokens: time a token, divided by that of texts half as long. All hidden states
-               alone; then what attention adds to that, for each of the T(T+1)/2 pairs of tokens it is stored for
+    length     texts of 64, 128, 256, 512 tokens: time a token with all hidden states, divided by that of texts half as
+               long; and the time with attention as well, which is stored for each of the T(T+1)/2 pairs of tokens
     samples    whole runs of next_token in a process each: seconds a sample, and the process's largest memory
 
-Growth that is linear has 2 for layers (less where the model itself takes longer than keeping), 1 for tokens, pairs and
+Growth that is linear has at most 2 for layers (less where the model itself takes longer than keeping), 1 for tokens and
 samples.
 """
 
@@ -26,9 +26,7 @@ import transformers
 
 from benchmarks.measure import (
     QUICK,
-    Measured,
     Ratio,
-    Round,
     compare,
     interleave,
     parse_arguments,
@@ -90,30 +88,32 @@ def measure_lengths(traced: TracedModel, tokens: Sequence[int], *, is_quick: boo
         for n in lengths
         for name, sites in (("hidden", ("hidden_states",)), ("both", BOTH))
     }
-    rounds = [
-        _per_token(one, lengths)
-        for one in interleave(variants, **(QUICK if is_quick else {"num_rounds": 4, "max_seconds": 70}))
+    rounds = interleave(variants, **(QUICK if is_quick else {"num_rounds": 4, "max_seconds": 70}))
+    per_token = [
+        {name: took._replace(seconds=took.seconds / int(name.split()[1])) for name, took in one.items()}
+        for one in rounds
     ]
-    ratios: list[Ratio] = []
-    for name, what, of in (
-        ("hidden", "hidden states, time a token", lengths),
-        ("pair", "attention beside them, time a pair", lengths[1:]),  # of the shortest it is lost in the model's time
-    ):
-        for short, long in pairwise(of):
-            title = f"length: {what}, of {long} / of {short}"
-            ratios.append(compare(title, rounds, f"{name} {long}", f"{name} {short}", target="<= 1.25"))
+    ratios = [
+        compare(
+            f"length: hidden states, time a token, of {long} / of {short}",
+            per_token,
+            f"hidden {long}",
+            f"hidden {short}",
+            target="<= 1.25",
+        )
+        for short, long in pairwise(lengths)
+    ]
+    for n in lengths:
+        ratios.append(compare(f"length {n}: attention as well / hidden states", rounds, f"both {n}", f"hidden {n}"))
     return ratios
 
 
-def _per_token(one: Round, lengths: Sequence[int]) -> Round:
-    """Seconds a token with hidden states alone, and the seconds a pair that attention takes beside them."""
-    found: dict[str, Measured] = {}
-    for n in lengths:
-        hidden, both = one[f"hidden {n}"], one[f"both {n}"]
-        waiting = max(hidden.waiting, both.waiting)
-        found[f"hidden {n}"] = hidden._replace(seconds=hidden.seconds / n)
-        extra = max(both.seconds - hidden.seconds, 1e-9)
-        found[f"pair {n}"] = Measured(extra / (n * (n + 1) / 2), waiting)
+def attention_bytes(traced: TracedModel, tokens: Sequence[int]) -> dict[str, float]:
+    """Bytes of attention that are stored for each pair of tokens, by length: the same, so it grows with the square."""
+    found: dict[str, float] = {}
+    for n in _LENGTHS[:2]:
+        (trace,) = capture(traced, [Text(list(tokens[:n]), n)], CaptureConfig(sites=("attentions",)))
+        found[str(n)] = trace.tensors["attentions"].nbytes / (n * (n + 1) / 2)
     return found
 
 
@@ -181,11 +181,12 @@ def run(*, is_quick: bool = False) -> dict[str, Any] | None:
     say(f"growth: {traced.info.id} ({traced.info.dtype}), {torch.get_num_threads()} threads")
     ratios = measure_layers(traced, tokens, is_quick=is_quick)
     ratios += measure_lengths(traced, tokens, is_quick=is_quick)
+    per_pair = attention_bytes(traced, tokens)
     del traced
     of_samples, runs = measure_samples(_SAMPLES[: 2 if is_quick else None])
     ratios += of_samples
     say(ratio_table("Growth: what a step of two costs", ratios))
-    results = {"ratios": ratios, "runs": runs}
+    results = {"ratios": ratios, "runs": runs, "attention_bytes_per_pair": per_pair}
     if not is_quick:
         store_results("growth", results)
     return results
