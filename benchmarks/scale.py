@@ -182,9 +182,9 @@ def measure_access(folders: Mapping[int, Path], *, is_quick: bool) -> list[Ratio
     small = f"{min(folders):,}"
     ratios: list[Ratio] = []
     for name, work, is_whole in (
-        ("first reads", lambda count, number: read_first(folders[count], number), True),
+        ("first reads", lambda count, number: _often(count, partial(read_first, folders[count], number)), True),
         ("again", lambda count, number: read_again(stores[count], number), False),
-        ("iterate", lambda count, number: iterate(folders[count]), True),
+        ("iterate", lambda count, number: _often(count, partial(iterate, folders[count])), True),
     ):
         say(f"\n{name}")
         rounds = [_per_sample(one, is_whole) for one in interleave(each(work), **(QUICK if is_quick else _ROUNDS))]
@@ -196,12 +196,22 @@ def measure_access(folders: Mapping[int, Path], *, is_quick: bool) -> list[Ratio
     return ratios
 
 
+def _num_passes(count: int) -> int:
+    """Passes over a small dataset in one measurement, so that each takes a comparable time."""
+    return max(1, _NUM_REPEATED // count)
+
+
+def _often(count: int, work: Callable[[], object]) -> None:
+    """Pass over a dataset, from opening it on, as often as it takes."""
+    for _ in range(_num_passes(count)):
+        work()
+
+
 def _per_sample(one: Round, is_whole: bool) -> Round:
     """Seconds a sample."""
-    return {
-        name: took._replace(seconds=took.seconds / (int(name.replace(",", "")) if is_whole else _NUM_REPEATED))
-        for name, took in one.items()
-    }
+    counts = {name: int(name.replace(",", "")) for name in one}
+    reads = {name: count * _num_passes(count) if is_whole else _NUM_REPEATED for name, count in counts.items()}
+    return {name: took._replace(seconds=took.seconds / reads[name]) for name, took in one.items()}
 
 
 def memory_ratios(walked: Mapping[str, Any]) -> list[Ratio]:
