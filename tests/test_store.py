@@ -97,6 +97,41 @@ def test_a_shard_is_read_in_the_order_of_its_tar(store: TraceStore) -> None:
         store.shard(7)
 
 
+def test_iterating_holds_one_shard_at_a_time(store: TraceStore, made: list[Made]) -> None:
+    (folder,), (part,) = store._folders, store._rows._parts
+    held: list[tuple[list[str], list[int]]] = []
+    arrays: list[np.ndarray] = []
+    for sample in store:
+        arrays.append(sample.hidden_states(layer=1))
+        held.append(([path.stem for path in folder.bytes_of._maps], list(part._groups)))
+    first, second = (["train-00000"], [0]), (["train-00001"], [1])
+    assert held == [first, first, second, second]
+    for array, one in zip(arrays, made, strict=True):  # also those of the shard that was let go
+        np.testing.assert_array_equal(array, one.expected["hidden_states"][1])
+    np.testing.assert_array_equal(store[0].hidden_states(layer=1), arrays[0])
+
+
+def test_opening_reads_keys_and_offsets_and_no_entry_record_or_shard(store: TraceStore) -> None:
+    (folder,), (part,) = store._folders, store._rows._parts
+    assert len(store) == 4
+    assert "000002" in store
+    assert not part._groups
+    assert not folder.bytes_of._maps
+    store["000002"].hidden_states(layer=1)
+    assert list(part._groups) == [1]
+    assert [path.stem for path in folder.bytes_of._maps] == ["train-00001"]
+
+
+def test_what_is_released_is_read_again(store: TraceStore) -> None:
+    (folder,) = store._folders
+    before = store["000003"].hidden_states(layer=0)
+    store.release("000003")
+    assert not folder.bytes_of._maps
+    np.testing.assert_array_equal(store["000003"].hidden_states(layer=0), before)
+    with pytest.raises(SampleNotFoundError, match="no sample '9'"):
+        store.release("9")
+
+
 def test_records_are_typed_and_a_table(store: TraceStore, made: list[Made]) -> None:
     for one in made:
         assert store.record(one.record.key) == one.record

@@ -6,6 +6,7 @@ bytes are read for.
 """
 
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,6 +32,7 @@ from tracekit.format.manifest import (
     shard_names,
 )
 from tracekit.hub import HubPath
+from tracekit.read.entries import Reader, column_reader
 from tracekit.read.remote import ByteRange, RemoteShards, open_remote
 from tracekit.read.tables import INDEX_COLUMNS, records_table, tensor_summaries
 from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, ModelInfo
@@ -77,6 +79,10 @@ class ShardBytes(Protocol):
         """Get ready to view these."""
         ...
 
+    def release(self, shard: Path, /) -> None:
+        """Let go of one shard: it is not read again soon. What was handed out of it stays valid."""
+        ...
+
     def close(self) -> None:
         """Let go of everything."""
         ...
@@ -108,6 +114,10 @@ class MappedShards:
 
     def prefetch(self, ranges: Sequence[ByteRange]) -> None:
         """Nothing to do: the shards are here."""
+
+    def release(self, shard: Path) -> None:
+        """Let go of one shard's map; it is mapped again when read again."""
+        self._maps.pop(shard, None)
 
     def close(self) -> None:
         """Let go of every map; memory is returned once no array uses it."""
@@ -146,14 +156,14 @@ class Part:
     def __init__(self, source: pq.ParquetFile | pa.Table) -> None:
         self._source: Any = source
         self._lock = threading.Lock()  # a ParquetFile must not be read by two threads at once
-        self._groups: dict[int, pa.Table] = {}
+        self._groups: dict[int, dict[str, Reader]] = {}
         self._whole_group: tuple[int, pa.Table] | None = None
         if isinstance(source, pq.ParquetFile):
             groups = range(source.metadata.num_row_groups)
             self.schema, lengths = source.schema_arrow, [source.metadata.row_group(i).num_rows for i in groups]
         else:
             self.schema, lengths = source.schema, [source.num_rows]
-        self._stops = np.cumsum(lengths)
+        self._stops: list[int] = np.cumsum(lengths).tolist()
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """These columns of every row."""
@@ -164,36 +174,47 @@ class Part:
 
     def entry(self, row: int) -> dict[str, Any]:
         """The entry columns of one row, `num_tokens` in place of the tokens."""
-        number = int(np.searchsorted(self._stops, row, side="right"))
+        number, place = self._place(row)
         with self._lock:
             group = self._groups.get(number)
             if group is None:
                 group = self._groups[number] = self._read_group(number)
-        return group.slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
+        return {name: read(place) for name, read in group.items()}
 
     def record(self, row: int) -> dict[str, Any]:
         """One row with all its columns."""
         if isinstance(self._source, pa.Table):
             return self._source.slice(row, 1).to_pylist()[0]
-        number = int(np.searchsorted(self._stops, row, side="right"))
+        number, place = self._place(row)
         with self._lock:
             if self._whole_group is None or self._whole_group[0] != number:
                 self._whole_group = (number, self._source.read_row_group(number))
             group = self._whole_group[1]
-        return group.slice(row - (int(self._stops[number - 1]) if number else 0), 1).to_pylist()[0]
+        return group.slice(place, 1).to_pylist()[0]
+
+    def release(self, row: int) -> None:
+        """Let go of the entries that were read with this row's; reading them again is another read of the file."""
+        if not isinstance(self._source, pa.Table):
+            self._groups.pop(self._place(row)[0], None)
 
     def close(self) -> None:
         """Close the file."""
         if not isinstance(self._source, pa.Table):
             self._source.close()
 
-    def _read_group(self, number: int) -> pa.Table:
+    def _place(self, row: int) -> tuple[int, int]:
+        """The row group that holds a row, and the row's place in it."""
+        number = bisect_right(self._stops, row)
+        return number, row - (self._stops[number - 1] if number else 0)
+
+    def _read_group(self, number: int) -> dict[str, Reader]:
         if isinstance(self._source, pa.Table):
             group = self._source.select(_ENTRY_COLUMNS)
         else:
             group = self._source.read_row_group(number, columns=list(_ENTRY_COLUMNS))
         num_tokens = pc.call_function("list_value_length", [group["token_ids"]])
-        return group.drop_columns("token_ids").append_column("num_tokens", num_tokens).combine_chunks()
+        group = group.drop_columns("token_ids").append_column("num_tokens", num_tokens)
+        return {name: column_reader(group[name].combine_chunks()) for name in group.column_names}
 
 
 class Folder(NamedTuple):

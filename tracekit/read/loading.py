@@ -352,6 +352,7 @@ class _Reader:
             if self._choice.sites:
                 self._store.prefetch(together, sites=self._choice.sites, layers=self._choice.layers)
             yield from map(self.row, together)
+        self._store.release(keys[-1])
 
     def row(self, key: str) -> dict[str, Any]:
         """One row. The record of a folder's sample is read from the shard, and so proves that it holds this sample."""

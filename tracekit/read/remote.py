@@ -138,6 +138,9 @@ class RemoteShards:
             for _ in pool.map(lambda one: self.view(one.shard, one.start, one.stop - one.start), merged):
                 pass
 
+    def release(self, shard: Path) -> None:
+        """Nothing is held: what was read lies in the cache."""
+
     def close(self) -> None:
         """Nothing is held open."""
 

@@ -4,9 +4,10 @@ Rows stand folder by folder, split by split, by key. Keys and offsets are read w
 row group at a time, when one of its samples is.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,15 @@ class Rows:
         part, first = self._part_of(number)
         return {name: value for name, value in part.record(number - first).items() if name not in _NOT_IN_RECORDS}
 
+    def release(self, number: int) -> None:
+        """Let go of the entries that were read with a row's: those of its shard."""
+        part, first = self._part_of(number)
+        part.release(number - first)
+
+    def shard_of(self, number: int) -> Path:
+        """The shard that holds a row."""
+        return self.shards[self._shard_codes[number]].path
+
     @property
     def schema(self) -> pa.Schema:
         """Columns of the records, without those that say where bytes are."""
@@ -129,7 +139,7 @@ class Rows:
                 tables.append(part.read(("key", "shard_name", *INDEX_COLUMNS)))
                 codes.append(shard_codes(tables[-1]["shard_name"], code_of))
         table = pa.concat_tables(tables)
-        self._part_stops = np.cumsum([len(one) for one in tables])
+        self._part_stops: list[int] = np.cumsum([len(one) for one in tables]).tolist()
         self._shard_codes = np.concatenate(codes)
         self._offsets: dict[str, np.ndarray] = {name: table[name].to_numpy() for name in INDEX_COLUMNS}
         keys: Any = table["key"].to_pylist()
@@ -161,8 +171,8 @@ class Rows:
     def _part_of(self, number: int) -> tuple[Part, int]:
         """The part that holds a row, and its first row."""
         self._check_open()
-        part = int(np.searchsorted(self._part_stops, number, side="right"))
-        return self._parts[part], int(self._part_stops[part - 1]) if part else 0
+        part = bisect_right(self._part_stops, number)
+        return self._parts[part], self._part_stops[part - 1] if part else 0
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -102,7 +102,14 @@ class TraceStore(Accessors):
         return len(self._rows)
 
     def __iter__(self) -> Iterator["Sample"]:
-        return (Sample(self, key) for key in self.keys)
+        """Samples in row order. What is held of a shard is let go once the next one begins: memory does not grow."""
+        shard_of, before = self._rows.shard_of, None
+        for row, key in enumerate(self.keys):
+            shard = shard_of(row)
+            if before is not None and shard != before:
+                self.release(self.keys[row - 1])
+            before = shard
+            yield Sample(self, key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._rows
@@ -119,6 +126,20 @@ class TraceStore(Accessors):
         if not -len(self) <= which < len(self):
             raise SampleNotFoundError(f"no sample {which}; the dataset has {len(self)} samples, counted from 0")
         return Sample(self, self.keys[which])
+
+    def release(self, key: str) -> None:
+        """Let go of what is held of the shard that a sample is in: its map, and where the bytes of its samples lie.
+
+        For walks over many shards in an order of one's own; iterating over the store does it by itself. Arrays that
+        were handed out stay valid, and what is read there again is mapped again.
+
+        Raises:
+            SampleNotFoundError: no such key.
+        """
+        number = self._rows.number(key)
+        shard = self._rows.shard_of(number)
+        self._rows.release(number)
+        self._bytes_of[shard].release(shard)
 
     def close(self) -> None:
         """Let go of all files. Arrays that were handed out stay valid; nothing more can be read."""
