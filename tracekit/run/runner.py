@@ -39,8 +39,9 @@ from tracekit.format.manifest import (
     read_struct,
 )
 from tracekit.format.shards import ShardWriter
-from tracekit.model.memory import is_out_of_memory, memory_reader
-from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info, resolve_device
+from tracekit.model.memory import is_out_of_memory, memory_reader, num_fitting
+from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info
+from tracekit.model.placement import computing_device
 from tracekit.model.proof import replay, replay_scored
 from tracekit.model.traced import Loads, TracedModel
 from tracekit.ranks import this_rank
@@ -165,7 +166,7 @@ def _execute(
     for skipped in ready.source.skipped:
         say(f"skipped: {skipped}")
     lengths = [ready.task.length(example) for example in ready.examples]
-    device = resolve_device(config.model.device)
+    device = computing_device(config.model)
     asked = Asked(ready.examples, lengths, ready.source, ready.info, device.type)
     planner = Planner(builder.name, config, asked, layout)
     standing = None if stored is None else planner.standing(stored)
@@ -338,7 +339,7 @@ class _Run(Generic[ExampleT]):
     ) -> None:
         self._traced, self._task, self._by_index = traced, task, by_index
         self._layout, self._capture, self._batch_size = layout, capture, batch_size
-        self._memory = memory_reader(traced.device)
+        self._memory = memory_reader(*traced.devices)
         self._rank = this_rank()
 
     def shards(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
@@ -485,16 +486,14 @@ class _Run(Generic[ExampleT]):
             return self._task.batch_size
         if isinstance(asked, int):
             return asked
-        if self._traced.device.type != "cuda":
+        longest = examples[max(range(len(examples)), key=lambda i: lengths[i])]
+        fitting = num_fitting(
+            self._traced.devices,
+            lambda: self._task.trace(self._traced, [longest], Place("", 0, 0)),
+            share=_MEMORY_SHARE,
+        )
+        if fitting is None:
             return min(_CPU_BATCH, len(examples))
-        longest = max(range(len(examples)), key=lambda i: lengths[i])
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        self._task.trace(self._traced, [examples[longest]], Place("", 0, 0))
-        needed = max(1, torch.cuda.max_memory_allocated() - before)
-        free, _ = torch.cuda.mem_get_info()
-        fitting = int(free * _MEMORY_SHARE / needed)
         return max(1, min(fitting, _MAX_AUTO_BATCH, len(examples)))
 
     def _log(self, shard: ShardTask, batch: int, parts: list[int], num_samples: int, seconds: float) -> None:
@@ -508,7 +507,7 @@ class _Run(Generic[ExampleT]):
             "num_samples": num_samples,
             "seconds": round(seconds, 3),
             "max_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-            "device": str(self._traced.device),
+            "device": ", ".join(map(str, self._traced.devices)),
             "rank": self._rank.number,
             "world_size": self._rank.world_size,
             "used_memory_share": self._memory.read() if self._memory.read else None,
