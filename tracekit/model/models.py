@@ -211,7 +211,8 @@ def _loaded(reference: Reference, settings: Any, config: ModelConfig, info: Mode
         except _LOAD_ERRORS as error:
             raise _explained(error, settings, config, loads) from error
         if placed:
-            settle(model, config, info.id, folder=placed.get("offload_folder"))
+            missing, folder = loading["missing_keys"], placed.get("offload_folder")
+            settle(model, config, info.id, missing=missing, folder=folder)
     if config.quantize == "none" and not placed:
         model = model.to(device)
     elif config.quantize != "none" and device.type == "cpu":

@@ -15,13 +15,14 @@ with whatever lies in memory: `watch_offloaded` finds that while a model proves 
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook
+from accelerate.utils import PrefixedDataset
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -41,9 +42,6 @@ __all__ = [
     "settle",
     "watch_offloaded",
 ]
-
-_ALIGNMENT = 64
-"""Bytes at whose multiples torch puts its own memory; kernels for the CPU differ in rounding where memory is not."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -128,12 +126,14 @@ def loading_arguments(config: ModelConfig) -> Iterator[dict[str, Any]]:
         raise
 
 
-def settle(model: Any, config: ModelConfig, name: str, *, folder: str | None) -> None:
-    """See that a model was put where it can be computed with; `folder` is what it may use of the disk.
+def settle(model: Any, config: ModelConfig, name: str, *, missing: Iterable[str], folder: str | None) -> None:
+    """See that a model was put where it can be computed with; `missing` are weights that its checkpoint does not have,
+    `folder` is what it may use of the disk.
 
     Raises:
-        ModelError: weights fit into no memory and there is no folder; part of a module would lie on the disk; there is
-            an adapter beside weights that are offloaded; or another device computes than `computing_device` says.
+        ModelError: weights fit into no memory and there is no folder; part of a module, or a weight that no file has,
+            would lie on the disk; there is an adapter beside weights that are offloaded; or another device computes
+            than `computing_device` says.
     """
     if folder is not None:
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
@@ -159,12 +159,19 @@ def settle(model: Any, config: ModelConfig, name: str, *, folder: str | None) ->
             f"{name}: {parts[0]!r} would lie on the disk apart from the rest of its module, and accelerate brings back "
             f"whole modules ({model.config.model_type} does not say which to keep whole). Raise --max-memory"
         )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if drawn := sorted(path for path in missing if path in parameters and parameters[path].is_meta):
+        raise ModelError(
+            f"{name}: the checkpoint has no {drawn[0]!r}, and what is drawn at random cannot be read from the disk. "
+            "Raise --max-memory, or give a checkpoint saved with its head"
+        )
     if config.adapter is not None and is_offloaded(model):
         raise ModelError(
             f"{name}: --adapter, and weights that are offloaded to {' and '.join(sorted(places & {'cpu', 'disk'}))}: "
             "peft would share the model out anew. Merge the adapter into a checkpoint first, or give more memory"
         )
-    _align(model)
+    if folder is not None:
+        _align(model, folder)
 
 
 def is_offloaded(model: Any) -> bool:
@@ -202,17 +209,20 @@ def _hooks(module: nn.Module) -> list[AlignDevicesHook]:
 
 
 class _Aligned(Mapping[str, Any]):
-    """Weights by name, as another mapping reads them, in memory that begins where torch's own would.
+    """Weights by name, as another mapping reads them; those whose file is in a folder in memory of torch's own.
 
-    Files are mapped, and a tensor begins anywhere in them; kernels then round otherwise.
+    Kernels for the CPU round by where memory begins. A checkpoint's file is mapped here as it is when a model is loaded
+    whole; what was written anew would be in memory of torch's own then, and begins anywhere in its file.
     """
 
-    def __init__(self, weights: Mapping[str, Any]) -> None:
-        self._weights = weights
+    def __init__(self, weights: PrefixedDataset, folder: str) -> None:
+        loader: Any = weights.dataset
+        self._weights, self._index, self._folder = weights, loader.index, Path(folder)
 
     def __getitem__(self, name: str) -> Any:
         weight = self._weights[name]
-        return weight.clone() if weight.data_ptr() % _ALIGNMENT else weight
+        place = self._index.get(self._weights.prefix + name, {})
+        return weight.clone() if self._folder in Path(place.get("safetensors_file", "")).parents else weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
@@ -221,12 +231,12 @@ class _Aligned(Mapping[str, Any]):
         return len(self._weights)
 
 
-def _align(model: nn.Module) -> None:
-    """Have weights that the host computes with come to aligned memory; an accelerator gets a copy in any case."""
+def _align(model: nn.Module, folder: str) -> None:
+    """Have weights that the host computes with lie in memory as they do where it has all of them."""
     for module in model.modules():
         for hook in _hooks(module):
-            if hook.offload and hook.weights_map is not None and str(hook.execution_device) == "cpu":
-                hook.weights_map = _Aligned(hook.weights_map)
+            if isinstance(hook.weights_map, PrefixedDataset) and str(hook.execution_device) == "cpu":
+                hook.weights_map = _Aligned(hook.weights_map, folder)
 
 
 class _Watch(TorchDispatchMode):
