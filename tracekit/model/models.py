@@ -234,9 +234,9 @@ def _explained(error: Exception, settings: Any, config: ModelConfig, loads: Load
     if config.device_map != "none":
         return ModelError(
             f"model {config.model!r} cannot be loaded with --device-map {config.device_map}: "
-            f"{reason[:400] or type(error).__name__}\n"
+            f"{reason[:200] or type(error).__name__}\n"
             "What fits into no memory is left to the disk, which needs --offload-folder DIR; weights in int8 or nf4 "
-            "and those of a GGUF file have to fit on accelerators, or all on the CPU (--max-memory)"
+            "have to fit on accelerators, or all on the CPU (--max-memory), since they cannot be offloaded"
         )
     return _load_error("model", config.model, error)
 
