@@ -256,7 +256,7 @@ class DegradationTask(Task[DamagedPrompt]):
             MemoryPressureError: memory is nearly full.
         """
         if self._watch is None:
-            self._watch = MemoryWatch(memory_reader(traced.device), max_batch_size=self._config.max_batch_size)
+            self._watch = MemoryWatch(memory_reader(*traced.devices), max_batch_size=self._config.max_batch_size)
             say(self._watch.note)
         level = (examples[0].group, examples[0].level)
         if self._level is not None and level != self._level:

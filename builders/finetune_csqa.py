@@ -33,7 +33,8 @@ from tracekit.config import Positive, SourceConfig, check
 from tracekit.errors import ConfigError, DatasetError, PlanMismatchError, SourceError, TracekitError
 from tracekit.format.layout import write_atomic
 from tracekit.format.manifest import SourceInfo
-from tracekit.model.models import resolve, resolve_device
+from tracekit.model.placement import resolve_device
+from tracekit.model.references import resolve
 from tracekit.sizes import duration
 from tracekit.talk import say
 

@@ -26,7 +26,8 @@ from transformers.data.data_collator import DataCollatorForMultipleChoice
 from builders.csqa_questions import CsqaQuestion, encode_choices
 from tracekit.config import ModelConfig, Positive
 from tracekit.errors import ConfigError, ModelError
-from tracekit.model.models import is_head_fresh, load_tokenizer, resolve
+from tracekit.model.models import is_head_fresh, load_tokenizer
+from tracekit.model.references import resolve
 from tracekit.plots import BLUE, INK, ORANGE, canvas, grid, png, style
 from tracekit.talk import say
 

@@ -13,7 +13,9 @@ from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit.config import CaptureConfig, ModelConfig
 from tracekit.errors import ConfigError, ModelError
 from tracekit.model.capture import Text, capture
-from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info, resolve, resolve_device
+from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info
+from tracekit.model.placement import resolve_device
+from tracekit.model.references import resolve
 
 SITES = ("hidden_states", "attentions", "queries", "keys", "values", "resid_post_attn")
 

@@ -18,7 +18,7 @@ from tracekit.analysis.distances import COMPARED_SITES
 from tracekit.analysis.levels import draw_levels
 from tracekit.analysis.showing import show_config, show_samples, stats_lines, verification_lines
 from tracekit.analysis.stats import ConfigStats, stats
-from tracekit.config import CaptureConfig, ModelConfig, PromptConfig
+from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig
 from tracekit.errors import ConfigError
 from tracekit.format.journal import Sent
 from tracekit.format.layout import Layout, config_names, write_atomic
@@ -53,6 +53,12 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
     """Where the picture is that was shown with the prompts, if one was."""
     device: str = "auto"
     """Device to replay on."""
+    device_map: DeviceMap = "none"
+    """Share out a model larger than one device, as a builder does."""
+    max_memory: tuple[str, ...] = ()
+    """With --device-map: the most that weights take of each device, `0=20GiB cpu=60GiB`."""
+    offload_folder: str | None = None
+    """With --device-map: folder for weights that fit into no memory."""
     hub: bool = False
     """Ask the Hub whether it has the shards that were sent there and deleted here."""
 
@@ -118,6 +124,9 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
                 model_path=self.model_path,
                 adapter=self.adapter,
                 device=self.device,
+                device_map=self.device_map,
+                max_memory=self.max_memory,
+                offload_folder=self.offload_folder,
                 image=self.image,
             )
             print("\n".join(verification_lines(result)))

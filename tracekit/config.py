@@ -8,18 +8,20 @@ refused with its path (`Expected int >= 1 - at $.generation.num_beams`), whichev
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 import msgspec
 
 from tracekit.errors import ConfigError
 from tracekit.format.release import Version
 from tracekit.sites import DEFAULT_SITES, resolve_sites
+from tracekit.sizes import parse_size
 from tracekit.storage import QUANTIZED_DTYPES
 
 __all__ = [
     "CaptureConfig",
     "ClusterConfig",
+    "DeviceMap",
     "GenerationConfig",
     "ModelConfig",
     "OutputConfig",
@@ -30,11 +32,16 @@ __all__ = [
     "SourceConfig",
     "check",
     "load_toml",
+    "memory_limits",
     "template_kwargs",
 ]
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+
+
+DeviceMap: TypeAlias = Literal["none", "auto", "balanced", "balanced_low_0", "sequential"]
+"""How a model is shared out over devices, in accelerate's names."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,6 +67,13 @@ class ModelConfig(_Part, frozen=True, kw_only=True):
     """dtype to compute in; `auto` is the checkpoint's own."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes an accelerator where there is one."""
+    device_map: DeviceMap = "none"
+    """Share out a model larger than one device, by accelerate: `auto` and `balanced` evenly over all accelerators,
+    `balanced_low_0` with little on the first, `sequential` one full after the other; then host memory, then disk."""
+    max_memory: tuple[str, ...] = ()
+    """With `device_map`: the most that weights take of each device, `0=20GiB cpu=60GiB`; of those not named nothing."""
+    offload_folder: str | None = None
+    """With `device_map`: folder on a fast disk. Weights that fit into no memory are then read anew in every pass."""
     trust_remote_code: bool = False
     """Run Python code from the model repository. Never on unless asked for."""
 
@@ -254,6 +268,7 @@ def check(config: ConfigT) -> ConfigT:
         template_kwargs(checked.prompt)
         _check_adapter(checked.model)
         _check_capture(checked.capture)
+        _check_placement(checked.model)
         name = checked.output.dataset_config
         if name is not None and not _is_plain_name(name):
             raise ConfigError(
@@ -312,6 +327,40 @@ def template_kwargs(prompt: PromptConfig) -> dict[str, Any]:
         except msgspec.DecodeError:
             arguments[name] = value
     return arguments
+
+
+def memory_limits(model: ModelConfig) -> dict[int | str, int]:
+    """Bytes that weights may take by device: numbers of accelerators, `mps` or `cpu`; empty where nothing is set.
+
+    Raises:
+        ConfigError: an entry is no device and size, or a device is named twice.
+    """
+    limits: dict[int | str, int] = {}
+    for entry in model.max_memory:
+        name, _, size = entry.partition("=")
+        num_bytes = parse_size(size)
+        if not (name.isdecimal() or name in ("cpu", "mps")) or num_bytes is None:
+            raise ConfigError(
+                f"{entry!r} - at `$.model.max_memory`; expected DEVICE=SIZE, the device being the number of an "
+                "accelerator, cpu or mps, as in 0=20GiB cpu=60GiB"
+            )
+        device = int(name) if name.isdecimal() else name
+        if device in limits:
+            raise ConfigError(f"{entry!r} - at `$.model.max_memory`; {name} is named twice")
+        limits[device] = num_bytes
+    return limits
+
+
+def _check_placement(model: ModelConfig) -> None:
+    limits = memory_limits(model)
+    if model.device_map == "none" and (limits or model.offload_folder is not None):
+        flag = "--max-memory" if limits else "--offload-folder"
+        raise ConfigError(f"{flag} says how a model is shared out, and goes with --device-map; add --device-map auto")
+    if model.device_map != "none" and model.device != "auto":
+        raise ConfigError(
+            f"--device {model.device} with --device-map {model.device_map} - at `$.model.device`; the first puts the "
+            "whole model on one device, the second shares it out; leave one out (--max-memory says which devices)"
+        )
 
 
 def _check_adapter(model: ModelConfig) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-__all__ = ["Rank", "this_rank"]
+__all__ = ["Rank", "has_own_devices", "this_rank"]
 
 ItemT = TypeVar("ItemT")
 
@@ -50,3 +50,14 @@ def this_rank(environment: Mapping[str, str] = os.environ) -> Rank:
         if all(value.isdigit() for value in values[:2]) and int(values[0]) < int(values[1]):
             return Rank(int(values[0]), int(values[1]), int(values[2]) if values[2].isdigit() else 0)
     return Rank(0, 1, 0)
+
+
+def has_own_devices(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether no other rank uses the devices that this process sees: it is alone, alone on its machine, or Slurm has
+    bound to each task devices of its own. What else may be arranged cannot be seen from here, and does not count.
+    """
+    if this_rank(environment).world_size == 1 or environment.get("LOCAL_WORLD_SIZE") == "1":
+        return True
+    tasks, nodes = environment.get("SLURM_NTASKS"), environment.get("SLURM_STEP_NUM_NODES")
+    is_bound = "SLURM_GPUS_PER_TASK" in environment or (tasks is not None and tasks == nodes)
+    return _SLURM_STEP in environment and "LOCAL_WORLD_SIZE" not in environment and is_bound

@@ -1,6 +1,12 @@
 """Sizes, durations and shares as people read them."""
 
-__all__ = ["bar", "duration", "filesize"]
+import re
+
+__all__ = ["bar", "duration", "filesize", "parse_size"]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?")
+_FACTORS = {"": 1} | {prefix: 1000**n for n, prefix in enumerate("KMGT", 1)}
+_FACTORS |= {f"{prefix}i": 1024**n for n, prefix in enumerate("KMGT", 1)}
 
 
 def filesize(num_bytes: float) -> str:
@@ -10,6 +16,12 @@ def filesize(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of a size as people write it, `20GiB`, `1.5GB`, `500MB` or a bare number; None where it is none."""
+    found = _SIZE.fullmatch(text)
+    return None if found is None else int(float(found[1]) * _FACTORS[found[2] or ""])
 
 
 def duration(seconds: float) -> str:

@@ -73,7 +73,8 @@ class RayEngine:
         kind = self._kind(config.model.device)
         wanted = 1 if config.output.dry_run else max(1, min(num_tasks, self._share(kind).num_workers))
         self._start(wanted, self._share(kind))
-        config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, device=kind))
+        if config.model.device_map == "none":
+            config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, device=kind))
         node_job = NodeJob(uuid.uuid4().hex, job.builder, config, job.examples, job.info)
         yield RayWork(ray, self._slots[:wanted], ray.put(node_job), job, self._settings)
 

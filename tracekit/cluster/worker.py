@@ -26,7 +26,8 @@ from tracekit.errors import ConfigError, ShardLockedError
 from tracekit.format.journal import Sent, read_journal, sent_shards
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Plan, ShardTask
-from tracekit.model.models import load_tokenizer, resolve_device
+from tracekit.model.models import load_tokenizer
+from tracekit.model.placement import computing_device
 from tracekit.publish.stager import Stager
 from tracekit.ranks import Rank
 from tracekit.records import ModelInfo
@@ -167,7 +168,7 @@ class NodeWorker:
                 "--publish owner/name --version v1.0.0 --free-local"
             )
         said = self.open(job)
-        if (here := resolve_device(job.config.model.device).type) != run.plan.device_type:
+        if (here := computing_device(job.config.model).type) != run.plan.device_type:
             raise ConfigError(f"the worker on {host} has a device {here!r}, the plan {run.plan.device_type!r}")
         torch.set_num_threads(run.plan.num_threads)
         self._layout = shared if is_shared else Layout(run.own_folder, run.plan.config)

@@ -141,6 +141,8 @@ def _watch(anatomy: Anatomy, run: Callable[[], object]) -> list[list[_Seen]]:
                 hook = partial(_note, seen, path)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         run()
+    for seen in per_block:  # what goes into a block may come from another device
+        seen[:] = [one._replace(value=one.value.to(seen[-1].value.device)) for one in seen]
     return per_block
 
 

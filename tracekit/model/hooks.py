@@ -306,7 +306,8 @@ def _attach_post_attn(stack: ExitStack, block: nn.Module, layer: int, sink: Sink
     def read_output(module: nn.Module, args: Any, output: Any) -> Any:
         value = block_output(output)
         shaped = value.reshape(x[0].shape)
-        replacement = sink("resid_post_attn", layer, x[0] + shaped if rule.side == "derived" else shaped)
+        carried = x[0].to(shaped.device) + shaped if rule.side == "derived" else shaped  # x may come from another
+        replacement = sink("resid_post_attn", layer, carried)
         if replacement is None or rule.side == "derived":
             return None
         return with_output(output, replacement.reshape(value.shape))

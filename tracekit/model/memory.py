@@ -8,11 +8,12 @@
 
 On CUDA the share is that of the whole device, whoever uses it; what torch only keeps for later is given back before
 anything above 0.90 is believed. On the CPU it is the host's, 1 - MemAvailable / MemTotal of /proc/meminfo.
-On other devices, and where there is no /proc/meminfo, the watch is off and says so.
+On other devices, and where there is no /proc/meminfo, the watch is off and says so. Of several devices, the fullest
+counts.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -22,7 +23,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from tracekit.errors import MemoryPressureError
 from tracekit.talk import say
 
-__all__ = ["Decision", "MemoryReader", "MemoryWatch", "decide", "is_out_of_memory", "memory_reader"]
+__all__ = ["Decision", "MemoryReader", "MemoryWatch", "decide", "is_out_of_memory", "memory_reader", "num_fitting"]
 
 Decision: TypeAlias = Literal["stop", "warn", "go on", "grow"]
 """What follows from a share."""
@@ -58,8 +59,40 @@ class MemoryReader(NamedTuple):
     """Give back what is kept and not in use."""
 
 
-def memory_reader(device: torch.device, *, meminfo: Path = Path("/proc/meminfo")) -> MemoryReader:
-    """The reader of a device."""
+def memory_reader(*devices: torch.device, meminfo: Path = Path("/proc/meminfo")) -> MemoryReader:
+    """The reader of a device, or of the fullest of several, those left out that cannot be read."""
+    readers = [_reader(device, meminfo) for device in devices]
+    if len(readers) == 1:
+        return readers[0]
+
+    def release() -> None:
+        for reader in readers:
+            reader.release()
+
+    reads = [reader.read for reader in readers if reader.read is not None]
+    name = f"the fullest of {', '.join(reader.name for reader in readers)}"
+    return MemoryReader(name, (lambda: max(read() for read in reads)) if reads else None, release)
+
+
+def num_fitting(devices: Sequence[torch.device], run: Callable[[], object], *, share: float) -> int | None:
+    """How often what `run` needs while it runs fits into a share of the free memory, on the device where it fits least
+    often; None where no device can tell (CUDA can)."""
+    watched = [device for device in devices if device.type == "cuda"]
+    if not watched:
+        return None
+    torch.cuda.empty_cache()
+    for device in watched:
+        torch.cuda.reset_peak_memory_stats(device)
+    before = [torch.cuda.memory_allocated(device) for device in watched]
+    run()
+    needed = [
+        max(1, torch.cuda.max_memory_allocated(device) - was) for device, was in zip(watched, before, strict=True)
+    ]
+    free = [torch.cuda.mem_get_info(device)[0] for device in watched]
+    return min(int(there * share / each) for there, each in zip(free, needed, strict=True))
+
+
+def _reader(device: torch.device, meminfo: Path) -> MemoryReader:
     if device.type == "cuda":
         return MemoryReader(f"memory of {device}", lambda: _cuda_share(device), torch.cuda.empty_cache)
     if device.type == "cpu" and meminfo.exists():

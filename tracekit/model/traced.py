@@ -7,6 +7,7 @@ import torch
 
 from tracekit.errors import ModelError
 from tracekit.model.anatomy import Anatomy, ResidRule, examine, find_resid_rule
+from tracekit.model.placement import devices_of, input_device, is_offloaded
 from tracekit.records import ModelInfo
 
 __all__ = ["Head", "Loads", "SiteLayout", "Tolerance", "TracedModel", "tolerance_of"]
@@ -103,7 +104,18 @@ class TracedModel:
     @property
     def device(self) -> torch.device:
         """Device of the model's inputs."""
-        return self._embeddings().device
+        self._embeddings()
+        return input_device(self.model)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Devices that hold weights or compute, that of the inputs first."""
+        return devices_of(self.model)
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether some weights have values only while their module runs."""
+        return is_offloaded(self.model)
 
     def _embeddings(self) -> torch.Tensor:
         """Weights of the token embeddings (V, D)."""

@@ -129,7 +129,7 @@ def find_group(model: nn.Module, anatomy: Anatomy, name: str) -> Group:
 
     Raises:
         ConfigError: no such group or layer, a group that this model has nothing of, parts that lie in one tensor and
-            cannot be told apart; weights that are quantised, or have an adapter beside them.
+            cannot be told apart; weights that are quantised, are offloaded, or have an adapter beside them.
         ModelError: a matrix that no group knows, or a fused tensor whose size contradicts the configuration.
     """
     kind, colon, layers = name.partition(":")
@@ -155,6 +155,11 @@ def find_group(model: nn.Module, anatomy: Anatomy, name: str) -> Group:
         available = sorted({piece.layer for piece in pieces if piece.layer is not None})
         chosen = set(resolve_layers([layers], available, at=name))
         pieces = [piece for piece in pieces if piece.layer in chosen]
+    if absent := [piece.path for piece in pieces if piece.weight.is_meta]:
+        raise ConfigError(
+            f"group {name!r}: {absent[0]} and {len(absent) - 1} more of its weights are offloaded, so that there is "
+            "nothing to change between passes. Give them memory (--max-memory), or take a group that is not offloaded"
+        )
     return Group(name, tuple(pieces), _note(model) if kind == "embed" else None)
 
 

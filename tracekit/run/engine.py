@@ -19,7 +19,7 @@ from tracekit.config import ModelConfig, RunConfig
 from tracekit.errors import ShardLockedError
 from tracekit.format.layout import Layout, append_line
 from tracekit.format.manifest import Plan, ShardTask
-from tracekit.model.models import resolve_device
+from tracekit.model.placement import computing_device
 from tracekit.ranks import this_rank
 from tracekit.records import ModelInfo
 from tracekit.run.finish import done_shards
@@ -92,7 +92,7 @@ class LocalEngine:
         Raises:
             ConfigError: no such device here.
         """
-        return Devices(resolve_device(config.device).type, torch.get_num_threads())
+        return Devices(computing_device(config).type, torch.get_num_threads())
 
     @contextmanager
     def open(self, job: Job[Any], num_tasks: int) -> Iterator[Work]:

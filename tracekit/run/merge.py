@@ -99,6 +99,7 @@ def _without_slice(plan: Plan) -> dict[str, Any]:
     for name in _SLICE:
         run["source"].pop(name)
     run["output"].pop("samples_per_shard")
+    run["model"].pop("device")  # `device_type` says what came of it
     source = msgspec.structs.replace(plan.source, num_used=0, skipped=[])
     fields = ("schema_version", "config", "task", "model", "device_type", "versions")
     return {name: getattr(plan, name) for name in fields} | {"source": source} | {f"run.{k}": v for k, v in run.items()}

@@ -41,6 +41,9 @@ __all__ = [
 ]
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "bitsandbytes", "peft")
+_PLACEMENT = ("device_map", "max_memory", "offload_folder")
+"""Settings of the model that are not written down: where weights lie decides how fast a dataset is made and not what is
+in it, so a folder that was begun on one device goes on shared out over several, and the other way round."""
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +112,8 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
     is_local = config.model.model != "demo" and Path(config.model.model).expanduser().exists()
     run["model"]["model"] = model.id if is_local else config.model.model
     run["model"]["device"] = config.model.device.partition(":")[0]
+    for name in _PLACEMENT:
+        del run["model"][name]
     if config.model.model_path is not None:
         run["model"]["model_path"] = model.id
     if config.model.adapter is not None:
@@ -271,8 +276,11 @@ def _comparable(plan: Plan) -> Plan:
     """A plan without what follows from the rest of it."""
     shards: list[ShardTask] = []
     source = msgspec.structs.replace(plan.source, skipped=[])
+    run = plan.run
+    if "device" in run.get("model", {}):  # `device_type` says what came of it, of `auto` and of a device map too
+        run = run | {"model": {name: value for name, value in run["model"].items() if name != "device"}}
     return msgspec.structs.replace(
-        plan, shards=shards, source=source, batch_size=0, num_threads=0, command="", grown=[]
+        plan, run=run, shards=shards, source=source, batch_size=0, num_threads=0, command="", grown=[]
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 
-from tracekit.config import CaptureConfig, ModelConfig, PromptConfig
+from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig, RunConfig, check
 from tracekit.errors import ModelError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, Verification, read_struct
@@ -45,10 +45,14 @@ def replay_stored(
     model: str | None,
     adapter: str | None,
     device: str,
+    device_map: DeviceMap = "none",
+    max_memory: tuple[str, ...] = (),
+    offload_folder: str | None = None,
     model_path: str | None = None,
     image: str | None = None,
 ) -> Verification:
-    """Run `count` samples, spread over the dataset, again. `image` is the picture that was shown, if one was.
+    """Run `count` samples, spread over the dataset, again, on devices as in ModelConfig. `image` is the picture that
+    was shown, if one was.
 
     Raises:
         ModelError: the model is not the one that made the dataset.
@@ -62,8 +66,12 @@ def replay_stored(
         model_path=model_path or settings.model_path,
         adapter=adapter or settings.adapter,
         device=device,
+        device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
     )
     weights = ("--model", model) if settings.model_path is None else ("--model-path", model_path)
+    check(RunConfig(model=settings))
     for flag, given, name, revision in (
         (*weights, manifest.model.id, manifest.model.revision),
         ("--adapter", adapter, manifest.model.adapter or "", (manifest.model.adapter or "").partition("@")[2]),

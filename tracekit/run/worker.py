@@ -16,7 +16,7 @@ from tracekit.errors import CaptureError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import ShardTask, Verification
 from tracekit.format.shards import ShardWriter
-from tracekit.model.memory import is_out_of_memory, memory_reader
+from tracekit.model.memory import is_out_of_memory, memory_reader, num_fitting
 from tracekit.model.models import load_model
 from tracekit.model.proof import replay, replay_scored
 from tracekit.model.traced import Loads, TracedModel
@@ -89,7 +89,7 @@ class Worker(Generic[ExampleT]):
         self._by_index = {example.index: example for example in examples}
         self._config = layout.config
         self._capture, self._batch_size = config.capture, config.output.batch_size
-        self._memory = memory_reader(traced.device)
+        self._memory = memory_reader(*traced.devices)
 
     def shrink(self, size: int) -> None:
         """Batches go on in parts of this size: what memory held where the run was left."""
@@ -221,16 +221,14 @@ class Worker(Generic[ExampleT]):
             return self._task.batch_size
         if isinstance(asked, int):
             return asked
-        if self._traced.device.type != "cuda":
+        longest = examples[max(range(len(examples)), key=lambda i: lengths[i])]
+        fitting = num_fitting(
+            self._traced.devices,
+            lambda: self._task.trace(self._traced, [longest], Place("", 0, 0)),
+            share=_MEMORY_SHARE,
+        )
+        if fitting is None:
             return min(_CPU_BATCH, len(examples))
-        longest = max(range(len(examples)), key=lambda i: lengths[i])
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        self._task.trace(self._traced, [examples[longest]], Place("", 0, 0))
-        needed = max(1, torch.cuda.max_memory_allocated() - before)
-        free, _ = torch.cuda.mem_get_info()
-        fitting = int(free * _MEMORY_SHARE / needed)
         return max(1, min(fitting, _MAX_AUTO_BATCH, len(examples)))
 
     def _line(self, shard: ShardTask, batch: int, parts: list[int], num_samples: int, seconds: float) -> dict[str, Any]:
@@ -244,7 +242,7 @@ class Worker(Generic[ExampleT]):
             "num_samples": num_samples,
             "seconds": round(seconds, 3),
             "max_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-            "device": str(self._traced.device),
+            "device": ", ".join(map(str, self._traced.devices)),
             "rank": self._rank.number,
             "world_size": self._rank.world_size,
             "used_memory_share": self._memory.read() if self._memory.read else None,

@@ -23,7 +23,8 @@ from tracekit.config import CaptureConfig, ModelConfig, PromptConfig, RunConfig,
 from tracekit.errors import ConfigError, TracekitError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, Plan, SourceInfo
-from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info, resolve_device
+from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info
+from tracekit.model.placement import computing_device
 from tracekit.model.prompts import Prompter
 from tracekit.records import SCHEMA_VERSION, ModelInfo
 from tracekit.run.plan import public_run, versions
@@ -228,7 +229,7 @@ class LoggingServer:
             model=info,
             source=source,
             batch_size=self._settings.max_batch,
-            device_type=resolve_device(config.model.device).type,
+            device_type=computing_device(config.model).type,
             num_threads=torch.get_num_threads(),
             versions=versions(),
             shards=[],

