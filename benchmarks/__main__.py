@@ -14,6 +14,7 @@ from benchmarks import (
     reading,
     scale,
     serve,
+    storage,
     writing,
 )
 from benchmarks.measure import parse_arguments
@@ -22,7 +23,7 @@ from benchmarks.measure import parse_arguments
 def main() -> int:
     """Run them all; a benchmark that cannot run says why."""
     parse_arguments("All benchmarks of tracekit.")
-    benchmarks = (writing, reading, loading, scale, capture, next_token, growth, prefix, serve, degradation)
+    benchmarks = (writing, reading, loading, scale, capture, next_token, growth, prefix, serve, storage, degradation)
     done = [benchmark.run() for benchmark in benchmarks]
     finetune.run()  # nothing to fail where its data is not there
     peers.run()  # nor where its environment is not

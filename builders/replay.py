@@ -144,8 +144,9 @@ class ReplayTask(AnsweringTask[AnswerExample]):
         unknown = [token for token in ids if not 0 <= token < len(self._tokenizer)]
         if unknown:
             raise SourceError(
-                f"row {one.index} ({one.example_id}): {name!r} holds {unknown[0]}, and the tokenizer has "
-                f"{len(self._tokenizer)} tokens; are the ids of another model?"
+                f"answer {one.example_id!r} (row {one.index}, counted from 0): {name!r} holds {unknown[0]}, and the "
+                f"tokenizer has {len(self._tokenizer)} tokens; are the ids of another model? Mend or delete the row: "
+                "--on-bad-row skips rows that cannot be read, not such ones"
             )
         return ids
 

@@ -1,5 +1,7 @@
 """Storage forms: fewer bits with scales, and sparse attention; alone, and through a run and every way of reading it."""
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,30 @@ import tracekit
 from builders.degradation import DegradationBuilder, DegradationConfig
 from tests.runs_for_tests import hashes, run_trivia
 from tracekit import TraceStore
+from tracekit.analysis.diff import diff
 from tracekit.analysis.showing import metric_lines
 from tracekit.config import CaptureConfig, check
 from tracekit.errors import CaptureError, ConfigError, CorruptShardError, SampleNotFoundError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, read_struct
+from tracekit.format.shards import iter_samples
 from tracekit.model.choices import check_choice_config
 from tracekit.read.verifier import verify
 from tracekit.run.merge import merge
 from tracekit.run.replay import replay_stored
 from tracekit.run.runner import preflight
-from tracekit.storage import QUANTIZED_DTYPES, StorageLoss, for_storage, keep_top_p, quantize, spread, unpacked, upscale
+from tracekit.storage import (
+    QUANTIZED_DTYPES,
+    StorageLoss,
+    content_problem,
+    for_storage,
+    keep_top_p,
+    problem_of,
+    quantize,
+    spread,
+    unpacked,
+    upscale,
+)
 from tracekit.tensors import TensorSpec
 
 ALL = {"sites": ("all",)}
@@ -145,7 +160,7 @@ def test_settings_without_a_meaning_are_refused():
             check(DegradationConfig(capture=config))
     with pytest.raises(ConfigError, match=r"capture\.attention_top_p"):
         check(DegradationConfig(capture=CaptureConfig(attention_top_p=0.0)))
-    with pytest.raises(ConfigError, match=r"--attention-top-p 0\.9 .* options are stored whole"):
+    with pytest.raises(ConfigError, match=r"--attention-top-p 0\.9 .* attention of options is stored whole"):
         check_choice_config(CaptureConfig(attention_top_p=0.9))
 
 
@@ -436,3 +451,124 @@ def test_a_tensor_of_one_layer_has_companions_of_its_own():
         ("keys.1.token_scales", ["L", "K", "T"], [1, 2, 2]),
     ]
     assert [loss.name for loss in stored.losses] == ["keys.1"]
+
+
+def test_forms_that_gain_nothing_are_named(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"store_dtype": "int8", "sites": ("attn",)}, "no site that is stored has channels"),
+        ({"attention_top_p": 0.9, "sites": ("hidden",)}, "no attention is stored"),
+        ({"store_dtype": "int8", "sites": ("hidden",), "tokens": "answer"}, "as much room as the values"),
+        ({"store_dtype": "int8", "sites": ("hidden",)}, ""),
+    ]
+    for number, (capture, note) in enumerate(cases):
+        run_trivia(
+            tmp_path / str(number), model, capture=capture, source={"limit": 2}, generation={"max_new_tokens": 1}
+        )
+        said = capsys.readouterr().err
+        assert (note in said) if note else ("--store-dtype" not in said)
+
+
+def test_an_empty_answer_has_rows_of_nothing():
+    hidden, weights = np.zeros((1, 0, 4), np.float32), np.zeros((1, 2, 0), np.float32)
+    specs = [a_spec("hidden_states", hidden, "LTD", "dense"), a_spec("attentions", weights, "LHS", "causal", 5)]
+    specs = [msgspec.structs.replace(spec, positions=[]) for spec in specs]
+    stored = for_storage(specs, {"hidden_states": hidden, "attentions": weights}, dtype="int8", top_p=0.9)
+    by_name = {spec.name: spec for spec in stored.specs}
+    assert unpacked(by_name["hidden_states"], stored.tensors).shape == (1, 0, 4)
+    assert unpacked(by_name["attentions"], stored.tensors).shape == (1, 2, 0, 5)
+    assert all(problem_of(spec, by_name) is None for spec in stored.specs)
+    assert all(loss.relative_error == 0 for loss in stored.losses)
+
+
+def test_long_texts_are_sorted_block_by_block(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    whole = np.tril(rng.random((2, 3, 9, 9)).astype(np.float32))
+    packed = whole[..., *np.tril_indices(9)]
+    spec = msgspec.structs.replace(a_spec("attentions", packed, "LHS", "causal", 9), positions=[[0, 9]], layers=[0, 1])
+    at_once = for_storage([spec], {"attentions": packed}, dtype="same", top_p=0.7)
+    for size in (1, 20, 100, 200):
+        monkeypatch.setattr("tracekit.storage._BLOCK_VALUES", size)
+        in_blocks = for_storage([spec], {"attentions": packed}, dtype="same", top_p=0.7)
+        for name, array in at_once.tensors.items():
+            np.testing.assert_array_equal(in_blocks.tensors[name], array)
+        assert in_blocks.losses[0].relative_error == pytest.approx(at_once.losses[0].relative_error)
+
+
+def changed(spec: TensorSpec, **changes: Any) -> TensorSpec:
+    return msgspec.structs.replace(spec, **changes)
+
+
+def test_what_does_not_go_together_is_named():
+    hidden = np.ones((1, 2, 4), np.float32)
+    weights = np.array([[[1.0, 0.4, 0.6], [1.0, 0.5, 0.5]]], np.float32)
+    specs = [a_spec("hidden_states", hidden, "LTD", "dense"), a_spec("attentions", weights, "LHS", "causal", 2)]
+    stored = for_storage(specs, {"hidden_states": hidden, "attentions": weights}, dtype="int8", top_p=0.9)
+    good = {spec.name: spec for spec in stored.specs}
+    assert all(problem_of(spec, good) is None for spec in good.values())
+    for name, change, message in (
+        ("hidden_states.scales", {"shape": [1, 5]}, "scales"),
+        ("hidden_states.token_scales", {"dtype": "float16"}, "with scales in"),
+        ("hidden_states", {"dtype": "uint8"}, "expected int8"),
+        ("hidden_states", {"axes": ["L", "H", "S"]}, "end in no tokens"),
+        ("hidden_states", {"layout": "dense"}, "belongs to no tensor"),
+        ("hidden_states.scales", {"layers": [3]}, "of layers"),
+        ("attentions.counts", {"shape": [1, 0, 2]}, "query rows"),
+        ("attentions.indices", {"dtype": "int16"}, "indices int16"),
+        ("attentions", {"dtype": "int64"}, "attention in"),
+        ("attentions", {"choice_offsets": [0, 2]}, "alone has"),
+    ):
+        bad = good | {name: changed(good[name], **change)}
+        problems = [problem for spec in bad.values() if (problem := problem_of(spec, bad)) is not None]
+        assert any(message in problem for problem in problems), (name, change, problems)
+    missing = {name: spec for name, spec in good.items() if name != "attentions.mass"}
+    assert "attentions.mass is missing" in str(problem_of(missing["attentions"], missing))
+    by_layer = changed(good["hidden_states"], name="hidden_states.0", layout="dense", layers=[])
+    assert "is of layers []" in str(problem_of(by_layer, {"hidden_states.0": by_layer}))
+
+
+def test_values_that_do_not_go_together_are_named():
+    hidden = np.ones((1, 2, 4), np.float32)
+    weights = np.array([[[1.0, 0.4, 0.6], [1.0, 0.5, 0.5]]], np.float32)
+    specs = [a_spec("hidden_states", hidden, "LTD", "dense"), a_spec("attentions", weights, "LHS", "causal", 2)]
+    stored = for_storage(specs, {"hidden_states": hidden, "attentions": weights}, dtype="int8", top_p=0.9)
+    by_name = {spec.name: spec for spec in stored.specs}
+    for site in ("hidden_states", "attentions"):
+        assert content_problem(by_name[site], stored.tensors) is None
+    for site, name, array, message in (
+        ("hidden_states", "hidden_states.scales", np.full((1, 4), np.nan, np.float32), "not finite"),
+        ("attentions", "attentions.mass", stored.tensors["attentions.mass"] + 1, "add up to their mass"),
+        ("attentions", "attentions.indices", stored.tensors["attentions.indices"][::-1], "do not rise|key"),
+        ("attentions", "attentions.counts", stored.tensors["attentions.counts"] + np.uint16(1), "are counted"),
+    ):
+        problem = content_problem(by_name[site], stored.tensors | {name: array})
+        assert problem is not None
+        assert re.search(message, problem), problem
+
+
+def test_a_damaged_loss_is_refused():
+    loss = {"name": "x", "form": "int8", "layers": [0, 1], "errors": [], "num_vectors": 0, "max_error": 0}
+    loss |= {"max_abs_error": 0, "num_values": 0, "num_kept": 0}
+    with pytest.raises(msgspec.ValidationError, match="0 errors of 2 layers"):
+        msgspec.convert(loss, StorageLoss)
+
+
+def test_a_diff_says_that_forms_differ(whole: Path, packed: tuple[Path, dict[str, Any]]):
+    found = diff(whole, packed[0])
+    notes = "; ".join(found.configs[0].notes)
+    assert ("hidden_states is stored as float32 in a" in notes) == ("store_dtype" in packed[1])
+    assert ("attentions is stored as float32 in a and as sparse in b" in notes) == ("attention_top_p" in packed[1])
+
+
+def test_the_loading_script_decodes_payloads(packed: tuple[Path, dict[str, Any]], imported: Callable[[Path], Any]):
+    script = sys.modules[imported(packed[0]).__module__]
+    store = TraceStore(packed[0])
+    row = store._row(store.keys[0])
+    payload = row.shard.read_bytes()
+    with row.shard.open("rb") as file:
+        first = next(iter_samples(file, where="shard"))
+    arrays = script.decode_tensors(payload[first.payload.offset :][: first.payload.size])
+    np.testing.assert_array_equal(arrays["hidden_states"], store.hidden_states(first.key))
+    with pytest.raises(ValueError, match="scales"):
+        script.upscale(np.ones((2, 3, 4), np.int8), np.ones((1, 4), np.float32), np.ones((2, 3), np.float32))
+    with pytest.raises(ValueError, match="expected uint16"):
+        script.spread(np.ones(1), np.array([-1], np.int16), np.ones((1, 1, 1), np.uint16), 4)

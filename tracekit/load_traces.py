@@ -19,11 +19,13 @@ Configurations: `<config>` has the record's fields and every tensor as columns, 
 
 Tensors are nested lists of their stored dtype, except bfloat16 and float8_e4m3fn, which Arrow does not have: they are
 widened to float32, exactly. `with_format("numpy")` makes arrays of them, by its own default all float32 or int64;
-`with_format("numpy", dtype=np.float16)` decides. Nothing is padded: T differs from row to row.
+`with_format("numpy", dtype=np.float16)` decides. Nothing is padded: T differs from row to row. Those of layout `scaled`
+(int8 or float8) are multiplied with their scales, `<tensor>.scales` and `<tensor>.token_scales`, float32.
 
 Attention with layout `causal` is stored packed (only the p+1 keys that query row p may look at, row after row) and
 comes unpacked, (L, H, rows, T) with zeros above the diagonal; rows are the kept positions, all T of them unless the run
-kept fewer. The record's `tensors` says which layers and positions each tensor has.
+kept fewer. Layout `sparse` keeps the largest weights of each row alone and comes as (L, H, rows, T) with zeros for the
+others. The record's `tensors` says which layers and positions each tensor has.
 
 A sample of several choices (encoders on multiple-choice questions) has them one after the other along T, split at the
 `choice_offsets` in `tensors`. Its attention comes as a list of choices, each (L, H, T_c, T_c): (C, L, H, T, T).
@@ -41,7 +43,16 @@ import datasets
 import numpy as np
 import safetensors
 
-__all__ = ["DATASET", "FINGERPRINT", "LoadTraces", "decode_tensors", "split_choices", "spread", "unpack_causal"]
+__all__ = [
+    "DATASET",
+    "FINGERPRINT",
+    "LoadTraces",
+    "decode_tensors",
+    "split_choices",
+    "spread",
+    "unpack_causal",
+    "upscale",
+]
 
 FINGERPRINT = ""
 """SHA-256 over the dataset's manifests: part of the cache's path, so that no other dataset's rows are ever read."""
@@ -145,7 +156,7 @@ class LoadTraces(datasets.GeneratorBasedBuilder):
                     where = f"{path}: sample {key!r}"
                     row = _check_record(record, key, entry["features"], where)
                     if has_tensors:
-                        arrays = decode_tensors(payload, where=where)
+                        arrays = _stored_tensors(payload, where)
                         row |= _columns(arrays, row["tensors"], entry["tensors"], len(row["token_ids"]), where)
                     num_samples += 1
                     yield key, row
@@ -161,11 +172,24 @@ class LoadTraces(datasets.GeneratorBasedBuilder):
 
 
 def decode_tensors(payload: bytes, *, where: str = "payload") -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors payload as an array, bfloat16 and float8_e4m3fn widened to float32.
+    """Every tensor of a safetensors payload as an array: bfloat16 widened to float32, few bits multiplied with their
+    scales. Attention stays packed: `unpack_causal`, `spread` and `split_choices` undo that.
 
     Raises:
         ValueError: the payload is damaged, or holds a dtype that tracekit does not write.
     """
+    arrays = _stored_tensors(payload, where)
+    for name in [name for name in arrays if {f"{name}.scales", f"{name}.token_scales"} <= set(arrays)]:
+        scales, token_scales = arrays.pop(f"{name}.scales"), arrays.pop(f"{name}.token_scales")
+        try:
+            arrays[name] = upscale(arrays[name], scales, token_scales)
+        except ValueError as error:
+            raise ValueError(f"{where}: {name} has {error}. {_AGAIN}") from error
+    return arrays
+
+
+def _stored_tensors(payload: bytes, where: str) -> dict[str, np.ndarray]:
+    """Every tensor as it is stored, bfloat16 and float8_e4m3fn widened to float32."""
     try:
         entries = safetensors.deserialize(payload)
     except safetensors.SafetensorError as error:
@@ -209,12 +233,28 @@ def split_choices(packed: np.ndarray, offsets: list[int]) -> list[np.ndarray]:
     return [part.reshape(*part.shape[:-1], n, n) for part, n in zip(parts, lengths.tolist(), strict=True)]
 
 
+def upscale(values: np.ndarray, scales: np.ndarray, token_scales: np.ndarray) -> np.ndarray:
+    """Values of few bits (..., T, D) times the scales of their channels (..., D) and tokens (..., T), float32.
+
+    Raises:
+        ValueError: the scales are not those of these values.
+    """
+    expected = (*values.shape[:-2], *values.shape[-1:]), values.shape[:-1]
+    kinds = {scales.dtype, token_scales.dtype}
+    if values.ndim < 2 or (scales.shape, token_scales.shape) != expected or kinds != {np.dtype(np.float32)}:
+        raise ValueError(f"scales {scales.shape} and {token_scales.shape} of values {values.shape}")
+    return values.astype(np.float32) * scales[..., None, :] * token_scales[..., None]
+
+
 def spread(weights: np.ndarray, indices: np.ndarray, counts: np.ndarray, num_keys: int) -> np.ndarray:
     """Sparse attention, its kept weights row after row, as (..., num_keys) with zeros where none was kept.
 
     Raises:
         ValueError: weights, keys and counts do not go together.
     """
+    kinds = {indices.dtype, counts.dtype}
+    if kinds != {np.dtype(np.uint16)} or indices.ndim != 1 or weights.ndim != 1:
+        raise ValueError(f"keys {indices.dtype} and counts {counts.dtype}, expected uint16")
     if not len(weights) == len(indices) == counts.sum() or (len(indices) and indices.max() >= num_keys):
         raise ValueError(f"{len(weights)} weights, {len(indices)} keys, {counts.sum()} counted, of {num_keys} tokens")
     full = np.zeros((counts.size, num_keys), weights.dtype)
@@ -359,10 +399,14 @@ def _column(
     belonging = [arrays[one] for one in _belonging(tensor)]
     try:
         if tensor["layout"] == "scaled":
-            array = array.astype(np.float32) * belonging[0][..., None, :] * belonging[1][..., None]
+            array = upscale(array, belonging[0], belonging[1])
         if tensor["layout"] == "sparse":
-            if spec["num_keys"] != num_tokens:
-                raise ValueError(f"{spec['num_keys']} keys, in a text of {num_tokens} tokens")
+            num_rows = sum(stop - start for start, stop in spec["positions"])
+            if spec["num_keys"] != num_tokens or belonging[1].ndim != 3 or belonging[1].shape[2] != num_rows:
+                shape = belonging[1].shape
+                raise ValueError(
+                    f"{spec['num_keys']} keys and counts {shape}, for {num_rows} rows of {num_tokens} tokens"
+                )
             array = spread(array, belonging[0], belonging[1], num_tokens)
         if tensor["layout"] == "causal":
             # looked at first: a damaged record must not make us build something huge

@@ -20,7 +20,7 @@ What either costs is measured on every value that is stored.
 This module knows numpy and nothing of models, records or shards.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import ml_dtypes
@@ -37,6 +37,7 @@ __all__ = [
     "Stored",
     "added_up",
     "companion_names",
+    "content_problem",
     "for_storage",
     "keep_top_p",
     "plain_spec",
@@ -51,9 +52,12 @@ QUANTIZED_DTYPES = {"int8": np.dtype(np.int8), "float8": np.dtype(ml_dtypes.floa
 """Values of `--store-dtype` that come with scales, and the dtypes behind them."""
 
 _CHANNELLED = "DE"
+_WEIGHTS = ("float32", "bfloat16", "float16")
 _COMPANIONS = {"scaled": ("scales", "token_scales"), "sparse": ("indices", "counts", "mass")}
 _MAX_KEYS = (1 << 16) - 1
 _TINY = np.finfo(np.float32).tiny
+_BLOCK_VALUES = 1 << 21
+"""Weights that are sorted at once: what that takes is some twenty times their size."""
 
 
 class StorageLoss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,6 +89,10 @@ class StorageLoss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Sparse attention: sum over the rows of the weights that were kept."""
     min_mass: float = 0.0
     """Sparse attention: the least that a row kept."""
+
+    def __post_init__(self) -> None:
+        if len(self.errors) != max(1, len(self.layers)):
+            raise ValueError(f"{len(self.errors)} errors of {len(self.layers)} layers")
 
     @property
     def relative_errors(self) -> list[float]:
@@ -193,7 +201,14 @@ def quantize(array: np.ndarray, dtype: np.dtype) -> Quantized:
 
 
 def upscale(values: np.ndarray, scales: np.ndarray, token_scales: np.ndarray) -> np.ndarray:
-    """Undo `quantize` up to its error: (..., T, D) float32."""
+    """Undo `quantize` up to its error: (..., T, D) float32.
+
+    Raises:
+        CorruptShardError: the scales are not those of these values.
+    """
+    expected = (*values.shape[:-2], *values.shape[-1:]), values.shape[:-1]
+    if values.ndim < 2 or (scales.shape, token_scales.shape) != expected:
+        raise CorruptShardError(f"scales {scales.shape} and {token_scales.shape} of values {values.shape}")
     wide = values.astype(np.float32)
     wide *= scales[..., None, :]
     wide *= token_scales[..., None]
@@ -202,23 +217,30 @@ def upscale(values: np.ndarray, scales: np.ndarray, token_scales: np.ndarray) ->
 
 def _add_scaled(stored: Stored, spec: TensorSpec, array: np.ndarray, dtype: np.dtype) -> None:
     """Add a tensor and its scales."""
-    if not np.isfinite(array.astype(np.float32)).all():
+    if not _is_finite(array):
         raise CaptureError(
             f"{spec.name}: not finite, which {dtype} with scales does not know; use another --store-dtype"
         )
-    quantized = quantize(array, dtype)
-    wide = array.astype(np.float64)
-    difference = wide - upscale(*quantized)
-    errors = _relative_errors(difference, wide, num_layers=len(spec.layers) or 1)
+    is_layered = bool(spec.layers)
+    parts: list[Quantized] = []
+    errors: list[np.ndarray] = []
+    max_abs_error = 0.0
+    for layer in array if is_layered else [array]:  # one by one: their wide copies take a multiple of the memory
+        parts.append(quantize(layer, dtype))
+        wide = layer.astype(np.float32)
+        difference = wide - upscale(*parts[-1])
+        errors.append(_relative_errors(difference, wide))
+        max_abs_error = max(max_abs_error, float(np.abs(difference).max(initial=0.0)))
+    quantized = Quantized(*(np.stack(column) if is_layered else column[0] for column in zip(*parts, strict=True)))
     stored.losses.append(
         StorageLoss(
             name=spec.name,
             form=str(dtype),
             layers=spec.layers,
-            errors=errors.sum(-1).tolist(),
-            num_vectors=errors.shape[1],
-            max_error=float(errors.max(initial=0.0)),
-            max_abs_error=float(np.abs(difference).max(initial=0.0)),
+            errors=[float(error.sum()) for error in errors],
+            num_vectors=len(errors[0]),
+            max_error=max(float(error.max(initial=0.0)) for error in errors),
+            max_abs_error=max_abs_error,
             num_values=array.size,
             num_kept=array.size,
         )
@@ -250,18 +272,23 @@ def keep_top_p(weights: np.ndarray, top_p: float) -> Kept:
 
     Among equal weights those of earlier keys are kept first.
     """
+    is_kept = _largest(weights, top_p)
+    indices = np.broadcast_to(np.arange(weights.shape[-1], dtype=np.uint16), weights.shape)[is_kept]
+    mass = np.where(is_kept, weights, 0).sum(-1, dtype=np.float64).astype(np.float32)
+    return Kept(weights[is_kept], indices, is_kept.sum(-1, dtype=np.uint16), mass)
+
+
+def _largest(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Which weights (..., T_query, T) `keep_top_p` keeps."""
     wide = weights.astype(np.float32)
     descending = -np.sort(-wide, axis=-1)
     reached = np.cumsum(descending, axis=-1, dtype=np.float64)
-    total = reached[..., -1:]
-    counts = np.minimum((reached < top_p * total).sum(-1) + 1, (wide > 0).sum(-1))
+    counts = np.minimum((reached < top_p * reached[..., -1:]).sum(-1) + 1, (wide > 0).sum(-1))
     last = np.take_along_axis(descending, np.maximum(counts - 1, 0)[..., None], axis=-1)
-    is_above, is_last = wide > last, wide == last
-    num_last = counts - is_above.sum(-1)
-    is_kept = (is_above | (is_last & (np.cumsum(is_last, axis=-1) <= num_last[..., None]))) & (counts > 0)[..., None]
-    indices = np.broadcast_to(np.arange(weights.shape[-1], dtype=np.uint16), weights.shape)[is_kept]
-    mass = np.where(is_kept, wide, 0.0).sum(-1, dtype=np.float64).astype(np.float32)
-    return Kept(weights[is_kept], indices, counts.astype(np.uint16), mass)
+    is_kept, is_last = wide > last, wide == last
+    num_last = counts - is_kept.sum(-1)
+    is_kept |= is_last & (np.cumsum(is_last, axis=-1, dtype=np.int32) <= num_last[..., None])
+    return is_kept & (counts > 0)[..., None]
 
 
 def spread(values: np.ndarray, indices: np.ndarray, counts: np.ndarray, num_keys: int) -> np.ndarray:
@@ -270,10 +297,8 @@ def spread(values: np.ndarray, indices: np.ndarray, counts: np.ndarray, num_keys
     Raises:
         CorruptShardError: the counts do not go with the weights, or a key is past the end.
     """
-    if int(counts.sum(dtype=np.int64)) != len(values) or len(indices) != len(values):
-        raise CorruptShardError(f"{counts.sum()} weights are counted, {len(values)} are there")
-    if len(indices) and indices.max() >= num_keys:
-        raise CorruptShardError(f"a weight of key {indices.max()}, in a text of {num_keys} tokens")
+    if (problem := _counts_problem(len(values), indices, counts, num_keys)) is not None:
+        raise CorruptShardError(problem)
     full = np.zeros((counts.size, num_keys), values.dtype)
     full[np.repeat(np.arange(counts.size), counts.ravel()), indices] = values
     return full.reshape(*counts.shape, num_keys)
@@ -281,7 +306,7 @@ def spread(values: np.ndarray, indices: np.ndarray, counts: np.ndarray, num_keys
 
 def _add_sparse(stored: Stored, spec: TensorSpec, array: np.ndarray, top_p: float) -> None:
     """Add the kept weights and what tells where they belong; layer by layer, so that no more is unpacked at once."""
-    if not np.isfinite(array.astype(np.float32)).all():
+    if not _is_finite(array):
         raise CaptureError(
             f"{spec.name}: not finite, which sparse attention does not know; leave --attention-top-p out"
         )
@@ -290,32 +315,33 @@ def _add_sparse(stored: Stored, spec: TensorSpec, array: np.ndarray, top_p: floa
             f"{spec.name}: {spec.num_keys} tokens are more than the {_MAX_KEYS} that sparse attention can name; leave "
             "--attention-top-p out"
         )
-    rows = positions_of(spec.positions)
-    errors: list[np.ndarray] = []
     parts: list[Kept] = []
+    errors: list[list[np.ndarray]] = []
     max_abs_error = 0.0
     for layer in array:
-        whole = unpack_causal(layer, rows, spec.num_keys) if spec.layout == "causal" else layer
-        part = keep_top_p(whole, top_p)
-        wide = whole.astype(np.float64)
-        dropped = wide - spread(part.values, part.indices, part.counts, spec.num_keys)
-        errors.append(_relative_errors(dropped, wide, num_layers=1)[0])
-        max_abs_error = max(max_abs_error, float(dropped.max(initial=0.0)))
-        parts.append(part)
+        errors.append([])
+        for block in _blocks(layer, spec):
+            parts.append(keep_top_p(block, top_p))
+            wide = block.astype(np.float32)
+            dropped = np.where(_largest(block, top_p), np.float32(0), wide)
+            errors[-1].append(_relative_errors(dropped, wide))
+            max_abs_error = max(max_abs_error, float(dropped.max(initial=0.0)))
+    by_layer = [np.concatenate(some) for some in errors]
+    shape = (*array.shape[:2], len(positions_of(spec.positions)))
     kept = Kept(
         np.concatenate([part.values for part in parts]),
         np.concatenate([part.indices for part in parts]),
-        np.stack([part.counts for part in parts]),
-        np.stack([part.mass for part in parts]),
+        np.concatenate([part.counts.ravel() for part in parts]).reshape(shape),
+        np.concatenate([part.mass.ravel() for part in parts]).reshape(shape),
     )
     stored.losses.append(
         StorageLoss(
             name=spec.name,
             form="sparse",
             layers=spec.layers,
-            errors=[float(error.sum()) for error in errors],
-            num_vectors=len(errors[0]),
-            max_error=max(float(error.max(initial=0.0)) for error in errors),
+            errors=[float(error.sum()) for error in by_layer],
+            num_vectors=len(by_layer[0]),
+            max_error=max(float(error.max(initial=0.0)) for error in by_layer),
             max_abs_error=max_abs_error,
             num_values=array.size,
             num_kept=len(kept.values),
@@ -328,6 +354,18 @@ def _add_sparse(stored: Stored, spec: TensorSpec, array: np.ndarray, top_p: floa
     _add(stored, spec, kept.indices, name=f"{spec.name}.indices", dtype="uint16", axes=["W"])
     for name, values in (("counts", kept.counts), ("mass", kept.mass)):
         _add(stored, spec, values, name=f"{spec.name}.{name}", dtype=str(values.dtype), axes=["L", "H", "T"])
+
+
+def _blocks(layer: np.ndarray, spec: TensorSpec) -> Iterator[np.ndarray]:
+    """Rows (h, q, T) of a layer's attention in order, unpacked, so many at once as memory should hold."""
+    rows, num_keys = positions_of(spec.positions), spec.num_keys
+    heads_at_once = max(1, _BLOCK_VALUES // max(1, len(rows) * num_keys))
+    rows_at_once = max(1, len(rows) if heads_at_once > 1 else _BLOCK_VALUES // max(1, num_keys))
+    for head in range(0, len(layer), heads_at_once):
+        some = layer[head : head + heads_at_once]
+        whole = unpack_causal(some, rows, num_keys) if spec.layout == "causal" else some
+        for row in range(0, max(1, len(rows)), rows_at_once):
+            yield whole[:, row : row + rows_at_once]
 
 
 # ---------------------------------------------------------------- what is stored, as it was captured
@@ -368,7 +406,12 @@ def problem_of(spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> str | None:
     if is_companion(spec.name):
         owner = specs.get(spec.name.rpartition(".")[0])
         is_known = owner is not None and spec.name in companion_names(owner)
-        return None if is_known else f"belongs to no tensor with layout {' or '.join(_COMPANIONS)}"
+        if owner is None or not is_known:
+            return f"belongs to no tensor with layout {' or '.join(_COMPANIONS)}"
+        return None if spec.layers == (owner.layers if "L" in spec.axes else []) else f"is of layers {spec.layers}"
+    number = spec.name.partition(".")[2]
+    if number and spec.layers != [int(number)]:
+        return f"is of layers {spec.layers}"
     missing = [name for name in companion_names(spec) if name not in specs]
     if missing:
         return f"{', '.join(missing)} is missing, without which layout {spec.layout!r} cannot be read"
@@ -380,17 +423,57 @@ def problem_of(spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> str | None:
         expected = [*spec.shape[:-2], spec.shape[-1]], spec.shape[:-1]
         if len(spec.shape) < 2 or (scales.shape, of_tokens.shape) != expected:
             return f"scales {scales.shape} and {of_tokens.shape} of {spec.shape}"
+        if spec.axes[-1] not in _CHANNELLED or spec.axes[-2] != "T":
+            return f"scales of axes {spec.axes}, which end in no tokens and channels"
     if spec.layout == "sparse":
         indices, counts, mass = (specs[name] for name in companion_names(spec))
         num_rows = len(positions_of(spec.positions))
         is_right = indices.shape == spec.shape and len(spec.shape) == 1 and mass.shape == counts.shape
-        if not is_right or len(counts.shape) != 3 or (counts.shape[0], counts.shape[2]) != (len(spec.layers), num_rows):
+        if site_of(spec.name) != "attentions" or spec.choice_offsets or spec.dtype not in _WEIGHTS:
+            return f"layout sparse in {spec.dtype}, which attention in {', '.join(_WEIGHTS)} alone has"
+        if (
+            not is_right
+            or len(counts.shape) != 3
+            or not counts.shape[1]
+            or (counts.shape[0], counts.shape[2]) != (len(spec.layers), num_rows)
+        ):
             return (
                 f"weights {spec.shape}, indices {indices.shape}, counts {counts.shape} and mass {mass.shape} of "
                 f"{len(spec.layers)} layers and {num_rows} query rows"
             )
         if (indices.dtype, counts.dtype, mass.dtype) != ("uint16", "uint16", "float32"):
             return f"indices {indices.dtype}, counts {counts.dtype} and mass {mass.dtype}"
+    return None
+
+
+def content_problem(spec: TensorSpec, tensors: Mapping[str, np.ndarray]) -> str | None:
+    """What is wrong with the values of a tensor and of those that belong to it, whose specs are right; nothing is
+    unpacked for it."""
+    companions = [tensors[name] for name in companion_names(spec)]
+    if spec.layout == "scaled":
+        is_finite = all(np.isfinite(scales).all() for scales in companions)
+        is_number = spec.dtype == "int8" or not np.isnan(tensors[spec.name].astype(np.float16)).any()
+        return None if is_finite and is_number else "holds values or scales that are not finite"
+    if spec.layout == "sparse":
+        indices, counts, mass = companions
+        values = tensors[spec.name].astype(np.float64)
+        if (problem := _counts_problem(len(values), indices, counts, spec.num_keys)) is not None:
+            return problem
+        rows = np.repeat(np.arange(counts.size), counts.ravel())
+        if (np.diff(indices.astype(np.int64)) <= 0)[np.diff(rows) == 0].any():
+            return "keys of a row that do not rise"
+        sums = np.bincount(rows, weights=values, minlength=counts.size)
+        if not np.allclose(sums, mass.ravel(), rtol=1e-5, atol=1e-6):
+            return "rows that do not add up to their mass"
+    return None
+
+
+def _counts_problem(num_weights: int, indices: np.ndarray, counts: np.ndarray, num_keys: int) -> str | None:
+    total = int(counts.sum(dtype=np.int64))
+    if not total == num_weights == len(indices):
+        return f"{total} weights are counted, {num_weights} are there"
+    if num_weights and indices.max() >= num_keys:
+        return f"a weight of key {indices.max()}, in a text of {num_keys} tokens"
     return None
 
 
@@ -406,7 +489,13 @@ def _add(stored: Stored, like: TensorSpec, array: np.ndarray, **changes: object)
     stored.specs.append(spec)
 
 
-def _relative_errors(difference: np.ndarray, values: np.ndarray, *, num_layers: int) -> np.ndarray:
-    """Norm of each vector's difference divided by the vector's norm, 0 for a vector of zeros: (layers, vectors)."""
-    errors, norms = (np.sqrt(np.square(one).sum(-1)).reshape(num_layers, -1) for one in (difference, values))
+def _relative_errors(difference: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Norm of each vector's difference divided by the vector's norm, 0 for a vector of zeros; of all in order."""
+    errors, norms = (
+        np.sqrt(np.einsum("...d,...d->...", one, one, dtype=np.float64)).ravel() for one in (difference, values)
+    )
     return np.divide(errors, norms, out=np.zeros_like(errors), where=norms > 0)
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return all(bool(np.isfinite(part.astype(np.float32, copy=False)).all()) for part in array)

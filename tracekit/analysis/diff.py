@@ -46,6 +46,7 @@ from tracekit.hub import HubPath
 from tracekit.read.remote import Listing, list_configs
 from tracekit.read.store import TraceStore
 from tracekit.records import ModelInfo
+from tracekit.tensors import is_companion
 
 __all__ = [
     "AnswerChange",
@@ -178,7 +179,7 @@ def _compare(
         config=name,
         task=a.task,
         aligned_by=found.by,
-        notes=[*_unfinished(a, b), *differing_conditions(common_a, common_b)],
+        notes=[*_unfinished(a, b), *differing_conditions(common_a, common_b), *_storage(a, b)],
         num_common=len(found.rows_a),
         num_only_a=found.num_only_a,
         num_only_b=found.num_only_b,
@@ -206,6 +207,19 @@ def _unfinished(a: _Opened, b: _Opened) -> list[str]:
         f"{name} is not finished: {side.num_samples} samples so far"
         for name, side in (("a", a), ("b", b))
         if side.is_open
+    ]
+
+
+def _storage(a: _Opened, b: _Opened) -> list[str]:
+    """Tensors that stand in another form on one side than on the other."""
+    forms_a, forms_b = (
+        {one.name: one.dtype if one.layout != "sparse" else "sparse" for one in side.store.info().tensors}
+        for side in (a, b)
+    )
+    return [
+        f"{name} is stored as {form} in a and as {forms_b[name]} in b: what differs holds the rounding"
+        for name, form in forms_a.items()
+        if name in forms_b and form != forms_b[name] and not is_companion(name)
     ]
 
 

@@ -65,10 +65,11 @@ def show_config(store: TraceStore, num_examples: int) -> None:
     }
     for name, text in facts.items():
         print(printable(f"{name:16s} {text}"))
+    width = max([16, *(len(tensor["name"]) for tensor in info["tensors"])])
     for tensor in info["tensors"]:
         axes = f"({', '.join(tensor['axes'])})"
         print(
-            f"{tensor['name']:16s} {tensor['dtype']:9s} {axes:16s} {tensor['layout']:7s} "
+            f"{tensor['name']:{width}s} {tensor['dtype']:13s} {axes:16s} {tensor['layout']:7s} "
             f"{filesize(tensor['num_bytes'])}"
         )
     for path, config in zip(info["paths"], info["configs"], strict=False):

@@ -71,8 +71,10 @@ class RayEngine:
         """Start as many workers as there are shards to do, or as asked, and have them load the model."""
         config, ray = job.config, self._connected()
         kind = self._kind(config.model.device)
-        wanted = 1 if config.output.dry_run else max(1, min(num_tasks, self._share(kind).num_workers))
-        self._start(wanted, self._share(kind))
+        most = 1 if config.output.dry_run else max(1, num_tasks)
+        asked = self._share(kind, most=most)
+        wanted = min(most, asked.num_workers)
+        self._start(wanted, asked)
         if config.model.device_map == "none":
             config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, device=kind))
         node_job = NodeJob(uuid.uuid4().hex, job.builder, config, job.examples, job.info)
@@ -89,11 +91,12 @@ class RayEngine:
             return device.partition(":")[0]
         return "cuda" if self._connected().cluster_resources().get("GPU", 0) >= 1 else "cpu"
 
-    def _share(self, kind: str) -> Share:
+    def _share(self, kind: str, *, most: int | None = None) -> Share:
+        """What each worker asks for, of as many as were asked for, and not more than there is work for."""
         settings, nodes = self._settings, self._connected().nodes()
-        return share(
-            nodes, num_workers=settings.num_workers, gpus_per_worker=settings.gpus_per_worker, on_gpus=kind == "cuda"
-        )
+        asked = settings.num_workers
+        number = asked if asked is None or most is None else min(asked, most)
+        return share(nodes, num_workers=number, gpus_per_worker=settings.gpus_per_worker, on_gpus=kind == "cuda")
 
     def _start(self, num_workers: int, asked: Share) -> None:
         """Start what is missing. Each worker has a place of its own, so that Ray starts it anew on the same node."""
@@ -120,7 +123,8 @@ class RayEngine:
             )
             self._slots.append(Slot(number, actor))
             self._stack.callback(ray.kill, actor)
-        say(f"{num_workers} workers on Ray, each with {_words(bundle)}")
+        few = f", for no more shards than {num_workers} are to do" * (num_workers < (self._settings.num_workers or 0))
+        say(f"{num_workers} worker{'s' * (num_workers != 1)} on Ray{few}, each with {_words(bundle)}")
 
 
 class RayWork:

@@ -70,7 +70,7 @@ def called(ray: Any, reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayError as error:  # a process that died, or that Ray's memory monitor ended
         raise ClusterError(f"a worker cannot be had: {_reason(error)}") from error
 
 
@@ -139,7 +139,9 @@ class Pool:
     def _is_at_work(self, is_stopping: bool) -> bool:
         """Whether anything is left to wait for."""
         if is_stopping:
-            return any(slot.begun and (slot.held or slot in self._calls.values()) for slot in self._slots)
+            return any(
+                slot.begun and (slot.shard or slot.unsent or slot in self._calls.values()) for slot in self._slots
+            )
         if not self._todo and not self._held() and self._locked:  # their holders may have died since: once more
             self._todo.extend(self._locked)
             self._locked.clear()
@@ -180,7 +182,7 @@ class Pool:
             answer = self._ray.get(reference)
         except errors.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
-        except errors.RayActorError as error:
+        except errors.RayError as error:  # the process died, or Ray's memory monitor ended it
             self._died(slot, error)
             return
         if isinstance(answer, Reply):

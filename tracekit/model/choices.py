@@ -74,7 +74,8 @@ def check_choice_config(config: CaptureConfig) -> None:
         raise ConfigError(f"--sites {named[0]} - at `$.capture.sites`; an encoder predicts no next token")
     if config.attention_top_p < 1:
         raise ConfigError(
-            f"--attention-top-p {config.attention_top_p} - at `$.capture.attention_top_p`; options are stored whole"
+            f"--attention-top-p {config.attention_top_p} - at `$.capture.attention_top_p`; attention of options is "
+            "stored whole, leave it out"
         )
 
 

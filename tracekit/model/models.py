@@ -10,6 +10,7 @@ import struct
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -234,7 +235,7 @@ def _explained(error: Exception, settings: Any, config: ModelConfig, loads: Load
     if config.device_map != "none":
         return ModelError(
             f"model {config.model!r} cannot be loaded with --device-map {config.device_map}: "
-            f"{reason[:200] or type(error).__name__}\n"
+            f"{shorten(reason, 400, placeholder=' ...') or type(error).__name__}\n"
             "What fits into no memory is left to the disk, which needs --offload-folder DIR; weights in int8 or nf4 "
             "have to fit on accelerators, or all on the CPU (--max-memory), since they cannot be offloaded"
         )

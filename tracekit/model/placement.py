@@ -92,6 +92,13 @@ def computing_device(config: ModelConfig) -> torch.device:
     return torch.device("cuda", min(numbers)) if numbers else torch.device("mps" if computing else "cpu")
 
 
+def _places(paths: list[str]) -> str:
+    """Modules in words."""
+    if paths == [""]:
+        return "the whole model"
+    return repr(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
@@ -150,7 +157,7 @@ def settle(model: Any, config: ModelConfig, name: str, *, missing: Iterable[str]
     on_disk = [path for path, place in where.items() if place == "disk"]
     if on_disk and folder is None:
         raise ModelError(
-            f"{name}: weights fit into no memory that they may use: {on_disk[0]!r} and {len(on_disk) - 1} more. "
+            f"{name}: weights fit into no memory that they may use: {_places(on_disk)}. "
             "Raise --max-memory, or give --offload-folder DIR to have them read from the disk in every pass (slow)"
         )
     modules = {path for path, _ in model.named_modules()}

@@ -23,7 +23,7 @@ from tracekit.errors import ConfigError, CorruptShardError, SampleNotFoundError
 from tracekit.read.graphs import Graph, attention_edges
 from tracekit.read.index import ShardBytes
 from tracekit.read.places import Row, Stored, choice_number, extent_of, find_place, layers_of, num_query_heads
-from tracekit.read.remote import RemoteShards
+from tracekit.read.remote import ByteRange, RemoteShards
 from tracekit.read.rows import Rows
 from tracekit.read.stacking import (
     Selected,
@@ -184,10 +184,13 @@ class Accessors:
     ) -> Array:
         """What is left of each row of sparse attention (`--attention-top-p`): the sum of the weights that were kept.
 
-        (L, H, T_query) float32; with `layer` (H, T_query), with `head` too (T_query,).
+        (L, H, T_query) float32, where heads differ by layer a list of them; with `layer` (H, T_query), with `head` too
+        (T_query,).
         Raises and further arguments: as `tensor`; SampleNotFoundError where attention is stored whole.
         """
         row = self._row(key)
+        if layer is None and "attentions" not in row.tensors and (layers := layers_of(row, "attentions")):
+            return [self.attention_mass(key, layer=one, head=head, tokens=tokens, torch=torch) for one in layers]
         place = find_place(row, "attentions", layer)
         mass = place.stored.companions.get("mass")
         if mass is None:
@@ -385,25 +388,38 @@ class Accessors:
     def _spread(self, row: Row, stored: Stored, entry: int | None) -> np.ndarray:
         """Sparse attention with zeros where nothing was kept; of one entry, only its weights are read."""
         counts = self._bytes(row, stored.companions["counts"])
-        start, stop = 0, stored.stored_shape[0]
-        if entry is not None:
-            stops = counts.sum((1, 2), dtype=np.int64).cumsum()
-            if stops[-1] != stop:
-                raise CorruptShardError(
-                    f"attentions of sample {row.key!r}: {stops[-1]} weights are counted, {stop} stored"
-                )
-            start, stop, counts = int(stops[entry - 1]) if entry else 0, int(stops[entry]), counts[entry]
         weights, indices = (
             np.ndarray(
-                (stop - start,),
-                one.dtype,
-                self._bytes_of[row.shard].view(
-                    row.shard, one.start + start * one.dtype.itemsize, (stop - start) * one.dtype.itemsize
-                ),
+                ((one.stop - one.start) // dtype.itemsize,),
+                dtype,
+                self._bytes_of[row.shard].view(row.shard, one.start, one.stop - one.start),
             )
-            for one in (stored, stored.companions["indices"])
+            for one, dtype in self._kept_ranges(row, stored, entry)
         )
-        return spread(weights, indices, counts, stored.spec.num_keys)
+        try:
+            return spread(weights, indices, counts if entry is None else counts[entry], stored.spec.num_keys)
+        except CorruptShardError as error:
+            raise self._damaged(row, stored, str(error)) from error
+
+    def _kept_ranges(self, row: Row, stored: Stored, entry: int | None) -> list[tuple[ByteRange, np.dtype]]:
+        """Where the weights of one entry of sparse attention lie, and their keys; of all entries without one."""
+        start, stop = 0, stored.stored_shape[0]
+        if entry is not None:
+            counts = self._bytes(row, stored.companions["counts"])
+            stops = counts.sum((1, 2), dtype=np.int64).cumsum()
+            if stops[-1] != stop:
+                raise self._damaged(row, stored, f"{stops[-1]} weights are counted, {stop} are there")
+            start, stop = int(stops[entry - 1]) if entry else 0, int(stops[entry])
+        return [
+            (ByteRange(row.shard, one.start + start * size, one.start + stop * size), one.dtype)
+            for one in (stored, stored.companions["indices"])
+            for size in (one.dtype.itemsize,)
+        ]
+
+    def _damaged(self, row: Row, stored: Stored, what: str) -> CorruptShardError:
+        return CorruptShardError(
+            f"{row.shard}: {stored.spec.name} of sample {row.key!r}: {what}. Run `tracekit verify` on the dataset"
+        )
 
     def _bytes(self, row: Row, stored: Stored, entry: int | None = None) -> np.ndarray:
         """A tensor as it is stored, or one entry of its first axis, over the shard's own memory."""

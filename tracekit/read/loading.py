@@ -190,7 +190,10 @@ def _decode_member(name: str, data: bytes, *, torch: bool) -> dict[str, Any]:
         arrays = decode(data, where="member <key>.safetensors")
         for name in [name for name in arrays if {f"{name}.scales", f"{name}.token_scales"} <= arrays.keys()]:
             scales, of_tokens = arrays.pop(f"{name}.scales"), arrays.pop(f"{name}.token_scales")
-            arrays[name] = upscale(arrays[name], scales, of_tokens)
+            try:
+                arrays[name] = upscale(arrays[name], scales, of_tokens)
+            except CorruptShardError as error:
+                raise CorruptShardError(f"a member <key>.safetensors: {name}: {error}") from error
         return {site: handed_out(array, torch) for site, array in arrays.items()}
     raise CorruptShardError(
         f"a sample has a member <key>{name}; expected <key>.json and <key>.safetensors, and nothing else. It was not "

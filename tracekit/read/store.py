@@ -336,6 +336,22 @@ class TraceStore(Accessors):
                 ranges.setdefault(id(source), []).extend(ranges_of(row, sites, layers, choice))
         for folder in self._folders:
             folder.bytes_of.prefetch(ranges.get(id(folder.bytes_of), []))
+        if layers is not None:
+            self._prefetch_kept(self.keys if keys is None else keys, sites, layers)
+
+    def _prefetch_kept(self, keys: Sequence[str], sites: Sequence[str] | None, layers: Sequence[int]) -> None:
+        """Fetch what was kept of these layers of sparse attention: where that lies, the counts say, which are here."""
+        ranges: dict[int, list[ByteRange]] = {}
+        for row in map(self._row, keys):
+            source, stored = self._bytes_of[row.shard], row.tensors.get("attentions")
+            if stored is None or stored.layout != "sparse" or (sites is not None and "attentions" not in sites):
+                continue
+            if isinstance(source, RemoteShards):
+                entries = {find_place(row, "attentions", layer).entry for layer in layers}
+                found = [one for entry in entries for one, _ in self._kept_ranges(row, stored, entry)]
+                ranges.setdefault(id(source), []).extend(found)
+        for folder in self._folders:
+            folder.bytes_of.prefetch(ranges.get(id(folder.bytes_of), []))
 
     def split(self, *, test_size: float = 0.2, by: str = "question_id", seed: int = 0) -> Split:
         """Keys of a train and a test set; samples with the same value in column `by` are on the same side.

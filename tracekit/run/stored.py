@@ -10,10 +10,10 @@ from tracekit.format.manifest import LayerNorms
 from tracekit.records import encode_record
 from tracekit.run.metrics import hidden_norms
 from tracekit.run.task import Sample
-from tracekit.storage import StorageLoss, Stored, added_up, for_storage
+from tracekit.storage import StorageLoss, Stored, added_up, companion_names, for_storage
 from tracekit.tensors import Payload, encode
 
-__all__ = ["Batch", "batch_of", "stored_form"]
+__all__ = ["Batch", "batch_of", "note_of", "stored_form"]
 
 
 class Batch(NamedTuple):
@@ -34,6 +34,23 @@ def stored_form(sample: Sample, config: CaptureConfig) -> Stored:
     """
     trace = sample.trace
     return for_storage(trace.specs, trace.tensors, dtype=config.store_dtype, top_p=config.attention_top_p)
+
+
+def note_of(stored: Stored, config: CaptureConfig) -> str | None:
+    """What is to be said, before a run, of storage forms that gain nothing for samples like this one."""
+    if config.is_quantized:
+        scaled = {spec.name: stored.tensors[spec.name] for spec in stored.specs if spec.layout == "scaled"}
+        if not scaled:
+            return f"--store-dtype {config.store_dtype}: no site that is stored has channels; nothing is made smaller"
+        scales = sum(stored.tensors[name].nbytes for spec in stored.specs for name in companion_names(spec))
+        if scales >= sum(array.nbytes for array in scaled.values()):
+            return (
+                f"--store-dtype {config.store_dtype}: the scales of so few tokens take as much room as the values; "
+                "bfloat16 is no larger and more exact"
+            )
+    if config.attention_top_p < 1 and not any(spec.layout == "sparse" for spec in stored.specs):
+        return f"--attention-top-p {config.attention_top_p}: no attention is stored; it does nothing"
+    return None
 
 
 def batch_of(samples: Sequence[Sample], config: CaptureConfig) -> Batch:

@@ -23,7 +23,7 @@ from tracekit.model.traced import Loads, TracedModel
 from tracekit.ranks import Rank
 from tracekit.records import ModelInfo
 from tracekit.run.plan import Estimate, Example, num_shards
-from tracekit.run.stored import batch_of, stored_form
+from tracekit.run.stored import batch_of, note_of, stored_form
 from tracekit.run.task import Place, Sample, Task, in_parts
 from tracekit.storage import Stored
 from tracekit.talk import now, say
@@ -120,7 +120,10 @@ class Worker(Generic[ExampleT]):
         examples = [self._by_index[index] for index in shard.batches[number]]
         samples, parts = self._batch(writer, number, examples, Place(self._config, shard.number, writer.num_samples))
         verification = self._replayed(samples) if number == 0 else None
-        batch = batch_of(samples, self._capture)
+        try:
+            batch = batch_of(samples, self._capture)
+        except MemoryError as error:
+            raise _no_memory("bringing a batch into its storage form") from error
         writer.append(batch.samples, verification, batch.norms, batch.losses)
         return self._line(shard, number, parts, len(samples), time.monotonic() - started)
 
@@ -196,12 +199,14 @@ class Worker(Generic[ExampleT]):
         chosen = near[:NUM_MEASURED]
         started = time.monotonic()
         samples = self._task.trace(self._traced, chosen, Place("", 0, 0))
+        stored = stored_form(samples[0], self._capture)
+        if (note := note_of(stored, self._capture)) is not None:
+            say(note)
         encoded = batch_of(samples, self._capture).samples
         seconds = time.monotonic() - started
         overhead = self._task.overhead(examples)
         per_question = len(samples) / len(chosen)
         num_answer = sum(len(s.text.token_ids) - s.text.prompt_length for s in samples) / len(samples)
-        stored = stored_form(samples[0], self._capture)
         total = sum(_scaled_bytes(samples[0], stored, length + num_answer) * per_question for length in lengths)
         return Estimate(
             num_examples=len(examples),
