@@ -17,6 +17,8 @@ from hypothesis.extra import numpy as hnp
 
 import tracekit
 from builders.degradation import DegradationBuilder, DegradationConfig
+from tests.hub_for_tests import TestHub
+from tests.publishing_for_tests import publish
 from tests.runs_for_tests import hashes, run_trivia
 from tracekit import TraceStore
 from tracekit.analysis.diff import diff
@@ -458,7 +460,7 @@ def test_forms_that_gain_nothing_are_named(model: Path, tmp_path: Path, capsys: 
         ({"store_dtype": "int8", "sites": ("attn",)}, "no site that is stored has channels"),
         ({"attention_top_p": 0.9, "sites": ("hidden",)}, "no attention is stored"),
         ({"store_dtype": "int8", "sites": ("hidden",), "tokens": "answer"}, "as much room as the values"),
-        ({"store_dtype": "int8", "sites": ("hidden",)}, ""),
+        ({"store_dtype": "int8", "attention_top_p": 0.9, "sites": ("all",)}, ""),
     ]
     for number, (capture, note) in enumerate(cases):
         run_trivia(
@@ -572,3 +574,22 @@ def test_the_loading_script_decodes_payloads(packed: tuple[Path, dict[str, Any]]
         script.upscale(np.ones((2, 3, 4), np.int8), np.ones((1, 4), np.float32), np.ones((2, 3), np.float32))
     with pytest.raises(ValueError, match="expected uint16"):
         script.spread(np.ones(1), np.array([-1], np.int16), np.ones((1, 1, 1), np.uint16), 4)
+
+
+def test_a_layer_of_published_sparse_attention_is_fetched_together(model: Path, tmp_path: Path, xet_hub: TestHub):
+    run_trivia(tmp_path / "run", model, capture={"attention_top_p": 0.9, "store_dtype": "int8"})
+    store = TraceStore(tmp_path / "run")
+    expected = [float(store.attention(key, layer=1).sum()) for key in store.keys]
+    publish(xet_hub, tmp_path / "run", "v1.0.0")
+    xet_hub.log()
+    code = """
+import tracekit
+store = tracekit.TraceStore("hf://datasets/tester/traces@v1.0.0")
+values = store.stack("attentions", layer=1, tokens="all").values
+print([float(store.attention(key, layer=1).sum()) for key in store.keys])
+print(values.shape, store.hidden_states(store.keys[0], layer=1).shape)
+"""
+    said = xet_hub.python(code, TRACEKIT_CACHE=str(tmp_path / "cache")).stdout
+    assert said.splitlines()[0] == str(expected)
+    num_requests = sum("/_cdn/" in request.path and request.method == "GET" for request in xet_hub.log())
+    assert num_requests < 2 * len(store)  # counts, weights and keys of a sample one by one would be three a sample

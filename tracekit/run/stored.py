@@ -39,11 +39,11 @@ def stored_form(sample: Sample, config: CaptureConfig) -> Stored:
 def note_of(stored: Stored, config: CaptureConfig) -> str | None:
     """What is to be said, before a run, of storage forms that gain nothing for samples like this one."""
     if config.is_quantized:
-        scaled = {spec.name: stored.tensors[spec.name] for spec in stored.specs if spec.layout == "scaled"}
+        scaled = [spec for spec in stored.specs if spec.layout == "scaled"]
         if not scaled:
             return f"--store-dtype {config.store_dtype}: no site that is stored has channels; nothing is made smaller"
-        scales = sum(stored.tensors[name].nbytes for spec in stored.specs for name in companion_names(spec))
-        if scales >= sum(array.nbytes for array in scaled.values()):
+        scales = sum(stored.tensors[name].nbytes for spec in scaled for name in companion_names(spec))
+        if scales >= sum(stored.tensors[spec.name].nbytes for spec in scaled):
             return (
                 f"--store-dtype {config.store_dtype}: the scales of so few tokens take as much room as the values; "
                 "bfloat16 is no larger and more exact"
