@@ -56,6 +56,8 @@ SAMPLES: Mapping[str, Path] = {
 _BINOMIAL = re.compile(r"(?P<genus>[A-Z][a-z-]+) (?P<epithet>[a-z][a-z-]{2,})")
 _ENDING = re.compile(r"(?:ensis|ense|ius|ia|ium|us|a|um|is|e|or|ii|i|ae)$")
 _TRIES_EACH = 400
+_TRIES_IN_VAIN = 500
+"""Tries without a new name after which the list is taken to be used up."""
 _MAX_GENERA = 4
 """Genera that may share an epithet; one that more have is likely to go with others that no list holds."""
 _GENITIVE = re.compile(r"(?:i|ii|ae|orum|arum|cola|gena|ops|ns|or|x|oides|fer)$")
@@ -180,15 +182,18 @@ def invent(real: RealNames, known: Known, *, num_names: int, seed: int) -> Made:
     combine = _blend if real.domain == "medicines" else _transplant
     names: dict[str, Name] = {}
     rejected: Counter[str] = Counter()
+    num_in_vain = 0
     for _ in range(_TRIES_EACH * num_names):
-        if len(names) == num_names:
+        if len(names) == num_names or num_in_vain == _TRIES_IN_VAIN:
             break
+        num_in_vain += 1
         first, group = rng.choice(real.names)
         second = rng.choice(by_group[group])
         made = combine(first, second, rng)
         reason = _objection(made, first, second, known)
         if reason is None and _folded(made) not in names:
             names[_folded(made)] = Name(real.domain, made, [first, second], group, True)
+            num_in_vain = 0
         elif reason is not None:
             rejected[reason] += 1
     if len(names) < num_names:

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.runs_for_tests import run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts behind it
 
 SHARED = Path(__file__).parents[2] / "shared"
 
