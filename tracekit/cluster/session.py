@@ -105,6 +105,6 @@ def _look(address: str) -> None:
 def _no_cluster(address: str, error: Exception) -> ClusterError:
     why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
     return ClusterError(
-        f"no Ray cluster answers at {address!r}: {why}. Start one (`ray start --head`), or leave --ray-address out for "
-        "one on this machine alone"
+        f"no Ray cluster answers at {address!r}: {why}. Start one (`ray start --head`); where it asks for a token, set "
+        "RAY_AUTH_MODE=token here as well; or leave --ray-address out for one on this machine alone"
     )
