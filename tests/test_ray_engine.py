@@ -4,7 +4,13 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +40,8 @@ ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'trac
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
 
 SHARDS = ("data/", "records/")
+HEAD = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Environment of a cluster behind a token, on loopback, and of who connects to it."""
 NUM_BATCHES = 7
 """Of the run of `finished`: 5, 5 and 2 questions, two a batch."""
 
@@ -256,3 +264,65 @@ def test_no_cluster_at_the_address_is_said_at_once(address: str, monkeypatch: py
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(ClusterError, match=f"no Ray cluster answers at '{address}': .*refused"), connected(address):
         pytest.fail("connected")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A cluster of its own, as `ray start` makes it, behind a token; its addresses by their kind."""
+    port, client = free_port(), free_port()
+    flags = {"--node-ip-address": "127.0.0.1", "--port": str(port), "--ray-client-server-port": str(client)}
+    flags |= {"--num-cpus": "2", "--include-dashboard": "false", "--min-worker-port": "0", "--max-worker-port": "0"}
+    temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # paths of sockets are short
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    command += ["--temp-dir", temporary, *(part for pair in flags.items() for part in pair)]
+    environment = os.environ | HEAD
+    with (tmp_path / "head.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for number in (port, client):
+            for _ in range(600):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", number), timeout=1):
+                    break
+                time.sleep(0.1)
+        yield {"gcs": f"127.0.0.1:{port}", "client": f"ray://127.0.0.1:{client}"}
+    finally:
+        below = psutil.Process(process.pid).children(recursive=True)
+        for one in [*below, psutil.Process(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait(timeout=30)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_clusters_at_addresses_give_the_bytes_of_one_process(
+    head: dict[str, str], model: Path, finished: Path, tmp_path: Path
+):
+    for kind, address in head.items():
+        out = tmp_path / kind
+        code = f"""
+from pathlib import Path
+import msgspec
+from builders.trivia_qa import TriviaQABuilder
+from tests.runs_for_tests import trivia_config
+from tracekit.cluster import RayEngine
+from tracekit.config import ClusterConfig
+from tracekit.run.runner import execute
+settings = ClusterConfig(engine="ray", num_workers=2, ray_address={address!r})
+config = msgspec.structs.replace(trivia_config(Path({str(model)!r})), cluster=settings)
+with RayEngine(settings) as engine:
+    execute(TriviaQABuilder(), config, Path({str(out)!r}), engine=engine)
+"""
+        environment = os.environ | HEAD | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert made(out) == made(finished)
+        assert {line["world_size"] for line in log_lines(out)} == {2}

@@ -144,7 +144,7 @@ def test_texts_are_tokenised_after_their_prompt_and_end_where_the_source_says(tm
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"question": "One?", "token_ids": [10**6]}, "row 0 .*'token_ids' holds 1000000, and the tokenizer has"),
+        ({"question": "One?", "token_ids": [10**6]}, "row 0, .*'token_ids' holds 1000000, and the tokenizer has"),
         ({"prompt_token_ids": [-1], "token_ids": [1]}, "'prompt_token_ids' holds -1"),
         ({"question": "One?", "token_ids": [5, 6], "answer": "zzz"}, "'token_ids' say .* the text beside them 'zzz'"),
         ({"prompt": "One", "prompt_token_ids": [5, 6], "answer": "a"}, "'prompt_token_ids' say .* beside them 'One'"),

@@ -351,7 +351,8 @@ class TraceStore(Accessors):
                 found = [one for entry in entries for one, _ in self._kept_ranges(row, stored, entry)]
                 ranges.setdefault(id(source), []).extend(found)
         for folder in self._folders:
-            folder.bytes_of.prefetch(ranges.get(id(folder.bytes_of), []))
+            if wanted := ranges.get(id(folder.bytes_of)):
+                folder.bytes_of.prefetch(wanted)
 
     def split(self, *, test_size: float = 0.2, by: str = "question_id", seed: int = 0) -> Split:
         """Keys of a train and a test set; samples with the same value in column `by` are on the same side.

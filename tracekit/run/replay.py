@@ -70,8 +70,8 @@ def replay_stored(
         max_memory=max_memory,
         offload_folder=offload_folder,
     )
-    weights = ("--model", model) if settings.model_path is None else ("--model-path", model_path)
     check(RunConfig(model=settings))
+    weights = ("--model", model) if settings.model_path is None else ("--model-path", model_path)
     for flag, given, name, revision in (
         (*weights, manifest.model.id, manifest.model.revision),
         ("--adapter", adapter, manifest.model.adapter or "", (manifest.model.adapter or "").partition("@")[2]),
@@ -82,47 +82,48 @@ def replay_stored(
             )
     capture_config = msgspec.convert(manifest.run["capture"], CaptureConfig)
     tokenizer = load_tokenizer(settings)
+    traced = _loaded(manifest, settings, capture_config, tokenizer)
+    show = _shown_again(manifest, settings, tokenizer, image)
+    result = Verification.nothing()
+    with TraceStore(str(layout.root), config=layout.config) as store:
+        for position in sorted({round(i) for i in np.linspace(0, len(store) - 1, count)}):
+            result = result.with_more(_replayed(traced, store[position], capture_config, show))
+    return result
+
+
+def _loaded(manifest: Manifest, settings: ModelConfig, capture: CaptureConfig, tokenizer: Any) -> TracedModel:
+    """The model of a dataset.
+
+    Raises:
+        ModelError: the settings name another one.
+    """
     info = model_info(settings, variant=manifest.model.variant)
     if (info.id, info.revision, info.adapter) != (manifest.model.id, manifest.model.revision, manifest.model.adapter):
         raise ModelError(
-            f"{layout.config} was made by {manifest.model.id} at {manifest.model.revision}, adapter "
+            f"{manifest.config} was made by {manifest.model.id} at {manifest.model.revision}, adapter "
             f"{manifest.model.adapter}; this is {info.id} at {info.revision}, adapter {info.adapter}. Give the right "
             "one with --model and --adapter"
         )
     has_choices = "choice_offsets" in RECORD_TYPES[manifest.task].__struct_fields__
-    sites = resolve_sites(capture_config.sites)
-    traced = load_model(
-        settings,
-        info,
-        tokenizer,
-        sites,
-        loads="choices" if has_choices else "image_lm" if manifest.run.get("image") else "lm",
-    )
-    show = _shown_again(manifest, settings, tokenizer, image)
+    loads = "choices" if has_choices else "image_lm" if manifest.run.get("image") else "lm"
+    return load_model(settings, info, tokenizer, resolve_sites(capture.sites), loads=loads)
+
+
+def _replayed(
+    traced: TracedModel, sample: Sample, capture: CaptureConfig, show: Callable[[Text, Record], Text]
+) -> Verification:
+    """One sample, run again."""
+    record = sample.record
+    if isinstance(record, CsqaMcqRecord):
+        options = ChoiceTrace(sample.tensors(), record.tensors, np.array(record.choice_logits, np.float32))
+        return replay(traced, record.key, _choices(record), options, capture)
     result = Verification.nothing()
-    with TraceStore(str(layout.root), config=layout.config) as store:
-        picked = sorted({round(i) for i in np.linspace(0, len(store) - 1, count)})
-        for position in picked:
-            sample = store[position]
-            record = sample.record
-            if isinstance(record, CsqaMcqRecord):
-                options = ChoiceTrace(sample.tensors(), record.tensors, np.array(record.choice_logits, np.float32))
-                result = result.with_more(replay(traced, record.key, _choices(record), options, capture_config))
-                continue
-            if scored := scored_of(record):
-                prompt_ids = record.token_ids[: record.prompt_length]
-                result = result.with_more(replay_scored(traced, record.key, prompt_ids, scored))
-            with _as_it_was(traced, record):
-                once = replay(
-                    traced,
-                    record.key,
-                    show(_text(record), record),
-                    _trace(sample),
-                    capture_config,
-                    allow_nonfinite=isinstance(record, DegradationRecord),
-                )
-            result = result.with_more(once)
-    return result
+    if scored := scored_of(record):
+        result = replay_scored(traced, record.key, record.token_ids[: record.prompt_length], scored)
+    is_damaged = isinstance(record, DegradationRecord)
+    with _as_it_was(traced, record):
+        text = show(_text(record), record)
+        return result.with_more(replay(traced, record.key, text, _trace(sample), capture, allow_nonfinite=is_damaged))
 
 
 def _shown_again(
