@@ -36,6 +36,7 @@ from tracekit.run.runner import preflight
 from tracekit.storage import (
     QUANTIZED_DTYPES,
     StorageLoss,
+    Stored,
     content_problem,
     for_storage,
     keep_top_p,
@@ -500,11 +501,16 @@ def changed(spec: TensorSpec, **changes: Any) -> TensorSpec:
     return msgspec.structs.replace(spec, **changes)
 
 
-def test_what_does_not_go_together_is_named():
+def in_both_forms() -> Stored:
+    """A sample with scaled hidden states and sparse attention, of two tokens."""
     hidden = np.ones((1, 2, 4), np.float32)
     weights = np.array([[[1.0, 0.4, 0.6], [1.0, 0.5, 0.5]]], np.float32)
     specs = [a_spec("hidden_states", hidden, "LTD", "dense"), a_spec("attentions", weights, "LHS", "causal", 2)]
-    stored = for_storage(specs, {"hidden_states": hidden, "attentions": weights}, dtype="int8", top_p=0.9)
+    return for_storage(specs, {"hidden_states": hidden, "attentions": weights}, dtype="int8", top_p=0.9)
+
+
+def test_what_does_not_go_together_is_named():
+    stored = in_both_forms()
     good = {spec.name: spec for spec in stored.specs}
     assert all(problem_of(spec, good) is None for spec in good.values())
     for name, change, message in (
@@ -529,10 +535,7 @@ def test_what_does_not_go_together_is_named():
 
 
 def test_values_that_do_not_go_together_are_named():
-    hidden = np.ones((1, 2, 4), np.float32)
-    weights = np.array([[[1.0, 0.4, 0.6], [1.0, 0.5, 0.5]]], np.float32)
-    specs = [a_spec("hidden_states", hidden, "LTD", "dense"), a_spec("attentions", weights, "LHS", "causal", 2)]
-    stored = for_storage(specs, {"hidden_states": hidden, "attentions": weights}, dtype="int8", top_p=0.9)
+    stored = in_both_forms()
     by_name = {spec.name: spec for spec in stored.specs}
     for site in ("hidden_states", "attentions"):
         assert content_problem(by_name[site], stored.tensors) is None

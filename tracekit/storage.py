@@ -21,7 +21,7 @@ This module knows numpy and nothing of models, records or shards.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import ml_dtypes
 import msgspec
@@ -232,19 +232,7 @@ def _add_scaled(stored: Stored, spec: TensorSpec, array: np.ndarray, dtype: np.d
         errors.append(_relative_errors(difference, wide))
         max_abs_error = max(max_abs_error, float(np.abs(difference).max(initial=0.0)))
     quantized = Quantized(*(np.stack(column) if is_layered else column[0] for column in zip(*parts, strict=True)))
-    stored.losses.append(
-        StorageLoss(
-            name=spec.name,
-            form=str(dtype),
-            layers=spec.layers,
-            errors=[float(error.sum()) for error in errors],
-            num_vectors=len(errors[0]),
-            max_error=max(float(error.max(initial=0.0)) for error in errors),
-            max_abs_error=max_abs_error,
-            num_values=array.size,
-            num_kept=array.size,
-        )
-    )
+    stored.losses.append(_loss(spec, str(dtype), errors, max_abs_error, num_values=array.size, num_kept=array.size))
     _add(stored, spec, quantized.values, dtype=str(dtype), layout="scaled")
     axes = [*spec.axes[:-2], spec.axes[-1]]
     _add(stored, spec, quantized.scales, name=f"{spec.name}.scales", dtype="float32", axes=axes)
@@ -272,7 +260,11 @@ def keep_top_p(weights: np.ndarray, top_p: float) -> Kept:
 
     Among equal weights those of earlier keys are kept first.
     """
-    is_kept = _largest(weights, top_p)
+    return _kept(weights, _largest(weights, top_p))
+
+
+def _kept(weights: np.ndarray, is_kept: np.ndarray) -> Kept:
+    """These of the weights, by row and key."""
     indices = np.broadcast_to(np.arange(weights.shape[-1], dtype=np.uint16), weights.shape)[is_kept]
     mass = np.where(is_kept, weights, 0).sum(-1, dtype=np.float64).astype(np.float32)
     return Kept(weights[is_kept], indices, is_kept.sum(-1, dtype=np.uint16), mass)
@@ -321,12 +313,11 @@ def _add_sparse(stored: Stored, spec: TensorSpec, array: np.ndarray, top_p: floa
     for layer in array:
         errors.append([])
         for block in _blocks(layer, spec):
-            parts.append(keep_top_p(block, top_p))
-            wide = block.astype(np.float32)
-            dropped = np.where(_largest(block, top_p), np.float32(0), wide)
+            is_kept, wide = _largest(block, top_p), block.astype(np.float32)
+            parts.append(_kept(block, is_kept))
+            dropped = np.where(is_kept, np.float32(0), wide)
             errors[-1].append(_relative_errors(dropped, wide))
             max_abs_error = max(max_abs_error, float(dropped.max(initial=0.0)))
-    by_layer = [np.concatenate(some) for some in errors]
     shape = (*array.shape[:2], len(positions_of(spec.positions)))
     kept = Kept(
         np.concatenate([part.values for part in parts]),
@@ -334,22 +325,18 @@ def _add_sparse(stored: Stored, spec: TensorSpec, array: np.ndarray, top_p: floa
         np.concatenate([part.counts.ravel() for part in parts]).reshape(shape),
         np.concatenate([part.mass.ravel() for part in parts]).reshape(shape),
     )
-    stored.losses.append(
-        StorageLoss(
-            name=spec.name,
-            form="sparse",
-            layers=spec.layers,
-            errors=[float(error.sum()) for error in by_layer],
-            num_vectors=len(by_layer[0]),
-            max_error=max(float(error.max(initial=0.0)) for error in by_layer),
-            max_abs_error=max_abs_error,
-            num_values=array.size,
-            num_kept=len(kept.values),
-            num_rows=kept.mass.size,
-            mass=float(kept.mass.sum(dtype=np.float64)),
-            min_mass=float(kept.mass.min(initial=1.0)),
-        )
+    loss = _loss(
+        spec,
+        "sparse",
+        [np.concatenate(some) for some in errors],
+        max_abs_error,
+        num_values=array.size,
+        num_kept=len(kept.values),
+        num_rows=kept.mass.size,
+        mass=float(kept.mass.sum(dtype=np.float64)),
+        min_mass=float(kept.mass.min(initial=1.0)),
     )
+    stored.losses.append(loss)
     _add(stored, spec, kept.values, layout="sparse", axes=["W"])
     _add(stored, spec, kept.indices, name=f"{spec.name}.indices", dtype="uint16", axes=["W"])
     for name, values in (("counts", kept.counts), ("mass", kept.mass)):
@@ -487,6 +474,22 @@ def _add(stored: Stored, like: TensorSpec, array: np.ndarray, **changes: object)
         )
     stored.tensors[spec.name] = np.ascontiguousarray(array)
     stored.specs.append(spec)
+
+
+def _loss(
+    spec: TensorSpec, form: str, errors: Sequence[np.ndarray], max_abs_error: float, **counts: Any
+) -> StorageLoss:
+    """What one tensor lost: the relative errors of its vectors, layer by layer, and what was counted."""
+    return StorageLoss(
+        name=spec.name,
+        form=form,
+        layers=spec.layers,
+        errors=[float(error.sum()) for error in errors],
+        num_vectors=len(errors[0]),
+        max_error=max(float(error.max(initial=0.0)) for error in errors),
+        max_abs_error=max_abs_error,
+        **counts,
+    )
 
 
 def _relative_errors(difference: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -69,9 +69,14 @@ def called(ray: Any, reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from error
+        raise _as_raised(error) from error
     except ray.exceptions.RayError as error:  # a process that died, or that Ray's memory monitor ended
         raise ClusterError(f"a worker cannot be had: {_reason(error)}") from error
+
+
+def _as_raised(error: Any) -> Exception:
+    """What a call raised where it ran."""
+    return error.cause if isinstance(error.cause, Exception) else error
 
 
 class Pool:
@@ -181,7 +186,7 @@ class Pool:
         try:
             answer = self._ray.get(reference)
         except errors.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Exception) else error) from error
+            raise _as_raised(error) from error
         except errors.RayError as error:  # the process died, or Ray's memory monitor ended it
             self._died(slot, error)
             return

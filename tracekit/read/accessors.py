@@ -27,6 +27,7 @@ from tracekit.read.remote import ByteRange, RemoteShards
 from tracekit.read.rows import Rows
 from tracekit.read.stacking import (
     Selected,
+    TokenMarks,
     Tokens,
     check_choice_tokens,
     expand_heads,
@@ -40,7 +41,7 @@ from tracekit.read.stacking import (
 )
 from tracekit.records import RECORD_TYPES, Record, decode_record
 from tracekit.storage import spread, upscale
-from tracekit.tensors import choice_spans, positions_of
+from tracekit.tensors import TensorSpec, choice_spans, positions_of
 
 __all__ = ["Accessors", "Array", "handed_out"]
 
@@ -200,9 +201,7 @@ class Accessors:
         selected = Selected(array, axes, place.layers, f"mass of attentions of sample {key!r}")
         if head is not None:
             selected = take_head(selected, head)
-        is_whole = tokens is None or (isinstance(tokens, str) and tokens == "all")
-        positions = None if is_whole else token_positions(row.marks, tokens, where=selected.where)
-        selected = take_rows(selected, mass.spec, positions)
+        selected = _at_tokens(selected, mass.spec, row.marks, tokens)
         return handed_out((take_single(selected) if is_single(tokens) else selected).array, torch)
 
     def qkv(
@@ -364,8 +363,7 @@ class Accessors:
         num_heads = num_query_heads(row, place) if expand and "K" in selected.axes else None
         if head is not None:
             selected = take_head(selected, head, num_heads=num_heads)
-        is_whole = tokens is None or (isinstance(tokens, str) and tokens == "all")
-        selected = take_rows(selected, spec, None if is_whole else token_positions(marks, tokens, where=where))
+        selected = _at_tokens(selected, spec, marks, tokens)
         return expand_heads(selected, num_heads=num_heads) if num_heads and head is None else selected
 
     def _view(self, row: Row, stored: Stored, entry: int | None, choice: int | None = None) -> Selected:
@@ -431,6 +429,12 @@ class Accessors:
 
     def _row(self, key: str) -> Row:
         return self._rows.row(key)
+
+
+def _at_tokens(selected: Selected, spec: TensorSpec, marks: TokenMarks, tokens: Tokens) -> Selected:
+    """The values at these tokens, their axis still there; packed attention unpacked."""
+    is_whole = tokens is None or (isinstance(tokens, str) and tokens == "all")
+    return take_rows(selected, spec, None if is_whole else token_positions(marks, tokens, where=selected.where))
 
 
 def handed_out(values: np.ndarray, torch: bool) -> Array:

@@ -16,7 +16,7 @@ shards and stay valid after `close`. Nothing here imports torch, and nothing kno
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,7 @@ from tracekit.read.accessors import Accessors, handed_out
 from tracekit.read.index import open_folder
 from tracekit.read.info import StoreInfo, meta_of, sum_up
 from tracekit.read.labels import labels_table
-from tracekit.read.places import find_place, layers_of
+from tracekit.read.places import Row, find_place, layers_of
 from tracekit.read.remote import ByteRange, RemoteShards
 from tracekit.read.rows import Rows, ranges_of
 from tracekit.read.sample import Sample
@@ -328,31 +328,29 @@ class TraceStore(Accessors):
             ConfigError: `choice` for samples that have none.
             HubError: the Hub cannot be reached.
         """
-        ranges: dict[int, list[ByteRange]] = {}
-        for key in self.keys if keys is None else keys:
-            row = self._row(key)
-            source = self._bytes_of[row.shard]
-            if isinstance(source, RemoteShards):
-                ranges.setdefault(id(source), []).extend(ranges_of(row, sites, layers, choice))
-        for folder in self._folders:
-            folder.bytes_of.prefetch(ranges.get(id(folder.bytes_of), []))
-        if layers is not None:
-            self._prefetch_kept(self.keys if keys is None else keys, sites, layers)
+        chosen = self.keys if keys is None else keys
+        self._fetch(chosen, lambda row: ranges_of(row, sites, layers, choice))
+        if layers is not None:  # where these layers of sparse attention lie, the counts say, which are here now
+            self._fetch(chosen, lambda row: self._kept_of(row, sites, layers))
 
-    def _prefetch_kept(self, keys: Sequence[str], sites: Sequence[str] | None, layers: Sequence[int]) -> None:
-        """Fetch what was kept of these layers of sparse attention: where that lies, the counts say, which are here."""
+    def _fetch(self, keys: Sequence[str], wanted: Callable[[Row], Iterable[ByteRange]]) -> None:
+        """Fetch what is wanted of these samples, where they are on the Hub."""
         ranges: dict[int, list[ByteRange]] = {}
         for row in map(self._row, keys):
-            source, stored = self._bytes_of[row.shard], row.tensors.get("attentions")
-            if stored is None or stored.layout != "sparse" or (sites is not None and "attentions" not in sites):
-                continue
+            source = self._bytes_of[row.shard]
             if isinstance(source, RemoteShards):
-                entries = {find_place(row, "attentions", layer).entry for layer in layers}
-                found = [one for entry in entries for one, _ in self._kept_ranges(row, stored, entry)]
-                ranges.setdefault(id(source), []).extend(found)
+                ranges.setdefault(id(source), []).extend(wanted(row))
         for folder in self._folders:
-            if wanted := ranges.get(id(folder.bytes_of)):
-                folder.bytes_of.prefetch(wanted)
+            if found := ranges.get(id(folder.bytes_of)):
+                folder.bytes_of.prefetch(found)
+
+    def _kept_of(self, row: Row, sites: Sequence[str] | None, layers: Sequence[int]) -> Iterator[ByteRange]:
+        """Where the kept weights of these layers lie, in a sample whose attention is sparse."""
+        stored = row.tensors.get("attentions")
+        if stored is None or stored.layout != "sparse" or (sites is not None and "attentions" not in sites):
+            return
+        for entry in {find_place(row, "attentions", layer).entry for layer in layers}:
+            yield from (one for one, _ in self._kept_ranges(row, stored, entry))
 
     def split(self, *, test_size: float = 0.2, by: str = "question_id", seed: int = 0) -> Split:
         """Keys of a train and a test set; samples with the same value in column `by` are on the same side.

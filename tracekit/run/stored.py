@@ -65,5 +65,6 @@ def batch_of(samples: Sequence[Sample], config: CaptureConfig) -> Batch:
         if stored.losses:
             record = msgspec.structs.replace(record, tensors=stored.specs)
         encoded.append((record.key, encode_record(record), encode(stored.tensors)))
-        losses = added_up([*losses, *stored.losses])
-    return Batch(encoded, hidden_norms((one.trace.specs, one.trace.tensors) for one in samples), losses)
+        losses += stored.losses
+    norms = hidden_norms((one.trace.specs, one.trace.tensors) for one in samples)
+    return Batch(encoded, norms, added_up(losses))

@@ -199,11 +199,11 @@ class Worker(Generic[ExampleT]):
         chosen = near[:NUM_MEASURED]
         started = time.monotonic()
         samples = self._task.trace(self._traced, chosen, Place("", 0, 0))
+        batch_of(samples, self._capture)  # for the time that it takes
+        seconds = time.monotonic() - started
         stored = stored_form(samples[0], self._capture)
         if (note := note_of(stored, self._capture)) is not None:
             say(note)
-        encoded = batch_of(samples, self._capture).samples
-        seconds = time.monotonic() - started
         overhead = self._task.overhead(examples)
         per_question = len(samples) / len(chosen)
         num_answer = sum(len(s.text.token_ids) - s.text.prompt_length for s in samples) / len(samples)
@@ -211,7 +211,7 @@ class Worker(Generic[ExampleT]):
         return Estimate(
             num_examples=len(examples),
             num_prompt_tokens=sum(lengths),
-            bytes_per_sample=round(total / max(1, len(examples) * per_question)) if encoded else 0,
+            bytes_per_sample=round(total / max(1, len(examples) * per_question)),
             total_bytes=round(total),
             num_shards=num_shards(examples, samples_per_shard),
             seconds=max(0.0, seconds - overhead.spent) / len(chosen) * len(examples) + overhead.expected,
