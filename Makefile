@@ -14,7 +14,7 @@ WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install demo test lint slow bench bench-peers architectures test-datasets3 clean
+.PHONY: install demo test lint attack slow bench bench-peers architectures test-datasets3 clean
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ lint: install
 
 test: install lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# hostile folders, requests and names, alone
+attack: install
+	$(BIN)/python -m pytest -n $(WORKERS) -m attack
 
 slow: install
 	$(BIN)/python -m pytest -m slow
