@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMultipleChoice
 from tests.tiny_configs import VOCAB_SIZE, tiny_config
 from tests.tiny_models import model_info
 from tracekit.config import CaptureConfig, GenerationConfig
+from tracekit.errors import CaptureError
 from tracekit.model.capture import Text, capture
 from tracekit.model.choices import Choices, capture_choices
 from tracekit.model.continuations import score_continuations
@@ -143,6 +144,15 @@ def test_a_batch_on_both_sides_of_the_limit_is_captured_as_each_text_alone(name:
         check_capture(traced, RULES[name], lengths)
 
 
+def test_texts_that_bigbird_computes_with_sparse_attention_are_refused():
+    """Its first short text makes its attention full for good: what a long one gives depends on what ran before."""
+    traced = proven(Rule("big_bird", {"is_decoder": True}, None), ("hidden_states",))
+    config = CaptureConfig(sites=("hidden_states",))
+    assert len(capture(traced, [Text(ids(44), 40), Text(ids(9), 6)], config)) == 2
+    with pytest.raises(CaptureError, match=r"a text of 45 tokens; .* up to 44 tokens"):
+        capture(traced, [Text(ids(45), 40), Text(ids(9), 6)], config)
+
+
 @hypothesis_settings(max_examples=6, deadline=None)
 @given(
     batches=st.lists(st.lists(st.integers(1, 3 * LIMIT), min_size=1, max_size=4), min_size=1, max_size=3),
@@ -161,7 +171,7 @@ def test_a_batch_that_ran_together_past_its_limit_is_noticed():
     traced.length_limit = None
     texts, config = [Text(ids(30), 20), Text(ids(9), 6)], CaptureConfig(sites=("hidden_states",))
     trace = capture(traced, texts, config)[1]
-    with pytest.raises(Exception, match="differs from a lone eager run"):
+    with pytest.raises(CaptureError, match="differs from a lone eager run"):
         replay(traced, "000001", texts[1], trace, config)
 
 

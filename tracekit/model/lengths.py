@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RotaryState", "groups_within", "length_limit", "rope_parameters"]
+__all__ = ["RotaryState", "groups_within", "length_limit", "longest_text", "rope_parameters"]
 
 
 def rope_parameters(config: Any) -> list[dict[str, Any]]:
@@ -43,6 +43,16 @@ def _limits(config: Any) -> Iterator[int]:
             yield config.max_position_embeddings
     if (window := getattr(config, "keep_window_size", None)) is not None:
         yield window
+
+
+def longest_text(config: Any) -> int | None:
+    """Longest text, in tokens, that a model computes as it computes a short one; None where there is no such limit.
+
+    BigBird's block-sparse attention becomes full attention for good with the first text that is too short for it.
+    """
+    text = config.get_text_config()
+    is_sparse = getattr(text, "attention_type", None) == "block_sparse"
+    return (5 + 2 * text.num_random_blocks) * text.block_size if is_sparse else None
 
 
 def groups_within(lengths: Sequence[int], limit: int | None) -> list[list[int]]:

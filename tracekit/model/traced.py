@@ -5,9 +5,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
-from tracekit.errors import ModelError
+from tracekit.errors import CaptureError, ModelError
 from tracekit.model.anatomy import Anatomy, ResidRule, examine, find_resid_rule
-from tracekit.model.lengths import RotaryState, groups_within, length_limit
+from tracekit.model.lengths import RotaryState, groups_within, length_limit, longest_text
 from tracekit.model.placement import devices_of, input_device, is_offloaded
 from tracekit.records import ModelInfo
 
@@ -87,6 +87,7 @@ class TracedModel:
         self.rows_sum_to_one = True
         self.is_head_fresh = False
         self.length_limit = length_limit(model.config)
+        self._longest = longest_text(model.config)
         self._rotary: RotaryState | None = None
         if self.length_limit is not None:
             with torch.no_grad():
@@ -116,7 +117,16 @@ class TracedModel:
             self._rotary.restore()
 
     def groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Rows of these lengths that may run through the model together, by their numbers; each is in one group."""
+        """Rows of these lengths that may run through the model together, by their numbers; each is in one group.
+
+        Raises:
+            CaptureError: the model computes a text of such a length in another way than short ones.
+        """
+        if self._longest is not None and max(lengths) > self._longest:
+            raise CaptureError(
+                f"{self.anatomy.model_type} ({self.info.id}): a text of {max(lengths)} tokens; it is traced with full "
+                f"attention, which it has up to {self._longest} tokens alone. Give shorter texts"
+            )
         return groups_within(lengths, 0 if self.is_row_coupled else self.length_limit)
 
     @property
