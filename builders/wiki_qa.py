@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import msgspec
 
 from builders.answering import AnsweringTask, Asked
-from builders.articles import SAMPLE, SOURCE, Section, draw_sections, parse_article, sections_of
+from builders.articles import COLUMNS, SAMPLE, SOURCE, Section, draw_sections, parse_article, sections_of
 from builders.evaluation import Evaluation, answers_layout, evaluate
 from builders.judging import JudgeConfig, Judged
 from builders.sources import Row, read_examples
@@ -123,7 +123,7 @@ def questions(config: WikiQAConfig) -> int:
             f"{config.max_section_tokens}; no section can be both"
         )
     say("reading articles")
-    found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_article)
+    found = read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_article)
     counter = _token_counter(config, spec)
     sections = [
         section

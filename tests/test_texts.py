@@ -187,8 +187,8 @@ def test_labels_are_named(tmp_path: Path):
         (0, "ab", "go_emotions", 'He said "no', ["approval", "neutral"]),
         (1, "cd", "go_emotions", "Oh", ["surprise"]),
     ]
-    assert document(text="Oh", labels=[26, 0], id="cd").labels == ["surprise", "admiration"]
-    assert document(text="Oh", labels=["joy"]).labels == ["joy"]
+    assert document(text="Oh", labels=[26, 0], id="edcu99z").labels == ["surprise", "admiration"]
+    assert document("go_emotions", text="Oh", labels=["joy"]).labels == ["joy"]
     assert document("text", text="Oh", labels=["pos"]).labels == []
     assert len(EMOTIONS) == len(set(EMOTIONS)) == 28
 
