@@ -45,6 +45,7 @@ _MISSING = (None, "", [], {})
 _MISSING_TEXTS = frozenset(("nan", "NaN", "NaT", "<NA>"))
 _WHOLE = re.compile(r"(-?\d+)\.0", re.ASCII)
 _MAX_EXACT = 2**53
+_MAX_DEPTH = 64
 _PARTS_OF_ANSWERS = ("value", "text", "aliases")
 
 
@@ -188,12 +189,14 @@ class Cells:
         return [one for part in parts for one in (part if isinstance(part, list) else [part])]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """A value of any library as None, a bool, a number, a text, a list or an object of such."""
+    if depth > _MAX_DEPTH:
+        raise SourceError(f"a value is nested deeper than {_MAX_DEPTH} levels; expected a table")
     if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(one, depth + 1) for one in value]
     if isinstance(value, dict):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(one, depth + 1) for name, one in value.items()}
     if isinstance(value, np.str_ | np.datetime64):
         value = str(value)
         return None if value == "NaT" else value

@@ -22,6 +22,7 @@ from builders.cells import Cells, Columns
 from builders.options import Options, label_index, option_text, options_of
 from builders.sources import HubSource, Row
 from tracekit.errors import ConfigError, SourceError
+from tracekit.format.manifest import TOO_LONG
 from tracekit.records import Choice
 from tracekit.run.plan import Example
 
@@ -47,6 +48,8 @@ COLUMNS: Columns = {
 """The columns that are read."""
 
 _LETTERS = string.ascii_uppercase
+_MAX_CHARACTERS = 10**6
+"""Longest question: it is tokenised whole, to know how many tokens do not fit."""
 _NESTED = re.compile(r"\s*\{\s*['\"](?:stem|choices|question_concept)['\"]")
 
 
@@ -63,6 +66,11 @@ class CsqaQuestion(Example, frozen=True, kw_only=True):
     """The options, in order."""
     label_idx: int | None
     """Number of the right option; None where the source does not say."""
+
+    @property
+    def text(self) -> str:
+        """The options: the question is cut where it is too long."""
+        return "\n".join(choice.text for choice in self.choices)
 
     @property
     def gold_label(self) -> str | None:
@@ -98,6 +106,10 @@ def parse_row(row: Row) -> CsqaQuestion:
     if isinstance(nested, dict):
         cells = Cells(row._replace(data={**row.data, **nested}), {**COLUMNS, "question": ("stem",)})
     question = cells.text("question", what="question")
+    if len(question) > _MAX_CHARACTERS:
+        raise SourceError(
+            f"{TOO_LONG}: a question of {len(question)} characters; at most {_MAX_CHARACTERS} are cut to fit"
+        )
     concept = cells.data.get("question_concept")
     options = options_of(cells)
     choices = _choices(cells, options)

@@ -90,6 +90,11 @@ class DamagedPrompt(Example, frozen=True, kw_only=True):
         """Number of the prompt in its source."""
         return self.row
 
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return self.prompt.text
+
 
 class _Numbered(NamedTuple):
     """A prompt of a file."""

@@ -22,6 +22,8 @@ _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _CUT = re.compile(r"\[\s*['\"{\[]|\{\s*['\"]")
 """A list or object begins here, wherever it ends."""
 _TUPLE = re.compile(r"\(\s*['\"].*['\",]\s*\)", re.DOTALL)
+_NUMPY = re.compile(r"array|np\.(?:str_|bool_?|u?int\d+|float\d+)")
+"""What numpy writes in front of brackets."""
 _TOKEN = re.compile(
     r"(?P<text>'[^'\\]*(?:\\.[^'\\]*)*'|\"[^\"\\]*(?:\\.[^\"\\]*)*\")"
     r"|(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))"
@@ -77,6 +79,8 @@ def check_characters(value: Any) -> None:
     """
     try:
         json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise ValueError(f"{half!r} is half a character; expected whole ones (surrogates in pairs)") from error
@@ -136,7 +140,7 @@ class _Reader:
             return _WORDS[word]
         if word == "...":
             raise ValueError("numpy left elements out ('...'); write the table again, as JSONL or Parquet")
-        if (word == "array" or word.startswith("np.")) and self._take("("):
+        if _NUMPY.fullmatch(word) and self._take("("):
             value = self._value(depth + 1)
             while not self._take(")"):  # `, dtype=object`
                 token = self._next()

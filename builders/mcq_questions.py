@@ -58,6 +58,11 @@ class McqQuestion(Example, frozen=True, kw_only=True):
     """Number of the right option as shown; None where the source does not say."""
 
     @property
+    def text(self) -> str:
+        """Question and options."""
+        return "\n".join([self.question, *(choice.text for choice in self.choices)])
+
+    @property
     def correct_letter(self) -> str | None:
         """Letter of the right option as shown; None where the source does not say."""
         return None if self.label_idx is None else self.choices[self.label_idx].label
@@ -132,8 +137,8 @@ def _checked(cells: Cells, options: Options) -> tuple[list[str], list[str]]:
     """The source's own labels and the texts of four options."""
     if len(options.pairs) != len(_LETTERS):
         raise SourceError(
-            f"{len(options.pairs)} options; expected four in {' or '.join(map(repr, cells.names('choices')))} (a list, or "
-            f"an object A to D), or in columns A, B, C, D; columns: {cells.listed}"
+            f"{len(options.pairs)} options; expected four in {' or '.join(map(repr, cells.names('choices')))} (a list, "
+            f"or an object A to D), or in columns A, B, C, D; columns: {cells.listed}"
         )
     labels = [
         letter if label is None else cells.scalar("choices", label) or ""

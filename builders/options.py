@@ -5,8 +5,8 @@
     columns           A B C D; choice0 choice1 ..., option_a ..., opa ..., ending0 ..., sol1 sol2; or --choices-columns
 
 The right option is named by its label, by a letter in order, or by a number in order. `--label-start` says whether
-numbers count from 0 or from 1. Columns numbered from 1 do not say so: COPA's `choice1 choice2` go with 0 and 1, Winogrande's
-`option1 option2` with 1 and 2.
+numbers count from 0 or from 1. Columns numbered from 1 do not say so: COPA's `choice1 choice2` go with 0 and 1,
+Winogrande's `option1 option2` with 1 and 2.
 """
 
 import re

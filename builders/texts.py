@@ -15,7 +15,8 @@
     one row of GoEmotions   I've never been this sad in my life!<tab>25<tab>edcu99z
 
 The first five are names of their Hub originals, too. Of other sources the columns of the first row tell the kind,
-unless `--kind` does. Nothing tells WikiText's lines in a Parquet or JSONL file from short texts: pass `--kind wikitext2`.
+unless `--kind` does. Nothing tells WikiText's lines in a Parquet or JSONL file from short texts: pass
+`--kind wikitext2`.
 
 Lines of a raw text file are joined as they stand, so that the document is the file; lines that are rows of a table (the
 Hub's, whose blank lines are empty) are joined by two line feeds, as is usual there. `--offset` and `--limit` count
@@ -140,8 +141,8 @@ def read_documents(config: SourceConfig, kind: Kind | Literal["auto"] = "auto") 
     )
     if reader.kind == "text" and config.label_column is not None:
         raise ConfigError(
-            f"--label-column {config.label_column} - at `$.source.label_column`; texts have no labels here; leave it out, "
-            "or pass --kind go_emotions where the labels are GoEmotions'"
+            f"--label-column {config.label_column} - at `$.source.label_column`; texts have no labels here; leave it "
+            "out, or pass --kind go_emotions where the labels are GoEmotions'"
         )
     lines = [example for example in found.examples if isinstance(example, Line)]
     documents = [example for example in found.examples if isinstance(example, Document)]
@@ -299,8 +300,8 @@ def _labels(name: str, value: Any) -> list[str]:
         text = str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()
         if not _is_emotion_id(text) and text not in EMOTIONS:
             raise SourceError(
-                f"label {label!r} in column {name!r}; expected ids 0 to {len(EMOTIONS) - 1} of GoEmotions, or its names; "
-                "for texts with other labels pass --kind text"
+                f"label {label!r} in column {name!r}; expected ids 0 to {len(EMOTIONS) - 1} of GoEmotions, or its "
+                "names; for texts with other labels pass --kind text"
             )
         names.append(EMOTIONS[int(text)] if _is_emotion_id(text) else text)
     return names

@@ -67,6 +67,11 @@ class TriviaExample(Example, frozen=True, kw_only=True):
     answers: list[str]
     """Accepted answers, the main one first."""
 
+    @property
+    def text(self) -> str:
+        """The question."""
+        return self.question
+
 
 def parse_row(row: Row) -> TriviaExample:
     """A row of TriviaQA's own form, or of the flat form, as an example.

@@ -39,6 +39,7 @@ from tracekit.errors import ConfigError, PlanMismatchError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.models import load_tokenizer
+from tracekit.model.prompts import is_surely_longer
 from tracekit.records import Record, WikiQARecord
 from tracekit.run.plan import Example
 from tracekit.talk import say
@@ -98,6 +99,11 @@ class WikiExample(Example, frozen=True, kw_only=True):
 
     question: WikiQuestion
     """The question and where it is from."""
+
+    @property
+    def text(self) -> str:
+        """The question."""
+        return self.question.question
 
 
 def _layout(config: RunConfig) -> Layout:
@@ -174,7 +180,14 @@ def _token_counter(config: WikiQAConfig, spec: str) -> Any:
     if not spec.startswith(ENDPOINT_PREFIX) and spec != own.model:
         own = msgspec.structs.replace(own, model=spec, model_path=None, adapter=None, merge_adapter=False)
     tokenizer = load_tokenizer(own)
-    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    most = config.max_section_tokens
+
+    def count(text: str) -> int:
+        if is_surely_longer(tokenizer, text, most):
+            return most + 1  # sections have no more, so that it is enough to know that
+        return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    return count
 
 
 def _about(
