@@ -89,7 +89,7 @@ def read_examples(
             is malformed and `on_bad_row` is `error`; or every row was skipped.
     """
     named = _named(config, columns)
-    known = {name for names in [*columns.values(), *named.values()] for name in names}
+    known = {name for names in [*columns.values(), *named.values()] for name in names if not name.isdecimal()}
     table = _open(config, default=default, sample=sample, header_names=known)
     window = _window(table, config)
     examples: list[ExampleT] = []
