@@ -43,7 +43,7 @@ ROLES = {
 
 _MISSING = (None, "", [], {})
 _MISSING_TEXTS = frozenset(("nan", "NaN", "NaT", "<NA>"))
-_WHOLE = re.compile(r"(-?\d+)\.0", re.ASCII)
+_WHOLE = re.compile(r"-?\d+\.0", re.ASCII)
 _MAX_EXACT = 2**53
 _MAX_DEPTH = 64
 _PARTS_OF_ANSWERS = ("value", "text", "aliases")
@@ -77,7 +77,8 @@ class Cells:
     def __init__(self, row: Row, columns: Columns) -> None:
         self._row, self._columns = row, {**columns, **row.named}
         self.label_start = row.label_start
-        self.data: dict[str, Any] = {name: _plain(value) for name, value in row.data.items()}
+        read = _typed if row.is_untyped else _plain
+        self.data: dict[str, Any] = {name: read(value) for name, value in row.data.items()}
 
     @property
     def listed(self) -> str:
@@ -109,7 +110,7 @@ class Cells:
         Raises:
             SourceError: nothing is there, a blank text, or no text.
         """
-        texts = (self.data.get(name) for name in self.names(role))
+        texts = (self._row.data.get(name) for name in self.names(role))  # as they stand: `17.0` is a text here
         value = next((one for one in texts if isinstance(one, str) and one.strip()), None)
         if value is None:
             _, value = self.first(role)
@@ -134,8 +135,7 @@ class Cells:
                 raise SourceError(f"column {name!r}: the float {value!r} is not exact; write an integer or a text")
             return str(int(value)) if value.is_integer() else repr(value)
         if isinstance(value, str):
-            match = _WHOLE.fullmatch(value.strip()) if self._row.is_untyped else None
-            return (match[1] if match else value).strip() or None
+            return value.strip() or None
         if value is None or isinstance(value, bool | int):
             return None if value is None else str(value)
         raise SourceError(f"column {name!r}: expected one value, found {str(value)[:80]!r}")
@@ -187,6 +187,11 @@ class Cells:
                 f"column {name!r}: an object with {', '.join(value)}; expected 'value', 'aliases' or 'text'"
             )
         return [one for part in parts for one in (part if isinstance(part, list) else [part])]
+
+
+def _typed(text: Any) -> Any:
+    """A cell of a file that has texts alone: a whole float where it is written as one."""
+    return float(text) if isinstance(text, str) and _WHOLE.fullmatch(text.strip()) else text
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -334,12 +334,20 @@ def _read_parquet(path: Path, window: range) -> Iterator[Row | BadRow]:
                     for batch in file.iter_batches(row_groups=[group], batch_size=_BATCH_ROWS):
                         first = max(window.start - index, 0)
                         wanted = batch.slice(first, max(window.stop - index - first, 0))
-                        for offset, data in enumerate(wanted.to_pylist(), start=index + first):
+                        for offset, data in enumerate(_exact(wanted).to_pylist(), start=index + first):
                             yield Row(offset, f"{path.name} row {offset}", data)
                         index += batch.num_rows
                 group_start = group_stop
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _parquet_error(path, error) from error
+
+
+def _exact(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same with 32-bit floats as the shortest decimals that they are written as: 0.1, not 0.10000000149011612."""
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_float32(field.type):
+            batch = batch.set_column(place, field.name, batch.column(place).cast(pa.string()).cast(pa.float64()))
+    return batch
 
 
 def _parquet_error(path: Path, error: Exception) -> SourceError:

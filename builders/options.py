@@ -96,10 +96,10 @@ def _from_columns(cells: Cells, max_columns: int) -> Options:
         names = " and ".join(" ".join(columns.values()) for _, _, columns in found)
         raise SourceError(f"columns {names} hold options; expected one set of columns; name it by --choices-columns")
     ((start, is_numbered, columns),) = found
-    if max(columns) - start >= len(columns):
+    if max(columns) - start >= len(columns) or len(columns) > len(_LETTERS):
         raise SourceError(
-            f"columns {' '.join(columns.values())} hold options, with a gap; expected all from the first on; name them "
-            "by --choices-columns"
+            f"columns {' '.join(columns.values())} hold options, with a gap or more than {len(_LETTERS)}; expected all "
+            "from the first on; name them by --choices-columns"
         )
     pairs = [
         (_LETTERS[number - start], cells.data[name])

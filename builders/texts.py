@@ -201,7 +201,7 @@ def parse_row(row: Row, kind: Kind | Literal["auto"] = "auto") -> Document | Lin
     if found in ("wikitext2", "wikitext103") or (found == "text" and "line" in cells.data):
         is_line = "line" in cells.data
         column = "line" if is_line else cells.names("text")[0]
-        line = cells.data.get(column)
+        line = row.data.get(column)
         if not isinstance(line, str):
             raise SourceError(f"no text in {column!r}; expected some, found {line!r}; columns: {cells.listed}")
         return Line(row.index, found, line, "" if is_line else "\n\n")
@@ -232,6 +232,8 @@ def _kind_of(cells: Cells) -> Kind:
     data = cells.data
     if "head" in data and ("form" in data or "tokens" in data):
         return "ud_ewt"
+    if cells.named("question"):
+        return "csqa"
     if not cells.named("text"):
         if "question" in data and ("choices" in data or isinstance(data["question"], dict)):
             return "csqa"

@@ -215,6 +215,15 @@ def test_values_of_other_types_are_read_as_text(value: Any, text: str):
     assert trivia_qa.parse_row(Row(0, "here", {"question": "Q?", "answer": value})).answers == [text]
 
 
+def test_floats_of_32_bits_are_read_as_they_are_written(tmp_path: Path):
+    frame = pd.DataFrame(
+        {"question": ["Q?"] * 3, "answer": np.array([0.1, 17, np.nan], np.float32), "aliases": ["x"] * 3}
+    )
+    frame.to_parquet(tmp_path / "rows.parquet")
+    found = read(trivia_qa.parse_row, trivia_qa.COLUMNS, str(tmp_path / "rows.parquet")).examples
+    assert [one.answers for one in found] == [["0.1", "x"], ["17", "x"], ["x"]]
+
+
 @pytest.mark.parametrize("value", [1e20, float("inf"), -1e300, b"\xff", [["a"], ["b"]], {"x": "a"}], ids=str)
 def test_values_without_an_exact_text_are_refused(value: Any):
     with pytest.raises(SourceError, match=r"answer|UTF-8"):
@@ -238,6 +247,12 @@ def test_a_value_that_is_nested_deeply_is_a_malformed_row(tmp_path: Path, depth:
     path.write_text('{"question": "Q?", "answer": ' + "[" * depth + '"\\u00e9"' + "]" * depth + "}\n")
     with pytest.raises(SourceError, match=r"rows\.jsonl line 1: .*nested"):
         read(trivia_qa.parse_row, trivia_qa.COLUMNS, str(path))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_text_in_a_list_is_no_number(tmp_path: Path, form: str):
+    row = {"question": "Which version?", "answers": ["2.0", "2.00"]}
+    assert read_one(trivia_qa, tmp_path, form, row).answers == ["2.0", "2.00"]
 
 
 def test_a_question_is_never_read_as_a_list():
