@@ -167,7 +167,8 @@ class CaptureConfig(_Part, frozen=True, kw_only=True):
     topk: Positive = 5
     """k of the sites topk_ids and topk_logprobs."""
     num_replays: NonNegative = 2
-    """Samples of each shard that are run again alone, in plain eager transformers, and compared."""
+    """Samples of the first and of the last batch of each shard that are run again alone, in plain eager transformers,
+    and compared; of the batches between, rows that are padded more than any before are, too. 0 leaves all out."""
 
     @property
     def is_quantized(self) -> bool:
