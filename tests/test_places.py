@@ -9,6 +9,7 @@ import pytest
 
 from tests.datasets_for_tests import D_MODEL, NUM_LAYERS, make_choices, make_sample, write_dataset
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
+from tracekit.format.checksums import Pieces
 from tracekit.read.index import open_folder
 from tracekit.read.places import Row, Stored, extent_of
 from tracekit.read.remote import ByteRange
@@ -83,9 +84,9 @@ def test_reading_a_choice_asks_for_its_bytes_alone(tmp_path: Path, monkeypatch: 
     source = store._bytes_of[row.shard]
     view = source.view
 
-    def noted(shard: Path, offset: int, size: int) -> memoryview:
+    def noted(shard: Path, offset: int, size: int, pieces: Pieces | None) -> memoryview:
         asked.append(ByteRange(shard, offset, offset + size))
-        return view(shard, offset, size)
+        return view(shard, offset, size, pieces)
 
     monkeypatch.setattr(source, "view", noted)
     for site, layer in (("hidden_states", 2), ("attentions", 0)):

@@ -71,7 +71,7 @@ class Accessors:
             fields = self._rows.record_fields(key)
             assert fields["key"] == key, (fields["key"], key)
             return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
-        raw = self._bytes_of[row.shard].view(row.shard, row.json_offset, row.json_size)
+        raw = self._read(row, row.json_offset, row.json_size)
         record = decode_record(raw, where=f"{row.shard}: record {key!r}")
         if record.key != key:
             raise CorruptShardError(
@@ -113,7 +113,8 @@ class Accessors:
             SampleNotFoundError: no such key, site, layer, head, choice or token; the message says what is stored.
             ConfigError: `head`, `layer`, `choice` or named tokens where there are none.
             DatasetError: the shard is missing, or `expand_heads` where the number of heads is not stored.
-            CorruptShardError: the shard is cut short.
+            CorruptShardError: the shard is cut short, or its bytes are not those of their checksums: these are checked
+                where they are fetched, and in a folder with `check=True`.
         """
         row = self._row(key)
         if layer is None and site not in row.tensors and layers_of(row, site):
@@ -374,7 +375,7 @@ class Accessors:
             axes = "".join(stored.spec.axes)[0 if entry is None else 1 :]
             return Selected(self._spread(row, stored, entry), axes, layers, row.key)
         extent = extent_of(stored, entry=entry, choice=choice)
-        data = self._bytes_of[row.shard].view(row.shard, extent.start, extent.num_bytes)
+        data = self._read(row, extent.start, extent.num_bytes)
         array = np.ndarray(extent.shape, stored.dtype, data)
         array = array[extent.cut] if extent.cut else array
         if stored.layout == "scaled":
@@ -388,9 +389,7 @@ class Accessors:
         counts = self._bytes(row, stored.companions["counts"])
         weights, indices = (
             np.ndarray(
-                ((one.stop - one.start) // dtype.itemsize,),
-                dtype,
-                self._bytes_of[row.shard].view(row.shard, one.start, one.stop - one.start),
+                ((one.stop - one.start) // dtype.itemsize,), dtype, self._read(row, one.start, one.stop - one.start)
             )
             for one, dtype in self._kept_ranges(row, stored, entry)
         )
@@ -425,7 +424,11 @@ class Accessors:
         if entry is not None:
             num_bytes //= shape[0]
             shape, start = shape[1:], start + entry * num_bytes
-        return np.ndarray(shape, stored.dtype, self._bytes_of[row.shard].view(row.shard, start, num_bytes))
+        return np.ndarray(shape, stored.dtype, self._read(row, start, num_bytes))
+
+    def _read(self, row: Row, start: int, num_bytes: int) -> memoryview:
+        """Bytes of a sample in its shard."""
+        return self._bytes_of[row.shard].view(row.shard, start, num_bytes, row.pieces)
 
     def _row(self, key: str) -> Row:
         return self._rows.row(key)
