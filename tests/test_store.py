@@ -818,9 +818,12 @@ def test_another_contract_is_refused(tmp_path: Path) -> None:
     layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000")]})
     manifest = read_struct(layout.manifest, Manifest)
     for change, text in (
-        ({"schema_version": "3.0"}, "written by tracekit schema 3.0; this one reads 1.0 to 2.x. Upgrade: pip install -U"),
+        (
+            {"schema_version": "3.0"},
+            "written by tracekit schema 3.0; this one reads 1.0 to 2.x. Upgrade: pip install -U",
+        ),
         ({"schema_version": "0.9"}, "written by tracekit schema 0.9; this one reads 1.0 to 2.x"),
-        ({"schema_version": "two"}, "is not a tracekit manifest: .* `\$.schema_version`"),
+        ({"schema_version": "two"}, "written by tracekit schema two; this one reads"),
         ({"task": "chess"}, "task 'chess'; this tracekit reads trivia_qa, .* Upgrade: pip install -U tracekit-llm"),
     ):
         write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, **change)))
@@ -828,7 +831,7 @@ def test_another_contract_is_refused(tmp_path: Path) -> None:
             TraceStore(tmp_path)
     later = msgspec.to_builtins(manifest) | {"schema_version": "3.1", "shards": {"of": "another shape"}}
     write_atomic(layout.manifest, json.dumps(later).encode())
-    with pytest.raises(DatasetError, match="written by tracekit schema 3.1"):
+    with pytest.raises(DatasetError, match=r"written by tracekit schema 3\.1"):
         TraceStore(tmp_path)
     for version in ("1.7", "2.7"):
         write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, schema_version=version)))
@@ -917,7 +920,9 @@ def test_a_record_table_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         TraceStore(tmp_path)
     write_atomic(layout.manifest, to_bytes(manifest))
     pa.parquet.write_table(pa.table({"key": ["000000"]}), layout.records_table("train"))
-    with pytest.raises(DatasetError, match="is not a record table of tracekit: it has no column checksums, data_offset"):
+    with pytest.raises(
+        DatasetError, match="is not a record table of tracekit: it has no column checksums, data_offset"
+    ):
         TraceStore(tmp_path)
     layout.records_table("train").write_bytes(b"not parquet at all")
     with pytest.raises(DatasetError, match=r"train.parquet cannot be read"):

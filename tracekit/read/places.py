@@ -151,7 +151,9 @@ def _stored_tensors(
     for spec in specs_of.values():
         place, dtype = place_of[spec.name], DTYPES.get(spec.dtype)
         if dtype is None or min(spec.shape, default=0) < 0:
-            raise DatasetError(f"{where}: tensor {spec.name!r} ({spec.dtype} {spec.shape}) has an unknown dtype or shape")
+            raise DatasetError(
+                f"{where}: tensor {spec.name!r} ({spec.dtype} {spec.shape}) has an unknown dtype or shape"
+            )
         if not are_ranges(spec.positions, num_tokens) or spec.num_keys not in (0, num_tokens):
             raise DatasetError(
                 f"{where}: tensor {spec.name!r} names positions outside a text of {num_tokens} tokens. Run "
