@@ -2,6 +2,7 @@
 
 import pickle
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -60,7 +61,7 @@ def test_a_tensor_is_cut_at_its_layers_and_every_mebibyte(axes: str, shape: list
     size = int(np.prod(shape))
     num_pieces = 1 + max(len(borders) - 1, 0)
     pieces = pieces_of(bytes(4 * num_pieces), [spec_of("a", axes, shape)], [size])
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in pairwise(borders):
         for at in {start, stop - 1, (start + stop) // 2}:
             assert pieces.widened(1000 + at, 1001 + at) == (1000 + start, 1000 + stop)
     if size:
@@ -167,13 +168,13 @@ def test_a_folder_is_checked_where_that_is_asked_for(tmp_path: Path, is_finished
     broken = bytearray(whole)
     broken[whole.index(b'"question":"What') + 14] ^= 1
     shard.write_bytes(broken)
-    with TraceStore(tmp_path, check=True) as store, pytest.raises(CorruptShardError, match="its record .* is damaged"):
+    with TraceStore(tmp_path, check=True) as store, pytest.raises(CorruptShardError, match=r"its record .* is damaged"):
         store.record("000000")
 
 
 def test_a_checked_store_reads_the_same_and_keeps_its_option(tmp_path: Path):
     write_dataset(tmp_path, {"train-00000": [make_choices("000000"), make_choices("000001")]}, config="csqa_mcq")
-    plain, checked = TraceStore(tmp_path), pickle.loads(pickle.dumps(TraceStore(tmp_path, check=True)))
+    plain, checked = TraceStore(tmp_path), pickle.loads(pickle.dumps(TraceStore(tmp_path, check=True)))  # noqa: S301 - our own
     assert checked._check
     for key in plain.keys:
         assert plain.record(key) == checked.record(key)
