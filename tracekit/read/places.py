@@ -243,14 +243,18 @@ class Extent(NamedTuple):
     """What is taken of that array; empty where all of it is."""
 
 
-def extent_of(stored: Stored, *, entry: int | None, choice: int | None = None) -> Extent:
-    """Bytes of one entry of a tensor's first axis (None: all of it), and of one choice where they lie together."""
+def extent_of(stored: Stored, *, entry: int | None, head: int | None = None, choice: int | None = None) -> Extent:
+    """Bytes of one entry of a tensor's first axis (None: all of it), of one head of that, whose axis stays, and of one
+    choice where they lie together."""
     assert stored.layout != "sparse", stored.spec.name
     spec = stored.spec
     start, num_bytes, shape, axes = stored.start, stored.num_bytes, tuple(spec.shape), "".join(spec.axes)
     if entry is not None:
         num_bytes //= shape[0]
         start, shape, axes = start + entry * num_bytes, shape[1:], axes[1:]
+    if head is not None:
+        num_bytes //= shape[0]
+        start, shape = start + head * num_bytes, (1, *shape[1:])
     if choice is None:
         return Extent(start, num_bytes, shape, axes, ())
     span, axis = choice_spans(spec)[choice], axes.index("S" if spec.layout == "full" else "T")
