@@ -213,6 +213,47 @@ def test_a_table_with_more_row_groups_than_shards_is_found(tmp_path: Path):
     assert "records/trivia_qa/train.parquet: 2 row groups of 1 shards" in problems_of(tmp_path)
 
 
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"PAR1" + bytes(500) + b"PAR1", b"<html></html>" * 99])
+def test_a_table_that_is_none_is_named_once(tmp_path: Path, damage: bytes):
+    two_samples(tmp_path).records_table("train").write_bytes(damage)
+    (problem,) = problems_of(tmp_path)
+    assert problem.startswith("records/trivia_qa/train.parquet: cannot be read: ")
+
+
+@pytest.mark.parametrize("record", ["1", "[]", "null", '{"key":"000001"}', '{"key":[1]}', '{"key":"000001","seed":{}}'])
+def test_records_of_a_sidecar_that_fit_no_table_are_refused(tmp_path: Path, record: str):
+    layout = two_samples(tmp_path, is_finished=False)
+    sidecar = read_struct(layout.sidecar("train-00000"), Sidecar)
+    sidecar = msgspec.structs.replace(sidecar, records=[sidecar.records[0], msgspec.Raw(record.encode())])
+    layout.sidecar("train-00000").write_bytes(to_bytes(sidecar.with_checksum(), compact=True))
+    assert any("the record of sample '000001' is not what its shard says" in one for one in problems_of(tmp_path))
+    with pytest.raises(DatasetError):
+        TraceStore(tmp_path).hidden_states("000001")
+    layout.shard("train-00000").unlink()
+    assert any("train-00000.tar: missing" in one for one in problems_of(tmp_path))
+
+
+@pytest.mark.parametrize("has_sidecar", [True, False])
+def test_a_missing_shard_is_passed_over(tmp_path: Path, has_sidecar: bool):
+    shards = {f"train-{n:05d}": [make_sample(f"{n:06d}", sites=SITES)] for n in range(3)}
+    layout = write_dataset(tmp_path, shards)
+    sidecars = [read_struct(layout.sidecar(name), Sidecar) for name in shards]
+    write_records_tar(layout.records_tar("train"), sidecars)
+    assert problems_of(tmp_path) == []
+    layout.shard("train-00001").unlink()
+    if not has_sidecar:
+        layout.sidecar("train-00001").unlink()
+    assert problems_of(tmp_path) == ["data/trivia_qa/train-00001.tar: missing"]
+    table = pq.read_table(layout.records_table("train"))
+    questions = pa.array([*table["question"].to_pylist()[:2], "another?"])
+    table = table.set_column(table.column_names.index("question"), "question", questions)
+    with pq.ParquetWriter(layout.records_table("train"), table.schema) as writer:
+        for row in range(3):
+            writer.write_table(table.slice(row, 1))
+    said = "records/trivia_qa/train.parquet: question of sample '000002' is not what its shard says"
+    assert said in problems_of(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -375,8 +375,8 @@ class Accessors:
     def _view(
         self, row: Row, stored: Stored, entry: int | None, head: int | None = None, choice: int | None = None
     ) -> Selected:
-        """A tensor, or one entry of its first axis, or a head or choice of that; over the shard's own memory where it is
-        stored as it is handed out."""
+        """A tensor, or one entry of its first axis, or a head or a choice of that; over the shard's own memory where it
+        is stored as it is handed out."""
         layers = stored.spec.layers
         if stored.layout == "sparse":
             axes = "".join(stored.spec.axes)[0 if entry is None else 1 :]

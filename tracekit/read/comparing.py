@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tracekit.errors import CorruptShardError
+from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import SampleIndex, Sidecar
 from tracekit.format.shards import JSON_SUFFIX, Member, iter_members
@@ -52,6 +52,7 @@ class SplitTables:
         self._task, self._has_checksums = task, has_checksums
         self._table, self._tar = layout.records_table(split), layout.records_tar(split)
         self._root = layout.root
+        self._has_table = self._table.exists()
         self._parquet: pq.ParquetFile | None = None
         self._num_groups = self._done = 0
         self._members = self._read_tar() if self._tar.exists() else None
@@ -62,17 +63,21 @@ class SplitTables:
         self._done += 1
         problems: list[str] = []
         try:
-            if self._table.exists():
+            if self._has_table:
                 problems += self._rows(group, made)
+        except DatasetError as error:
+            problems.append(str(error))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            self._has_table = False
+            problems.append(f"{self._name(self._table)}: cannot be read: {error}")
+        if made is None:
+            self._members = None  # where the next shard's begin is not known
+        try:
             if self._members is not None and made is not None:
                 problems += self._records(self._members, made)
         except CorruptShardError as error:
             self._members = None
             problems.append(str(error))
-        except (OSError, pa.ArrowException) as error:
-            problems.append(f"{self._name(self._table)}: cannot be read: {error}")
-        if made is None:
-            self._members = None  # where the next shard's begin is not known
         return problems
 
     def rest(self) -> list[str]:

@@ -45,6 +45,7 @@ __all__ = [
     "Part",
     "Shard",
     "ShardBytes",
+    "check_contract",
     "open_folder",
     "shard_codes",
     "together",
@@ -279,7 +280,7 @@ def open_folder(path: Path | HubPath, config: str | None, *, check: bool = False
 def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
     """A configuration with a manifest: its rows are in Parquet files."""
     manifest = read_struct(layout.manifest, Manifest)
-    columns = {"checksums"} if _check_contract(manifest, layout.manifest) else set()
+    columns = {"checksums"} if check_contract(manifest, layout.manifest) else set()
     shards = [Shard(layout.shard(one.name), one.split, one.number, one.num_bytes) for one in manifest.shards]
     return Folder(
         description=manifest,
@@ -301,7 +302,7 @@ def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
 def _open_unfinished(layout: Layout, *, check: bool = False) -> Folder:
     """A configuration without a manifest: its rows are in the sidecars of those shards that are done."""
     plan = read_plan(layout)
-    _check_contract(plan, layout.plan)
+    has_checksums = check_contract(plan, layout.plan)
     by_split: dict[str, list[Sidecar]] = {}
     for name in shard_names(layout, plan):
         if layout.sidecar(name).exists():
@@ -328,7 +329,7 @@ def _open_unfinished(layout: Layout, *, check: bool = False) -> Folder:
         model=plan.model,
         splits=splits,
         shards=shards,
-        parts=[Part(table) for table in tables],
+        parts=[Part(table if has_checksums else table.drop_columns("checksums")) for table in tables],
         tensors=tensor_summaries(one for sidecars in by_split.values() for one in sidecars),
         verification=together(one.verification for sidecars in by_split.values() for one in sidecars),
         is_open=True,
@@ -336,7 +337,7 @@ def _open_unfinished(layout: Layout, *, check: bool = False) -> Folder:
     )
 
 
-def _check_contract(stored: Manifest | Plan, path: Path) -> bool:
+def check_contract(stored: Manifest | Plan, path: Path) -> bool:
     """Refuse what was written to another contract; whether there are checksums."""
     has_checksums = check_schema(stored.schema_version, where=path)
     if stored.task not in RECORD_TYPES:

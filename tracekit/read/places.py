@@ -88,6 +88,19 @@ class Row(NamedTuple):
         return one._replace(start=start, stop=stop)
 
 
+class _Entry(msgspec.Struct):
+    """What a row of a record table must hold for its sample to be read."""
+
+    tensors: list[TensorSpec]
+    tensor_index: list[TensorIndex]
+    num_tokens: int
+    prompt_length: int
+    last_prompt_index: int
+    first_answer_index: int | None
+    last_answer_index: int | None
+    checksums: bytes | None = None
+
+
 def make_row(key: str, shard: Path, entry: dict[str, Any], offsets: Mapping[str, int]) -> Row:
     """A row of a record table, checked: what it says of the sample's bytes has to go together.
 
@@ -95,24 +108,33 @@ def make_row(key: str, shard: Path, entry: dict[str, Any], offsets: Mapping[str,
         DatasetError: it does not.
     """
     where = f"{shard}: sample {key!r}"
-    specs = msgspec.convert(entry["tensors"], list[TensorSpec])
-    places = msgspec.convert(entry["tensor_index"], list[TensorIndex])
+    try:
+        found = msgspec.convert(entry, _Entry)
+    except msgspec.ValidationError as error:
+        raise DatasetError(f"{where}: its row cannot be read: {error}. Run `tracekit verify` on the dataset") from error
+    specs, places = found.tensors, found.tensor_index
     problem = _places_problem(specs, places, offsets)
     if problem is not None:
         raise DatasetError(f"{where}: {problem}. Run `tracekit verify` on the dataset")
     marks = TokenMarks(
-        num_tokens=entry["num_tokens"],
-        prompt_length=entry["prompt_length"],
-        last_prompt=entry["last_prompt_index"],
-        first_answer=entry["first_answer_index"],
-        last_answer=entry["last_answer_index"],
+        num_tokens=found.num_tokens,
+        prompt_length=found.prompt_length,
+        last_prompt=found.last_prompt_index,
+        first_answer=found.first_answer_index,
+        last_answer=found.last_answer_index,
     )
     start, size, data_offset = offsets["json_offset"], offsets["json_size"], offsets["data_offset"]
     pieces = None
-    if checksums := entry.get("checksums"):
-        record = (start, start + size)
-        pieces = Pieces(checksums, record=record, data_offset=data_offset, places=places, specs=specs, where=where)
-    tensors = _stored_tensors(specs, places, data_offset, entry["num_tokens"], where=where)
+    if found.checksums is not None:
+        pieces = Pieces(
+            found.checksums,
+            record=(start, start + size),
+            data_offset=data_offset,
+            places=places,
+            specs=specs,
+            where=where,
+        )
+    tensors = _stored_tensors(specs, places, data_offset, found.num_tokens, where=where)
     return Row(key, shard, start, size, tensors, marks, pieces)
 
 

@@ -21,6 +21,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tracekit.errors import DatasetError
 from tracekit.format.checksums import specs_of
 from tracekit.format.layout import PARTIAL_SUFFIX, sync_folder
 from tracekit.format.manifest import Sidecar, TensorSummary
@@ -51,19 +52,28 @@ def index_schema(task: str) -> pa.Schema:
 
 
 def records_table(task: str, sidecars: Iterable[Sidecar]) -> pa.Table:
-    """All records of these shards with their byte index, sorted by key."""
+    """All records of these shards with their byte index, sorted by key.
+
+    Raises:
+        DatasetError: what a sidecar holds are no records of this task.
+    """
     rows: list[dict[str, Any]] = []
-    for sidecar in sidecars:
-        for record, index in zip(sidecar.records, sidecar.samples, strict=True):
-            row = msgspec.json.decode(record)
-            row["shard_name"] = sidecar.name
-            row["tensor_index"] = msgspec.to_builtins(index.tensors)
-            row["checksums"] = index.checksums
-            for name in INDEX_COLUMNS:
-                row[name] = getattr(index, name)
-            rows.append(row)
-    rows.sort(key=lambda row: row["key"])
-    return pa.Table.from_pylist(rows, schema=index_schema(task))
+    name = ""
+    try:
+        for sidecar in sidecars:
+            name = sidecar.name
+            for record, index in zip(sidecar.records, sidecar.samples, strict=True):
+                row = msgspec.json.decode(record, type=dict[str, Any])
+                row["shard_name"] = sidecar.name
+                row["tensor_index"] = msgspec.to_builtins(index.tensors)
+                row["checksums"] = index.checksums
+                for column in INDEX_COLUMNS:
+                    row[column] = getattr(index, column)
+                rows.append(row)
+        rows.sort(key=lambda row: row["key"])
+        return pa.Table.from_pylist(rows, schema=index_schema(task))
+    except (msgspec.DecodeError, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise DatasetError(f"the sidecar of shard {name} holds records that do not fit a table: {error}") from error
 
 
 def tensor_summaries(sidecars: Iterable[Sidecar]) -> list[TensorSummary]:

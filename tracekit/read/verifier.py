@@ -35,7 +35,8 @@ from tracekit.format.manifest import (
 )
 from tracekit.format.shards import RawSample, index_of, iter_samples, read_sample, sha256_file
 from tracekit.read.comparing import SplitTables, sidecar_problems
-from tracekit.records import CsqaMcqRecord, Record, check_schema, decode_record
+from tracekit.read.index import check_contract
+from tracekit.records import CsqaMcqRecord, Record, decode_record
 from tracekit.storage import companion_names, content_problem, problem_of
 from tracekit.tensors import (
     HeaderEntry,
@@ -111,7 +112,7 @@ class _Config:
 
     def __init__(self, layout: Layout, plan: Plan) -> None:
         self._layout, self._plan = layout, plan
-        self._has_checksums = check_schema(plan.schema_version, where=layout.config)
+        self._has_checksums = check_contract(plan, layout.plan)
         self.manifest = read_struct(layout.manifest, Manifest) if layout.manifest.exists() else None
         self._tables: dict[str, SplitTables] = {}
         self._unreadable: list[str] = []
@@ -140,7 +141,7 @@ class _Config:
         path = self._layout.shard(shard.name)
         where = str(path.relative_to(self._layout.root))
         if not path.exists():
-            return [f"{where}: missing"]
+            return [f"{where}: missing", *self.from_sidecar(shard)]
         problems = []
         num_bytes, sha256 = path.stat().st_size, sha256_file(path)
         if num_bytes != shard.num_bytes:
