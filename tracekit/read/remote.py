@@ -78,7 +78,7 @@ def list_configs(path: Path | HubPath) -> Listing:
     pinned = path.at(root.name)  # the client names the folder for the commit
     listed = {one.name: one.manifest_sha256 for one in read_struct(root / "manifest.json", Index).configs}
     there = {one.stem for one in (root / "manifests").glob("*.json")}
-    _check_files(pinned, root, {f"manifests/{name}.json": listed.get(name, "") for name in listed.keys() | there})
+    _check_files(pinned, root, {f"manifests/{name}.json": listed.get(name, "") for name in there})
     return Listing(pinned, root, config_names(root))
 
 
