@@ -136,7 +136,10 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
     declared = any(getattr(module, "is_causal", False) for block in traced.anatomy.blocks for module in block.modules())
     if declared and not traced.is_causal:
         int8 = (traced.info.quantization or "").startswith("int8")
-        hint = "; int8 with outliers couples a text's positions: try --int8-threshold 0, --quantize nf4, or neither"
+        hint = (
+            "; int8 with outliers couples a text's positions: try --int8-threshold 0 (llm_int8_threshold in the "
+            "config.json of a checkpoint that is stored so), --quantize nf4, or neither"
+        )
         raise _failed(traced, "it attends to the future, and declares itself causal" + hint * int8)
     for layer in before.attentions or []:
         slack = ROW_SUM_TOLERANCE[layer.dtype] / (20 if layer.dtype == torch.float32 else 2)
