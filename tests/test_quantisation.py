@@ -15,15 +15,20 @@ from gguf import LlamaFileType as FileType
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
+from tests.runs_for_tests import run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
+from tracekit import TraceStore
 from tracekit.config import ModelConfig
 from tracekit.errors import ConfigError, ModelError
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import read_plan
 from tracekit.model import demo, references
 from tracekit.model.gguf_file import gguf_type
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.quantisation import _name
 from tracekit.model.traced import TracedModel, is_quantized, tolerance_of
 from tracekit.records import ModelInfo
+from tracekit.run.replay import replay_stored
 
 INT8 = BitsAndBytesConfig(load_in_8bit=True)
 EXACT_INT8 = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
@@ -149,7 +154,7 @@ def test_every_method_has_a_name(settings: dict[str, Any], name: str):
 def test_a_quantisation_whose_package_is_missing_names_the_package(
     settings: dict[str, Any], package: str, folder: Path, tmp_path: Path
 ):
-    if importlib.util.find_spec(package.replace("compressed", "compressed_tensors")) is not None:
+    if importlib.util.find_spec("compressed_tensors" if package == "compressed" else package) is not None:
         pytest.skip(f"{package} is installed here")
     method = settings["quant_method"]
     with pytest.raises(ModelError, match=rf"is quantised \({method}(?s:.)*{package}"):
@@ -159,7 +164,7 @@ def test_a_quantisation_whose_package_is_missing_names_the_package(
 @pytest.mark.attack
 @pytest.mark.parametrize("settings", [{"quant_method": "magic"}, {"bits": 4}, {"quant_method": None}])
 def test_an_unknown_method_is_refused(settings: dict[str, Any], folder: Path, tmp_path: Path):
-    with pytest.raises(ModelError, match="transformers .* does not know"):
+    with pytest.raises(ModelError, match=r"transformers .* does not know"):
         info_of(declared(folder, tmp_path / "stored", settings))
 
 
@@ -296,3 +301,24 @@ def test_the_demo_model_keeps_the_type_that_it_was_converted_from(
     assert loaded(Path("demo")).info == info_of(Path("demo"))
     monkeypatch.setattr(demo, "_find_gguf", lambda: pytest.fail("the type is known"))
     assert info_of(Path("demo")).quantization == "Q4_1, dequantised to float32"
+
+
+# ---------------------------------------------------------------- a dataset of such a model
+
+
+@pytest.mark.parametrize("kind", ["int8", "gguf"])
+def test_plan_records_manifest_and_card_name_it_and_a_replay_loads_it_again(kind: str, folder: Path, tmp_path: Path):
+    if kind == "int8":
+        model, name = stored(folder, tmp_path / "stored", INT8), "int8(threshold=6)"
+    else:
+        model = save_gguf(folder, tmp_path / "model.gguf", Kind.Q4_0, FileType.MOSTLY_Q4_0)
+        name = "Q4_0, dequantised to float32"
+    out = tmp_path / "out"
+    manifest = run_trivia(out, model, source={"limit": 4}, generation={"max_new_tokens": 3}).manifest
+    assert manifest is not None
+    assert manifest.model.quantization == name
+    assert read_plan(Layout(out, "trivia_qa")).model.quantization == name
+    assert {sample.record.model.quantization for sample in TraceStore(out)} == {name}
+    assert name in (out / "README.md").read_text()
+    again = replay_stored(Layout(out, "trivia_qa"), 2, model=str(model), adapter=None, device="cpu")
+    assert again.num_replayed == 2

@@ -176,7 +176,7 @@ def load_model(
         return _proven(
             _loaded(reference, settings, config, info, loads), settings, config, info, tokenizer, sites, head
         )
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         raise load_error("model", info.id, error) from error

@@ -27,13 +27,15 @@ def check_rows(tokenizer: Any, token_ids: Sequence[int]) -> None:
         ConfigError: one has none; the message names it.
     """
     num_rows = getattr(tokenizer, _NOTE, None)
-    if num_rows is not None and (wrong := max(token_ids, default=0)) >= num_rows:
-        (name,) = token_strings(tokenizer, [wrong])
-        raise ConfigError(
-            f"the prompt holds the token {name!r} (id {wrong}), and the model's embedding table has {num_rows} rows, "
-            "0 to {}: the tokenizer has tokens that this model was not trained with. Leave the token out, or give the "
-            "checkpoint that the tokenizer belongs to".format(num_rows - 1)
-        )
+    if num_rows is None or (wrong := max(token_ids, default=0)) < num_rows:
+        return
+    name = next((token for token, i in tokenizer.get_vocab().items() if i == wrong), None)
+    if name is None:
+        raise ConfigError(f"token id {wrong} is not in the vocabulary: the model's embedding table has {num_rows} rows")
+    raise ConfigError(
+        f"the prompt holds the token {name!r} (id {wrong}), and the model's embedding table has {num_rows} rows: the "
+        "model was not trained with this token. Leave the token out, or give the checkpoint that has a row for it"
+    )
 
 
 def token_strings(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
@@ -48,6 +50,6 @@ def missing_rows(tokenizer: Any, num_rows: int) -> str | None:
         return None
     shown = ", ".join(f"{token!r} ({i})" for i, token in rowless[:_MAX_SHOWN]) + ", ..." * (len(rowless) > _MAX_SHOWN)
     return (
-        f"{len(rowless)} tokens of the tokenizer have no row in the model's embedding table of {num_rows}: {shown}. "
-        "A prompt that holds one is refused"
+        f"the model's embedding table has {num_rows} rows, and the tokenizer has {len(rowless)} token(s) past them: "
+        f"{shown}. A prompt that holds one is refused"
     )

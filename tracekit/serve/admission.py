@@ -59,7 +59,8 @@ class Admission:
                 else:
                     prompts = [self._completion(one) for one in asked.prompts]
         except ConfigError as error:
-            raise RequestError(str(error), param=param, code="chat_template") from error
+            code = "chat_template" if asked.endpoint == "chat" else "invalid_value"
+            raise RequestError(str(error), param=param, code=code) from error
         if not all(prompt.token_ids for prompt in prompts):
             raise RequestError("the prompt is empty", param=param, code="invalid_value")
         return prompts
