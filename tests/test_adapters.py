@@ -254,3 +254,15 @@ def test_a_head_that_no_checkpoint_has_stays_refused_under_an_adapter(folder: Pa
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="has no language-model head"):
         loaded(tmp_path / "body", adapter)
+
+
+def test_an_adapter_is_no_model(folder: Path, tmp_path: Path):
+    adapter = saved(folder, tmp_path / "adapter", INSIDE["lora"])
+    AutoTokenizer.from_pretrained(folder).save_pretrained(adapter)
+    shutil.copytree(folder, tmp_path / "both")
+    for path in adapter.glob("adapter_*"):
+        shutil.copy(path, tmp_path / "both")
+    for model in (adapter, tmp_path / "both"):
+        config = ModelConfig(model=str(model), device="cpu")
+        with pytest.raises(ModelError, match="has an adapter beside it"):
+            load_model(config, model_info(config, variant="base"), load_tokenizer(config), ("hidden_states",))

@@ -21,11 +21,12 @@ from transformers.utils.hub import cached_file
 from tracekit.config import ModelConfig
 from tracekit.errors import ModelError
 from tracekit.model.memory import is_out_of_memory
+from tracekit.model.placement import input_device
 from tracekit.model.references import LOAD_ERRORS, Reference, load_error, resolve
 from tracekit.model.traced import probe_tokens, tolerance_of
 from tracekit.records import ModelInfo
 
-__all__ = ["adapter_file", "adapter_name", "stores_embeddings", "with_adapter"]
+__all__ = ["adapter_file", "adapter_name", "may_add_rows", "with_adapter"]
 
 _ADAPTER = "default"
 _MAX_NAMED = 32
@@ -54,9 +55,9 @@ def adapter_file(adapter: Reference, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def stores_embeddings(adapter: Reference) -> bool:
-    """Whether an adapter brings whole weights, among which may be an embedding table of another size."""
-    return any(name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in _stored(adapter))
+def may_add_rows(adapter: Reference, num_rows: int) -> bool:
+    """Whether an adapter brings a matrix that may be an embedding table of more rows than the model's."""
+    return any(value.dim() == 2 and value.shape[0] > num_rows for value in _stored(adapter).values())
 
 
 def with_adapter(
@@ -92,13 +93,17 @@ def _with_adapter(
     num_rows = _rows(model)
     _resize(model, stored, name)
     wrapped = _wrapped(model, reference, stored, name)
-    ids = _probe(settings, tokenizer, num_rows, _rows(wrapped.get_base_model()), model.device)
+    ids = _probe(settings, tokenizer, num_rows, _rows(wrapped.get_base_model()), input_device(model))
     seen = _Seen.of(wrapped, ids, run, name)
     _check_effect(wrapped, seen, name)
+    inner = wrapped.get_base_model()
+    try:
+        is_inside = seen.agrees(run(inner, ids), _MAX_SHARE * seen.effect)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _works_outside(name) from error
+    if not is_inside:
+        raise _works_outside(name)
     if not config.merge_adapter:
-        inner = wrapped.get_base_model()
-        if not seen.agrees(run(inner, ids), _MAX_SHARE * seen.effect):
-            raise _works_outside(name)
         return inner
     merged = _merged(wrapped, name)
     if not seen.agrees(run(merged, ids), tolerance_of(info).max_rel_error * float(seen.active.abs().max())):

@@ -26,7 +26,7 @@ from transformers import (
 
 from tracekit.config import ModelConfig
 from tracekit.errors import ModelError
-from tracekit.model.adapters import adapter_file, adapter_name, stores_embeddings, with_adapter
+from tracekit.model.adapters import adapter_file, adapter_name, may_add_rows, with_adapter
 from tracekit.model.families import OFF_INTERFACE
 from tracekit.model.memory import is_out_of_memory
 from tracekit.model.placement import (
@@ -93,8 +93,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
         raise ModelError(f"{reference.path!r} has no fast tokenizer (tokenizer.json); character offsets need one")
     if adapter is not None and (template := adapter_file(adapter, "chat_template.jinja")) is not None:
         tokenizer.chat_template = template.read_text(encoding="utf-8")
-    is_resized = adapter is not None and stores_embeddings(adapter)
-    note_num_rows(tokenizer, None if is_resized else _vocab_size(_load_config(_weights(config), config)))
+    num_rows = _vocab_size(_load_config(_weights(config), config))
+    is_unsure = adapter is not None and num_rows is not None and may_add_rows(adapter, num_rows)
+    note_num_rows(tokenizer, None if is_unsure else num_rows)
     return tokenizer
 
 
@@ -271,6 +272,8 @@ def _loaded(reference: Reference, settings: Any, config: ModelConfig, info: Mode
                 output_loading_info=True,
                 **(arguments | quantised | placed),
             )
+            if getattr(model, "_hf_peft_config_loaded", False):
+                raise _adapter_beside(reference.path)
             check_loaded(model, info.id, info.quantization, info.dtype)
             if not placed and "device_map" not in quantised:
                 model = model.to(device)
@@ -376,7 +379,16 @@ def _vocab_size(settings: Any) -> int | None:
     return getattr(settings.get_text_config(), "vocab_size", None)
 
 
+def _adapter_beside(name: str) -> ModelError:
+    return ModelError(
+        f"model {name!r} has an adapter beside it (adapter_config.json), which transformers would load unchecked. Give "
+        "the base with --model, and the adapter with --adapter"
+    )
+
+
 def _load_config(reference: Reference, config: ModelConfig) -> Any:
+    if (Path(reference.path) / "adapter_config.json").is_file():
+        raise _adapter_beside(reference.path)
     try:
         return AutoConfig.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
