@@ -12,9 +12,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMultipleChoice
 
-from tests.tiny_checkpoint import CHAT_TEMPLATE, save_tiny_checkpoint
+from tests.tiny_checkpoint import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_tokenizer
 from tracekit.config import ModelConfig
 from tracekit.errors import ModelError
 from tracekit.model.models import load_model, load_tokenizer, model_info
@@ -174,6 +174,50 @@ def test_keys_that_do_not_fit_the_model_are_refused(
     save_file(damage(load_file(path)), path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="adapter"):
         loaded(folder, adapter)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        *(("adapter_config.json", data) for data in (b"", b"[]", b"null", b"{}", b'{"peft_type": "MAGIC"}', b"\xff")),
+        ("adapter_config.json", b'{"peft_type": "LORA", "r": "x"}'),
+        ("adapter_config.json", b'{"peft_type": "LORA", "target_modules": 5, "r": 2}'),
+        *(("adapter_model.safetensors", data) for data in (b"", b"x" * 99, b"\xff" * 99)),
+        *(("adapter_model.bin", data) for data in (b"", b"x" * 99, b"\x80\x04cos\nsystem\n.", b"PK\x03\x04")),
+    ],
+)
+def test_files_that_are_no_adapter_are_refused(name: str, data: bytes, folder: Path, tmp_path: Path):
+    adapter = saved(folder, tmp_path / "adapter", INSIDE["lora"])
+    if name == "adapter_model.bin":
+        (adapter / "adapter_model.safetensors").unlink()
+    (adapter / name).write_bytes(data)
+    with pytest.raises(ModelError, match="adapter"):
+        loaded(folder, adapter)
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"quantize": "int8"}, {"quantize": "nf4"}], ids=str)
+def test_an_adapter_works_beside_other_weights(settings: dict[str, str], folder: Path, tmp_path: Path):
+    adapter = saved(folder, tmp_path / "adapter", INSIDE["lora"])
+    assert loaded(folder, adapter, **settings).num_layers == 2
+
+
+def test_an_adapter_of_an_encoder_is_active_in_it(tmp_path: Path):
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = BertForMultipleChoice(BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
+    model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    wrapped = get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    config = ModelConfig(model=str(tmp_path / "bert"), device="cpu", adapter=str(tmp_path / "adapter"))
+    info = model_info(config, variant="base")
+    traced = load_model(config, info, load_tokenizer(config), ("hidden_states",), loads="choices")
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        expected = wrapped.eval()(input_ids=ids[:, None]).logits
+        torch.testing.assert_close(traced.run(ids).logits, expected)
 
 
 def test_keys_that_do_not_fit_are_named(folder: Path, tmp_path: Path):

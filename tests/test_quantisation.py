@@ -168,6 +168,16 @@ def test_an_unknown_method_is_refused(settings: dict[str, Any], folder: Path, tm
         info_of(declared(folder, tmp_path / "stored", settings))
 
 
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "settings",
+    [[1], "int8", 5, {"quant_method": []}, {"load_in_8bit": True, "llm_int8_threshold": "x"}, {"load_in_8bit": "x"}],
+)
+def test_a_malformed_quantisation_is_refused(settings: Any, folder: Path, tmp_path: Path):
+    with pytest.raises(ModelError):
+        info_of(declared(folder, tmp_path / "stored", settings))
+
+
 def test_a_quantised_checkpoint_is_not_quantised_again(folder: Path, tmp_path: Path):
     target = stored(folder, tmp_path / "stored", INT8)
     with pytest.raises(ConfigError, match=r"--quantize nf4: .*'stored' is quantised already \(int8\(threshold=6\)\)"):

@@ -56,8 +56,8 @@ class ModelConfig(_Part, frozen=True, kw_only=True):
     model_path: str | None = None
     """Fine-tuned checkpoint of the model: its weights are used, and its tokenizer where it has one."""
     adapter: str | None = None
-    """Adapter of peft (LoRA, DoRA, IA3, ...): local folder or Hub id (`@revision` allowed). Its tokenizer, chat template
-    and embedding rows are used where it has them."""
+    """Adapter of peft (LoRA, DoRA, IA3, ...): local folder or Hub id (`@revision` allowed). Its tokenizer, chat
+    template and embedding rows are used where it has them."""
     merge_adapter: bool = False
     """Add the adapter's weights to the model's own instead of running it beside them."""
     quantize: Literal["none", "int8", "nf4"] = "none"

@@ -134,7 +134,7 @@ class _Seen(NamedTuple):
             active, again = run(wrapped, ids), run(wrapped, ids)
             with wrapped.disable_adapter():
                 bare = run(wrapped, ids)
-        except (*LOAD_ERRORS, AttributeError) as error:
+        except LOAD_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             raise ModelError(
@@ -162,7 +162,9 @@ def _stored(adapter: Reference) -> Mapping[str, Tensor]:
     from peft.utils import load_peft_weights
 
     try:
-        return load_peft_weights(adapter.path, device="cpu", **adapter.arguments)
+        with warnings.catch_warnings():  # torch's, of the form of a pickle
+            warnings.simplefilter("ignore")
+            return load_peft_weights(adapter.path, device="cpu", **adapter.arguments)
     except LOAD_ERRORS as error:
         raise load_error("adapter", adapter.path, error) from error
 
@@ -305,7 +307,7 @@ def _merged(wrapped: Any, name: str) -> Any:
     try:
         _untie(wrapped.get_base_model())
         return wrapped.merge_and_unload()
-    except (*LOAD_ERRORS, AttributeError) as error:
+    except LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(

@@ -19,7 +19,7 @@ from transformers import BitsAndBytesConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
 
 from tracekit.config import ModelConfig
-from tracekit.errors import ConfigError, ModelError
+from tracekit.errors import ConfigError, ModelError, TracekitError
 from tracekit.model.gguf_file import gguf_type
 from tracekit.model.references import LOAD_ERRORS, Reference
 
@@ -40,9 +40,14 @@ def quantization_of(reference: Reference, settings: Any, config: ModelConfig, dt
 
     Raises:
         ConfigError: `--quantize` or `--merge-adapter`, and the checkpoint is quantised already.
-        ModelError: transformers does not know the method, or lacks a package for it.
+        ModelError: transformers does not know the method, or lacks a package for it; or what is stored is malformed.
     """
-    stored = _stored_name(reference, settings, dtype)
+    try:
+        stored = _stored_name(reference, settings, dtype)
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, TracekitError):
+            raise
+        raise ModelError(f"{reference.id}: quantization_config in its config.json is malformed: {error}") from error
     if stored is not None and config.quantize != "none":
         raise ConfigError(
             f"--quantize {config.quantize}: the checkpoint {reference.id!r} is quantised already ({stored}). Load it "

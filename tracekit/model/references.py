@@ -8,6 +8,7 @@ demo                           SmolLM2-135M-Instruct from its PyPI package
 
 import hashlib
 import json
+import pickle
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ __all__ = ["LOAD_ERRORS", "Reference", "load_error", "resolve"]
 
 LOAD_ERRORS = (
     *(OSError, ValueError, LookupError, ImportError, RuntimeError, MemoryError),
-    *(TypeError, AssertionError, struct.error, SafetensorError),
+    *(TypeError, AttributeError, AssertionError, EOFError, pickle.UnpicklingError, struct.error, SafetensorError),
 )
 """What transformers, peft and the readers of their files raise for a checkpoint that is missing, damaged or unknown."""
 

@@ -8,6 +8,7 @@ import torch
 from tracekit.errors import ModelError
 from tracekit.model.anatomy import Anatomy, ResidRule, examine, find_resid_rule
 from tracekit.model.placement import devices_of, input_device, is_offloaded
+from tracekit.model.vocabulary import without_row
 from tracekit.records import ModelInfo
 
 __all__ = ["Head", "Loads", "SiteLayout", "Tolerance", "TracedModel", "is_quantized", "probe_tokens", "tolerance_of"]
@@ -105,10 +106,7 @@ class TracedModel:
         Without a mask all tokens are real. Tensors among the further arguments are rows (B, T) as well.
         """
         if (wrong := int(input_ids.max())) >= self.num_rows:
-            raise ModelError(
-                f"{self.info.id}: token id {wrong} has no row in the embedding table of {self.num_rows}; the tokenizer "
-                "has tokens that this model was not trained with"
-            )
+            raise ModelError(f"{self.info.id}: {without_row(self.tokenizer, wrong, self.num_rows)}")
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **arguments}
         if attention_mask is None:
             inputs["attention_mask"] = torch.ones_like(input_ids)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tracekit.errors import ConfigError
 
-__all__ = ["check_rows", "missing_rows", "note_num_rows", "token_strings"]
+__all__ = ["check_rows", "missing_rows", "note_num_rows", "token_strings", "without_row"]
 
 _NOTE = "tracekit_num_rows"
 _MAX_SHOWN = 5
@@ -27,13 +27,18 @@ def check_rows(tokenizer: Any, token_ids: Sequence[int]) -> None:
         ConfigError: one has none; the message names it.
     """
     num_rows = getattr(tokenizer, _NOTE, None)
-    if num_rows is None or (wrong := max(token_ids, default=0)) < num_rows:
-        return
-    name = next((token for token, i in tokenizer.get_vocab().items() if i == wrong), None)
+    if num_rows is not None and (wrong := max(token_ids, default=0)) >= num_rows:
+        raise ConfigError(without_row(tokenizer, wrong, num_rows))
+
+
+def without_row(tokenizer: Any, token_id: int, num_rows: int) -> str:
+    """What to say of a token that has no row in a table of so many."""
+    known = {} if tokenizer is None else tokenizer.get_vocab()
+    name = next((token for token, i in known.items() if i == token_id), None)
     if name is None:
-        raise ConfigError(f"token id {wrong} is not in the vocabulary: the model's embedding table has {num_rows} rows")
-    raise ConfigError(
-        f"the prompt holds the token {name!r} (id {wrong}), and the model's embedding table has {num_rows} rows: the "
+        return f"token id {token_id} is not in the vocabulary: the model's embedding table has {num_rows} rows"
+    return (
+        f"the text holds the token {name!r} (id {token_id}), and the model's embedding table has {num_rows} rows: the "
         "model was not trained with this token. Leave the token out, or give the checkpoint that has a row for it"
     )
 
