@@ -59,10 +59,10 @@ OUTSIDE: dict[str, Callable[[], Any]] = {
     "PREFIX_TUNING": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3, **COMMON),
     "P_TUNING": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8, **COMMON),
     "CPT": lambda: peft.CPTConfig(cpt_token_ids=[3, 4], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 1], **COMMON),
-    "LORA": lambda: peft.LoraConfig(r=2, alora_invocation_tokens=[7, 9], **TARGETED),
+    "LORA, activated": lambda: peft.LoraConfig(r=2, alora_invocation_tokens=[7, 9], **TARGETED),
     "POLY": lambda: peft.PolyConfig(r=2, n_tasks=2, n_skills=2, n_splits=1, **TARGETED),
 }
-"""Kinds that work in peft's wrapper: its forward, its prompt, or further arguments of it. LORA is an activated one."""
+"""Kinds that work in peft's wrapper: its forward, its prompt, or further arguments of it."""
 
 
 @pytest.fixture(scope="module")

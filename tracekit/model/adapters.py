@@ -86,7 +86,8 @@ def _with_adapter(
     except LOAD_ERRORS as error:
         raise load_error("adapter", config.adapter, error) from error
     kind = getattr(settings.peft_type, "value", str(settings.peft_type))
-    name = f"adapter {config.adapter!r} ({kind})"
+    is_activated = bool(getattr(settings, "alora_invocation_tokens", None))
+    name = f"adapter {config.adapter!r} ({kind}{', activated' * is_activated})"
     if settings.is_prompt_learning:
         raise _works_outside(name)
     stored = _stored(reference)
