@@ -660,9 +660,7 @@ def test_stacks_of_choices_know_no_answer(choices: TraceStore, tokens: str) -> N
 def test_samples_with_and_without_choices_do_not_go_together(tmp_path: Path) -> None:
     plain = make_sample("000000", sites=("hidden_states",))
     one = make_choices("000001", sites=("hidden_states",))
-    plain = plain._replace(
-        record=msgspec.structs.replace(one.record, key="000000", tensors=plain.record.tensors)
-    )
+    plain = plain._replace(record=msgspec.structs.replace(one.record, key="000000", tensors=plain.record.tensors))
     write_dataset(tmp_path, {"train-00000": [plain, one]}, config="csqa_mcq")
     with pytest.raises(DatasetError, match="cannot stack hidden_states of sample '000000', which has no choices, with"):
         TraceStore(tmp_path).stack("hidden_states", layer=0)

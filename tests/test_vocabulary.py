@@ -19,7 +19,7 @@ from tracekit.model.answers import token_offsets
 from tracekit.model.generation import GenerationConfig, answer_deterministically
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.prompts import Prompter
-from tracekit.model.vocabulary import check_rows, missing_rows, note_num_rows, token_strings
+from tracekit.model.vocabulary import check_rows, note_num_rows, say_missing_rows, token_strings
 from tracekit.read.verifier import verify
 from tracekit.run.runner import execute
 
@@ -152,9 +152,10 @@ def test_tokens_without_a_row_are_said_on_loading(short: Path, capsys: pytest.Ca
     assert f"'[PAD]' ({NUM_TOKENS})" in capsys.readouterr().err
 
 
-def test_equal_sizes_are_nothing_to_say():
+def test_equal_sizes_are_nothing_to_say(capsys: pytest.CaptureFixture[str]):
     tokenizer = tiny_tokenizer()
-    assert missing_rows(tokenizer, NUM_TOKENS) is None
+    say_missing_rows(tokenizer, NUM_TOKENS)
+    assert not capsys.readouterr().err
     note_num_rows(tokenizer, NUM_TOKENS)
     check_rows(tokenizer, [0, NUM_TOKENS - 1])
     check_rows(tokenizer, [])

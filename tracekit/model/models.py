@@ -45,9 +45,8 @@ from tracekit.model.quantisation import (
 )
 from tracekit.model.references import LOAD_ERRORS, Reference, load_error, resolve
 from tracekit.model.traced import Head, Loads, TracedModel
-from tracekit.model.vocabulary import missing_rows, note_num_rows
+from tracekit.model.vocabulary import note_num_rows, say_missing_rows
 from tracekit.records import ModelInfo
-from tracekit.talk import say
 
 __all__ = [
     "is_head_fresh",
@@ -196,12 +195,13 @@ def _proven(
     model, missing = loaded
     if config.adapter:
         model, missing = _adapted(loaded, config, info, tokenizer, head)
-    if tokenizer is not None and (what := _note_vocabulary(model, tokenizer)):
-        say(what)
-    if head == "lm":
-        _clean_generation_config(model, tokenizer)
     with watch_offloaded(model, info.id):
         traced = TracedModel(model, tokenizer, info, is_row_coupled=is_row_coupled(model), head=head)
+        if tokenizer is not None:
+            note_num_rows(tokenizer, traced.num_rows)
+            say_missing_rows(tokenizer, traced.num_rows)
+        if head == "lm":
+            _clean_generation_config(model, tokenizer)
         traced.is_head_fresh = is_head_fresh(model, traced.anatomy.inner, missing, info.id)
         _check_head(settings, info, head, traced.is_head_fresh, config)
         prove(traced, sites)
@@ -229,13 +229,6 @@ def _adapted(loaded: "_Loaded", config: ModelConfig, info: ModelInfo, tokenizer:
     named = model.named_parameters(remove_duplicate=False)
     missing = [path for path, weight in named if id(weight) in drawn and ".original_module." not in path]
     return _Loaded(model, missing)
-
-
-def _note_vocabulary(model: Any, tokenizer: Any) -> str | None:
-    """Have the tokenizer know the loaded model's rows; what to say of tokens that have none."""
-    num_rows = model.get_input_embeddings().weight.shape[0]
-    note_num_rows(tokenizer, num_rows)
-    return missing_rows(tokenizer, num_rows)
 
 
 class _Loaded(NamedTuple):

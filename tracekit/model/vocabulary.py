@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tracekit.errors import ConfigError
+from tracekit.talk import say
 
-__all__ = ["check_rows", "missing_rows", "note_num_rows", "token_strings", "without_row"]
+__all__ = ["check_rows", "note_num_rows", "say_missing_rows", "token_strings", "without_row"]
 
 _NOTE = "tracekit_num_rows"
 _MAX_SHOWN = 5
@@ -48,13 +49,13 @@ def token_strings(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
     return [token or "" for token in tokenizer.convert_ids_to_tokens(list(token_ids))]
 
 
-def missing_rows(tokenizer: Any, num_rows: int) -> str | None:
-    """What to say of tokens that have no row; None where all have one."""
+def say_missing_rows(tokenizer: Any, num_rows: int) -> None:
+    """Name the tokens that have no row, if there are any."""
     rowless = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= num_rows)
     if not rowless:
-        return None
+        return
     shown = ", ".join(f"{token!r} ({i})" for i, token in rowless[:_MAX_SHOWN]) + ", ..." * (len(rowless) > _MAX_SHOWN)
-    return (
+    say(
         f"the model's embedding table has {num_rows} rows, and the tokenizer has {len(rowless)} token(s) past them: "
         f"{shown}. A prompt that holds one is refused"
     )
