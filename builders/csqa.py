@@ -32,6 +32,7 @@ from tracekit.model.continuations import answer_joint, continuation_ids, score_c
 from tracekit.model.models import max_positions
 from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
 from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import token_strings
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaRecord
 from tracekit.run.replay import scored_of
 from tracekit.run.task import Place, Sample, Task
@@ -212,7 +213,7 @@ class CsqaTask(Task[CsqaQuestion]):
             input_sha256=sha256_text(example.question),
             template_sha256=prompt.template_sha256,
             token_ids=prompt.token_ids,
-            tokens=self._tokenizer.convert_ids_to_tokens(prompt.token_ids),
+            tokens=token_strings(self._tokenizer, prompt.token_ids),
             token_offsets=prompt.offsets,
             prompt_length=len(prompt.token_ids),
             spans=prompt.spans,

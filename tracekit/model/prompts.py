@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tracekit.config import PromptConfig, template_kwargs
 from tracekit.errors import ConfigError, SourceError
+from tracekit.model.vocabulary import check_rows
 from tracekit.records import Span
 
 __all__ = ["Exchange", "Prompt", "Prompter", "draw_shots", "is_surely_longer", "sha256_text", "tokens_of", "with_bos"]
@@ -62,7 +63,8 @@ class Prompter:
     """Renders and tokenises prompts for one tokenizer and one configuration.
 
     Raises:
-        ConfigError: the chat template cannot be read or does not render, or is not what the form of prompts wants.
+        ConfigError: the chat template cannot be read or does not render, or is not what the form of prompts wants; or a
+            prompt holds a token that has no row in the model's embedding table.
     """
 
     def __init__(self, tokenizer: Any, config: PromptConfig, *, default_system: str) -> None:
@@ -260,7 +262,9 @@ class Prompter:
         eos = self._tokenizer.eos_token_id
         if is_plain and ids and eos is not None and ids[-1] == eos and not text.endswith(self._tokenizer.eos_token):
             ids, offsets = ids[:-1], offsets[:-1]  # tokenizers that close every text: the answer comes here
-        return with_bos(self._tokenizer, ids, offsets, self._config.bos)
+        ids, offsets = with_bos(self._tokenizer, ids, offsets, self._config.bos)
+        check_rows(self._tokenizer, ids)
+        return ids, offsets
 
 
 def _spans(
