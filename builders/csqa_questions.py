@@ -32,6 +32,7 @@ __all__ = [
     "cut_to_fit",
     "encode_choices",
     "parse_row",
+    "with_options",
 ]
 
 SOURCE = HubSource("tau/commonsense_qa", None)
@@ -101,6 +102,11 @@ def parse_row(row: Row) -> CsqaQuestion:
         choices=choices,
         label_idx=_label_idx(data.get("answerKey"), [choice.label for choice in choices]),
     )
+
+
+def with_options(question: str, choices: Sequence[Choice]) -> str:
+    """A question and its options, a line each, as a language model is asked."""
+    return "\n".join([question, *(f"{choice.label}. {choice.text}" for choice in choices)])
 
 
 def _choices(value: Any, data: dict[str, Any]) -> list[Choice]:

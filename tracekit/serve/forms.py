@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from tracekit.model.messages import MessageError, MessageForm, conversation
 from tracekit.records import Message
 
 __all__ = ["Asked", "RequestError", "parse_chat", "parse_completion"]
@@ -129,17 +130,6 @@ class Asked(NamedTuple):
     is_logged: bool
 
 
-class _Part(msgspec.Struct, frozen=True):
-    type: str
-    text: str | None = None
-
-
-class _MessageForm(msgspec.Struct, frozen=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part] | None = None
-    tool_calls: list[Any] | None = None
-
-
 class _StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
@@ -167,7 +157,7 @@ class _Form(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _ChatForm(_Form, frozen=True, kw_only=True):
-    messages: Annotated[list[_MessageForm], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[MessageForm], msgspec.Meta(min_length=1)]
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
@@ -190,7 +180,7 @@ def parse_chat(body: bytes) -> Asked:
     param = "max_tokens" if form.max_completion_tokens is None else "max_completion_tokens"
     return Asked(
         endpoint="chat",
-        messages=[_message(one, i) for i, one in enumerate(form.messages)],
+        messages=_messages(form.messages),
         prompts=[],
         max_new_tokens=form.max_completion_tokens or form.max_tokens,
         max_tokens_param=param,
@@ -269,18 +259,8 @@ def _prompts(given: str | list[Any]) -> list[str | list[int]]:
     return [given] if kinds == {int} else given
 
 
-def _message(form: _MessageForm, number: int) -> Message:
-    if form.tool_calls:
-        param = f"messages[{number}].tool_calls"
-        raise RequestError("calls of tools are not supported here", param=param, code="unsupported_parameter")
-    content = form.content or ""
-    if isinstance(content, list):
-        for part in content:
-            if part.type != "text" or part.text is None:
-                raise RequestError(
-                    f"content of type {part.type!r} is not supported here; expected parts of type 'text', with `text`",
-                    param=f"messages[{number}].content",
-                    code="unsupported_parameter",
-                )
-        content = "\n".join(part.text or "" for part in content)
-    return Message(role="system" if form.role == "developer" else form.role, content=content)
+def _messages(forms: list[MessageForm]) -> list[Message]:
+    try:
+        return conversation(forms)
+    except MessageError as error:
+        raise RequestError(error.message, param=error.field, code="unsupported_parameter") from error
