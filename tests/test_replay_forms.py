@@ -18,7 +18,8 @@ from tracekit.records import ReplayRecord, Span
 from tracekit.run.runner import execute
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-TAIL = "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{{ opened }}{% endif %}"
+ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n{{ opened }}{% endif %}"
+TAIL = "{{ m.content }}<|im_end|>\n{% endfor %}" + ASKS
 THINKING = HEAD + (
     "{% if m.role == 'assistant' and m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
 )
