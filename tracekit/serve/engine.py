@@ -166,9 +166,11 @@ class Engine:
         }
         told = [f"{name} {value}" for name, value in numbers.items() if value is not None]
         try:
+            self._dataset.check_place()  # or the folder would be made again
             append_line(self._layout.log, json.dumps(line))
-        except OSError as error:  # the dataset does not need it: a request is answered, or refused, all the same
-            told.append(f"not in {self._layout.log.name}: {os.strerror(error.errno or 0)}")
+        except (OSError, DatasetError) as error:  # no sample needs it: a request is answered, or refused, all the same
+            why = "the folder is gone" if isinstance(error, DatasetError) else os.strerror(error.errno or 0)
+            told.append(f"not in {self._layout.log.name}: {why}")
         more = ", ".join(told)
         say(f"{status} {line['endpoint'] or 'refused'}{f' ({more})' if told else ''}")
 
