@@ -4,17 +4,19 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from builders.answers import parse_row
 from builders.replay import ReplayBuilder, ReplayConfig, ReplayTask
 from builders.sources import Row
+from tests.serving_for_tests import ask, serving
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit import TraceStore, verify
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import SourceError
-from tracekit.records import ReplayRecord, Span
+from tracekit.records import ReplayRecord, ServeRecord, Span
 from tracekit.run.runner import execute
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -435,3 +437,25 @@ def test_records_hold_ids_spans_and_the_end_of_each_form(made: Made, tmp_path: P
             ]
         else:
             assert spans == [Span(name="answer", start=begin, stop=begin + len(ids))]
+
+
+def test_what_the_server_logged_is_replayed_token_by_token(made: Made, tmp_path: Path):
+    with serving(tmp_path / "served", made.folder) as server:
+        whole = ask(server.url, max_tokens=24).json()["choices"][0]["message"]["content"]
+        for stop in (None, whole[3:5]):
+            assert ask(server.url, max_tokens=24, stop=stop).status_code == 200
+    table = next((tmp_path / "served").rglob("records/**/*.parquet"))
+    lines = tmp_path / "rows.jsonl"
+    with TraceStore(str(tmp_path / "served")) as store:
+        served = [sample.record for sample in store]
+    lines.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in served))
+    for source in (lines, table):
+        config = ReplayConfig(model=ModelConfig(model=str(made.folder)), source=SourceConfig(source=str(source)))
+        examples, _ = ReplayBuilder().examples(config)
+        task = ReplayBuilder().open(config, made.tokenizer, examples)
+        for example, record in zip(examples, served, strict=True):
+            assert isinstance(record, ServeRecord)
+            assert task._answers[example.index].token_ids == record.generated_token_ids
+            assert task._prompts[example.index].token_ids == record.token_ids[: record.prompt_length]
+            assert task._answers[example.index].eos_included == record.eos_included
+            assert (example.stop, example.example_id) == (record.stop_string, record.key)
