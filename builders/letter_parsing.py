@@ -49,14 +49,13 @@ _BETWEEN = (
     r"|(?<![A-Za-z])(?i:is|must be|ist|es|est|è|é)(?![A-Za-z])){0,40}?"
 )
 """What stands between a word for the answer and its letter: signs of emphasis and quotes, a verb, a colon or a dash."""
+_ALONE = r"([A-Za-z])(?![A-Za-z0-9])(?![-'’./*]\w|[+#])"
 _STATED = (
     *(
-        re.compile(
-            rf"(?<![A-Za-z])(?i:{words})(?![A-Za-z]){_BETWEEN}{_OPENING}(?<![A-Za-z])([A-Za-z])(?![A-Za-z0-9])(?![-'’./*]\w|[+#])"
-        )
+        re.compile(rf"(?<![A-Za-z])(?i:{words})(?![A-Za-z]){_BETWEEN}{_OPENING}(?<![A-Za-z]){_ALONE}")
         for words in (_ANSWER_WORDS, "option|choice|letter|range")
     ),
-    re.compile(rf"\\boxed\{{{_OPENING}([A-Za-z])(?![A-Za-z0-9])(?![-'’./*]\w|[+#])"),
+    re.compile(rf"\\boxed\{{{_OPENING}{_ALONE}"),
 )
 _ANOTHER = re.compile(
     r"(?:(?:\s*(?:,|/|&|and\b|or\b))+|\s*\n(?=\W*\w\W*(?:\n|$)))"
@@ -93,6 +92,11 @@ _SAID_OF = re.compile(
 """What an explanation says of other options."""
 _NEGATED = re.compile(r"\b(?:not|neither|nor|than)\s+[A-Z](?:(?:\s*,|\s+(?:or|and|nor)\b)+\s*[A-Z])*(?![A-Za-z])")
 _CONTRAST = re.compile(r"\b(?i:but|however|although|though|yet|whereas|except)\b")
+_OF_OTHERS = re.compile(
+    r"\b(?i:some|many|most|people|others|they|you|one (?:might|may|could|would)|if|not|never|wrong\w*|mistaken\w*"
+    r"|choose|pick|select|tempt\w*|could|might|may|would)\b|n['’]t\b"
+)
+"""A conclusion that may be somebody else's, or none."""
 _TAKEN_BACK = re.compile(
     r"\W*(?i:wrong|incorrect|false|nope|never mind|scratch that|not (?:right|correct|quite|it|this))\W*(?:$|[.!;\n])"
 )
@@ -216,6 +220,9 @@ def _concluded(letter: str, rest: str, options: Mapping[str, str]) -> "re.Match[
     """Where something is said of an option, and in contrast to it another is concluded at the end: that one."""
     if _ASSERTED.match(rest) is None or (contrast := _CONTRAST.search(rest)) is None:
         return None
+    is_chosen = re.search(r"\b(?i:right|correct|best|answer|choice)\b", rest[: contrast.start()])
+    if is_chosen or _OF_OTHERS.search(rest, contrast.end()):
+        return None
     standing = set(re.findall(r"(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9'’+#-])", rest)) & options.keys() - {letter}
     matches = [*_CONCLUDED.finditer(rest, contrast.end()), *_statements(rest, 0, options)]
     last = next((match for match in matches if not re.search(r"\w", rest[match.end() :])), None)
@@ -238,6 +245,10 @@ def _in_json(text: str, options: Mapping[str, str]) -> Named | None:
         failures = [one.failure for one in named.values() if one.failure]
         return Named(None, 0, failures[0] if failures else "JSON that gives no answer, or several")
     value, found = next(iter(named.items()))
+    told = [one for one in data.values() if isinstance(one, str) and one not in named]
+    other = next((same[0] for one in told if (same := _same(one, options)) and found.letter not in same), None)
+    if other is not None:
+        return Named(None, 0, f"the letter {found.letter}, but the text of {other}")
     place = text.rfind(json.dumps(value, ensure_ascii=False))
     return found._replace(start=max(place + 1, 0) + found.start)
 
