@@ -496,6 +496,49 @@ def test_no_question_is_on_both_sides_of_a_split(tmp_path: Path) -> None:
     assert len(store.split(test_size=0.001).test) == 3
 
 
+@pytest.mark.parametrize("test_size", [0.05, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_stratified_split_has_every_class_on_both_sides_in_its_share(tmp_path: Path, test_size: float, seed: int):
+    is_right = {f"q{i}": i % 8 == 0 for i in range(40)}
+    samples = [make_sample(f"{i:06d}", sites=(), question_id=f"q{i // 2}") for i in range(80)]
+    judged = [
+        one._replace(record=msgspec.structs.replace(one.record, is_correct=is_right[one.record.question_id]))
+        for one in samples
+    ]
+    write_dataset(tmp_path, {"train-00000": judged})
+    store = TraceStore(tmp_path)
+    sides = store.split(test_size=test_size, stratify="is_correct", seed=seed)
+    questions = [{store.record(key).question_id for key in side} for side in sides]
+    assert not questions[0] & questions[1]
+    assert questions[0] | questions[1] == is_right.keys()
+    for verdict, num in ((True, 5), (False, 35)):
+        expected = min(max(round(test_size * num), 1), num - 1)
+        assert sum(is_right[question] == verdict for question in questions[1]) == expected
+    assert TraceStore(tmp_path).split(test_size=test_size, stratify="is_correct", seed=seed) == sides
+
+
+def test_a_question_of_both_classes_is_a_class_of_its_own(tmp_path: Path):
+    samples = [make_sample(f"{i:06d}", sites=(), question_id=f"q{i // 2}") for i in range(10)]
+    right = [True, True, True, True, False, False, False, False, True, False]
+    judged = [
+        one._replace(record=msgspec.structs.replace(one.record, is_correct=is_right))
+        for one, is_right in zip(samples, right, strict=True)
+    ]
+    write_dataset(tmp_path, {"train-00000": judged})
+    train, test = TraceStore(tmp_path).split(test_size=0.5, stratify="is_correct")
+    assert {"000008", "000009"} <= set(train)
+    assert {right[int(key)] for key in test} == {True, False}
+
+
+def test_a_split_is_stratified_by_a_column_of_few_values_alone(store: TraceStore) -> None:
+    with pytest.raises(ConfigError, match="cannot stratify by 'topic', expected a column of plain values"):
+        store.split(stratify="topic")
+    with pytest.raises(ConfigError, match="cannot stratify by 'seed': all 4 samples have the same value"):
+        store.split(stratify="seed")
+    with pytest.raises(ConfigError, match=r"cannot stratify by 'key': only question_id '.*' has the value '0000"):
+        store.split(stratify="key")
+
+
 def test_a_split_by_nothing_is_refused(store: TraceStore) -> None:
     with pytest.raises(
         ConfigError, match="cannot split by 'topic', expected a column of plain values: task, schema_ver"
@@ -617,7 +660,9 @@ def test_stacks_of_choices_know_no_answer(choices: TraceStore, tokens: str) -> N
 def test_samples_with_and_without_choices_do_not_go_together(tmp_path: Path) -> None:
     plain = make_sample("000000", sites=("hidden_states",))
     one = make_choices("000001", sites=("hidden_states",))
-    plain = plain._replace(record=msgspec.structs.replace(one.record, key="000000", tensors=plain.record.tensors))
+    plain = plain._replace(
+        record=msgspec.structs.replace(one.record, key="000000", tensors=plain.record.tensors)
+    )
     write_dataset(tmp_path, {"train-00000": [plain, one]}, config="csqa_mcq")
     with pytest.raises(DatasetError, match="cannot stack hidden_states of sample '000000', which has no choices, with"):
         TraceStore(tmp_path).stack("hidden_states", layer=0)

@@ -12,6 +12,8 @@ from builders.trivia_qa import SAMPLE, TriviaQABuilder, parse_row
 from tests.runs_for_tests import hashes, run_trivia, trivia_config
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
+from tracekit.analysis.diff import diff
+from tracekit.analysis.stats import stats
 from tracekit.errors import SourceError
 
 
@@ -199,6 +201,28 @@ def test_sampled_answers_are_traced_where_asked_for(model: Path, tmp_path: Path)
         assert sample.hidden_states().shape == (3, len(record.token_ids), 32)
     train, test = store.split(test_size=0.5)
     assert not {key[:6] for key in train} & {key[:6] for key in test}
+
+
+def test_metrics_are_of_the_deterministic_answers(model: Path, tmp_path: Path):
+    source, rule = {"limit": 4}, {"correctness": "alias_in_answer"}
+    alone = run_trivia(tmp_path / "alone", model, source=source, **rule)
+    drawn = {"num_samples": 4, "trace_samples": True, "temperature": 3.0}
+    beside = run_trivia(tmp_path / "beside", model, source=source, generation=drawn, **rule)
+    assert alone.manifest is not None
+    assert beside.manifest is not None
+    assert beside.manifest.splits[0].num_samples == 16
+    assert beside.manifest.metrics == alone.manifest.metrics
+    assert beside.manifest.figures.entropy_wrong == alone.manifest.figures.entropy_wrong
+    before, after = (stats(tmp_path / name)[0] for name in ("alone", "beside"))
+    assert (before.num_extra, after.num_extra) == (0, 12)
+    assert (after.accuracy, after.num_judged, after.means) == (before.accuracy, 4, before.means)
+    (compared,) = diff(tmp_path / "alone", tmp_path / "beside").configs
+    assert "12 drawn answers of b are left out; compare them with --where-b sample_index=1" in compared.notes
+    assert (compared.num_common, compared.num_only_b) == (4, 0)
+    (of_drawn,) = diff(
+        tmp_path / "beside", tmp_path / "beside", where_a=["sample_index=1"], where_b=["sample_index=1"]
+    ).configs
+    assert of_drawn.num_common == 4
 
 
 def test_solved_examples_are_drawn_by_seed_and_never_the_question_itself(model: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ shards and stay valid after `close`. Nothing here imports torch, and nothing kno
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -352,29 +353,57 @@ class TraceStore(Accessors):
         for entry in {find_place(row, "attentions", layer).entry for layer in layers}:
             yield from (one for one, _ in self._kept_ranges(row, stored, entry))
 
-    def split(self, *, test_size: float = 0.2, by: str = "question_id", seed: int = 0) -> Split:
+    def split(
+        self, *, test_size: float = 0.2, by: str = "question_id", stratify: str | None = None, seed: int = 0
+    ) -> Split:
         """Keys of a train and a test set; samples with the same value in column `by` are on the same side.
 
         The values are ordered by a hash of seed and value, and the first `test_size` of them (at least one, not all)
-        are the test set: the same on every machine, and nearly the same after shards were added.
+        are the test set: the same on every machine, and nearly the same after shards were added. With `stratify`,
+        this is done for each value of that column alone, so that both sides have it in the same share; a question
+        whose samples differ in it is a class of its own.
 
         Raises:
-            ConfigError: no such column or one of lists, a test_size that is not between 0 and 1, or a single value.
+            ConfigError: no such column or one of lists, a test_size that is not between 0 and 1, a single value, or
+                one of `stratify` that a single value of `by` has.
         """
         if not 0 < test_size < 1:
             raise ConfigError(f"test_size is {test_size}, expected more than 0 and less than 1")
-        plain = [field.name for field in self._rows.schema if not pa.types.is_nested(field.type)]
-        if by not in plain:
-            raise ConfigError(f"cannot split by {by!r}, expected a column of plain values: {', '.join(plain)}")
-        values = self._rows.table([by])[by].to_pylist()
-        unique = sorted(set(values), key=lambda value: hashlib.sha256(f"{seed}:{value}".encode()).digest())
-        if len(unique) < 2:
-            raise ConfigError(f"cannot split by {by!r}: all {len(values)} samples have the same value, {unique}")
-        test = set(unique[: min(max(round(test_size * len(unique)), 1), len(unique) - 1)])
+        values = self._plain_column(by, "split")
+        classes = self._plain_column(stratify, "stratify") if stratify is not None else [None] * len(values)
+        if len(set(values)) < 2 or (stratify is not None and len(set(classes)) < 2):
+            what, name, same = ("stratify", stratify, classes) if len(set(values)) > 1 else ("split", by, values)
+            raise ConfigError(f"cannot {what} by {name!r}: all {len(values)} samples have the same value, {same[:1]}")
+        classes_of: dict[Any, set[Any]] = defaultdict(set)
+        for value, one in zip(values, classes, strict=True):
+            classes_of[value].add(one)
+        strata: dict[frozenset[Any], list[Any]] = defaultdict(list)
+        for value, found in classes_of.items():
+            strata[frozenset(found)].append(value)
+        test: set[Any] = set()
+        for found, members in strata.items():
+            if len(members) < 2 and len(found) == 1:
+                raise ConfigError(
+                    f"cannot stratify by {stratify!r}: only {by} {members[0]!r} has the value {next(iter(found))!r}; "
+                    "each value needs two, one for each side"
+                )
+            members.sort(key=lambda value: hashlib.sha256(f"{seed}:{value}".encode()).digest())
+            test.update(members[: min(max(round(test_size * len(members)), 1), len(members) - 1)])
         sides: tuple[list[str], list[str]] = ([], [])
         for key, value in zip(self.keys, values, strict=True):
             sides[value in test].append(key)
         return Split(*sides)
+
+    def _plain_column(self, name: str, verb: str) -> list[Any]:
+        """A column of plain values.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        plain = [field.name for field in self._rows.schema if not pa.types.is_nested(field.type)]
+        if name not in plain:
+            raise ConfigError(f"cannot {verb} by {name!r}, expected a column of plain values: {', '.join(plain)}")
+        return self._rows.table([name])[name].to_pylist()
 
     def _stack(self, site: str, keys: list[str], *, layer: int | Sequence[int] | None, tokens: Tokens) -> Stacked:
         """A site of samples; of several layers in the order given."""

@@ -1,6 +1,6 @@
 """What every record has. A contract: `SCHEMA_VERSION` says which."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -89,6 +89,9 @@ class Tallied(NamedTuple):
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid_unknown_fields=True):
     """Fields that every task's record has."""
 
+    DRAWN_ARE_EXTRA: ClassVar[bool] = True
+    """Whether an answer with a `sample_index` above 0 stands beside a deterministic one to the same question."""
+
     schema_version: str
     """Version of this contract."""
     key: str
@@ -141,6 +144,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid
     def task_name(self) -> str:
         """Name of the task, the record's tag."""
         return str(type(self).__struct_config__.tag)
+
+    def is_extra(self) -> bool:
+        """Whether this is a drawn answer beside the deterministic one: metrics are of the deterministic answer."""
+        return self.DRAWN_ARE_EXTRA and self.sample_index > 0
 
     def summary(self) -> Summary:
         """The sample in a few words, for people."""
