@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row
+from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row, with_options
 from builders.sources import read_examples
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, Positive, RunConfig, SourceConfig
@@ -151,8 +151,8 @@ class CsqaTask(Task[CsqaQuestion]):
 
     def _asked(self, example: CsqaQuestion, question: str) -> str:
         """The question and its options; a plain prompt's "Answer:" is the Prompter's, a chat message has its own."""
-        lines = [question, *(f"{choice.label}. {choice.text}" for choice in example.choices)]
-        return "\n".join([*lines, "Answer:"] if self.variant == "chat" else lines)
+        asked = with_options(question, example.choices)
+        return f"{asked}\nAnswer:" if self.variant == "chat" else asked
 
     def _shots(self, example: CsqaQuestion) -> list[Exchange]:
         """Solved examples for one question."""

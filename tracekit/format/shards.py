@@ -35,7 +35,7 @@ from tracekit.errors import (
     ShardLockedError,
 )
 from tracekit.format.checksums import checksums_of
-from tracekit.format.layout import Layout, is_no_space, sync_folder, write_atomic
+from tracekit.format.layout import Layout, is_no_space, is_same_file, sync_folder, write_atomic
 from tracekit.format.manifest import LayerNorms, SampleIndex, Sidecar, Verification, to_bytes
 from tracekit.storage import StorageLoss, added_up
 from tracekit.tensors import Payload, TensorIndex, read_header
@@ -177,6 +177,13 @@ class ShardWriter:
     def num_samples(self) -> int:
         """Samples in the shard so far."""
         return len(self._samples)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the files that are written still have their names: nobody has deleted or replaced them."""
+        return is_same_file(self._file.fileno(), self._partial) and is_same_file(
+            self._journal.fileno(), self._journal_path
+        )
 
     def size(self, asked: int) -> int:
         """Most examples of the next batch that run at once: as the journal says, where it speaks of what is asked for;

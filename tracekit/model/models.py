@@ -49,6 +49,7 @@ from tracekit.model.vocabulary import note_num_rows, say_missing_rows
 from tracekit.records import ModelInfo
 
 __all__ = [
+    "end_token_ids",
     "is_head_fresh",
     "load_model",
     "load_processor",
@@ -149,6 +150,17 @@ def max_positions(config: ModelConfig) -> int | None:
     positions = getattr(settings, "max_position_embeddings", None) or getattr(settings, "max_seq_len", None)
     is_shifted = settings.model_type in _POSITIONS_AFTER_PADDING and positions is not None
     return positions - settings.pad_token_id - 1 if is_shifted else positions
+
+
+def end_token_ids(config: ModelConfig, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer of a model, known before its weights are loaded."""
+    reference = _weights(config)
+    places = {name: value for name, value in reference.arguments.items() if name != "gguf_file"}
+    try:
+        own = GenerationConfig.from_pretrained(reference.path, **places)
+    except OSError:  # it has none of its own: transformers makes one of the model's configuration
+        own = GenerationConfig.from_model_config(_load_config(reference, config))
+    return frozenset(_end_ids(own, tokenizer))
 
 
 def load_model(
@@ -393,13 +405,17 @@ def _load_config(reference: Reference, config: ModelConfig) -> Any:
 def _clean_generation_config(model: Any, tokenizer: Any) -> None:
     """Keep only the special tokens of the checkpoint's generation defaults: what is asked for is what happens."""
     own = model.generation_config
-    eos = own.eos_token_id if own.eos_token_id is not None else []
-    eos_ids = {*(eos if isinstance(eos, list) else [eos])}
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        eos_ids.add(tokenizer.eos_token_id)
+    eos_ids = _end_ids(own, tokenizer)
     num_rows = model.get_input_embeddings().weight.shape[0]
     pad = own.pad_token_id if own.pad_token_id is not None else next(iter(sorted(eos_ids)), 0)
     pad = pad if pad < num_rows else 0  # it is masked, and only needs a row
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=sorted(eos_ids) or None, pad_token_id=pad
     )
+
+
+def _end_ids(own: Any, tokenizer: Any) -> set[int]:
+    """The end tokens of a generation config, and the tokenizer's."""
+    eos = own.eos_token_id if own.eos_token_id is not None else []
+    ids = {*(eos if isinstance(eos, list) else [eos])}
+    return ids if tokenizer is None or tokenizer.eos_token_id is None else ids | {tokenizer.eos_token_id}

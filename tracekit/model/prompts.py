@@ -86,6 +86,11 @@ class Prompter:
         return "base" if self._template is None else "chat"
 
     @property
+    def template(self) -> str | None:
+        """The chat template; None for plain prompts."""
+        return self._template
+
+    @property
     def template_sha256(self) -> str | None:
         """Hash of the chat template; None for a plain prompt."""
         return None if self._template is None else sha256_text(self._template)
@@ -222,19 +227,24 @@ class Prompter:
             messages.append({"role": "user", "content": question})
             messages.append({"role": "assistant", "content": answer})
         messages.pop()
-        text = self._render(messages, add_generation_prompt=True)
-        before = self._render(messages, add_generation_prompt=False)
+        text = self.render(messages, add_generation_prompt=True)
+        before = self.render(messages, add_generation_prompt=False)
         if text.startswith(before):
             return text, len(before)
         question = exchanges[-1].question.strip()
         found = text.rfind(question)
         return text, found + len(question) if found >= 0 else len(text)
 
-    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        assert self._template is not None
+    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        """The text of messages by the chat template, which there has to be.
+
+        Raises:
+            ConfigError: the template does not take them.
+        """
+        assert self._template is not None, "there is no chat template"
         try:
             return self._rendered(
-                self._tokenizer, self._template, messages, add_generation_prompt=add_generation_prompt
+                self._tokenizer, self._template, [*messages], add_generation_prompt=add_generation_prompt
             )
         except _render_errors() as error:
             hint = (
