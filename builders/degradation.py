@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from builders.cells import Cells, Columns
 from builders.degradation_configs import CONFIGS, DegradationConfig, check_grid
 from builders.degradation_prompts import DREAMS, IQ, PICTURE, DegradationPrompt
 from builders.sources import HubSource, Row, read_examples
@@ -46,6 +47,8 @@ from tracekit.talk import say
 __all__ = ["BUILDER", "DamagedPrompt", "DegradationBuilder", "gives", "parse_row"]
 
 _PROMPTS: Mapping[str, Sequence[DegradationPrompt]] = {"dreams": DREAMS, "iq": IQ, "picture": PICTURE}
+COLUMNS: Columns = {"text": ("prompt", "text"), "answer": ("answer",), "id": ("id",), "kind": ("kind",)}
+"""The columns of a file with prompts."""
 _NO_HUB = HubSource("", None)
 _Once: TypeAlias = Literal["group", "damage", "perplexity"]
 """What is done once a group, once a level and repeat, once a level."""
@@ -87,6 +90,11 @@ class DamagedPrompt(Example, frozen=True, kw_only=True):
         """Number of the prompt in its source."""
         return self.row
 
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return self.prompt.text
+
 
 class _Numbered(NamedTuple):
     """A prompt of a file."""
@@ -101,13 +109,12 @@ def parse_row(row: Row) -> _Numbered:
     Raises:
         SourceError: no prompt.
     """
-    text = row.data.get("prompt", row.data.get("text"))
-    if not isinstance(text, str) or not text.strip():
-        raise SourceError(f"no prompt; expected a text in 'prompt', found {text!r}; columns: {', '.join(row.data)}")
-    answer, kind, identity = (row.data.get(name) for name in ("answer", "kind", "id"))
-    name = str(row.index if identity in (None, "") else identity)
-    answer = None if answer in (None, "") else str(answer)
-    return _Numbered(row.index, DegradationPrompt(name, str(kind or "other"), text.strip(), answer))  # pyright: ignore[reportArgumentType]
+    cells = Cells(row, COLUMNS)
+    text = cells.text("text", what="prompt")
+    kind = cells.scalar(*cells.first("kind")) or "other"
+    name, answer = cells.first("answer")
+    answer = cells.scalar(name, cells.structure(name, answer))
+    return _Numbered(row.index, DegradationPrompt(cells.identity(), kind, text.strip(), answer))  # pyright: ignore[reportArgumentType]
 
 
 class DegradationBuilder:
@@ -182,7 +189,7 @@ def _prompts(source: SourceConfig) -> tuple[list[_Numbered], SourceInfo]:
     if source.source not in _PROMPTS:
         if source.source in ("default", "sample"):
             raise SourceError(f"source {source.source!r}; expected {', '.join(_PROMPTS)}, or a file with prompts")
-        found = read_examples(source, default=_NO_HUB, sample=Path(), parse=parse_row)
+        found = read_examples(source, default=_NO_HUB, sample=Path(), columns=COLUMNS, parse=parse_row)
         names = [one.prompt.id for one in found.examples]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise SourceError(

@@ -28,6 +28,7 @@ from transformers import (
 from tracekit.config import GenerationConfig
 from tracekit.model.lengths import groups_within
 from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import check_rows
 from tracekit.records import GenerationSettings
 
 __all__ = [
@@ -292,6 +293,8 @@ def _generate(
     stopping: StoppingCriteriaList | None = None,
 ) -> list[Generated]:
     model: Any = traced.model
+    for prompt in prompts:
+        check_rows(traced.tokenizer, prompt)
     own = model.generation_config
     longest = max(len(prompt) for prompt in prompts)
     pad = own.pad_token_id

@@ -32,7 +32,7 @@ from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
 from tracekit.model.families import NOT_REPEATABLE
 from tracekit.model.hooks import check_attention, eager_attention, record
 from tracekit.model.lengths import rope_parameters
-from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, tolerance_of
+from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, is_quantized, tolerance_of
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
 from tracekit.storage import unpacked
 from tracekit.tensors import TensorSpec, is_companion, positions_of, site_of, unpack_causal
@@ -134,12 +134,15 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
     changed[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
     other = _plain(traced, changed, attentions=False)
     earlier = [hidden[:, :-1] for hidden in (before.hidden_states[-1], other.hidden_states[-1])]
-    is_exact = traced.info.dtype == "float32" and not traced.info.quantization
+    is_exact = traced.info.dtype == "float32" and not is_quantized(traced.info)
     traced.is_causal = traced.head == "lm" and _relative(*earlier) < (1e-4 if is_exact else 1e-2)
     declared = any(getattr(module, "is_causal", False) for block in traced.anatomy.blocks for module in block.modules())
     if declared and not traced.is_causal:
         int8 = (traced.info.quantization or "").startswith("int8")
-        hint = "; int8 with outliers couples a text's positions: try --int8-threshold 0, --quantize nf4, or neither"
+        hint = (
+            "; int8 with outliers couples a text's positions: try --int8-threshold 0 (llm_int8_threshold in the "
+            "config.json of a checkpoint that is stored so), --quantize nf4, or neither"
+        )
         raise _failed(traced, "it attends to the future, and declares itself causal" + hint * int8)
     for layer in before.attentions or []:
         slack = ROW_SUM_TOLERANCE[layer.dtype] / (20 if layer.dtype == torch.float32 else 2)
@@ -178,7 +181,7 @@ def _find_coupling(traced: TracedModel, ids: Tensor, before: _Reference) -> None
 
 def _largest_change(traced: TracedModel) -> float:
     """Relative change of a row that is still rounding."""
-    is_exact = traced.info.dtype == "float32" and not traced.info.quantization
+    is_exact = traced.info.dtype == "float32" and not is_quantized(traced.info)
     return 1e-4 if is_exact else tolerance_of(traced.info).max_rel_error
 
 
@@ -238,7 +241,7 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
             )
             raise _failed(traced, counts)
         for (layer, mine), theirs in zip(sorted(seen["attentions"].items()), before.attentions, strict=True):
-            if not _relative(mine, theirs) <= 1e-5 and not traced.info.quantization:
+            if not _relative(mine, theirs) <= 1e-5 and not is_quantized(traced.info):
                 raise _failed(traced, f"attention of layer {layer} differs from output_attentions=True")
     _check_stream(traced, seen)
 

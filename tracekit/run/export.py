@@ -146,7 +146,7 @@ def _row(record: Any, logged: Mapping[str, Any], levels: list[float]) -> dict[st
         raise ConfigError(f"degradation-json is for the task degradation; this is {record.task_name()}")
     damage, generation, model = record.damage, record.generation, record.model
     num_out = len(record.generated_token_ids)
-    is_4bit = model.quantization == "nf4"
+    is_4bit = (model.quantization or "").startswith(("nf4", "fp4"))
     return {
         "timestamp": logged["timestamp"],
         "experiment_id": f"{damage.method}|{model.id}|{record.config_name}",

@@ -17,6 +17,7 @@ from tracekit.model.generation import Generated
 from tracekit.model.prompts import Prompt, sha256_text
 from tracekit.model.proof import Scored
 from tracekit.model.traced import Loads, TracedModel
+from tracekit.model.vocabulary import token_strings
 from tracekit.records import SCHEMA_VERSION, Record
 from tracekit.run.plan import Example
 
@@ -74,7 +75,7 @@ def answered_fields(
         "prompt_sha256": sha256_text(prompt.text),
         "template_sha256": prompt.template_sha256,
         "token_ids": token_ids,
-        "tokens": traced.tokenizer.convert_ids_to_tokens(token_ids),
+        "tokens": token_strings(traced.tokenizer, token_ids),
         "token_offsets": answer.offsets,
         "prompt_length": len(prompt.token_ids),
         "spans": [*prompt.spans, *answer.spans],
