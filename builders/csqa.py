@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row
+from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row, with_options
 from builders.sources import read_examples
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, Positive, RunConfig, SourceConfig
@@ -32,6 +32,7 @@ from tracekit.model.continuations import answer_joint, continuation_ids, score_c
 from tracekit.model.models import max_positions
 from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
 from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import token_strings
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaRecord
 from tracekit.run.replay import scored_of
 from tracekit.run.task import Place, Sample, Task
@@ -150,8 +151,8 @@ class CsqaTask(Task[CsqaQuestion]):
 
     def _asked(self, example: CsqaQuestion, question: str) -> str:
         """The question and its options; a plain prompt's "Answer:" is the Prompter's, a chat message has its own."""
-        lines = [question, *(f"{choice.label}. {choice.text}" for choice in example.choices)]
-        return "\n".join([*lines, "Answer:"] if self.variant == "chat" else lines)
+        asked = with_options(question, example.choices)
+        return f"{asked}\nAnswer:" if self.variant == "chat" else asked
 
     def _shots(self, example: CsqaQuestion) -> list[Exchange]:
         """Solved examples for one question."""
@@ -212,7 +213,7 @@ class CsqaTask(Task[CsqaQuestion]):
             input_sha256=sha256_text(example.question),
             template_sha256=prompt.template_sha256,
             token_ids=prompt.token_ids,
-            tokens=self._tokenizer.convert_ids_to_tokens(prompt.token_ids),
+            tokens=token_strings(self._tokenizer, prompt.token_ids),
             token_offsets=prompt.offsets,
             prompt_length=len(prompt.token_ids),
             spans=prompt.spans,

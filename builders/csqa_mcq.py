@@ -25,6 +25,7 @@ from tracekit.model.choices import Choices, ChoiceTrace, capture_choices, check_
 from tracekit.model.models import max_positions
 from tracekit.model.prompts import sha256_text
 from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import token_strings
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaMcqRecord, Span
 from tracekit.run.task import Place, Sample, Task
 from tracekit.talk import say
@@ -129,7 +130,7 @@ class CsqaMcqTask(Task[CsqaQuestion]):
             input_sha256=sha256_text(example.question),
             template_sha256=None,
             token_ids=item.token_ids,
-            tokens=self._tokenizer.convert_ids_to_tokens(item.token_ids),
+            tokens=token_strings(self._tokenizer, item.token_ids),
             token_offsets=_offsets(encoded),
             prompt_length=item.prompt_length,
             spans=[

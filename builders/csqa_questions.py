@@ -35,6 +35,7 @@ __all__ = [
     "cut_to_fit",
     "encode_choices",
     "parse_row",
+    "with_options",
 ]
 
 SOURCE = HubSource("tau/commonsense_qa", None)
@@ -128,6 +129,11 @@ def parse_row(row: Row) -> CsqaQuestion:
             nothing=", or empty where unlabelled",
         ),
     )
+
+
+def with_options(question: str, choices: Sequence[Choice]) -> str:
+    """A question and its options, a line each, as a language model is asked."""
+    return "\n".join([question, *(f"{choice.label}. {choice.text}" for choice in choices)])
 
 
 def _choices(cells: Cells, options: Options) -> list[Choice]:

@@ -29,6 +29,7 @@ from tracekit.model.capture import Text, Trace, capture
 from tracekit.model.models import load_tokenizer, max_positions
 from tracekit.model.prompts import sha256_text, tokens_of, with_bos
 from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import check_rows, token_strings
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, NextTokenRecord, Word
 from tracekit.run.metrics import perplexity
 from tracekit.run.plan import Example
@@ -119,6 +120,7 @@ def tokenize(tokenizer: Any, document: Document, bos: str) -> Tokenized:
         verbose=False,
     )
     ids, pairs = with_bos(tokenizer, encoded.input_ids, encoded.offset_mapping, bos)
+    check_rows(tokenizer, ids)
     offsets = np.array(pairs, np.int32).reshape(-1, 2)
     is_special = ~offsets.any(axis=1)  # (0, 0), also at the end of a text, where its place is after the last character
     offsets[is_special] = np.maximum.accumulate(offsets[:, 1])[is_special, None]
@@ -298,7 +300,7 @@ class NextTokenTask(Task[Window]):
 
     def _strings(self, ids: list[int]) -> list[str]:
         """Tokens as the tokenizer writes them; empty for ids that a model has beyond its tokenizer's."""
-        return [token or "" for token in self._tokenizer.convert_ids_to_tokens(ids)]
+        return token_strings(self._tokenizer, ids)
 
 
 def place_in_text(window: Window) -> tuple[str, list[list[int]], list[Word]]:

@@ -660,9 +660,7 @@ def test_stacks_of_choices_know_no_answer(choices: TraceStore, tokens: str) -> N
 def test_samples_with_and_without_choices_do_not_go_together(tmp_path: Path) -> None:
     plain = make_sample("000000", sites=("hidden_states",))
     one = make_choices("000001", sites=("hidden_states",))
-    plain = plain._replace(
-        record=msgspec.structs.replace(one.record, key="000000", tensors=plain.record.tensors)
-    )
+    plain = plain._replace(record=msgspec.structs.replace(one.record, key="000000", tensors=plain.record.tensors))
     write_dataset(tmp_path, {"train-00000": [plain, one]}, config="csqa_mcq")
     with pytest.raises(DatasetError, match="cannot stack hidden_states of sample '000000', which has no choices, with"):
         TraceStore(tmp_path).stack("hidden_states", layer=0)
@@ -686,7 +684,8 @@ def test_of_a_published_dataset_the_bytes_of_one_choice_are_fetched(choices: Tra
     start = choices._row("000001").tensors["hidden_states"].start
     item = D_MODEL * 2  # bfloat16; six tokens a layer, of which the last is the second choice
     assert [(one.start, one.stop) for one in noted.asked] == [
-        (start + 6 * item * layer + 5 * item, start + 6 * item * (layer + 1)) for layer in (0, 2)
+        (start + 6 * item * layer, start + 6 * item * (layer + 1))
+        for layer in (0, 2)  # whole: pieces are checked
     ]
     choices.prefetch(["000001"], sites=["hidden_states"], layers=[0])
     assert [(one.start, one.stop) for one in noted.asked] == [(start, start + 6 * item)]
@@ -861,12 +860,25 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
 def test_another_contract_is_refused(tmp_path: Path) -> None:
     layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000")]})
     manifest = read_struct(layout.manifest, Manifest)
-    for change in ({"schema_version": "2.0"}, {"task": "chess"}):
+    for change, text in (
+        (
+            {"schema_version": "3.0"},
+            "written by tracekit schema 3.0; this one reads 1.0 to 2.x. Upgrade: pip install -U",
+        ),
+        ({"schema_version": "0.9"}, "written by tracekit schema 0.9; this one reads 1.0 to 2.x"),
+        ({"schema_version": "two"}, "written by tracekit schema two; this one reads"),
+        ({"task": "chess"}, "task 'chess'; this tracekit reads trivia_qa, .* Upgrade: pip install -U tracekit-llm"),
+    ):
         write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, **change)))
-        with pytest.raises(DatasetError, match=r"this tracekit reads trivia_qa, .* with schema 1.x. Upgrade tracekit"):
+        with pytest.raises(DatasetError, match=text):
             TraceStore(tmp_path)
-    write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, schema_version="1.7")))
-    assert len(TraceStore(tmp_path)) == 1
+    later = msgspec.to_builtins(manifest) | {"schema_version": "3.1", "shards": {"of": "another shape"}}
+    write_atomic(layout.manifest, json.dumps(later).encode())
+    with pytest.raises(DatasetError, match=r"written by tracekit schema 3\.1"):
+        TraceStore(tmp_path)
+    for version in ("1.7", "2.7"):
+        write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, schema_version=version)))
+        assert len(TraceStore(tmp_path)) == 1
 
 
 def test_names_in_a_manifest_lead_nowhere_else(tmp_path: Path) -> None:
@@ -951,7 +963,9 @@ def test_a_record_table_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         TraceStore(tmp_path)
     write_atomic(layout.manifest, to_bytes(manifest))
     pa.parquet.write_table(pa.table({"key": ["000000"]}), layout.records_table("train"))
-    with pytest.raises(DatasetError, match="is not a record table of tracekit: it has no column data_offset"):
+    with pytest.raises(
+        DatasetError, match="is not a record table of tracekit: it has no column checksums, data_offset"
+    ):
         TraceStore(tmp_path)
     layout.records_table("train").write_bytes(b"not parquet at all")
     with pytest.raises(DatasetError, match=r"train.parquet cannot be read"):
@@ -976,7 +990,7 @@ def test_a_tensor_that_contradicts_its_entry_is_refused(tmp_path: Path) -> None:
         ({"shape": [1 << 32, 9, 8]}, "names 4 layers, it has"),
         ({"shape": [4, 9, 1 << 32]}, "with 9 rows does not go with its"),
         ({"shape": [4, 9, 1 << 62]}, "does not go with its 1152 bytes"),
-        ({"dtype": "complex64"}, "has no bytes or an unknown dtype"),
+        ({"dtype": "complex64"}, "has an unknown dtype"),
         ({"choice_offsets": [0, 4, 8]}, r"positions \[\[0, 9\]\] and num_keys 0, expected \[\[0, 8\]\] and 0"),
     ]:
         specs = [msgspec.structs.replace(one.record.tensors[0], **change), one.record.tensors[1]]

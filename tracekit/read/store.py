@@ -18,7 +18,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -59,19 +59,28 @@ class TraceStore(Accessors):
     folder by folder, split by split, by key. A store can be pickled and used after a fork, so it can be given to
     the workers of a data loader.
 
+    Bytes of a published dataset are checked against their checksums when they are fetched, and again when they are read
+    from the cache. Bytes of a folder are not: reading maps the shards, and `tracekit verify` checks them all. With
+    `check=True` they are, once, when they are first read.
+
     Raises:
         DatasetError: no such folder, no dataset, several configurations and none named, folders that do not go
             together, or files that contradict each other.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], config: str | None = None
+        self,
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        config: str | None = None,
+        *,
+        check: bool = False,
     ) -> None:
         paths = [path] if isinstance(path, str | os.PathLike) else list(path)
         if not paths:
             raise DatasetError("no folder was given, expected at least one")
         self._paths, self._config = [HubPath.parse(str(one)) or Path(one) for one in paths], config
-        self._folders = [open_folder(root, config) for root in self._paths]
+        self._check = check
+        self._folders = [open_folder(root, config, check=check) for root in self._paths]
         tasks = sorted({folder.task for folder in self._folders})
         if len(tasks) > 1:
             raise DatasetError(f"the folders hold different tasks ({', '.join(tasks)}); read them separately")
@@ -93,7 +102,7 @@ class TraceStore(Accessors):
             folder.bytes_of.path if isinstance(folder.bytes_of, RemoteShards) else path
             for folder, path in zip(self._folders, self._paths, strict=True)
         ]
-        return TraceStore, ([str(path) for path in pinned], self._config)
+        return partial(TraceStore, check=self._check), ([str(path) for path in pinned], self._config)
 
     def __repr__(self) -> str:
         paths = ", ".join(str(path) for path in self._paths)
@@ -322,7 +331,8 @@ class TraceStore(Accessors):
             keys: Samples; all of them by default.
             sites: Sites; all that are stored by default. Those that a sample does not store are left out.
             layers: Layers; all by default.
-            choice: One choice alone, where its bytes lie together: with `layers`, of sites without heads.
+            choice: One choice alone, where its bytes lie together: with `layers`, of sites without heads. The pieces
+                that hold it are fetched whole (tracekit.format.checksums).
 
         Raises:
             SampleNotFoundError: no such key, layer or choice.
@@ -340,7 +350,7 @@ class TraceStore(Accessors):
         for row in map(self._row, keys):
             source = self._bytes_of[row.shard]
             if isinstance(source, RemoteShards):
-                ranges.setdefault(id(source), []).extend(wanted(row))
+                ranges.setdefault(id(source), []).extend(map(row.widened, wanted(row)))
         for folder in self._folders:
             if found := ranges.get(id(folder.bytes_of)):
                 folder.bytes_of.prefetch(found)
