@@ -1,5 +1,6 @@
 """The TriviaQA builder: rows, prompts, answers, sampled answers and what stands in the records."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tracekit import TraceStore, verify
 from tracekit.analysis.diff import diff
 from tracekit.analysis.stats import stats
 from tracekit.errors import SourceError
+from tracekit.model.prompts import Prompter
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +257,31 @@ def test_a_prompt_longer_than_the_model_reads_is_an_error_that_names_the_row(mod
     path.write_text('{"question": "%s?", "answers": ["a"]}\n' % ("long " * 400))
     with pytest.raises(SourceError, match=r"row 0.*tokens.*512"):
         run_trivia(tmp_path / "run", model, source={"source": str(path)})
+
+
+def test_a_row_that_is_too_long_is_counted_apart_and_never_tokenised_whole(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{"question": text, "answers": ["a"]} for text in ("A?", "long " * 400, "word " * 10**6, " ", "B?")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompt = Prompter.prompt
+    seen: list[int] = []
+    monkeypatch.setattr(Prompter, "prompt", lambda *a, **k: (seen.append(len(a[1])), prompt(*a, **k))[1])
+    outcome = run_trivia(tmp_path / "run", model, source={"source": str(path), "on_bad_row": "skip"})
+    assert max(seen) < 10_000
+    assert outcome.manifest is not None
+    source = outcome.manifest.source
+    assert (source.num_rows, source.num_used, source.left_out) == (5, 2, "1 malformed, 2 too long")
+    assert [one.split(": ")[:2] for one in source.skipped] == [
+        ["rows.jsonl line 4", source.skipped[0].split(": ")[1]],
+        ["rows.jsonl row 2", "too long"],
+        ["rows.jsonl row 1", "too long"],
+    ]
+    assert "1 malformed, 2 too long" in (tmp_path / "run/README.md").read_text()
+    assert "rows.jsonl row 2: too long: its text of 4999999 characters" in capsys.readouterr().err
+    with pytest.raises(SourceError, match=r"row 2: too long.*pass --on-bad-row skip"):
+        run_trivia(tmp_path / "all", model, source={"source": str(path), "limit": 1, "offset": 2})
 
 
 @pytest.mark.parametrize(

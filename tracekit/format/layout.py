@@ -40,6 +40,7 @@ __all__ = [
     "forget",
     "is_ignored",
     "is_no_space",
+    "is_same_file",
     "locked",
     "may_become_dataset",
     "shard_name",
@@ -212,6 +213,14 @@ def cut_torn_line(descriptor: int) -> None:
 def is_no_space(error: OSError) -> bool:
     """Whether an error says that a file found no more room: on the disk, in a quota, or by a limit of its size."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Whether a path still names the file that is open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def create_once(path: Path, data: bytes) -> bool:

@@ -24,6 +24,7 @@ from tracekit.storage import StorageLoss
 from tracekit.tensors import TensorIndex
 
 __all__ = [
+    "TOO_LONG",
     "ConfigEntry",
     "FigureData",
     "FileInfo",
@@ -65,6 +66,10 @@ class _Stored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of everything that is written as a JSON file."""
 
 
+TOO_LONG = "too long"
+"""What is said of a row that has more tokens than the model takes; a row of another fault is malformed."""
+
+
 class SourceInfo(_Stored, frozen=True, kw_only=True):
     """The data a run went over."""
 
@@ -81,7 +86,13 @@ class SourceInfo(_Stored, frozen=True, kw_only=True):
     num_used: int
     """Rows used, after offset, limit and skipped rows."""
     skipped: list[str]
-    """Rows left out as malformed: where each was and what was wrong."""
+    """Rows left out: where each was, and what was wrong; `too long` where it has more tokens than the model takes."""
+
+    @property
+    def left_out(self) -> str:
+        """How many rows were left out, by reason: `3 malformed, 2 too long`."""
+        num_long = sum(one.partition(": ")[2].startswith(f"{TOO_LONG}: ") for one in self.skipped)
+        return f"{len(self.skipped) - num_long} malformed" + f", {num_long} too long" * (num_long > 0)
 
 
 class ShardTask(_Stored, frozen=True, kw_only=True):

@@ -69,7 +69,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     adapter: str | None
     """Adapter, `name@revision`; null without one."""
     quantization: str | None
-    """`int8`, `int8(threshold=6.0)`, `nf4`; null without."""
+    """`int8(threshold=6)`, `nf4`; of a checkpoint stored so also `gptq-4bit`, `awq-4bit`, `fp8`, ...; null without.
+    Weights that are unpacked on loading: `Q4_1, dequantised to float32`."""
     dtype: str
     """dtype in which the model computes."""
     attention: str
