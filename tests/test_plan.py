@@ -1,11 +1,14 @@
 """Planning: which examples share a batch and a shard."""
 
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from tracekit.config import OutputConfig, RunConfig
 from tracekit.format.manifest import Plan, SourceInfo
-from tracekit.records import ModelInfo
-from tracekit.run.plan import Devices, Example, make_plan
+from tracekit.records import SCHEMA_VERSION, ModelInfo
+from tracekit.run.plan import Devices, Example, differences, make_plan, mismatch
 
 MODEL = ModelInfo(
     id="m", revision="r", variant="base", adapter=None, quantization=None, dtype="float32", attention="auto"
@@ -67,3 +70,11 @@ def test_a_cell_larger_than_a_shard_is_cut(size: int):
     assert [index for shard in plan.shards for batch in shard.batches for index in sorted(batch)] == list(range(140))
     assert all(sum(map(len, shard.batches)) <= size for shard in plan.shards)
     assert all(len({index // 70 for index in batch}) == 1 for shard in plan.shards for batch in shard.batches)
+
+
+def test_a_folder_of_an_earlier_schema_is_not_added_to():
+    plan = planned([Example(index=0)], size=1, batch_size=1)
+    earlier = msgspec.structs.replace(plan, schema_version="1.1")
+    found = differences(earlier, plan)
+    assert found == {"schema_version": ("1.1", SCHEMA_VERSION)}
+    assert "to add to it, use the tracekit that began it" in str(mismatch(Path("folder"), plan, found))

@@ -248,9 +248,12 @@ def differences(plan: Plan, fresh: Plan) -> dict[str, tuple[Any, Any]]:
 
 def mismatch(folder: Path, plan: Plan, found: dict[str, tuple[Any, Any]]) -> PlanMismatchError:
     """The error for a folder that was begun with something else; `found` are the differences that matter."""
+    to_do = "Run the original command to go on with it"
+    if "schema_version" in found:
+        to_do = "It can be read, verified and published; to add to it, use the tracekit that began it"
     return PlanMismatchError(
         f"{folder} was begun with another plan for {plan.config!r}:\n{difference_lines(found)}\n"
-        "Run the original command to go on with it, or choose another --out (or --dataset-config)"
+        f"{to_do}, or choose another --out (or --dataset-config)"
     )
 
 
