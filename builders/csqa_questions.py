@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from builders.sources import HubSource, Row
-from tracekit.errors import ConfigError, SourceError
+from tracekit.errors import UNREADABLE, ConfigError, SourceError
 from tracekit.records import Choice
 from tracekit.run.plan import Example
 
@@ -108,7 +108,7 @@ def _choices(value: Any, data: dict[str, Any]) -> list[Choice]:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise SourceError(f"'choices' is no JSON: {error}; expected a list of {{label, text}}") from error
     if value is None:
         pairs = [(letter, data[letter]) for letter in _LETTERS if data.get(letter) not in (None, "")]

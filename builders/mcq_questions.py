@@ -22,7 +22,7 @@ import msgspec
 
 from builders.sources import Examples, HubSource, Row, read_examples
 from tracekit.config import SourceConfig
-from tracekit.errors import SourceError
+from tracekit.errors import UNREADABLE, SourceError
 from tracekit.records import Choice
 from tracekit.run.plan import Example
 
@@ -133,7 +133,7 @@ def _options(data: dict[str, Any]) -> tuple[list[str], list[str]]:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise SourceError(f"the options are no JSON: {error}; expected a list, or an object A to D") from error
     if value is None:
         # a fifth column must not get lost

@@ -19,7 +19,7 @@ from builders.scoring import exact_match, f1, find_alias
 from builders.sources import HubSource, Row, read_examples
 from tracekit.cli import run_builder
 from tracekit.config import RunConfig, SourceConfig
-from tracekit.errors import SourceError
+from tracekit.errors import UNREADABLE, SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.answers import Answer, parse_answer
 from tracekit.model.capture import Text, Trace, capture
@@ -106,7 +106,7 @@ def _listed(value: Any) -> list[Any]:
     if isinstance(value, str):
         try:
             decoded = msgspec.json.decode(value) if value.lstrip().startswith("[") else value
-        except msgspec.DecodeError:
+        except UNREADABLE:
             decoded = value
         return decoded if isinstance(decoded, list) else [decoded]
     if isinstance(value, int | float):

@@ -18,7 +18,7 @@ import msgspec
 from builders.articles import Section
 from builders.wiki_prompts import answer_request, question_request, read_answer, read_question
 from tracekit.clients.client import Client
-from tracekit.errors import DatasetError, SourceError
+from tracekit.errors import UNREADABLE, DatasetError, SourceError
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import SourceInfo
 
@@ -181,7 +181,7 @@ def read_questions(layout: Layout) -> QuestionSet | None:
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=QuestionSet)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise DatasetError(f"{path}: {error}; move it away and run the questions stage again") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from tracekit.errors import UNREADABLE
 from tracekit.format.layout import Layout
 
 __all__ = ["Sent", "can_write_journal", "is_last", "is_sent", "read_journal", "sent_shards", "write_journal"]
@@ -75,7 +76,7 @@ def read_journal(root: Path) -> dict[str, list[Sent]]:
         for line in path.read_bytes().splitlines():
             try:
                 entry = msgspec.json.decode(line, type=Sent)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except UNREADABLE:
                 continue
             entries.setdefault(entry.path, []).append(entry)
     return entries

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tracekit.errors import DatasetError
+from tracekit.errors import UNREADABLE, DatasetError
 from tracekit.format.layout import Layout, cut_torn_line, write_atomic
 from tracekit.format.manifest import read_struct, to_bytes
 
@@ -135,7 +135,7 @@ def read_labels(path: Path) -> list[Label]:
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line feed was cut by a crash
         try:
             label = decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise DatasetError(
                 f"{path} line {number} is no label: {error}. Delete the file and judge again; what a model said before "
                 "is in its cache"

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 
-from tracekit.errors import DatasetError
-from tracekit.format.layout import Layout
+from tracekit.errors import UNREADABLE, DatasetError
+from tracekit.format.layout import Layout, files_inside, read_whole
 from tracekit.records import ModelInfo
 from tracekit.storage import StorageLoss
 from tracekit.tensors import TensorIndex
@@ -42,6 +42,7 @@ __all__ = [
     "Verification",
     "index_entry",
     "newest_schema",
+    "read_manifest",
     "read_plan",
     "read_struct",
     "shard_names",
@@ -83,7 +84,7 @@ class SourceInfo(_Stored, frozen=True, kw_only=True):
 class ShardTask(_Stored, frozen=True, kw_only=True):
     """One unit of work: which rows of the source, in which batches, into which shard."""
 
-    name: str
+    name: ShardName
     """Name of the shard, as `train-00000`."""
     number: int
     """Number of the shard in its split."""
@@ -239,7 +240,7 @@ class LayerNorms(_Stored, frozen=True, kw_only=True):
 class Sidecar(_Stored, frozen=True, kw_only=True):
     """A finished shard: everything that finishing the dataset needs, so that the shard itself may be gone by then."""
 
-    name: str
+    name: ShardName
     """Name of the shard."""
     number: int
     """Number of the shard in its split."""
@@ -434,6 +435,7 @@ class Index(_Stored, frozen=True, kw_only=True):
 
 
 StoredT = TypeVar("StoredT", bound=msgspec.Struct)
+NamedT = TypeVar("NamedT", Plan, Manifest)
 
 
 def read_struct(path: Path, struct: type[StoredT]) -> StoredT:
@@ -443,10 +445,8 @@ def read_struct(path: Path, struct: type[StoredT]) -> StoredT:
         DatasetError: the file is missing or is not what it should be.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=struct)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(read_whole(path), type=struct)
+    except UNREADABLE as error:
         raise DatasetError(f"{path} is not a tracekit {struct.__name__.lower()}: {error}") from error
 
 
@@ -457,15 +457,36 @@ def to_bytes(struct: msgspec.Struct, *, compact: bool = False) -> bytes:
 
 
 def read_plan(layout: Layout) -> Plan:
-    """The plan of a configuration."""
-    return read_struct(layout.plan, Plan)
+    """The plan of a configuration.
+
+    Raises:
+        DatasetError: it is missing, is no plan, or is one of another configuration.
+    """
+    return _of(layout, layout.plan, read_struct(layout.plan, Plan))
+
+
+def read_manifest(layout: Layout) -> Manifest:
+    """The manifest of a configuration.
+
+    Raises:
+        DatasetError: it is missing, is no manifest, or is one of another configuration.
+    """
+    return _of(layout, layout.manifest, read_struct(layout.manifest, Manifest))
+
+
+def _of(layout: Layout, path: Path, stored: NamedT) -> NamedT:
+    """A plan or manifest whose name is that of its file: paths are made of it."""
+    if stored.config != layout.config:
+        raise DatasetError(f"{path} is of the configuration {stored.config!r}, expected {layout.config!r}")
+    return stored
 
 
 def shard_names(layout: Layout, plan: Plan) -> list[str]:
     """The shards of a plan, done or not; of a growing one those that have a sidecar, by number."""
     if not plan.is_growing:
         return [shard.name for shard in plan.shards]
-    return sorted((path.stem for path in layout.sidecar("").parent.glob("*.json")), key=shard_number)
+    names = [path.stem for path in files_inside(layout.root, f"sidecars/{layout.config}", "*-[0-9]*.json")]
+    return sorted(names, key=shard_number)
 
 
 def shard_number(name: str) -> int:

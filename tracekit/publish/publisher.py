@@ -24,7 +24,7 @@ from tqdm import tqdm
 from tracekit.errors import CorruptShardError, DatasetError, VersionError
 from tracekit.format.journal import Sent, can_write_journal, is_sent, read_journal, write_journal
 from tracekit.format.layout import Layout, config_names
-from tracekit.format.manifest import Manifest, read_struct
+from tracekit.format.manifest import read_manifest
 from tracekit.format.release import Change, Step, Version, change_between, check_version
 from tracekit.hub import HubRepo, RemoteFile, StaleParentError, Upload, quiet_client
 from tracekit.publish.contents import Contents, note_section, small_files
@@ -412,7 +412,7 @@ def free_shards(root: Path, repo_id: str) -> int:
     num_bytes = 0
     for name in config_names(root):
         layout = Layout(root, name)
-        for shard in read_struct(layout.manifest, Manifest).shards:
+        for shard in read_manifest(layout).shards:
             path = layout.shard(shard.name)
             sent = is_sent(journal, path.relative_to(root).as_posix(), shard.sha256, repo=repo_id)
             if path.exists() and layout.sidecar(shard.name).exists() and sent is not None:

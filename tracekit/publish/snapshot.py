@@ -11,7 +11,7 @@ from tracekit.errors import DatasetError
 from tracekit.format.journal import Sent
 from tracekit.format.labels import LabelSummary, read_summaries, summary_path
 from tracekit.format.layout import MAX_SHARDS, Layout
-from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_struct
+from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_manifest
 from tracekit.format.release import State
 from tracekit.format.shards import sha256_file
 from tracekit.hub import HubRepo, Refs, RemoteFile
@@ -76,7 +76,7 @@ def read_local(root: Path) -> Local:
         layout = Layout(root, name)
         if not is_finished(layout):
             raise DatasetError(f"{root}: {name} is not finished; run its command again, then publish")
-        manifest = manifests[name] = read_struct(layout.manifest, Manifest)
+        manifest = manifests[name] = read_manifest(layout)
         for split in manifest.splits:
             if not re.fullmatch(r"\w+(\.\w+)*", split.name, re.ASCII) or split.name == "all":
                 raise DatasetError(

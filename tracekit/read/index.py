@@ -27,6 +27,7 @@ from tracekit.format.manifest import (
     SplitInfo,
     TensorSummary,
     Verification,
+    read_manifest,
     read_plan,
     read_struct,
     shard_names,
@@ -249,7 +250,7 @@ def open_folder(path: Path | HubPath, config: str | None) -> Folder:
 
 def _open_finished(layout: Layout) -> Folder:
     """A configuration with a manifest: its rows are in Parquet files."""
-    manifest = read_struct(layout.manifest, Manifest)
+    manifest = read_manifest(layout)
     _check_contract(manifest, layout.manifest)
     shards = [Shard(layout.shard(one.name), one.split, one.number, one.num_bytes) for one in manifest.shards]
     return Folder(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tracekit.cache import RangeCache
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.layout import Layout, choose_config, config_names
-from tracekit.format.manifest import Manifest, read_struct
+from tracekit.format.manifest import read_manifest
 from tracekit.hub import HubFile, HubPath, fetch
 
 __all__ = ["ByteRange", "Listing", "Remote", "RemoteShards", "list_configs", "open_remote"]
@@ -94,7 +94,7 @@ class RemoteShards:
     """
 
     def __init__(self, remote: Remote, cache: RangeCache) -> None:
-        manifest = read_struct(Layout(remote.root, remote.config).manifest, Manifest)
+        manifest = read_manifest(Layout(remote.root, remote.config))
         self._cache = cache
         self.path = remote.path
         self._files: dict[Path, HubFile] = {}

@@ -19,10 +19,10 @@ from tracekit.format.labels import read_labels, read_summary, summary_path
 from tracekit.format.layout import Layout, config_names, is_ignored
 from tracekit.format.manifest import (
     Index,
-    Manifest,
     Plan,
     ShardInfo,
     Sidecar,
+    read_manifest,
     read_plan,
     read_struct,
     shard_names,
@@ -106,7 +106,7 @@ class _Config:
 
     def __init__(self, layout: Layout, plan: Plan) -> None:
         self._layout, self._plan = layout, plan
-        self.manifest = read_struct(layout.manifest, Manifest) if layout.manifest.exists() else None
+        self.manifest = read_manifest(layout) if layout.manifest.exists() else None
         self._keys: set[str] = set()
         self._has_unknown_keys = False
         self._journal = read_journal(layout.root)
@@ -343,7 +343,7 @@ def _strangers(root: Path, names: list[str]) -> list[str]:
         paths = [path for path in found if plan.is_growing and layout.journal(path.stem).exists()]
         paths += [layout.shard(name) for name in shard_names(layout, plan) if layout.sidecar(name).exists()]
         if layout.manifest.exists():
-            paths += [layout.shard(shard.name) for shard in read_struct(layout.manifest, Manifest).shards]
+            paths += [layout.shard(shard.name) for shard in read_manifest(layout).shards]
         paths += [layout.records_table(split), layout.records_tar(split)]
         declared |= {path.relative_to(root).as_posix() for path in paths}
     problems = []

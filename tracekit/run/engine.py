@@ -164,7 +164,7 @@ def part_size(layout: Layout, batch_size: int | str) -> int | None:
     lines = layout.log.read_text(encoding="utf-8").splitlines() if layout.log.exists() else []
     try:
         last = json.loads(lines[-1]) if lines else {}
-    except json.JSONDecodeError:  # torn when the machine went down
+    except (ValueError, RecursionError):  # torn when the machine went down
         return None
     is_same = last.get("asked_batch_size") == batch_size and len(last.get("parts", ())) > 1
     return max(last["parts"]) if is_same else None

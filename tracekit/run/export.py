@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from tracekit.errors import ConfigError, DatasetError
+from tracekit.errors import UNREADABLE, ConfigError, DatasetError
 from tracekit.format.layout import Layout, choose_config, config_names, write_atomic
-from tracekit.format.manifest import Manifest, ShardTask, Sidecar, read_plan, read_struct
+from tracekit.format.manifest import ShardTask, Sidecar, read_manifest, read_plan, read_struct
 from tracekit.read.store import TraceStore
 from tracekit.records import DegradationRecord
 
@@ -70,7 +70,7 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
         if num_samples is not None and num_samples < len(keys):
             chosen = set(random.Random(0).sample(keys, num_samples))
             keys = [key for key in keys if key in chosen]
-        levels = sorted(read_struct(layout.manifest, Manifest).run.get("levels", []))
+        levels = sorted(read_manifest(layout).run.get("levels", []))
         rows = [_row(store.record(key), logged.get(key, _UNKNOWN), levels) for key in keys]
     first = rows[0]
     parts = (first["degradation_method"], first["model_name"], first["config_name"])
@@ -124,7 +124,7 @@ def _log_lines(layout: Layout) -> Iterator[_LogLine]:
     for text in layout.log.read_bytes().splitlines() if layout.log.exists() else []:
         try:
             yield msgspec.json.decode(text, type=_LogLine)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             continue
 
 

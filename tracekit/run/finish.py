@@ -25,6 +25,7 @@ from tracekit.format.manifest import (
     Verification,
     index_entry,
     newest_schema,
+    read_manifest,
     read_struct,
     shard_names,
     to_bytes,
@@ -90,7 +91,7 @@ def reopen(layout: Layout) -> None:
     """
     if not layout.manifest.exists():
         return
-    shards = read_struct(layout.manifest, Manifest).shards
+    shards = read_manifest(layout).shards
     missing = [shard.name for shard in shards if not layout.sidecar(shard.name).exists()]
     if missing:
         raise DatasetError(
@@ -106,7 +107,7 @@ def done_shards(layout: Layout, plan: Plan) -> set[str]:
     A shard is done that is here with its sidecar; that the Hub has, by the journal, as its sidecar says; or that is
     here as a finished manifest says (a downloaded dataset has no sidecars).
     """
-    finished = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
+    finished = read_manifest(layout).shards if is_finished(layout) else []
     sizes = {shard.name: shard.num_bytes for shard in finished}
     done = sent_shards(layout)
     for name in shard_names(layout, plan):
@@ -140,7 +141,7 @@ def write_index(root: Path) -> None:
     """Write the card and the index over every complete configuration of a folder."""
     layouts = [Layout(root, name) for name in ordered_names(root)]
     complete = [layout for layout in layouts if layout.manifest.exists()]
-    manifests = [read_struct(layout.manifest, Manifest) for layout in complete]
+    manifests = [read_manifest(layout) for layout in complete]
     card = root / "README.md"
     settings = settings_of(card.read_text("utf-8")) if card.exists() else CardSettings()
     write_atomic(card, render_card(manifests, settings=settings).encode())

@@ -12,7 +12,7 @@ import numpy as np
 from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig, RunConfig, check
 from tracekit.errors import ModelError
 from tracekit.format.layout import Layout
-from tracekit.format.manifest import Manifest, Verification, read_struct
+from tracekit.format.manifest import Manifest, Verification, read_manifest
 from tracekit.format.shards import sha256_file
 from tracekit.model.capture import Text, Trace
 from tracekit.model.choices import Choices, ChoiceTrace
@@ -58,7 +58,7 @@ def replay_stored(
         ModelError: the model is not the one that made the dataset.
         CaptureError: an error is past the tolerance.
     """
-    manifest = read_struct(layout.manifest, Manifest)
+    manifest = read_manifest(layout)
     settings = msgspec.convert(manifest.run["model"], ModelConfig)
     settings = msgspec.structs.replace(
         settings,
