@@ -206,7 +206,7 @@ def write_questions(config: NonsenseConfig) -> int:
     examples, how = make_questions(config)
     lines = b"".join(msgspec.json.encode(_row(example)) + b"\n" for example in examples)
     counts = ", ".join(f"{how.kept[domain]} {domain}" for domain in DOMAINS)
-    path, summary = layout.questions, layout.questions.with_suffix(".json")
+    path, summary = layout.questions, layout.question_set
     if config.output.dry_run:
         print(f"would ask       {len(examples)} questions about {counts}, as in: {examples[0].question}")
         print(f"questions       {path} (nothing was written)")
@@ -231,7 +231,7 @@ def _refuse_others(layout: Layout, how: Questions, *, is_forced: bool) -> None:
     """Say that a folder holds other questions, unless it may lose them."""
     if is_forced and not layout.plan.exists():
         return
-    there = msgspec.json.decode(layout.questions.with_suffix(".json").read_bytes())
+    there = msgspec.json.decode(layout.question_set.read_bytes())
     ours = msgspec.to_builtins(how)
     fields = [name for name in ours if there.get(name) != ours[name]]
     what = "; ".join(f"{name} {there.get(name)!r} there, {ours[name]!r} here" for name in fields) or "other lines"

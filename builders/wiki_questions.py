@@ -186,7 +186,7 @@ def read_questions(layout: Layout) -> QuestionSet | None:
 
 
 def _about(layout: Layout) -> Any:
-    return layout.questions.with_suffix(".json")
+    return layout.question_set
 
 
 def _queues(sections: Sequence[Section], seed: int) -> dict[str | None, deque[tuple[int, int]]]:

@@ -51,6 +51,10 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
     """Where the adapter is, if it was a local one."""
     image: str | None = None
     """Where the picture is that was shown with the prompts, if one was."""
+    chat_template: str | None = None
+    """With --image: where the chat template file of the run is, if it had one."""
+    trust_remote_code: bool = False
+    """Run Python code of the model repository that you name with --model. A dataset cannot ask for it."""
     device: str = "auto"
     """Device to replay on."""
     device_map: DeviceMap = "none"
@@ -128,6 +132,8 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
                 max_memory=self.max_memory,
                 offload_folder=self.offload_folder,
                 image=self.image,
+                chat_template=self.chat_template,
+                trust_remote_code=self.trust_remote_code,
             )
             print("\n".join(verification_lines(result)))
 

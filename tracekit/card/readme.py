@@ -32,7 +32,7 @@ from tracekit.axes import LEGEND
 from tracekit.card.figures import figures_of
 from tracekit.errors import ConfigError, DatasetError
 from tracekit.format.labels import LabelSummary
-from tracekit.format.layout import shard_name
+from tracekit.format.layout import records_tar_path, shard_name
 from tracekit.format.manifest import Manifest, ShardInfo
 from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
 from tracekit.sizes import filesize
@@ -493,7 +493,7 @@ def _info(manifest: Manifest, suffix: str) -> dict[str, Any]:
 
 
 def _records_tar(manifest: Manifest, split: str) -> str:
-    return f"records/{manifest.config}/{split}.tar"
+    return records_tar_path(manifest.config, split)
 
 
 def _struct_features(fields: Any) -> list[dict[str, Any]]:

@@ -14,13 +14,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tracekit.errors import DatasetError
-from tracekit.format.layout import Layout
+from tracekit.format.layout import records_tar_path, shard_path
 from tracekit.format.manifest import Manifest, to_bytes
 from tracekit.records import RECORD_TYPES, arrow_schema
 from tracekit.tensors import is_companion
@@ -58,15 +57,14 @@ def render_script(manifests: Sequence[Manifest]) -> str:
 
 def _describe(manifest: Manifest) -> dict[str, Any]:
     """What the script has to know of one configuration."""
-    layout = Layout(Path(), manifest.config)
     sizes = {file.path: file.num_bytes for file in manifest.files}
     splits: dict[str, Any] = {split.name: [] for split in manifest.splits}
     records: dict[str, Any] = {}
     for shard in manifest.shards:
-        path = layout.shard(shard.name).as_posix()
+        path = shard_path(manifest.config, shard.name)
         splits[shard.split].append({"path": path, "num_samples": shard.num_samples, "num_bytes": shard.num_bytes})
     for split in manifest.splits:
-        path = layout.records_tar(split.name).as_posix()
+        path = records_tar_path(manifest.config, split.name)
         records[split.name] = [{"path": path, "num_samples": split.num_samples, "num_bytes": sizes[path]}]
     features = {field.name: _plain(field.type) for field in arrow_schema(RECORD_TYPES[manifest.task])}
     tensors = [

@@ -248,6 +248,10 @@ class Layout(NamedTuple):
     def questions(self) -> Path:
         return inside(self.root, f"questions/{self.config}.jsonl")
 
+    @property
+    def question_set(self) -> Path:
+        return inside(self.root, f"questions/{self.config}.json")
+
     def labels(self, name: str) -> Path:
         return inside(self.root, f"labels/{self.config}/{name}.jsonl")
 

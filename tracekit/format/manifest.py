@@ -51,10 +51,10 @@ __all__ = [
 ]
 
 
-ShardName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*-\d{5,}$")]
-PlainName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
-FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*(/\w[\w-]*)*(\.\w+)*$")]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+ShardName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*-\d{5,9}\Z")]
+PlainName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*\Z")]
+FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*(/\w[\w-]*)*(\.\w+)*\Z")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -71,7 +71,7 @@ class SourceInfo(_Stored, frozen=True, kw_only=True):
     """Commit on the Hub, or `sha256:...` of the file."""
     subset: str | None
     """Configuration of the dataset on the Hub; null for a file."""
-    split: str
+    split: PlainName
     """Split."""
     num_rows: int
     """Rows in the split."""
@@ -106,7 +106,7 @@ class Plan(_Stored, frozen=True, kw_only=True):
 
     schema_version: str
     """Version of the contract."""
-    config: str
+    config: PlainName
     """Name of the configuration."""
     task: str
     """Name of the builder."""
@@ -353,7 +353,7 @@ class Manifest(_Stored, frozen=True, kw_only=True):
 
     schema_version: str
     """Version of the contract."""
-    config: str
+    config: PlainName
     """Name of the configuration."""
     task: str
     """Name of the builder."""

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tracekit.errors import CorruptShardError, DatasetError, VersionError
 from tracekit.format.journal import Sent, can_write_journal, is_sent, read_journal, write_journal
-from tracekit.format.layout import Layout, config_names
+from tracekit.format.layout import Layout, config_names, inside
 from tracekit.format.manifest import read_manifest
 from tracekit.format.release import Change, Step, Version, change_between, check_version
 from tracekit.hub import HubRepo, RemoteFile, StaleParentError, Upload, quiet_client
@@ -178,12 +178,13 @@ class _Publication:
         """
         root, repo_id = self._local.root, self._repo.repo_id
         for path, info in to_send.items():
-            if (root / path).exists() and (root / path).stat().st_size != info.num_bytes:
+            here = inside(root, path)
+            if here.exists() and here.stat().st_size != info.num_bytes:
                 raise CorruptShardError(
-                    f"{root / path} has {(root / path).stat().st_size} bytes, its manifest says {info.num_bytes}; run "
+                    f"{here} has {here.stat().st_size} bytes, its manifest says {info.num_bytes}; run "
                     "`tracekit verify` on the dataset"
                 )
-        gone = [path for path in to_send if not (root / path).exists()]
+        gone = [path for path in to_send if not inside(root, path).exists()]
         if not gone:
             return
         sent = is_sent(read_journal(root), gone[0], to_send[gone[0]].sha256)
@@ -249,7 +250,7 @@ class _Publication:
             return
         self._repo.create_branch(branch_of(self._version), at="main")
         root = self._local.root
-        uploads = [Upload(path, root / path, info.num_bytes, info.sha256) for path, info in plan.to_send.items()]
+        uploads = [Upload(path, inside(root, path), info.num_bytes, info.sha256) for path, info in plan.to_send.items()]
         total = sum(info.num_bytes for info in plan.missing.values())
         done = total - sum(upload.num_bytes for upload in uploads)
         with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="publish") as bar:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tracekit.errors import DatasetError
+from tracekit.errors import UNREADABLE, DatasetError
 from tracekit.format.journal import Sent
 from tracekit.format.labels import LabelSummary, read_summaries, summary_path
-from tracekit.format.layout import MAX_SHARDS, Layout
+from tracekit.format.layout import MAX_SHARDS, Layout, inside, read_text, read_whole
 from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_manifest
 from tracekit.format.release import State
 from tracekit.format.shards import sha256_file
@@ -87,17 +87,20 @@ def read_local(root: Path) -> Local:
                 f"{root}: {name} has {len(manifest.shards)} shards; the Hub takes {MAX_SHARDS} files in a folder. Make "
                 "it again with more --samples-per-shard"
             )
-        entries[name] = index_entry(manifest, layout.manifest.read_bytes())
-        schemas[name] = msgspec.json.decode(layout.schema.read_bytes())
+        entries[name] = index_entry(manifest, read_whole(layout.manifest))
+        try:
+            schemas[name] = msgspec.json.decode(read_whole(layout.schema))
+        except UNREADABLE as error:
+            raise DatasetError(f"{layout.schema} is not a JSON Schema: {error}") from error
         for shard in manifest.shards:
             large[layout.shard(shard.name).relative_to(root).as_posix()] = Large(shard.num_bytes, shard.sha256)
         beside += _beside(layout, labels)
         for file in manifest.files:
             if file.path.startswith("records/"):
                 large[file.path] = Large(file.num_bytes, file.sha256)
-    card = root / "README.md"
+    card = inside(root, "README.md")
     state = State(entries, manifests, schemas, labels)
-    return Local(root, state, large, beside, card.read_text("utf-8") if card.exists() else None)
+    return Local(root, state, large, beside, read_text(card) if card.exists() else None)
 
 
 def _beside(layout: Layout, labels: dict[str, LabelSummary]) -> list[str]:
@@ -108,7 +111,7 @@ def _beside(layout: Layout, labels: dict[str, LabelSummary]) -> list[str]:
     Raises:
         DatasetError: labels are not those of their summary.
     """
-    questions = [layout.questions, layout.questions.with_suffix(".json")]
+    questions = [layout.questions, layout.question_set]
     paths = [path for path in questions if path.exists()]
     for summary in read_summaries(layout):
         path = layout.labels(summary.name)
@@ -157,7 +160,7 @@ def state_at(repo: HubRepo, revision: str) -> State:
 def _decode(repo: HubRepo, path: str, revision: str, struct: Any) -> Any:
     try:
         return msgspec.json.decode(repo.read(path, revision), type=struct)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise DatasetError(
             f"{path} of {repo.repo_id} cannot be read by this tracekit ({error}); upgrade tracekit, or publish to "
             "another repository"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tracekit.cache import RangeCache
 from tracekit.errors import CorruptShardError, DatasetError
-from tracekit.format.layout import Layout, choose_config, config_names
+from tracekit.format.layout import Layout, choose_config, config_names, inside
 from tracekit.format.manifest import read_manifest
 from tracekit.hub import HubFile, HubPath, fetch
 
@@ -68,7 +68,7 @@ def list_configs(path: Path | HubPath) -> Listing:
     if isinstance(path, Path):
         return Listing(path, path, config_names(path))
     root = fetch(path, ["manifest.json", "plans/*.json", "manifests/*.json", "labels/*/*.json"])
-    if not (root / "manifest.json").exists():
+    if not inside(root, "manifest.json").exists():
         raise DatasetError(f"{path} is not a tracekit dataset: it holds no manifest.json")
     return Listing(path.at(root.name), root, config_names(root))  # the client names the folder for the commit
 

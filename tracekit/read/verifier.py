@@ -6,6 +6,7 @@ their summaries and the keys; nothing undeclared in the folder. An open dataset 
 far as it goes.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.journal import Sent, is_sent, read_journal
 from tracekit.format.labels import read_labels, read_summary, summary_path
-from tracekit.format.layout import Layout, config_names, is_ignored
+from tracekit.format.layout import Layout, config_names, files_inside, inside, is_ignored, shard_path
 from tracekit.format.manifest import (
     Index,
     Plan,
@@ -80,24 +81,26 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
             if plan.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
                 raise DatasetError(f"{name}: schema {plan.schema_version}, this tracekit reads {SCHEMA_VERSION}")
             check = _Config(layout, plan)
+            if check.manifest is None:
+                open_configs.append(name)
+            for shard in check.shards():
+                if (entry := check.sent(shard)) is not None:
+                    sent.append(entry)
+                    check.take_keys(shard)
+                    continue
+                problems += check.shard(shard)
+                num_samples += shard.num_samples
+                num_bytes += shard.num_bytes
+                progress(shard.num_bytes)
+            problems += check.files()
+            problems += check.labels(has_all_keys=not problems)
         except DatasetError as error:
             problems.append(str(error))
-            continue
-        if check.manifest is None:
-            open_configs.append(name)
-        for shard in check.shards():
-            if (entry := check.sent(shard)) is not None:
-                sent.append(entry)
-                check.take_keys(shard)
-                continue
-            problems += check.shard(shard)
-            num_samples += shard.num_samples
-            num_bytes += shard.num_bytes
-            progress(shard.num_bytes)
-        problems += check.files()
-        problems += check.labels(has_all_keys=not problems)
-    problems += _index_problems(root, names) if config is None else []
-    problems += _strangers(root, names) if not problems else []
+    try:
+        problems += _index_problems(root, names) if config is None else []
+        problems += _strangers(root, names) if not problems else []
+    except DatasetError as error:
+        problems.append(str(error))
     return Report(problems, num_samples, num_bytes, open_configs, sent)
 
 
@@ -127,25 +130,29 @@ class _Config:
                     num_samples=len(keys),
                     num_bytes=sidecar.num_bytes,
                     sha256=sidecar.sha256,
-                    first_key=min(keys),
-                    last_key=max(keys),
+                    first_key=min(keys, default=""),
+                    last_key=max(keys, default=""),
                 )
 
     def sent(self, shard: ShardInfo) -> Sent | None:
         """Where a shard that is not here was sent to, by the journal."""
-        path = self._layout.shard(shard.name)
-        relative = path.relative_to(self._layout.root).as_posix()
-        return None if path.exists() else is_sent(self._journal, relative, shard.sha256)
+        path = shard_path(self._layout.config, shard.name)
+        return None if os.path.lexists(self._layout.root / path) else is_sent(self._journal, path, shard.sha256)
 
     def shard(self, shard: ShardInfo) -> list[str]:
         """What is wrong with one shard."""
-        path = self._layout.shard(shard.name)
-        where = str(path.relative_to(self._layout.root))
+        where = shard_path(self._layout.config, shard.name)
+        try:
+            path = self._layout.shard(shard.name)
+        except DatasetError as error:
+            return [str(error)]
         if not path.exists():
             return [f"{where}: missing"]
         problems = []
-        if path.stat().st_size != shard.num_bytes:
-            problems.append(f"{where}: {path.stat().st_size} bytes, the manifest says {shard.num_bytes}")
+        if (num_bytes := path.stat().st_size) != shard.num_bytes:
+            problems.append(f"{where}: {num_bytes} bytes, the manifest says {shard.num_bytes}")
+            if num_bytes > shard.num_bytes:
+                return problems
         elif sha256_file(path) != shard.sha256:
             problems.append(f"{where}: SHA-256 is not the manifest's; its bytes were altered")
         index = self._index(shard.name)
@@ -168,9 +175,9 @@ class _Config:
 
     def labels(self, *, has_all_keys: bool) -> list[str]:
         """What is wrong with the label sets; their keys are looked at where those of the samples are known."""
-        folder = self._layout.labels("any").parent
         problems = []
-        for name in sorted({path.stem for path in folder.glob("*.json*")}):
+        found = files_inside(self._layout.root, f"labels/{self._layout.config}", "*.json*")
+        for name in sorted({path.stem for path in found}):
             where = self._layout.labels(name).relative_to(self._layout.root).as_posix()
             try:
                 labels = read_labels(self._layout.labels(name))
@@ -184,8 +191,6 @@ class _Config:
                 problems.append(f"{where}: {len(strange)} labels are of no sample here, the first of {strange[0]!r}")
             if summary is None:
                 continue
-            if (summary.name, summary.config) != (name, self._layout.config):
-                problems.append(f"{where}: its summary is of {summary.name!r} of {summary.config!r}")
             if sha256_file(self._layout.labels(name)) != summary.labels_sha256:
                 problems.append(f"{where}: its labels are not those of its summary; run the stage evaluate again")
         return problems
@@ -196,9 +201,15 @@ class _Config:
         if self.manifest is None:
             return problems
         for file in self.manifest.files:
-            path = self._layout.root / file.path
+            try:
+                path = inside(self._layout.root, file.path)
+            except DatasetError as error:
+                problems.append(str(error))
+                continue
             if not path.exists():
                 problems.append(f"{file.path}: missing")
+            elif (num_bytes := path.stat().st_size) != file.num_bytes:
+                problems.append(f"{file.path}: {num_bytes} bytes, the manifest says {file.num_bytes}")
             elif sha256_file(path) != file.sha256:
                 problems.append(f"{file.path}: SHA-256 is not the manifest's")
         declared = sum(split.num_samples for split in self.manifest.splits)
@@ -318,11 +329,8 @@ def _index_problems(root: Path, names: list[str]) -> list[str]:
     complete = [name for name in names if Layout(root, name).manifest.exists()]
     if not complete:
         return []
-    try:
-        index = read_struct(root / "manifest.json", Index)
-    except DatasetError as error:
-        return [str(error)]
-    if not (root / "README.md").exists():
+    index = read_struct(inside(root, "manifest.json"), Index)
+    if not inside(root, "README.md").exists():
         return ["README.md: missing; without it `datasets` does not know the features"]
     listed = {entry.name: entry for entry in index.configs}
     problems = [f"manifest.json: {name} is listed but not there" for name in listed.keys() - set(names)]
@@ -349,8 +357,10 @@ def _strangers(root: Path, names: list[str]) -> list[str]:
     problems = []
     for path in found:
         relative = path.relative_to(root).as_posix()
-        if path.is_symlink() and (path.is_dir() or not path.exists()):
-            problems.append(f"{relative}: a symbolic link to {'a folder' if path.exists() else 'nothing'}")
+        try:
+            inside(root, relative, is_folder=path.is_dir())
+        except DatasetError as error:
+            problems.append(str(error))
             continue
         is_data = path.is_file() and relative.startswith(("data/", "records/")) and not is_ignored(relative)
         if is_data and relative not in declared:

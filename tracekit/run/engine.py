@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tracekit.config import ModelConfig, RunConfig
 from tracekit.errors import ShardLockedError
-from tracekit.format.layout import Layout, append_line
+from tracekit.format.layout import Layout, append_line, read_text
 from tracekit.format.manifest import Plan, ShardTask
 from tracekit.model.placement import computing_device
 from tracekit.ranks import this_rank
@@ -161,7 +161,7 @@ def log_step(layout: Layout, step: Step) -> None:
 
 def part_size(layout: Layout, batch_size: int | str) -> int | None:
     """The largest part of the batch that the same command computed last, by the run log; None where it was whole."""
-    lines = layout.log.read_text(encoding="utf-8").splitlines() if layout.log.exists() else []
+    lines = read_text(layout.log).splitlines() if layout.log.exists() else []
     try:
         last = json.loads(lines[-1]) if lines else {}
     except (ValueError, RecursionError):  # torn when the machine went down

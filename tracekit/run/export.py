@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from tracekit.errors import UNREADABLE, ConfigError, DatasetError
-from tracekit.format.layout import Layout, choose_config, config_names, write_atomic
+from tracekit.format.layout import Layout, choose_config, config_names, inside, read_whole, write_atomic
 from tracekit.format.manifest import ShardTask, Sidecar, read_manifest, read_plan, read_struct
 from tracekit.read.store import TraceStore
 from tracekit.records import DegradationRecord
@@ -77,7 +77,7 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
     several = [layout.config] if len(config_names(root)) > 1 else []
     drawn = [] if num_samples is None else [f"sample{len(rows)}"]
     name = "_".join(re.sub(r"[^\w.-]+", "-", part) for part in (*parts, *several, *drawn))
-    path = root / "exports" / f"outputs_{name}.json"
+    path = inside(root, f"exports/outputs_{name}.json")
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1, allow_nan=False).encode())
     return path
 
@@ -121,7 +121,7 @@ def _logged(layout: Layout, shard: ShardTask) -> Iterator[tuple[str, dict[str, A
 
 def _log_lines(layout: Layout) -> Iterator[_LogLine]:
     """The lines of the run log in order; what a crash cut short is left out: its batch was computed again."""
-    for text in layout.log.read_bytes().splitlines() if layout.log.exists() else []:
+    for text in read_whole(layout.log).splitlines() if layout.log.exists() else []:
         try:
             yield msgspec.json.decode(text, type=_LogLine)
         except UNREADABLE:
