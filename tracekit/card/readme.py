@@ -31,7 +31,7 @@ import yaml
 from tracekit.axes import LEGEND
 from tracekit.card.escaping import Markdown, cell, code, escaped, fence, finalize, python
 from tracekit.card.figures import figures_of
-from tracekit.errors import ConfigError, DatasetError
+from tracekit.errors import ConfigError, DatasetError, TracekitError
 from tracekit.format.labels import LabelSummary
 from tracekit.format.layout import records_tar_path, shard_name
 from tracekit.format.manifest import Manifest, ShardInfo
@@ -129,22 +129,33 @@ def render_card(
             f"card section: it holds {_BEGIN} or {_END}, which mark where it starts and ends; take it out"
         )
     title = _title(manifests, settings)
-    body = _environment().get_template("base.md.j2")
-    values: dict[str, Any] = dict(
-        title=title,
-        manifests=[_for_template(manifest, labels, has_figures=has_figures) for manifest in manifests],
-        writing=[manifest for manifest in manifests if _generates(manifest)],
-        int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
-        tasks=[_task(name) for name in dict.fromkeys(manifest.task for manifest in manifests)],
-        load=_loading(manifests, here, version),
-        legend=LEGEND,
-        section=Markdown(section),
-        begin=Markdown(_BEGIN),
-        end=Markdown(_END),
-        bibtex=_bibtex(title, here, version),
-    )
-    text = body.render(values)
-    head = yaml.safe_dump(_metadata(manifests, settings, title), sort_keys=False, allow_unicode=True, width=1000)
+    try:
+        text = (
+            _environment()
+            .get_template("base.md.j2")
+            .render(
+                title=title,
+                manifests=[_for_template(manifest, labels, has_figures=has_figures) for manifest in manifests],
+                writing=[manifest for manifest in manifests if _generates(manifest)],
+                int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
+                tasks=[_task(name) for name in dict.fromkeys(manifest.task for manifest in manifests)],
+                load=_loading(manifests, here, version),
+                legend=LEGEND,
+                section=Markdown(section),
+                begin=Markdown(_BEGIN),
+                end=Markdown(_END),
+                bibtex=_bibtex(title, here, version),
+            )
+        )
+        metadata = _metadata(manifests, settings, title)
+    except TracekitError:
+        raise
+    except (jinja2.UndefinedError, LookupError, TypeError, ValueError, AttributeError) as error:  # `run` has no types
+        names = ", ".join(repr(manifest.config) for manifest in manifests)
+        raise DatasetError(
+            f"no card can be made of the manifests of {names}; one lacks what a run writes: {error}"
+        ) from error
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{head}---\n\n{text.rstrip()}\n"
 
 

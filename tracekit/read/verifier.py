@@ -2,7 +2,7 @@
 
 Checked: the index against the manifests; every file's size and SHA-256; tar structure; every record against its schema
 and its place; every tensor against its declared dtype and shape; keys, counts and the byte index; label sets against
-their summaries and the keys; nothing undeclared in the folder. An open dataset (a plan, no manifest yet) is checked as
+their summaries and the keys; the loading script against those of all released versions; nothing undeclared in the folder. An open dataset (a plan, no manifest yet) is checked as
 far as it goes.
 """
 
@@ -14,10 +14,20 @@ from typing import BinaryIO, NamedTuple
 
 import pyarrow.parquet as pq
 
+from tracekit.card.script import script_problem
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.journal import Sent, is_sent, read_journal
 from tracekit.format.labels import read_labels, read_summary, summary_path
-from tracekit.format.layout import Layout, config_names, files_inside, inside, is_ignored, shard_path
+from tracekit.format.layout import (
+    Layout,
+    config_names,
+    files_inside,
+    inside,
+    is_ignored,
+    read_whole,
+    records_tar_path,
+    shard_path,
+)
 from tracekit.format.manifest import (
     Index,
     Plan,
@@ -98,6 +108,7 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
             problems.append(str(error))
     try:
         problems += _index_problems(root, names) if config is None else []
+        problems += _script_problems(root, names)
         problems += _strangers(root, names) if not problems else []
     except DatasetError as error:
         problems.append(str(error))
@@ -338,6 +349,20 @@ def _index_problems(root: Path, names: list[str]) -> list[str]:
         if name not in listed or listed[name].manifest_sha256 != sha256_file(Layout(root, name).manifest):
             problems.append(f"manifest.json: its entry of {name} is not what manifests/{name}.json says")
     return problems
+
+
+def _script_problems(root: Path, names: list[str]) -> list[str]:
+    """Where the loading script is none that tracekit wrote for these manifests: somebody may run it."""
+    layouts = [Layout(root, name) for name in names]
+    script = layouts[0].script
+    if not script.exists():
+        return []
+    paths: set[str] = set()
+    for manifest in [read_manifest(layout) for layout in layouts if layout.manifest.exists()]:
+        paths |= {shard_path(manifest.config, shard.name) for shard in manifest.shards}
+        paths |= {records_tar_path(manifest.config, split.name) for split in manifest.splits}
+    problem = script_problem(read_whole(script), paths)
+    return [] if problem is None else [f"load_traces.py: {problem}"]
 
 
 def _strangers(root: Path, names: list[str]) -> list[str]:
