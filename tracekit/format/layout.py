@@ -120,7 +120,7 @@ def _target(root: Path, link: str) -> Path:
     Raises:
         DatasetError: out of the folder, or nowhere.
     """
-    target, home = Path(link).resolve(), root.resolve()
+    target, home = Path(os.path.realpath(link)), root.resolve()
     repository = home.parent.parent
     blobs = (repository / "blobs", repository.parent / "blobs" / target.name[:2])
     is_blob = home.parent.name == "snapshots" and target.parent in blobs and _BLOB.fullmatch(target.name) is not None

@@ -2,8 +2,8 @@
 
 Checked: the index against the manifests; every file's size and SHA-256; tar structure; every record against its schema
 and its place; every tensor against its declared dtype and shape; keys, counts and the byte index; label sets against
-their summaries and the keys; the loading script against those of all released versions; nothing undeclared in the folder. An open dataset (a plan, no manifest yet) is checked as
-far as it goes.
+their summaries and the keys; the loading script against those of all released versions; nothing undeclared in the
+folder. An open dataset (a plan, no manifest yet) is checked as far as it goes.
 """
 
 import os
@@ -358,9 +358,14 @@ def _script_problems(root: Path, names: list[str]) -> list[str]:
     if not script.exists():
         return []
     paths: set[str] = set()
-    for manifest in [read_manifest(layout) for layout in layouts if layout.manifest.exists()]:
-        paths |= {shard_path(manifest.config, shard.name) for shard in manifest.shards}
-        paths |= {records_tar_path(manifest.config, split.name) for split in manifest.splits}
+    for layout in layouts:
+        plan = read_plan(layout)
+        shards, splits = shard_names(layout, plan), [plan.source.split]
+        if layout.manifest.exists():
+            manifest = read_manifest(layout)
+            shards, splits = [one.name for one in manifest.shards], [one.name for one in manifest.splits]
+        paths |= {shard_path(layout.config, name) for name in shards}
+        paths |= {records_tar_path(layout.config, name) for name in splits}
     problem = script_problem(read_whole(script), paths)
     return [] if problem is None else [f"load_traces.py: {problem}"]
 
