@@ -5,12 +5,10 @@ Nothing hangs, no traceback is shown, and no byte from outside the folder is rea
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from tracekit import TraceStore, load_dataset
 from tracekit.cli import main
 from tracekit.errors import DatasetError, TracekitError
 from tracekit.format.labels import Label, LabelSummary, write_labels, write_summary
-from tracekit.format.layout import Layout, append_line, inside, write_atomic
+from tracekit.format.layout import append_line, inside, write_atomic
 from tracekit.format.manifest import read_plan, to_bytes
 from tracekit.format.shards import sha256_file
 from tracekit.run.finish import finish

@@ -53,7 +53,8 @@ def code(text: str) -> Markdown:
 def fence(text: str, language: str) -> Markdown:
     """Text as a block of code, whatever backticks it holds; no line of it opens an HTML comment."""
     marks = "`" * _more_than(text, 3)
-    return Markdown(f"{marks}{language}\n{re.sub('^<!--', ' <!--', text, flags=re.MULTILINE)}\n{marks}")
+    lines = [" " * line.startswith("<!--") + line for line in re.split(r"\r\n?|\n", text)]
+    return Markdown("\n".join([f"{marks}{language}", *lines, marks]))
 
 
 def python(text: str) -> Markdown:

@@ -19,6 +19,7 @@ match the manifest's shards and no other number, so that shards of a release tha
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,7 @@ def shard_globs(config: str, split: str, shards: Sequence[ShardInfo]) -> list[st
     return globs
 
 
+@cache
 def _environment() -> jinja2.Environment:
     packaged = Path(str(files("tracekit"))) / "cards"  # in a wheel; in a checkout they lie beside the package
     folder = packaged if packaged.is_dir() else packaged.parent.parent / "cards"
