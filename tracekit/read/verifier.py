@@ -106,12 +106,13 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
             problems += check.labels(has_all_keys=not problems)
         except DatasetError as error:
             problems.append(str(error))
-    try:
-        problems += _index_problems(root, names) if config is None else []
-        problems += _script_problems(root, names)
-        problems += _strangers(root, names) if not problems else []
-    except DatasetError as error:
-        problems.append(str(error))
+    for look in (_index_problems, _script_problems, _strangers):
+        if (look is _index_problems and config is not None) or (look is _strangers and problems):
+            continue
+        try:
+            problems += look(root, names)
+        except DatasetError as error:
+            problems.append(str(error))
     return Report(problems, num_samples, num_bytes, open_configs, sent)
 
 
