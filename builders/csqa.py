@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row
+from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row
 from builders.sources import read_examples
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, Positive, RunConfig, SourceConfig
@@ -64,7 +64,7 @@ class CsqaBuilder:
                 "tokens 'answer' - at `$.capture.tokens`; nothing is generated here, so there are none; give all, "
                 "prompt or last"
             )
-        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_row)
+        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
         return found.examples, found.info
 
     def open(self, config: CsqaConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> "CsqaTask":
@@ -97,7 +97,9 @@ class CsqaTask(Task[CsqaQuestion]):
         self._prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
         self.variant = self._prompter.variant
         whole_sample = SourceConfig(source="sample")
-        self._pool = read_examples(whole_sample, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
+        self._pool = read_examples(
+            whole_sample, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row
+        ).examples
         self._joint = answer_joint(self._prompter)
         self._limit = _limit(config)
         self._prepared = {example.index: self._prepare(example) for example in examples}

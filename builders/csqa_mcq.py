@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, EncodedChoice, encode_choices, parse_row
+from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, EncodedChoice, encode_choices, parse_row
 from builders.sources import read_examples
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, ModelConfig, Positive, PromptConfig, RunConfig
@@ -58,7 +58,7 @@ class CsqaMcqBuilder:
                 "an encoder reads question and option as they stand, and generates nothing - at `$.prompt`, "
                 "`$.generation`; leave their flags out"
             )
-        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_row)
+        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
         return found.examples, found.info
 
     def open(self, config: CsqaMcqConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> "CsqaMcqTask":

@@ -24,7 +24,7 @@ from builders.texts import Document, Kind, read_documents
 from tracekit.cli import run_builder
 from tracekit.config import GenerationConfig, Positive, PromptConfig, RunConfig
 from tracekit.errors import ConfigError, SourceError
-from tracekit.format.manifest import SourceInfo
+from tracekit.format.manifest import TOO_LONG, SourceInfo
 from tracekit.model.capture import Text, Trace, capture
 from tracekit.model.models import load_tokenizer, max_positions
 from tracekit.model.prompts import sha256_text, tokens_of, with_bos
@@ -37,6 +37,8 @@ from tracekit.run.task import Place, Sample, Task
 __all__ = ["BUILDER", "NextTokenBuilder", "NextTokenConfig", "Tokenized", "Window", "cut", "place_in_text", "tokenize"]
 
 _MAX_AUTO = 1024
+_MAX_CHARACTERS = 2**25
+"""Longest document: it is tokenised whole, which takes some 6 GB for so many characters."""
 _WINDOWS_A_DOCUMENT = 10**9
 """Room for window numbers in an index; more tokens than a document can have."""
 
@@ -134,7 +136,7 @@ class NextTokenBuilder:
         Text, ids and offsets of all documents stay in memory, 12 bytes a token besides the text. A text is tokenised
         whole, so that its tokens are those of the usual computation; that takes some 700 bytes a token (GPT-2's
         tokenizer) for a moment: 0.2 GB for a test split of WikiText. `--offset` and `--limit` cut WikiText-103's
-        training split, which would take 80 GB, into slices of lines.
+        training split, which would take 80 GB, into slices of lines. A document of over 32 MiB is too long.
 
         Raises:
             ConfigError: a setting has no meaning here, or windows do not fit the model.
@@ -146,6 +148,12 @@ class NextTokenBuilder:
         windows: list[Window] = []
         skipped: list[str] = []
         for document in found.examples:
+            if (size := len(document.text)) > _MAX_CHARACTERS:
+                skipped.append(
+                    f"{found.info.id} row {document.index}: {TOO_LONG}: a text of {size} characters; expected at "
+                    f"most {_MAX_CHARACTERS}; cut it, or take fewer lines of it with --offset and --limit"
+                )
+                continue
             whole = tokenize(tokenizer, document, config.prompt.bos)
             pieces = cut(len(whole.token_ids), length, stride)
             if not pieces:

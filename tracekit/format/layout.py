@@ -11,7 +11,7 @@ refuses a path that leaves the folder, and a pipe, a device or a folder in place
   schemas/<config>.json                JSON Schema of its record
   data/<config>/<split>-00000.tar      shards
   sidecars/<config>/<split>-00000.json a finished shard's index, records and hash (stays here, not published)
-  records/<config>/<split>.parquet     one flat row a sample, and where its bytes are
+  records/<config>/<split>.parquet     one flat row a sample, where its bytes are, and their checksums
   records/<config>/<split>.tar         the records alone, as WebDataset
   questions/<config>.jsonl             questions that a model wrote, and how: <config>.json
   labels/<config>/<set>.jsonl          labels that a judge gave the samples, and their summary: <set>.json

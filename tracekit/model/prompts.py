@@ -17,10 +17,14 @@ from tracekit.config import PromptConfig, template_kwargs
 from tracekit.errors import ConfigError, SourceError
 from tracekit.records import Span
 
-__all__ = ["Exchange", "Prompt", "Prompter", "draw_shots", "sha256_text", "tokens_of", "with_bos"]
+__all__ = ["Exchange", "Prompt", "Prompter", "draw_shots", "is_surely_longer", "sha256_text", "tokens_of", "with_bos"]
 
 PoolT = TypeVar("PoolT")
 
+_CHARACTERS_A_TOKEN = 8
+"""Characters of a text that are looked at first for each token that fits; ordinary text has about four a token."""
+_CUT_WORD = 1000
+"""More tokens than a word that is cut at the end of a beginning can have beyond those of the whole word."""
 _DATE_CODES = ("%-d", "%-m", "%A", "%B", "%H", "%I", "%M", "%S", "%Y", "%a", "%b", "%d", "%e", "%j", "%m", "%p", "%y")
 _FROZEN_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set frozen = namespace(text=format) -%}"
@@ -325,6 +329,20 @@ def with_bos(tokenizer: Any, ids: list[int], offsets: list[list[int]], rule: str
     while bos is not None and ids[:2] == [bos, bos]:
         ids, offsets = ids[1:], offsets[1:]
     return ids, offsets
+
+
+def is_surely_longer(tokenizer: Any, text: str, limit: int) -> bool:
+    """Whether the beginning of a text is more than `limit` tokens already; no more of it is tokenised than shows that.
+
+    False says nothing: the text may be short, or tokenised as a whole only (a long run of blanks).
+    """
+    size = _CHARACTERS_A_TOKEN * max(limit, _CUT_WORD)
+    while size < len(text):
+        beginning = tokenizer(text[:size], add_special_tokens=False, verbose=False).input_ids
+        if len(beginning) > limit + _CUT_WORD:
+            return True
+        size *= 4
+    return False
 
 
 def sha256_text(text: str) -> str:

@@ -7,7 +7,8 @@ logits untouched, sites whose change moves the logits, and a head that gives the
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from inspect import signature
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import msgspec
@@ -30,6 +31,7 @@ from tracekit.model.capture import (
 from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
 from tracekit.model.families import NOT_REPEATABLE
 from tracekit.model.hooks import check_attention, eager_attention, record
+from tracekit.model.lengths import rope_parameters
 from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, tolerance_of
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
 from tracekit.storage import unpacked
@@ -59,8 +61,8 @@ class _Reference(NamedTuple):
 
 
 def prove(traced: TracedModel, sites: Sequence[str]) -> None:
-    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`, and
-    sets `is_row_coupled` where padding changes a row.
+    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`, sets
+    `is_row_coupled` where padding changes a row, and `length_limit` to 0 where any longer row does.
 
     Raises:
         UnsupportedSiteError: the architecture cannot give a site.
@@ -73,6 +75,7 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
     _check_plain(traced, ids, before)
     _find_causality(traced, ids, before)
     _find_coupling(traced, ids, before)
+    _find_length_rule(traced, ids, before)
     if "hidden_states" in sites:
         _check_embeddings(traced, ids, before)
     if "resid_post_attn" in sites:
@@ -170,9 +173,34 @@ def _find_coupling(traced: TracedModel, ids: Tensor, before: _Reference) -> None
         _relative(together[row, :length], hidden[0])
         for row, (length, hidden) in enumerate(zip(lengths, [before.hidden_states[-1], *alone], strict=True))
     ]
+    traced.is_row_coupled |= not max(errors) <= _largest_change(traced)
+
+
+def _largest_change(traced: TracedModel) -> float:
+    """Relative change of a row that is still rounding."""
     is_exact = traced.info.dtype == "float32" and not traced.info.quantization
-    allowed = 1e-4 if is_exact else tolerance_of(traced.info).max_rel_error
-    traced.is_row_coupled |= not max(errors) <= allowed
+    return 1e-4 if is_exact else tolerance_of(traced.info).max_rel_error
+
+
+def _find_length_rule(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """Whether a row changes with the last position of the row beside it, in a model with rotary embeddings.
+
+    That row reaches to the limit that the configuration tells; where it tells none, to twice the last position.
+    """
+    config: Any = traced.model.config.get_text_config()
+    takes_positions = "position_ids" in signature(traced.model.forward).parameters
+    known, last = traced.length_limit, getattr(config, "max_position_embeddings", None)
+    if not (takes_positions and rope_parameters(config) and last):
+        return
+    stop = 2 * last if known is None else known
+    own = torch.arange(ids.shape[1], device=ids.device)
+    if stop < len(own):
+        return
+    positions = torch.stack([own, own + stop - len(own)])
+    with torch.inference_mode(), eager_attention(traced.model, traced.anatomy):
+        beside = traced.run(ids.repeat(2, 1), position_ids=positions, output_hidden_states=True).hidden_states[-1]
+    if not _relative(beside[0], before.hidden_states[-1][0]) <= _largest_change(traced):
+        traced.length_limit = 0
 
 
 def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Reference) -> None:

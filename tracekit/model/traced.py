@@ -5,8 +5,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
-from tracekit.errors import ModelError
+from tracekit.errors import CaptureError, ModelError
 from tracekit.model.anatomy import Anatomy, ResidRule, examine, find_resid_rule
+from tracekit.model.lengths import RotaryState, groups_within, length_limit, longest_text
 from tracekit.model.placement import devices_of, input_device, is_offloaded
 from tracekit.records import ModelInfo
 
@@ -69,7 +70,8 @@ class TracedModel:
     where the checkpoint had no weights for the head.
 
     `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.model.proof.prove`, which every model goes through
-    before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row.
+    before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row, and
+    `length_limit`, where it finds that the longest row changes others in a way that the configuration does not tell.
     """
 
     def __init__(
@@ -84,6 +86,13 @@ class TracedModel:
         self.is_causal = False
         self.rows_sum_to_one = True
         self.is_head_fresh = False
+        self.length_limit = length_limit(model.config)
+        self._longest = longest_text(model.config)
+        self._rotary: RotaryState | None = None
+        if self.length_limit is not None:
+            with torch.no_grad():
+                self.run(self.probe_ids()[:, :1])  # a short pass undoes what long ones before this have left
+            self._rotary = RotaryState(model)
         self.anatomy: Anatomy = examine(self.model, lambda: self.run(self.probe_ids()))
         self.resid_rule: ResidRule | None = None
 
@@ -92,6 +101,7 @@ class TracedModel:
 
         Without a mask all tokens are real. Tensors among the further arguments are rows (B, T) as well.
         """
+        self.begin_pass()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **arguments}
         if attention_mask is None:
             inputs["attention_mask"] = torch.ones_like(input_ids)
@@ -100,6 +110,24 @@ class TracedModel:
         else:
             inputs["use_cache"] = False
         return self.model(**inputs)
+
+    def begin_pass(self) -> None:
+        """Forget the length of earlier passes, where the model keeps it; before each pass, and before `generate`."""
+        if self._rotary is not None:
+            self._rotary.restore()
+
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Rows of these lengths that may run through the model together, by their numbers; each is in one group.
+
+        Raises:
+            CaptureError: the model computes a text of such a length in another way than short ones.
+        """
+        if self._longest is not None and max(lengths) > self._longest:
+            raise CaptureError(
+                f"{self.anatomy.model_type} ({self.info.id}): a text of {max(lengths)} tokens; it is traced with full "
+                f"attention, which it has up to {self._longest} tokens alone. Give shorter texts"
+            )
+        return groups_within(lengths, 0 if self.is_row_coupled else self.length_limit)
 
     @property
     def device(self) -> torch.device:

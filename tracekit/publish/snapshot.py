@@ -1,5 +1,6 @@
 """Two states of a dataset: the folder here, and the repository as it is. Read and compared, never changed."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ from tracekit.format.labels import LabelSummary, read_summaries, summary_path
 from tracekit.format.layout import MAX_SHARDS, Layout, inside, read_text, read_whole
 from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_manifest
 from tracekit.format.release import State
-from tracekit.format.shards import sha256_file
 from tracekit.hub import HubRepo, Refs, RemoteFile
 from tracekit.records import RECORD_TYPES
 from tracekit.run.finish import is_finished, ordered_names
@@ -117,7 +117,7 @@ def _beside(layout: Layout, labels: dict[str, LabelSummary]) -> list[str]:
         path = layout.labels(summary.name)
         if not path.exists():
             raise DatasetError(f"{path} is gone, its summary is there; run the stage evaluate again")
-        if sha256_file(path) != summary.labels_sha256:
+        if hashlib.sha256(read_whole(path)).hexdigest() != summary.labels_sha256:
             raise DatasetError(f"{path}: its labels are not those of its summary; run the stage evaluate again")
         paths += [path, summary_path(layout, summary.name)]
         labels[summary_path(layout, summary.name).relative_to(layout.root).as_posix()] = summary

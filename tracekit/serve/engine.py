@@ -25,7 +25,7 @@ from tracekit.model.generation import Generated, Listener, Step, answer_variousl
 from tracekit.model.memory import is_out_of_memory
 from tracekit.model.proof import replay
 from tracekit.model.traced import TracedModel
-from tracekit.run.task import Sample
+from tracekit.run.padding import Padded, padded, to_replay
 from tracekit.serve.forms import Asked, RequestError
 from tracekit.serve.growing import GrowingDataset, told_of_space
 from tracekit.serve.rows import Row
@@ -68,6 +68,8 @@ class Engine:
         self._changed = threading.Condition()
         self._is_draining = False
         self._max_batch = settings.max_batch
+        self._padding = 0
+        self._unreplayed: list[Padded] = []
         self._thread = threading.Thread(target=self._run, name="tracekit-engine")
         self.has_ended_well = False
         self.failure: TracekitError | OSError | None = None
@@ -150,8 +152,8 @@ class Engine:
             while self._next_batch():
                 self._work()
                 if self._dataset.seconds_left() == 0:
-                    self._dataset.close_shard()
-            self._dataset.close_shard()
+                    self._close_shard()
+            self._close_shard()
             self.has_ended_well = True
         except (TracekitError, OSError) as error:
             self.failure = told_of_space(error, self._layout.root) if isinstance(error, OSError) else error
@@ -234,8 +236,19 @@ class Engine:
             make_sample(self._traced, job, answer, trace, place, split=self._split, seed=self._seed)
             for job, answer, trace in kept
         ]
-        self._dataset.add(samples, self._replayed(samples) if is_first else None)
+        batch = padded(self._traced, samples)
+        self._padding = 0 if is_first else self._padding
+        verification = self._replayed(batch, is_outer=is_first or self._dataset.fills(len(samples)))
+        self._dataset.add(samples, verification)
+        count = self._capture_config.num_replays if verification is None else 0
+        self._unreplayed = to_replay(batch, count, is_outer=True, so_far=0)
         return {job.key for job, _, _ in kept}
+
+    def _close_shard(self) -> None:
+        """Close the open shard; only now is it known which batch is its last one."""
+        verification = self._replayed(self._unreplayed, is_outer=True) if self._unreplayed else None
+        self._unreplayed = []
+        self._dataset.close_shard(verification)
 
     def _captured(self, pairs: Sequence[tuple[Job, Answered]]) -> list[tuple[Job, Answered, Trace]]:
         """Capture texts together; in smaller parts where memory runs out, or to find the one that cannot be captured.
@@ -253,15 +266,16 @@ class Engine:
         middle = len(pairs) // 2
         return self._captured(pairs[:middle]) + self._captured(pairs[middle:])
 
-    def _replayed(self, samples: Sequence[Sample]) -> Verification:
-        """Run a few samples again alone: the shortest, which were padded most.
+    def _replayed(self, batch: Sequence[Padded], *, is_outer: bool) -> Verification | None:
+        """Run some samples of a batch again alone, those of `to_replay`; None where that is none of them.
 
         Raises:
             CaptureError: an error is past the tolerance, or there is no memory for it.
         """
-        ordered = sorted(samples, key=lambda sample: (len(sample.text.token_ids), sample.record.key))
+        chosen = to_replay(batch, self._capture_config.num_replays, is_outer=is_outer, so_far=self._padding)
+        self._padding = max([self._padding, *(one.padding for one in chosen)])
         result = Verification.nothing()
-        for sample in ordered[: self._capture_config.num_replays]:
+        for sample in (one.sample for one in chosen):
             try:
                 once = replay(self._traced, sample.record.key, sample.text, sample.trace, self._capture_config)
             except (RuntimeError, MemoryError) as error:
@@ -269,7 +283,7 @@ class Engine:
                     raise
                 raise CaptureError("out of memory at replaying a sample; --num-replays 0 leaves it out") from error
             result = result.with_more(once)
-        return result
+        return result if chosen else None
 
     def _log_answered(self, job: Job, answer: Answered, num_together: int) -> None:
         self.log(

@@ -124,8 +124,12 @@ class GrowingDataset:
         """Whether the next sample is the first of its shard."""
         return self._writer is None or not self._writer.num_samples
 
+    def fills(self, count: int) -> bool:
+        """Whether so many samples more fill the open shard."""
+        return (0 if self._writer is None else self._writer.num_samples) + count >= self._samples_per_shard
+
     def add(self, samples: Sequence[Sample], verification: Verification | None) -> None:
-        """Add samples, made for `place`; on return they survive a crash. `verification` is of the shard's first.
+        """Add samples, made for `place`; on return they survive a crash. `verification` is of those that were replayed.
 
         Raises:
             NoSpaceError: the disk is full.
@@ -134,8 +138,9 @@ class GrowingDataset:
         if not writer.num_samples:
             self._opened_at = time.monotonic()
         batch = batch_of(samples, self._capture)
+        is_last = self.fills(len(samples))
         writer.append(batch.samples, verification, batch.norms, batch.losses)
-        if writer.num_samples >= self._samples_per_shard:
+        if is_last:
             self.close_shard()
 
     def seconds_left(self) -> float | None:
@@ -144,10 +149,13 @@ class GrowingDataset:
             return None
         return max(0.0, self._opened_at + self._close_after - time.monotonic())
 
-    def close_shard(self) -> None:
-        """Close the open shard, so that readers see it; nothing where it is empty."""
+    def close_shard(self, verification: Verification | None = None) -> None:
+        """Close the open shard, so that readers see it; nothing where it is empty. `verification` is of samples that
+        were replayed since."""
         if self._writer is None or self.is_shard_empty:
             return
+        if verification is not None:
+            self._writer.append([], verification)
         self._writer.finish()
         self._writer.__exit__(None, None, None)
         self._writer = None
