@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -41,7 +41,7 @@ class _LogLine(msgspec.Struct):
     shard: str
     batch: int
     parts: list[int]
-    num_samples: int
+    num_samples: Annotated[int, msgspec.Meta(ge=1)]
     seconds: float
     device: str
     used_memory_share: float | None = None
@@ -70,7 +70,7 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
         if num_samples is not None and num_samples < len(keys):
             chosen = set(random.Random(0).sample(keys, num_samples))
             keys = [key for key in keys if key in chosen]
-        levels = sorted(read_manifest(layout).run.get("levels", []))
+        levels = _levels(layout)
         rows = [_row(store.record(key), logged.get(key, _UNKNOWN), levels) for key in keys]
     first = rows[0]
     parts = (first["degradation_method"], first["model_name"], first["config_name"])
@@ -80,6 +80,14 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
     path = inside(root, f"exports/outputs_{name}.json")
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1, allow_nan=False).encode())
     return path
+
+
+def _levels(layout: Layout) -> list[float]:
+    """The levels of a run, by size."""
+    try:
+        return sorted(msgspec.convert(read_manifest(layout).run.get("levels", []), list[float]))
+    except msgspec.ValidationError as error:
+        raise DatasetError(f"{layout.manifest}: {error} - at `$.run.levels`") from error
 
 
 def batch_times(layout: Layout) -> dict[str, str]:
@@ -145,6 +153,8 @@ def _row(record: Any, logged: Mapping[str, Any], levels: list[float]) -> dict[st
     if not isinstance(record, DegradationRecord):
         raise ConfigError(f"degradation-json is for the task degradation; this is {record.task_name()}")
     damage, generation, model = record.damage, record.generation, record.model
+    if damage.level not in levels:
+        raise DatasetError(f"sample {record.key} is of level {damage.level}, which is none of the manifest's: {levels}")
     num_out = len(record.generated_token_ids)
     is_4bit = model.quantization == "nf4"
     return {
