@@ -29,6 +29,7 @@ from typing import BinaryIO, NamedTuple, Self
 import msgspec
 
 from tracekit.errors import (
+    UNREADABLE,
     CorruptShardError,
     DatasetError,
     NoSpaceError,
@@ -318,7 +319,7 @@ class ShardWriter:
         for line in self._journal_path.read_bytes().splitlines(keepends=True):
             try:
                 entry = msgspec.json.decode(line, type=JournalLine) if line.endswith(b"\n") else None
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 entry = None
             if entry is None:  # torn by a crash or a full disk: what follows is not to be trusted
                 break

@@ -14,7 +14,7 @@ from tracekit.card.readme import CardSettings, render_card, settings_of, split_c
 from tracekit.card.script import render_script
 from tracekit.errors import DatasetError
 from tracekit.format.journal import Sent, is_last, read_journal, write_journal
-from tracekit.format.layout import Layout
+from tracekit.format.layout import Layout, inside, read_whole
 from tracekit.format.manifest import Index, newest_schema, to_bytes
 from tracekit.format.release import State, Version
 from tracekit.publish.snapshot import Local, Remote
@@ -49,9 +49,9 @@ def small_files(
     for name, manifest in local.state.manifests.items():
         layout = Layout(local.root, name)
         for path in (layout.plan, layout.manifest, layout.schema):
-            files[path.relative_to(local.root).as_posix()] = path.read_bytes()
+            files[path.relative_to(local.root).as_posix()] = read_whole(path)
         files |= draw(manifest)
-    files |= {path: (local.root / path).read_bytes() for path in local.beside}
+    files |= {path: read_whole(inside(local.root, path)) for path in local.beside}
     files["load_traces.py"] = render_script(manifests).encode()
     schema_version = newest_schema(manifests)
     files["manifest.json"] = to_bytes(Index(schema_version=schema_version, configs=list(after.entries.values())))

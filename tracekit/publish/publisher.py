@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from tracekit.errors import CorruptShardError, DatasetError, VersionError
 from tracekit.format.journal import Sent, can_write_journal, is_sent, read_journal, write_journal
-from tracekit.format.layout import Layout, config_names
-from tracekit.format.manifest import Manifest, read_struct
+from tracekit.format.layout import Layout, config_names, inside
+from tracekit.format.manifest import read_manifest
 from tracekit.format.release import Change, Step, Version, change_between, check_version
 from tracekit.hub import HubRepo, RemoteFile, StaleParentError, Upload, quiet_client
 from tracekit.publish.contents import Contents, note_section, small_files
@@ -178,12 +178,13 @@ class _Publication:
         """
         root, repo_id = self._local.root, self._repo.repo_id
         for path, info in to_send.items():
-            if (root / path).exists() and (root / path).stat().st_size != info.num_bytes:
+            here = inside(root, path)
+            if here.exists() and here.stat().st_size != info.num_bytes:
                 raise CorruptShardError(
-                    f"{root / path} has {(root / path).stat().st_size} bytes, its manifest says {info.num_bytes}; run "
+                    f"{here} has {here.stat().st_size} bytes, its manifest says {info.num_bytes}; run "
                     "`tracekit verify` on the dataset"
                 )
-        gone = [path for path in to_send if not (root / path).exists()]
+        gone = [path for path in to_send if not inside(root, path).exists()]
         if not gone:
             return
         sent = is_sent(read_journal(root), gone[0], to_send[gone[0]].sha256)
@@ -249,7 +250,7 @@ class _Publication:
             return
         self._repo.create_branch(branch_of(self._version), at="main")
         root = self._local.root
-        uploads = [Upload(path, root / path, info.num_bytes, info.sha256) for path, info in plan.to_send.items()]
+        uploads = [Upload(path, inside(root, path), info.num_bytes, info.sha256) for path, info in plan.to_send.items()]
         total = sum(info.num_bytes for info in plan.missing.values())
         done = total - sum(upload.num_bytes for upload in uploads)
         with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="publish") as bar:
@@ -412,7 +413,7 @@ def free_shards(root: Path, repo_id: str) -> int:
     num_bytes = 0
     for name in config_names(root):
         layout = Layout(root, name)
-        for shard in read_struct(layout.manifest, Manifest).shards:
+        for shard in read_manifest(layout).shards:
             path = layout.shard(shard.name)
             sent = is_sent(journal, path.relative_to(root).as_posix(), shard.sha256, repo=repo_id)
             if path.exists() and layout.sidecar(shard.name).exists() and sent is not None:

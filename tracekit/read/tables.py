@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from tracekit.errors import DatasetError
 from tracekit.format.checksums import specs_of
-from tracekit.format.layout import PARTIAL_SUFFIX, sync_folder
+from tracekit.format.layout import PARTIAL_SUFFIX, check_temporary, sync_folder
 from tracekit.format.manifest import Sidecar, TensorSummary
 from tracekit.format.shards import JSON_SUFFIX, tar_header
 from tracekit.records import RECORD_TYPES, arrow_schema
@@ -119,7 +119,7 @@ def write_records_tar(path: Path, sidecars: Iterable[Sidecar]) -> None:
 def _whole_or_not(path: Path) -> Iterator[Path]:
     """A temporary path that takes the file's name once it is written and synced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + PARTIAL_SUFFIX)
+    temporary = check_temporary(path.with_name(path.name + PARTIAL_SUFFIX))
     yield temporary
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from tracekit.card.readme import CardSettings, render_card, settings_of
 from tracekit.card.script import render_script
 from tracekit.errors import DatasetError
 from tracekit.format.journal import sent_shards
-from tracekit.format.layout import Layout, config_names, write_atomic
+from tracekit.format.layout import Layout, config_names, inside, read_text, read_whole, write_atomic
 from tracekit.format.manifest import (
     FileInfo,
     Index,
@@ -25,6 +25,7 @@ from tracekit.format.manifest import (
     Verification,
     index_entry,
     newest_schema,
+    read_manifest,
     read_struct,
     shard_info,
     shard_names,
@@ -91,7 +92,7 @@ def reopen(layout: Layout) -> None:
     """
     if not layout.manifest.exists():
         return
-    shards = read_struct(layout.manifest, Manifest).shards
+    shards = read_manifest(layout).shards
     missing = [shard.name for shard in shards if not layout.sidecar(shard.name).exists()]
     if missing:
         raise DatasetError(
@@ -107,7 +108,7 @@ def done_shards(layout: Layout, plan: Plan) -> set[str]:
     A shard is done that is here with its sidecar; that the Hub has, by the journal, as its sidecar says; or that is
     here as a finished manifest says (a downloaded dataset has no sidecars).
     """
-    finished = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
+    finished = read_manifest(layout).shards if is_finished(layout) else []
     sizes = {shard.name: shard.num_bytes for shard in finished}
     done = sent_shards(layout)
     for name in shard_names(layout, plan):
@@ -131,7 +132,7 @@ def ordered_names(root: Path) -> list[str]:
 
     The first one's records are the default of `load_dataset`, which must not change when another one is added.
     """
-    index = root / "manifest.json"
+    index = inside(root, "manifest.json")
     known = [entry.name for entry in read_struct(index, Index).configs] if index.exists() else []
     names = config_names(root)
     return [name for name in known if name in names] + [name for name in names if name not in known]
@@ -141,17 +142,16 @@ def write_index(root: Path) -> None:
     """Write the card and the index over every complete configuration of a folder."""
     layouts = [Layout(root, name) for name in ordered_names(root)]
     complete = [layout for layout in layouts if layout.manifest.exists()]
-    manifests = [read_struct(layout.manifest, Manifest) for layout in complete]
-    card = root / "README.md"
-    settings = settings_of(card.read_text("utf-8")) if card.exists() else CardSettings()
+    manifests = [read_manifest(layout) for layout in complete]
+    card = inside(root, "README.md")
+    settings = settings_of(read_text(card)) if card.exists() else CardSettings()
     write_atomic(card, render_card(manifests, settings=settings).encode())
-    write_atomic(root / "load_traces.py", render_script(manifests).encode())
+    write_atomic(inside(root, "load_traces.py"), render_script(manifests).encode())
     entries = [
-        index_entry(manifest, layout.manifest.read_bytes())
-        for layout, manifest in zip(complete, manifests, strict=True)
+        index_entry(manifest, read_whole(layout.manifest)) for layout, manifest in zip(complete, manifests, strict=True)
     ]
     index = Index(schema_version=newest_schema(manifests), configs=entries)
-    write_atomic(root / "manifest.json", to_bytes(index))
+    write_atomic(inside(root, "manifest.json"), to_bytes(index))
 
 
 def _manifest(

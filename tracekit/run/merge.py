@@ -7,7 +7,7 @@ shard number, and the schema version of today. Slices must not overlap; the resu
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,33 @@ __all__ = ["merge"]
 
 _SLICE = ("offset", "limit")
 _SAMPLES_AT_ONCE = 8
+
+
+class _Slice(msgspec.Struct):
+    """What merging needs of `source` in a plan's `run`."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    limit: Annotated[int, msgspec.Meta(ge=1)] | None
+
+
+class _Shards(msgspec.Struct):
+    """What merging needs of `output`."""
+
+    samples_per_shard: int
+
+
+class _Devices(msgspec.Struct):
+    """What merging needs of `model`."""
+
+    device: str
+
+
+class _Run(msgspec.Struct):
+    """The part of a plan's `run` that merging reads; a plan from a stranger may lack it."""
+
+    source: _Slice
+    output: _Shards
+    model: _Devices
 
 
 class _Part(NamedTuple):
@@ -70,7 +97,15 @@ def _open(folder: Path, config: str | None) -> _Part:
             f"{str(folder)!r}: {layout.config} grows with what is asked of a server and has no slice of a source to be "
             "joined by. Read several folders as one: TraceStore([one, other])"
         )
-    return _Part(layout, plan, {row for shard in plan.shards for batch in shard.batches for row in batch})
+    try:
+        msgspec.convert(plan.run, _Run)
+        shlex.split(plan.command)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise DatasetError(f"{layout.plan} is not what a run writes: {error} (in `run` or `command`)") from error
+    rows = {row for shard in plan.shards for batch in shard.batches for row in batch}
+    if not rows:
+        raise DatasetError(f"{layout.plan} names no rows of a source, so that there is nothing to merge")
+    return _Part(layout, plan, rows)
 
 
 def _check(parts: Sequence[_Part]) -> None:
@@ -156,7 +191,8 @@ def _runs_of(command: str) -> list[list[str]]:
             runs.append([])
         elif words[position : position + 2] == ["tracekit", "merge"]:
             break
-        runs[-1].append(word)
+        if runs:
+            runs[-1].append(word)
     return [run[:-2] if run[-2] == "--out" else run for run in runs]
 
 

@@ -25,8 +25,8 @@ from tracekit.format.manifest import (
     Manifest,
     Plan,
     SourceInfo,
+    read_manifest,
     read_plan,
-    read_struct,
 )
 from tracekit.model.models import load_tokenizer, max_positions, model_info
 from tracekit.model.prompts import is_surely_longer
@@ -238,7 +238,7 @@ def _what_is_there(layout: Layout, stored: Plan, planner: Planner[Any], *, is_fo
     if standing == "less":
         say(f"{str(layout.root)!r} holds all that is asked for, and more")
     was_complete = is_finished(layout)
-    manifest = read_struct(layout.manifest, Manifest) if was_complete else finish_planned(layout, stored)
+    manifest = read_manifest(layout) if was_complete else finish_planned(layout, stored)
     return Outcome(layout.root, layout.config, manifest, None, was_complete, manifest is None)
 
 
