@@ -22,7 +22,7 @@ from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig
 from tracekit.errors import ConfigError
 from tracekit.format.journal import Sent
 from tracekit.format.layout import Layout, config_names, write_atomic
-from tracekit.format.manifest import read_plan
+from tracekit.format.manifest import growth_note, read_plan
 from tracekit.hub import HubPath
 from tracekit.read.remote import list_configs
 from tracekit.read.store import TraceStore
@@ -74,6 +74,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
             if read_plan(Layout(root, name)).is_growing:
                 more = "It grows while `tracekit serve` runs, which finishes it when it is stopped"
             print(f"open: {name} is not finished; what is there was checked. {more}")
+        _say_growth(root, [self.dataset_config] if self.dataset_config else config_names(root))
         for problem in report.problems:
             print(f"wrong: {problem}")
         if report.problems:
@@ -173,6 +174,8 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
     def _config(self, store: TraceStore) -> None:
+        if HubPath.parse(self.folder) is None:
+            _say_growth(Path(self.folder), store.info().configs)
         if self.json:
             print(_json(store.info()))
         else:
@@ -350,6 +353,7 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True):
             print("change          none in the data since the latest version")
         for note in done.notes:
             print(f"note: {note}", file=sys.stderr)
+        _say_growth(Path(self.folder), config_names(Path(self.folder)))
         if done.was_there:
             print(f"nothing to do: {self.repo} has this content as {done.version}")
         elif self.dry_run:
@@ -416,6 +420,13 @@ Command = Verify | Show | Export | Diff | Merge | Publish | Serve
 
 def _json(value: Any) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def _say_growth(root: Path, configs: Sequence[str]) -> None:
+    """Say which configurations of a folder grow."""
+    for name in configs:
+        if (note := growth_note(Layout(root, name))) is not None:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def _next(command: str) -> None:

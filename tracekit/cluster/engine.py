@@ -21,7 +21,7 @@ from tracekit.cluster.session import Share, connected, share
 from tracekit.cluster.worker import Begin, NodeJob, NodeWorker, own_folder
 from tracekit.config import ClusterConfig, ModelConfig
 from tracekit.format.layout import PARTIAL_SUFFIX, Layout
-from tracekit.format.manifest import Plan
+from tracekit.format.manifest import Plan, read_growth
 from tracekit.ranks import Rank
 from tracekit.run.engine import Job, part_size
 from tracekit.run.plan import Devices, Estimate
@@ -164,12 +164,13 @@ class RayWork:
         """
         layout = Layout(self._job.layout.root.absolute(), self._job.layout.config)
         base = Path(self._settings.worker_folder or layout.root)
+        planned = layout.growth if read_growth(layout) == plan else layout.plan
         with _marker(layout) as marker:
             begin = Begin(
                 plan=msgspec.structs.replace(plan, shards=[]),
                 folder=layout.root,
                 marker=marker,
-                own_folder=own_folder(base.absolute(), layout.plan),
+                own_folder=own_folder(base.absolute(), planned),
                 is_apart=self._settings.worker_folder is not None,
                 part_size=part_size(layout, self._job.config.output.batch_size),
             )

@@ -3,7 +3,8 @@
 <out>/
   README.md                            the card
   manifest.json                        index of the configurations, written last
-  plans/<config>.json                  written first; replaced whole where the dataset grows
+  plans/<config>.json                  written first; replaced whole once the dataset has grown
+  plans/<config>.growth.partial        the plan of a dataset that grows, until all of it is done
   manifests/<config>.json              written when the configuration is complete
   schemas/<config>.json                JSON Schema of its record
   data/<config>/<split>-00000.tar      shards
@@ -80,6 +81,10 @@ class Layout(NamedTuple):
     @property
     def plan(self) -> Path:
         return self.root / "plans" / f"{self.config}.json"
+
+    @property
+    def growth(self) -> Path:
+        return self.root / "plans" / f"{self.config}.growth{PARTIAL_SUFFIX}"
 
     @property
     def manifest(self) -> Path:
@@ -238,15 +243,19 @@ def locked(path: Path) -> Iterator[None]:
 
     What was read of the file before may be of another one by now: read it again in here.
     """
-    with path.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # not replaced while this process waited
+                yield
+                return
 
 
 def forget(layout: Layout) -> None:
     """Delete a configuration with its labels; its plan last, so that a crash in between leaves a run that can go on."""
     root, config = layout.root, layout.config
     layout.manifest.unlink(missing_ok=True)
+    layout.growth.unlink(missing_ok=True)
     for folder in ("labels", "sidecars", "data", "records"):
         for path in sorted((root / folder / config).glob("*")):
             path.unlink()

@@ -35,11 +35,28 @@ from tracekit.errors import (
     ShardLockedError,
 )
 from tracekit.format.layout import Layout, is_no_space, sync_folder, write_atomic
-from tracekit.format.manifest import LayerNorms, SampleIndex, Sidecar, Verification, to_bytes
+from tracekit.format.manifest import (
+    LayerNorms,
+    SampleIndex,
+    Sidecar,
+    Verification,
+    read_struct,
+    shard_number,
+    to_bytes,
+)
 from tracekit.storage import StorageLoss, added_up
 from tracekit.tensors import Payload, TensorIndex, read_header
 
-__all__ = ["JSON_SUFFIX", "TENSORS_SUFFIX", "Member", "ShardWriter", "iter_members", "iter_samples", "sha256_file"]
+__all__ = [
+    "JSON_SUFFIX",
+    "TENSORS_SUFFIX",
+    "Member",
+    "ShardWriter",
+    "discard_shard",
+    "iter_members",
+    "iter_samples",
+    "sha256_file",
+]
 
 JSON_SUFFIX = ".json"
 TENSORS_SUFFIX = ".safetensors"
@@ -306,6 +323,24 @@ class ShardWriter:
                 self._records.append(file.read(sample.record.size))
                 file.seek(sample.payload.offset)
                 self._samples.append(_index_of(sample, file.read(sample.payload.size)))
+
+
+def discard_shard(layout: Layout, name: str) -> int:
+    """Delete a shard, finished or not; returns its samples.
+
+    Raises:
+        ShardLockedError: another process is writing it.
+    """
+    sidecar = layout.sidecar(name)
+    paths = (sidecar, layout.shard(name), layout.partial_shard(name), layout.journal(name))
+    if not any(path.exists() for path in paths):
+        return 0
+    num_samples = len(read_struct(sidecar, Sidecar).samples) if sidecar.exists() else 0
+    with ShardWriter(layout, name, shard_number(name)) as writer:
+        num_samples = num_samples or writer.num_samples
+        for path in paths:  # the sidecar first: without it the shard is not done
+            path.unlink(missing_ok=True)
+    return num_samples
 
 
 def tar_header(name: str, size: int) -> bytes:

@@ -35,7 +35,7 @@ from tracekit.records import RECORD_TYPES, decode_record, json_schema
 from tracekit.run.metrics import Tally
 from tracekit.storage import StorageLoss, added_up
 
-__all__ = ["done_shards", "finish", "is_finished", "ordered_names", "reopen", "write_index"]
+__all__ = ["check_can_grow", "done_shards", "finish", "is_finished", "ordered_names", "reopen", "write_index"]
 
 _FINITE = "every value is finite"
 INVARIANTS = [
@@ -83,10 +83,19 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
 
 
 def reopen(layout: Layout) -> None:
-    """Make a finished configuration one that goes on, as when samples are added: its shards and sidecars stay.
+    """Make a finished configuration one that is not: its shards and sidecars stay.
+
+    Raises: as `check_can_grow`.
+    """
+    check_can_grow(layout)
+    layout.manifest.unlink(missing_ok=True)
+
+
+def check_can_grow(layout: Layout) -> None:
+    """See that a configuration can be finished again once it holds more.
 
     Raises:
-        DatasetError: sidecars are missing, as of a downloaded dataset: it could not be finished again.
+        DatasetError: sidecars are missing, as of a downloaded dataset.
     """
     if not layout.manifest.exists():
         return
@@ -97,19 +106,19 @@ def reopen(layout: Layout) -> None:
             f"{layout.root}: {layout.config} cannot grow: {layout.sidecar(missing[0])} is not there (a downloaded "
             "dataset has none). Choose another --out, and read both folders as one: TraceStore([one, other])"
         )
-    layout.manifest.unlink()
 
 
 def done_shards(layout: Layout, plan: Plan) -> set[str]:
-    """Names of the shards that need no more work.
+    """Names of the shards of a plan that need no more work.
 
     A shard is done that is here with its sidecar; that the Hub has, by the journal, as its sidecar says; or that is
     here as a finished manifest says (a downloaded dataset has no sidecars).
     """
     finished = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
     sizes = {shard.name: shard.num_bytes for shard in finished}
-    done = sent_shards(layout)
-    for name in shard_names(layout, plan):
+    names = shard_names(layout, plan)
+    done = sent_shards(layout).intersection(names)
+    for name in names:
         path = layout.shard(name)
         is_known = layout.sidecar(name).exists()
         if path.exists() and (is_known or sizes.get(name) == path.stat().st_size):
