@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -454,20 +455,28 @@ def killed_at(step: int, patch: pytest.MonkeyPatch, out: Path, *of: Path, **chan
     return False
 
 
-def grown_by_name(folder: Path) -> str | None:
-    return growth_note(Layout(folder, "degradation"))
-
-
-@pytest.mark.parametrize("more", [{"levels": (0, 0.25, 0.5)}, {"source": {"limit": 3}}, {"n_rep": 2, "groups": ("attn", "mlp")}])
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        ({"levels": (0, 0.25, 0.5)}, range(1, 13)),
+        ({"source": {"limit": 3}}, (2, 6)),
+        ({"n_rep": 2, "groups": ("attn", "mlp")}, (3, 9)),
+    ],
+)
 def test_the_finished_part_stays_what_it_is_wherever_growth_is_killed(
-    small: Path, checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+    small: Path,
+    checkpoint: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+    steps: Sequence[int],
 ):
     run(copied(small, tmp_path / "whole"), checkpoint, prompts, **more)
     before, num_finishing = hashes(small), 0
-    for step in range(1, 100):
+    for step in steps:
         out = copied(small, tmp_path / f"{step}")
-        if not killed_at(step, monkeypatch, out, checkpoint, prompts, **more):
-            break
+        assert killed_at(step, monkeypatch, out, checkpoint, prompts, **more)
         if is_finished(Layout(out, "degradation")):
             assert before.items() <= hashes(out).items()
             assert (verify(out).problems, verify(out).open_configs) == ([], [])
@@ -478,20 +487,21 @@ def test_the_finished_part_stays_what_it_is_wherever_growth_is_killed(
             assert before.items() <= hashes(out).items()
         else:
             num_finishing += 1
-            assert verify(out).problems == []
-            assert len(points(out)) >= 4
+            assert len(points(out)) > 4, "the new shards are all there, and are read"
         run(out, checkpoint, prompts, **more)
         assert hashes(out) == hashes(tmp_path / "whole")
         computed = [(line["shard"], line["batch"]) for line in log_lines(out, "degradation")]
         assert len(computed) == len(set(computed)), "a finished batch was computed again"
-    assert step > num_finishing + 8
+    assert len(steps) >= 2 * num_finishing
 
 
-def test_a_growth_is_left_alone_resumed_and_replaced(
-    small: Path, checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_growth_is_left_alone_and_replaced(
+    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    out, before = copied(small, tmp_path / "run"), hashes(small)
-    num_calls = iter(range(100))
+    out, few, num_calls = tmp_path / "run", {"output": {"samples_per_shard": 2}}, iter(range(100))
+    run(out, checkpoint, prompts, **few)
+    finished = copied(out, tmp_path / "direct")
+    before = hashes(out)
 
     def stopped(more: dict[str, Any], num_batches: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -505,9 +515,8 @@ def test_a_growth_is_left_alone_resumed_and_replaced(
             patch.setattr(worker_module.ShardWriter, "append", stop)
             assert run(out, checkpoint, prompts, **more).interrupted
 
-    few = {"output": {"samples_per_shard": 2}}
     stopped({"levels": (0, 0.5, 0.6, 0.7, 0.8), **few}, 2)
-    assert "6 more examples are planned, 2 of them" in str(grown_by_name(out)), grown_by_name(out)
+    assert "6 more examples are planned, 4 of them" in str(growth_note(Layout(out, "degradation")))
     assert run(out, checkpoint, prompts, **few).was_complete
     assert "6 more examples are planned" in capsys.readouterr().err
     with pytest.raises(PlanMismatchError, match="--force-run would delete all of it"):
@@ -515,9 +524,9 @@ def test_a_growth_is_left_alone_resumed_and_replaced(
     assert before.items() <= hashes(out).items()
     run(out, checkpoint, prompts, levels=(0, 0.5, 0.9), **few)
     assert "4 samples of another growth" in capsys.readouterr().err
-    assert grown_by_name(out) is None
-    run(copied(small, tmp_path / "direct"), checkpoint, prompts, levels=(0, 0.5, 0.9), **few)
-    assert hashes(out) == hashes(tmp_path / "direct")
+    assert growth_note(Layout(out, "degradation")) is None
+    run(finished, checkpoint, prompts, levels=(0, 0.5, 0.9), **few)
+    assert hashes(out) == hashes(finished)
 
 
 # A child kills itself when something is about to be made durable: after so many of such steps, wherever that is.

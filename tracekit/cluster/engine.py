@@ -20,7 +20,7 @@ from tracekit.cluster.pool import Pool, Slot, called
 from tracekit.cluster.session import Share, connected, share
 from tracekit.cluster.worker import Begin, NodeJob, NodeWorker, own_folder
 from tracekit.config import ClusterConfig, ModelConfig
-from tracekit.format.layout import PARTIAL_SUFFIX, Layout
+from tracekit.format.layout import PARTIAL_SUFFIX, Layout, locked
 from tracekit.format.manifest import Plan, read_growth
 from tracekit.ranks import Rank
 from tracekit.run.engine import Job, part_size
@@ -183,10 +183,11 @@ def _marker(layout: Layout) -> Iterator[str]:
     path = layout.shard("any").parent / f"driver-{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    try:
-        yield path.name
-    finally:
-        path.unlink(missing_ok=True)
+    with locked(path):
+        try:
+            yield path.name
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _words(bundle: dict[str, float]) -> str:

@@ -44,7 +44,9 @@ __all__ = [
     "locked",
     "may_become_dataset",
     "shard_name",
+    "sweep",
     "sync_folder",
+    "whole_or_not",
     "write_atomic",
 ]
 
@@ -53,6 +55,7 @@ MAX_SHARDS = 10_000
 IGNORED_FOLDERS = ("hub", "logs", "exports", "output")
 _BEFORE_THE_PLAN = ("questions",)
 PARTIAL_SUFFIX = ".partial"
+_SWEPT = ("plans", "manifests", "schemas", "data", "sidecars", "records", "questions", "labels", *IGNORED_FOLDERS)
 
 
 def is_ignored(relative_path: str) -> bool:
@@ -183,14 +186,86 @@ def choose_config(names: Sequence[str], config: str | None, where: object) -> st
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash."""
+    with whole_or_not(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def whole_or_not(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the file's name once it is written; on return the file survives a crash."""
+    with _temporary(path) as (temporary, descriptor):
+        yield temporary
+        os.fsync(descriptor)
+        temporary.replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, int]]:
+    """`<path>.partial`, empty, and a descriptor that locks it: other processes wait, and `sweep` leaves it alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    with _held(temporary, os.O_RDWR | os.O_CREAT) as descriptor:
+        os.ftruncate(descriptor, 0)
+        yield temporary, descriptor
+
+
+@contextmanager
+def _held(path: Path, flags: int) -> Iterator[int]:
+    """Wait for the lock of a file, and hold it: of the file that bears this name then."""
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(path, descriptor):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file still bears this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def sweep(root: Path) -> None:
+    """Delete the `*.partial` files that killed processes left in a dataset folder.
+
+    A file stays that a process holds, and one that a run resumes: a growth, an unfinished shard and its journal.
+    """
+    for folder in ("", *_SWEPT):
+        for path in (root / folder).glob("*" if not folder else "**/*"):
+            if path.name.endswith(PARTIAL_SUFFIX) and not _is_resumed(root, path):
+                _delete_unheld(path)
+
+
+def _is_resumed(root: Path, path: Path) -> bool:
+    """Whether a run takes up what is in a `*.partial` file."""
+    kind, name = path.relative_to(root).parts[0], path.name.removesuffix(PARTIAL_SUFFIX)
+    if kind != "data":
+        return kind == "plans" and name.endswith(".growth")
+    sidecar = root / "sidecars" / path.parent.name / f"{name.removesuffix('.journal')}.json"
+    return not (name.startswith("driver-") or (name.endswith(".journal") and sidecar.exists()))
+
+
+def _delete_unheld(path: Path) -> None:
+    """Delete a file unless a process holds its lock."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone, or not ours to delete
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(path, descriptor):
+            path.unlink()
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -221,18 +296,15 @@ def is_no_space(error: OSError) -> bool:
 
 def create_once(path: Path, data: bytes) -> bool:
     """Write a file that must not be there yet; False, and nothing changed, where another process was first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path) as (temporary, descriptor):
+        temporary.write_bytes(data)
+        os.fsync(descriptor)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
     sync_folder(path.parent)
     return True
 
@@ -243,12 +315,8 @@ def locked(path: Path) -> Iterator[None]:
 
     What was read of the file before may be of another one by now: read it again in here.
     """
-    while True:
-        with path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # not replaced while this process waited
-                yield
-                return
+    with _held(path, os.O_RDWR):
+        yield
 
 
 def forget(layout: Layout) -> None:

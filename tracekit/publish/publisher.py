@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tracekit.errors import CorruptShardError, DatasetError, VersionError
 from tracekit.format.journal import Sent, can_write_journal, is_sent, read_journal, write_journal
-from tracekit.format.layout import Layout, config_names
+from tracekit.format.layout import Layout, config_names, sweep
 from tracekit.format.manifest import Manifest, read_struct
 from tracekit.format.release import Change, Step, Version, change_between, check_version
 from tracekit.hub import HubRepo, RemoteFile, StaleParentError, Upload, quiet_client
@@ -123,6 +123,8 @@ class _Publication:
     def run(self, dry_run: bool) -> Published:
         """Publish, or with `dry_run` say what that would be."""
         repo_id = self._repo.repo_id
+        if self._has_journal and not dry_run:
+            sweep(self._local.root)
         exists = self._repo.check_access(private=self._private)
         for _ in range(MAX_RACES):
             tags = self._repo.refs().tags if exists else {}

@@ -12,7 +12,7 @@ from tracekit.card.readme import CardSettings, render_card, settings_of
 from tracekit.card.script import render_script
 from tracekit.errors import DatasetError
 from tracekit.format.journal import sent_shards
-from tracekit.format.layout import Layout, config_names, write_atomic
+from tracekit.format.layout import Layout, config_names, sweep, write_atomic
 from tracekit.format.manifest import (
     FileInfo,
     Index,
@@ -79,6 +79,7 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
     manifest = _manifest(layout, plan, split, sidecars(), tensor_summaries(sidecars()))
     write_atomic(layout.manifest, to_bytes(manifest))
     write_index(layout.root)
+    sweep(layout.root)
     return manifest
 
 
@@ -116,14 +117,13 @@ def done_shards(layout: Layout, plan: Plan) -> set[str]:
     """
     finished = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
     sizes = {shard.name: shard.num_bytes for shard in finished}
-    names = shard_names(layout, plan)
-    done = sent_shards(layout).intersection(names)
+    names, done = shard_names(layout, plan), set[str]()
     for name in names:
         path = layout.shard(name)
         is_known = layout.sidecar(name).exists()
         if path.exists() and (is_known or sizes.get(name) == path.stat().st_size):
             done.add(name)
-    return done
+    return done | sent_shards(layout).intersection(names)  # after the others: a shard is sent before it is deleted
 
 
 def is_finished(layout: Layout) -> bool:

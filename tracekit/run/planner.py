@@ -7,9 +7,9 @@
     less         unfinished                  PlanMismatchError, with the command that it goes on with
     other        -                           PlanMismatchError, with every difference
 
-The growth lies beside the plan. It takes the plan's place once all of its shards are done. Until then the folder is what
-it was: a run that asks for no more than the plan leaves the growth alone, and one that asks for the growth resumes it.
-A run that asks for other things than the growth replaces it, and deletes what only the old growth holds.
+The growth lies beside the plan, and takes its place once all of its shards are done. Until then readers see what was
+there before. A run that asks for no more than the plan leaves it alone; one that asks for all of it resumes it.
+A run that asks for something else beyond the plan replaces the growth, and deletes what only the old one holds.
 
 More and less are differences in settings that the configuration names in `grows`, and in nothing else; examples are
 told apart by `Example.index`. Batches that are planned stay as they are: a smaller setting of `eases` is no difference.

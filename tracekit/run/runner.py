@@ -19,7 +19,7 @@ from tracekit.errors import (
     SourceError,
     TracekitError,
 )
-from tracekit.format.layout import MAX_SHARDS, Layout, forget, is_no_space, may_become_dataset
+from tracekit.format.layout import MAX_SHARDS, Layout, forget, is_no_space, may_become_dataset, sweep
 from tracekit.format.manifest import (
     Manifest,
     Plan,
@@ -131,6 +131,7 @@ def _execute(
     output = config.output
     if stored is not None and not output.dry_run:
         open_log(layout.text_log)
+        sweep(out)
         if (outcome := _what_is_there(layout, begun, stored, planner, is_forced=output.force_run)) is not None:
             return outcome
     num_tasks = planner.num_tasks(None if output.force_run else stored)
