@@ -278,7 +278,7 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
     folders: tyro.conf.Positional[tuple[str, ...]]
     """Folders of the runs, two or more."""
     out: str
-    """Folder of the joined dataset; must not exist."""
+    """Folder of the joined dataset: a new one, or one in which the same merge was stopped."""
     dataset_config: str | None = None
     """Configuration to join, where there are several."""
 

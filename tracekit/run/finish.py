@@ -150,16 +150,17 @@ def write_index(root: Path) -> None:
     layouts = [Layout(root, name) for name in ordered_names(root)]
     complete = [layout for layout in layouts if layout.manifest.exists()]
     manifests = [read_struct(layout.manifest, Manifest) for layout in complete]
-    card = root / "README.md"
-    settings = settings_of(card.read_text("utf-8")) if card.exists() else CardSettings()
+    card, index = root / "README.md", root / "manifest.json"
+    described = {entry.name for entry in read_struct(index, Index).configs} if index.exists() else set()
+    made_from = [manifest for manifest in manifests if manifest.config in described]
+    settings = settings_of(card.read_text("utf-8"), made_from) if card.exists() else CardSettings()
     write_atomic(card, render_card(manifests, settings=settings).encode())
     write_atomic(root / "load_traces.py", render_script(manifests).encode())
     entries = [
         index_entry(manifest, layout.manifest.read_bytes())
         for layout, manifest in zip(complete, manifests, strict=True)
     ]
-    index = Index(schema_version=newest_schema(manifests), configs=entries)
-    write_atomic(root / "manifest.json", to_bytes(index))
+    write_atomic(index, to_bytes(Index(schema_version=newest_schema(manifests), configs=entries)))
 
 
 def _manifest(
