@@ -1,6 +1,6 @@
 """What every record has. A contract: `SCHEMA_VERSION` says which."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -88,6 +88,9 @@ class Tallied(NamedTuple):
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid_unknown_fields=True):
     """Fields that every task's record has."""
+
+    made_from: ClassVar[tuple[str, ...]] = ()
+    """Text fields that say what the questions were made from; manifest and card list their values."""
 
     schema_version: str
     """Version of this contract."""

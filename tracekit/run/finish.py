@@ -204,6 +204,7 @@ def _manifest(
         verification=verification,
         command=plan.command,
         templates=tally.templates(),
+        made_from=tally.made_from(),
         figures=tally.figures(),
         losses=losses,
     )

@@ -1,8 +1,8 @@
 """Merging: runs that differ only in their slice of the source become one dataset.
 
 Shards are rewritten one by one, because a record names its shard: tensors are copied as they are, records get their new
-shard number. Slices must not overlap; the result is ordered as the source is. A merge that was killed resumes when it is
-run again: the plan in the new folder says what it is made of.
+shard number. Slices must not overlap; the result is ordered as the source is. A killed merge resumes when it is run
+again: the plan in the new folder says what it is made of.
 """
 
 import shlex
