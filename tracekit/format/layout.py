@@ -237,9 +237,11 @@ def sweep(root: Path) -> None:
 
     A file stays that a process holds, and one that a run resumes: a growth, an unfinished shard and its journal.
     """
-    for folder in ("", *_SWEPT):
-        for path in (root / folder).glob("*" if not folder else "**/*"):
-            if path.name.endswith(PARTIAL_SUFFIX) and not _is_resumed(root, path):
+    for folder, folders, files in os.walk(root):  # links are not followed
+        if Path(folder) == root:
+            folders[:] = [name for name in folders if name in _SWEPT]
+        for path in (Path(folder, name) for name in files if name.endswith(PARTIAL_SUFFIX)):
+            if not _is_resumed(root, path):
                 _delete_unheld(path)
 
 
