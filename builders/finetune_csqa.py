@@ -26,7 +26,7 @@ import msgspec
 import tyro
 from transformers.data.data_collator import DataCollatorForMultipleChoice
 
-from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, parse_row
+from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, parse_row
 from builders.mcq_training import Data, Encoder, Metrics, TrainingConfig, draw_curve, encode, load_encoder, train
 from builders.sources import read_examples
 from tracekit.config import Positive, SourceConfig, check
@@ -55,6 +55,16 @@ class FinetuneConfig(TrainingConfig, frozen=True, kw_only=True):
     trained on, or `sample` twice: every fifth question is kept for evaluation."""
     limit: Positive | None = None
     """Most rows of each source; all by default."""
+    question_column: str | None = None
+    """Column with the question; by default the names that CommonsenseQA's copies have. So for the columns below."""
+    choices_columns: tuple[str, ...] = ()
+    """Column with the list of options, or a column for each option."""
+    label_column: str | None = None
+    """Column with the right option."""
+    id_column: str | None = None
+    """Column with the id of the row."""
+    label_start: Literal[0, 1] | None = None
+    """Number of the first option, where the right option is a number. Default: as the options are numbered."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What a malformed row does: stop, or be counted, reported and left out."""
     out: str | None = None
@@ -145,8 +155,18 @@ def _questions(config: FinetuneConfig) -> tuple[list[CsqaQuestion], list[CsqaQue
     found = []
     for source, split in ((config.train_source, "train"), (config.eval_source, "validation")):
         say(f"reading {source} ({split})")
-        settings = SourceConfig(source=source, split=split, limit=config.limit, on_bad_row=config.on_bad_row)
-        found.append(read_examples(settings, default=SOURCE, sample=SAMPLE, parse=parse_row))
+        settings = SourceConfig(
+            source=source,
+            split=split,
+            limit=config.limit,
+            question_column=config.question_column,
+            choices_columns=config.choices_columns,
+            label_column=config.label_column,
+            id_column=config.id_column,
+            label_start=config.label_start,
+            on_bad_row=config.on_bad_row,
+        )
+        found.append(read_examples(settings, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row))
         for skipped in found[-1].info.skipped:
             say(f"skipped: {skipped}")
     (train, first), (held, second) = found

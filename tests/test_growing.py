@@ -529,6 +529,18 @@ def test_a_growth_is_left_alone_and_replaced(
     assert hashes(out) == hashes(finished)
 
 
+def test_a_growth_that_grows_keeps_what_it_computed(
+    small: Path, checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = copied(small, tmp_path / "run")
+    assert killed_at(12, monkeypatch, out, checkpoint, prompts, levels=(0, 0.5, 0.25))
+    num_lines = len(log_lines(out, "degradation"))
+    run(out, checkpoint, prompts, levels=(0, 0.5, 0.25), n_rep=2)
+    computed = log_lines(out, "degradation")[num_lines:]
+    assert sum(line["num_samples"] for line in computed) == 6, "a finished batch was computed again"
+    assert [step.num_shards for step in plan_of(out).grown] == [1, 2]
+
+
 # A child kills itself when something is about to be made durable: after so many of such steps, wherever that is.
 _SCRIPT = """
 import os, random, shutil, signal, sys

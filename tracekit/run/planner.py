@@ -257,7 +257,9 @@ def _discard_others(layout: Layout, plan: Plan, before: Plan | None, growth: Pla
     Raises: as `tracekit.format.shards.discard_shard`.
     """
     tasks = {task.name: task for task in (before.shards if before else ())}
-    if before is not None and {**before.run, "source": None} == {**growth.run, "source": None}:
+    if before is not None and Growth(num_shards=len(before.shards), command=before.command) in growth.grown:
+        kept = before.shards  # it grew once more
+    elif before is not None and {**before.run, "source": None} == {**growth.run, "source": None}:
         kept = [task for task in growth.shards if tasks.get(task.name) == task]
     else:
         kept = plan.shards
