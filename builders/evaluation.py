@@ -34,7 +34,7 @@ from tracekit.format.labels import (
     write_labels,
     write_summary,
 )
-from tracekit.format.layout import Layout, inside, write_atomic
+from tracekit.format.layout import Layout, inside, sweep, write_atomic
 from tracekit.format.manifest import read_plan, to_bytes
 from tracekit.format.shards import sha256_file
 from tracekit.model.prompts import sha256_text
@@ -100,6 +100,7 @@ def evaluate(config: RunConfig, evaluation: Evaluation, *, judge: JudgeConfig, c
     if config.output.dry_run:
         _say_what_would_be(layout, evaluation, judge)
         return 0
+    sweep(layout.root)
     samples, is_open = _read_samples(layout, evaluation)
     cache = inside(layout.root, f"output/{layout.config}/cache/{_file_name(judge.judge)}.jsonl")
     with open_judge(judge, evaluation.what, model=config.model, client=client, cache=cache) as opened:

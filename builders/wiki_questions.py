@@ -237,7 +237,9 @@ def _asked(
         [answer_request(chosen[n].article.title, chosen[n].text, questions[n][0], **how) for n in with_question]
     )
     answers = {
-        number: ("", _no_reply(reply.error)) if reply.error else read_answer(reply.text, questions[number][0])
+        number: ("", _no_reply(reply.error))
+        if reply.error
+        else read_answer(reply.text, questions[number][0], chosen[number].text)
         for number, reply in zip(with_question, replies, strict=True)
     }
     found: list[tuple[tuple[int, int], WikiQuestion | None, str]] = []

@@ -22,7 +22,7 @@ from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig
 from tracekit.errors import ConfigError
 from tracekit.format.journal import Sent
 from tracekit.format.layout import Layout, config_names, write_atomic
-from tracekit.format.manifest import read_plan
+from tracekit.format.manifest import growth_note, read_plan
 from tracekit.hub import HubPath
 from tracekit.read.remote import list_configs
 from tracekit.read.store import TraceStore
@@ -79,6 +79,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
             if read_plan(Layout(root, name)).is_growing:
                 more = "It grows while `tracekit serve` runs, which finishes it when it is stopped"
             out(f"open: {name} is not finished; what is there was checked. {more}")
+        _say_growth(root, [self.dataset_config] if self.dataset_config else config_names(root))
         for problem in report.problems:
             out(f"wrong: {problem}".replace("\n", "\\n"))
         if report.problems:
@@ -180,6 +181,8 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
     def _config(self, store: TraceStore) -> None:
+        if HubPath.parse(self.folder) is None:
+            _say_growth(Path(self.folder), store.info().configs)
         if self.json:
             out(_json(store.info()))
         else:
@@ -282,7 +285,7 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
     folders: tyro.conf.Positional[tuple[str, ...]]
     """Folders of the runs, two or more."""
     out: str
-    """Folder of the joined dataset; must not exist."""
+    """Folder of the joined dataset: a new one, or one in which the same merge was stopped."""
     dataset_config: str | None = None
     """Configuration to join, where there are several."""
 
@@ -357,6 +360,7 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True):
             out("change          none in the data since the latest version")
         for note in done.notes:
             out(f"note: {note}", file=sys.stderr)
+        _say_growth(Path(self.folder), config_names(Path(self.folder)))
         if done.was_there:
             out(f"nothing to do: {self.repo} has this content as {done.version}")
         elif self.dry_run:
@@ -423,6 +427,13 @@ Command = Verify | Show | Export | Diff | Merge | Publish | Serve
 
 def _json(value: Any) -> str:
     return printable_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _say_growth(root: Path, configs: Sequence[str]) -> None:
+    """Say which configurations of a folder grow."""
+    for name in configs:
+        if (note := growth_note(Layout(root, name))) is not None:
+            out(f"note: {note}", file=sys.stderr)
 
 
 def _next(command: str) -> None:

@@ -39,7 +39,16 @@ from tracekit.format.manifest import Manifest, ShardInfo
 from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
 from tracekit.sizes import filesize
 
-__all__ = ["CardSettings", "card_features", "own_section", "render_card", "settings_of", "shard_globs", "split_card"]
+__all__ = [
+    "MADE_KEYS",
+    "CardSettings",
+    "card_features",
+    "own_section",
+    "render_card",
+    "settings_of",
+    "shard_globs",
+    "split_card",
+]
 
 _BEGIN, _END = "<!-- yours: begin -->", "<!-- yours: end -->"
 _HEAD = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -48,18 +57,11 @@ _INVITATION = (
     "is yours and stays as it is when tracekit renders the card again.*"
 )
 _MADE_TITLE = "Traces of "
-_MADE_KEYS = (
-    "license",
-    "language",
-    "pretty_name",
-    "tags",
-    "size_categories",
-    "task_categories",
-    "base_model",
-    "source_datasets",
-    "configs",
-    "dataset_info",
-)
+_PLAIN = ("license", "language", "pretty_name")
+_MADE_LISTS = ("tags", "task_categories", "base_model", "source_datasets")
+"""Keys whose entries follow from the manifests, and that a person may add entries to or take entries from."""
+MADE_KEYS = ("size_categories", "configs", "dataset_info")
+"""Keys that follow from the manifests alone: `datasets` reads shards and counts by them."""
 _HIDDEN_STATES = "hidden-states"
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")  # from 1,000 on, each ten times the one before
 _TAGS = ("tracekit", "interpretability", "activations", "webdataset")
@@ -85,7 +87,7 @@ _CURRENT = "str(Path.cwd())"  # datasets 5.2 names a dataset after its folder an
 class CardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a card says that no manifest knows."""
 
-    license: str = "unknown"
+    license: str | list[str] = "unknown"
     """Licence, as the Hub names it (`apache-2.0`, `cc-by-4.0`, `unknown`)."""
     language: list[str] = msgspec.field(default_factory=lambda: ["en"])
     """Languages of the texts, ISO 639 codes."""
@@ -93,6 +95,10 @@ class CardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Title; made from the models by default."""
     tags: list[str] = []
     """Tags besides tracekit's own."""
+    added: dict[str, list[str]] = {}
+    """Entries that a person added to other lists of the head, as `task_categories`, by key."""
+    removed: dict[str, list[str]] = {}
+    """Entries that a person took out of lists of the head, by key."""
     section: str | None = None
     """The person's own Markdown; None leaves an invitation to write some."""
     extra: dict[str, Any] = {}
@@ -160,24 +166,38 @@ def render_card(
     return f"---\n{head}---\n\n{text.rstrip()}\n"
 
 
-def settings_of(card_text: str) -> CardSettings:
+def settings_of(card_text: str, manifests: Sequence[Manifest] = ()) -> CardSettings:
     """What a card says that no manifest knows; the defaults where it says nothing.
+
+    `manifests` are those that the card was made from: what they do not explain is a person's doing. Without them
+    nobody can tell, and lists other than `tags` are left out.
 
     Raises:
         DatasetError: its head is not YAML, or holds something else than the Hub allows there.
     """
     head, _ = split_card(card_text)
-    found = {key: head[key] for key in ("license", "language", "pretty_name", "tags") if head.get(key) is not None}
-    for key in ("language", "tags"):  # the Hub takes one alone for a list of one
-        found |= {key: [found[key]]} if isinstance(found.get(key), str) else {}
-    if str(found.get("pretty_name", "")).startswith(_MADE_TITLE):  # nobody's choice: made from the models
-        del found["pretty_name"]
-    if isinstance(found.get("tags"), list):
-        found["tags"] = [tag for tag in found["tags"] if tag not in (*_TAGS, _HIDDEN_STATES, *RECORD_TYPES)]
-    extra = {key: value for key, value in head.items() if key not in _MADE_KEYS}
-    kept = {"section": own_section(card_text), "extra": extra, **found}
+    kept = {key: head[key] for key in _PLAIN if head.get(key) is not None}
+    if isinstance(kept.get("language"), str):  # the Hub takes one alone for a list of one
+        kept["language"] = [kept["language"]]
+    if str(kept.get("pretty_name", "")).startswith(_MADE_TITLE):  # nobody's choice: made from the models
+        del kept["pretty_name"]
+    made = _metadata(manifests, CardSettings(), "") if manifests and head else {}
+    if made and head.get("language") is None:
+        kept["language"] = []
+    added: dict[str, Any] = {}
+    removed: dict[str, Any] = {}
+    for key in _MADE_LISTS if made else ("tags",):
+        entries, ours = head.get(key) or [], made.get(key, [])
+        entries = [entries] if isinstance(entries, str) else entries
+        known = (*_TAGS, _HIDDEN_STATES, *RECORD_TYPES) if key == "tags" else ours
+        is_list = isinstance(entries, list)
+        added[key] = [one for one in entries if one not in known] if is_list else entries  # what is none is refused
+        removed[key] = [one for one in ours if one not in entries]
+    kept["tags"] = added.pop("tags")
+    kept["added"], kept["removed"] = ({k: v for k, v in one.items() if v} for one in (added, removed))
+    extra = {key: value for key, value in head.items() if key not in (*_PLAIN, *_MADE_LISTS, *MADE_KEYS)}
     try:
-        return msgspec.convert(kept, CardSettings)
+        return msgspec.convert({"section": own_section(card_text), "extra": extra, **kept}, CardSettings)
     except msgspec.ValidationError as error:
         raise DatasetError(f"the head of the card (README.md): {error}; mend it") from error
 
@@ -341,6 +361,10 @@ def _making(manifest: Manifest) -> list[tuple[str, str]]:
         ("source", Markdown(_link(source.id, source.revision, "datasets/") + subset)),
         ("source revision", code(source.revision)),
         ("rows", f"split {source.split}: {source.num_used} of {source.num_rows} used, {source.left_out}"),
+        *(
+            (name.replace("_", " "), Markdown(", ".join(code(one) for one in made)))
+            for name, made in manifest.made_from.items()
+        ),
         ("prompt template", Markdown(f"chat template, SHA-256 {templates}") if templates else "none: a plain prompt"),
         ("solved examples", str(prompt.get("num_shots", 0))),
         ("answers", _decoding(run) if _generates(manifest) else "nothing is generated"),
@@ -442,22 +466,26 @@ def _metadata(manifests: Sequence[Manifest], settings: CardSettings, title: str)
             configs.append(_config(manifest, suffix) | ({} if configs else {"default": True}))
             infos.append(_info(manifest, suffix))
     models = dict.fromkeys(_DEMO[1] if m.model.id == _DEMO[0] else m.model.id for m in manifests)
-    optional = {
+    lists = {
+        "tags": list(dict.fromkeys([*_TAGS, *hidden, *tasks, *settings.tags])),
         "task_categories": sorted({_TASK_CATEGORIES[task] for task in tasks if task in _TASK_CATEGORIES}),
         "base_model": [model for model in models if _is_hub(model)],
         "source_datasets": [source for source in dict.fromkeys(m.source.id for m in manifests) if _is_hub(source)],
     }
-    return {
+    for key, entries in lists.items():
+        kept = [one for one in entries if one not in settings.removed.get(key, ())]
+        lists[key] = list(dict.fromkeys([*kept, *settings.added.get(key, ())]))
+    head = {
         "license": settings.license,
         "language": settings.language,
         "pretty_name": title,
-        "tags": list(dict.fromkeys([*_TAGS, *hidden, *tasks, *settings.tags])),
+        "tags": lists.pop("tags"),
         "size_categories": [_size_category(sum(s.num_samples for m in manifests for s in m.splits))],
-        **{name: values for name, values in optional.items() if values},
+        **lists,
         "configs": configs,
         "dataset_info": infos,
-        **settings.extra,
     }
+    return {key: value for key, value in head.items() if value != []} | settings.extra
 
 
 def _size_category(total: int) -> str:

@@ -6,7 +6,8 @@ refuses a path that leaves the folder, and a pipe, a device or a folder in place
 <out>/
   README.md                            the card
   manifest.json                        index of the configurations, written last
-  plans/<config>.json                  written first; replaced whole where the dataset grows
+  plans/<config>.json                  written first; replaced whole once the dataset has grown
+  plans/<config>.growth.partial        the plan of a dataset that grows, until all of it is done
   manifests/<config>.json              written when the configuration is complete
   schemas/<config>.json                JSON Schema of its record
   data/<config>/<split>-00000.tar      shards
@@ -56,7 +57,9 @@ __all__ = [
     "records_tar_path",
     "shard_name",
     "shard_path",
+    "sweep",
     "sync_folder",
+    "whole_or_not",
     "write_atomic",
 ]
 
@@ -68,6 +71,7 @@ PARTIAL_SUFFIX = ".partial"
 MAX_WHOLE_BYTES = 1 << 30
 """Most bytes of a file that is read whole: a plan, a manifest, a sidecar, labels, a card. Real ones are far smaller."""
 _BLOB = re.compile(r"[0-9a-f]{40,64}")
+_SWEPT = ("plans", "manifests", "schemas", "data", "sidecars", "records", "questions", "labels", *IGNORED_FOLDERS)
 
 
 def is_ignored(relative_path: str) -> bool:
@@ -218,6 +222,10 @@ class Layout(NamedTuple):
         return inside(self.root, f"plans/{self.config}.json")
 
     @property
+    def growth(self) -> Path:
+        return inside(self.root, f"plans/{self.config}.growth{PARTIAL_SUFFIX}")
+
+    @property
     def manifest(self) -> Path:
         return inside(self.root, f"manifests/{self.config}.json")
 
@@ -318,14 +326,80 @@ def choose_config(names: Sequence[str], config: str | None, where: object) -> st
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash."""
+    with whole_or_not(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def whole_or_not(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the file's name once it is written; on return the file survives a crash."""
+    with _temporary(path) as (temporary, descriptor):
+        yield temporary
+        os.fsync(descriptor)
+        temporary.replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, int]]:
+    """`<path>.partial`, empty, and a descriptor that locks it: other processes wait, and `sweep` leaves it alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = check_temporary(path.with_name(path.name + PARTIAL_SUFFIX))
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    with _held(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as descriptor:
+        os.ftruncate(descriptor, 0)
+        yield temporary, descriptor
+
+
+@contextmanager
+def _held(path: Path, flags: int) -> Iterator[int]:
+    """Wait for the lock of a file, and hold it: of the file that bears this name then."""
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if is_same_file(descriptor, path):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def sweep(root: Path) -> None:
+    """Delete the `*.partial` files that killed processes left in a dataset folder.
+
+    A file stays that a process holds, and one that a run resumes: a growth, an unfinished shard and its journal.
+    """
+    for folder, folders, files in os.walk(root):  # links are not followed
+        if Path(folder) == root:
+            folders[:] = [name for name in folders if name in _SWEPT]
+        for path in (Path(folder, name) for name in files if name.endswith(PARTIAL_SUFFIX)):
+            if not _is_resumed(root, path):
+                _delete_unheld(path)
+
+
+def _is_resumed(root: Path, path: Path) -> bool:
+    """Whether a run takes up what is in a `*.partial` file."""
+    kind, name = path.relative_to(root).parts[0], path.name.removesuffix(PARTIAL_SUFFIX)
+    if kind != "data":
+        return kind == "plans" and name.endswith(".growth")
+    sidecar = root / "sidecars" / path.parent.name / f"{name.removesuffix('.journal')}.json"
+    return not (name.startswith("driver-") or (name.endswith(".journal") and sidecar.exists()))
+
+
+def _delete_unheld(path: Path) -> None:
+    """Delete a file unless a process holds its lock."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone, or not ours to delete
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_same_file(descriptor, path):
+            path.unlink()
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -364,18 +438,15 @@ def is_same_file(descriptor: int, path: Path) -> bool:
 
 def create_once(path: Path, data: bytes) -> bool:
     """Write a file that must not be there yet; False, and nothing changed, where another process was first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = check_temporary(path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}"))
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path) as (temporary, descriptor):
+        temporary.write_bytes(data)
+        os.fsync(descriptor)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
     sync_folder(path.parent)
     return True
 
@@ -386,14 +457,14 @@ def locked(path: Path) -> Iterator[None]:
 
     What was read of the file before may be of another one by now: read it again in here.
     """
-    with path.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _held(path, os.O_RDWR):
         yield
 
 
 def forget(layout: Layout) -> None:
     """Delete a configuration with its labels; its plan last, so that a crash in between leaves a run that can go on."""
     layout.manifest.unlink(missing_ok=True)
+    layout.growth.unlink(missing_ok=True)
     for folder in ("labels", "sidecars", "data", "records"):
         for path in files_inside(layout.root, f"{folder}/{layout.config}", "*"):
             path.unlink()

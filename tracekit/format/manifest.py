@@ -1,6 +1,7 @@
 """Plan, sidecar and manifest: what a run set out to do, what each shard became, and what the dataset is.
 
-    plan       plans/<config>.json        written first; the shard tasks of the run. Where it grows, more are appended
+    plan       plans/<config>.json        written first; the shard tasks of the run
+    growth     plans/<config>.growth.partial   the same tasks and more, while a dataset grows; at the end it is the plan
     sidecar    sidecars/<config>/*.json   written when its shard is whole; its existence means "done"
     manifest   manifests/<config>.json    written when every shard is; counts, hashes, verification
     index      manifest.json              every manifest of the folder, written last
@@ -9,6 +10,7 @@ None of them holds a clock or an absolute path, so the whole folder is reproduci
 """
 
 import hashlib
+import shlex
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -43,8 +45,10 @@ __all__ = [
     "SplitInfo",
     "TensorSummary",
     "Verification",
+    "growth_note",
     "index_entry",
     "newest_schema",
+    "read_growth",
     "read_manifest",
     "read_plan",
     "read_struct",
@@ -410,6 +414,9 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     merge. Empty in manifests of older versions."""
     templates: list[str] = []
     """SHA-256 of every chat template that prompts were made with, sorted; empty where prompts are plain."""
+    made_from: dict[str, list[str]] = {}
+    """What the questions were made from, by field of the record (`article_source`: id and hash); empty where a task
+    takes them as they are."""
     figures: FigureData = FigureData()
     """The numbers behind the card's figures."""
     losses: list[StorageLoss] = []
@@ -513,6 +520,29 @@ def _of(layout: Layout, path: Path, stored: NamedT) -> NamedT:
     if stored.config != layout.config:
         raise DatasetError(f"{path} is of the configuration {stored.config!r}, expected {layout.config!r}")
     return stored
+
+
+def read_growth(layout: Layout) -> Plan | None:
+    """The plan that a configuration grows to; None where it does not grow.
+
+    Its first shards are those of the plan. The others lie beside the dataset until all of them are done.
+    """
+    return _of(layout, layout.growth, read_struct(layout.growth, Plan)) if layout.growth.exists() else None
+
+
+def growth_note(layout: Layout) -> str | None:
+    """What is to be said of a configuration that grows; None where it does not."""
+    growth = read_growth(layout)
+    if growth is None:
+        return None
+    new = growth.shards[len(read_plan(layout).shards) :]
+    sizes = {shard.name: sum(map(len, shard.batches)) for shard in new}
+    num_done = sum(size for name, size in sizes.items() if layout.sidecar(name).exists())
+    return (
+        f"{layout.config} grows: {sum(sizes.values())} more examples are planned, {num_done} of them are in finished "
+        f"shards. They join the dataset when all are done. To resume: {growth.command} --out "
+        f"{shlex.quote(str(layout.root))}"
+    )
 
 
 def shard_names(layout: Layout, plan: Plan) -> list[str]:

@@ -56,7 +56,7 @@ class Local(NamedTuple):
 
 
 class Remote(NamedTuple):
-    """main, as it is."""
+    """The repository, as it is at a commit."""
 
     head: str
     files: dict[str, RemoteFile]
@@ -167,14 +167,14 @@ def _decode(repo: HubRepo, path: str, revision: str, struct: Any) -> Any:
         ) from error
 
 
-def read_remote(repo: HubRepo) -> Remote:
-    """main as it is now.
+def read_remote(repo: HubRepo, at: str | None = None) -> Remote:
+    """The repository at a commit; main as it is now by default.
 
     Raises:
         DatasetError: the repository holds something that this tracekit did not write, or cannot read.
         HubError: the Hub cannot be reached.
     """
-    head = repo.refs().branches["main"]
+    head = at or repo.refs().branches["main"]
     files = repo.files(head)
     try:
         card = repo.read("README.md", head).decode() if "README.md" in files else None

@@ -39,6 +39,7 @@ from tracekit.format.manifest import (
     Verification,
     index_entry,
     newest_schema,
+    read_growth,
     read_manifest,
     read_plan,
     read_struct,
@@ -422,11 +423,12 @@ def _strangers(root: Path, names: list[str]) -> list[str]:
     found = sorted(root.rglob("*"))  # before what is declared: a shard may be closed in between
     declared: set[str] = set()
     for layout in (Layout(root, name) for name in names):
-        plan = read_plan(layout)
+        plan, growth = read_plan(layout), read_growth(layout)
         split = plan.source.split
         # a shard that is being closed has its name, and its journal until it has its sidecar: asked in this order
-        paths = [path for path in found if plan.is_growing and layout.journal(path.stem).exists()]
-        paths += [layout.shard(name) for name in shard_names(layout, plan) if layout.sidecar(name).exists()]
+        paths = [path for path in found if layout.journal(path.stem).exists()]
+        names_there = shard_names(layout, plan if growth is None else growth)
+        paths += [layout.shard(name) for name in names_there if layout.sidecar(name).exists()]
         if layout.manifest.exists():
             paths += [layout.shard(shard.name) for shard in read_manifest(layout).shards]
         paths += [layout.records_table(split), layout.records_tar(split)]

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import msgspec
 
 from tracekit.errors import UNREADABLE, ConfigError, DatasetError
-from tracekit.format.layout import Layout, choose_config, config_names, inside, read_whole, write_atomic
+from tracekit.format.layout import Layout, choose_config, config_names, inside, read_whole, sweep, write_atomic
 from tracekit.format.manifest import ShardTask, Sidecar, read_manifest, read_plan, read_struct
 from tracekit.read.store import TraceStore
 from tracekit.records import DegradationRecord
@@ -78,6 +78,7 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
     drawn = [] if num_samples is None else [f"sample{len(rows)}"]
     name = "_".join(re.sub(r"[^\w.-]+", "-", part) for part in (*parts, *several, *drawn))
     path = inside(root, f"exports/outputs_{name}.json")
+    sweep(root)
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1, allow_nan=False).encode())
     return path
 
