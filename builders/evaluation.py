@@ -40,6 +40,7 @@ from tracekit.format.shards import sha256_file
 from tracekit.model.prompts import sha256_text
 from tracekit.read.store import TraceStore
 from tracekit.records import Record
+from tracekit.run.command import stage_line
 from tracekit.run.export import batch_times
 from tracekit.talk import say
 
@@ -105,7 +106,8 @@ def evaluate(config: RunConfig, evaluation: Evaluation, *, judge: JudgeConfig, c
     with open_judge(judge, evaluation.what, model=config.model, client=client, cache=cache) as opened:
         name = set_name(opened)
         labels = _judge(layout, name, opened, samples)
-        summary = _sum_up(layout, name, opened, evaluation, samples, labels, is_open=is_open)
+        command = stage_line(evaluation.task, config, "evaluate")
+        summary = _sum_up(layout, name, opened, evaluation, samples, labels, is_open=is_open, command=command)
         if opened.summary is not None:
             say(f"{opened.name}: {opened.summary}")
     write_summary(layout, summary)
@@ -209,6 +211,7 @@ def _sum_up(
     labels: Mapping[str, Label],
     *,
     is_open: bool,
+    command: str,
 ) -> LabelSummary:
     rated = [Rated(labels[key], one.question_id, one.groups, one.is_invented) for key, one in samples.items()]
     return LabelSummary(
@@ -223,6 +226,7 @@ def _sum_up(
         is_open=is_open,
         rates=rates_of(rated, evaluation.what),
         definitions=definitions(evaluation.what),
+        command=command,
     )
 
 

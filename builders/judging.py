@@ -62,6 +62,10 @@ class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Longest reply of a judge; the JSON object takes about ten. A model that reasons first needs some thousand."""
 
 
+JUDGED_BY = ("judge", "client", "output.dataset_config", "model.device", "model.dtype", "model.quantize")
+"""Settings that the stage `evaluate` reads: a judge that is a local model is loaded as the tested model is."""
+
+
 class Judged(NamedTuple):
     """One answer, with what is needed to judge it."""
 

@@ -17,7 +17,7 @@ Each stage reads what the one before wrote, and can be run alone: `--stages eval
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,7 +25,7 @@ import msgspec
 
 from builders.answering import AnsweringTask, Asked
 from builders.evaluation import Evaluation, answers_layout, evaluate
-from builders.judging import JudgeConfig, Judged
+from builders.judging import JUDGED_BY, JudgeConfig, Judged
 from builders.nonsense_names import DOMAINS, SAMPLES, Name, draw_real, invent, known_names, read_names
 from builders.nonsense_prompts import SYSTEM, WORDINGS
 from builders.sources import HubSource, Row, read_examples
@@ -38,6 +38,7 @@ from tracekit.format.manifest import SourceInfo, to_bytes
 from tracekit.format.shards import sha256_file
 from tracekit.model.prompts import sha256_text
 from tracekit.records import NonsenseEntitiesRecord, Record
+from tracekit.run.command import stage_asked
 from tracekit.run.plan import Example
 
 __all__ = ["BUILDER", "STAGES", "NamesConfig", "NonsenseBuilder", "NonsenseConfig", "NonsenseExample", "Questions"]
@@ -71,6 +72,12 @@ class NonsenseConfig(RunConfig, frozen=True, kw_only=True):
     """Questions about things that do not exist: invented, answered and traced, judged."""
 
     not_recorded: ClassVar[tuple[str, ...]] = ("stages", "names", "judge", "client")
+    local_files: ClassVar[tuple[str, ...]] = ("names.species", "names.plants", "names.medicines")
+    local_models: ClassVar[tuple[str, ...]] = ("judge.judge",)
+    stages_read: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "questions": ("names", "output.seed", "output.dataset_config"),
+        "evaluate": JUDGED_BY,
+    }
     source: SourceConfig = SourceConfig(split="test")
     """Which of the questions: --limit and --offset. The names they are about come from lists of names instead."""
     generation: GenerationConfig = GenerationConfig(num_beams=1, max_new_tokens=96)
@@ -106,6 +113,8 @@ class Questions(msgspec.Struct, frozen=True, kw_only=True):
     """Invented names by domain."""
     rejected: dict[str, dict[str, int]]
     """Names that were not kept, by domain and reason."""
+    asked: dict[str, Any] = {}
+    """Settings of this stage that are not at their defaults, by path: tracekit.run.command."""
 
 
 class NonsenseExample(Example, frozen=True, kw_only=True):
@@ -162,6 +171,7 @@ def make_questions(config: NonsenseConfig) -> tuple[list[NonsenseExample], Quest
         num_questions=len(examples),
         kept={domain: len(made[domain].names) for domain in DOMAINS},
         rejected={domain: made[domain].rejected for domain in DOMAINS},
+        asked=stage_asked(config, "questions"),
     )
     return examples, how
 
@@ -233,7 +243,7 @@ def _refuse_others(layout: Layout, how: Questions, *, is_forced: bool) -> None:
         return
     there = msgspec.json.decode(layout.questions.with_suffix(".json").read_bytes())
     ours = msgspec.to_builtins(how)
-    fields = [name for name in ours if there.get(name) != ours[name]]
+    fields = [name for name in ours if name != "asked" and there.get(name) != ours[name]]
     what = "; ".join(f"{name} {there.get(name)!r} there, {ours[name]!r} here" for name in fields) or "other lines"
     advice = "or pass --force-run" if not layout.plan.exists() else "for they are being answered"
     raise ConfigError(f"{layout.questions} holds other questions ({what}); choose another --out, {advice}")

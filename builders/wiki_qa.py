@@ -10,7 +10,7 @@ Each stage reads what the one before wrote, and goes on where it was stopped. Ar
 what the question writer is asked in wiki_prompts.py, judges in judging.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,7 +19,7 @@ import msgspec
 from builders.answering import AnsweringTask, Asked
 from builders.articles import SAMPLE, SOURCE, Section, draw_sections, parse_article, sections_of
 from builders.evaluation import Evaluation, answers_layout, evaluate
-from builders.judging import JudgeConfig, Judged
+from builders.judging import JUDGED_BY, JudgeConfig, Judged
 from builders.sources import Row, read_examples
 from builders.wiki_prompts import PROMPTS_SHA256
 from builders.wiki_questions import (
@@ -40,10 +40,11 @@ from tracekit.format.layout import Layout
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.models import load_tokenizer
 from tracekit.records import Record, WikiQARecord
+from tracekit.run.command import stage_asked
 from tracekit.run.plan import Example
 from tracekit.talk import say
 
-__all__ = ["BUILDER", "WikiExample", "WikiQABuilder", "WikiQAConfig", "questions"]
+__all__ = ["BUILDER", "STAGES", "WikiExample", "WikiQABuilder", "WikiQAConfig", "questions"]
 
 Stage = Literal["questions", "answers", "evaluate"]
 
@@ -55,6 +56,15 @@ class WikiQAConfig(RunConfig, frozen=True, kw_only=True):
         *("stages", "client", "judge", "question_model", "question_max_new_tokens", "num_questions"),
         *("sections_per_article", "min_section_tokens", "max_section_tokens"),
     )
+    local_models: ClassVar[tuple[str, ...]] = ("judge.judge", "question_model")
+    stages_read: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "questions": (
+            *("source", "model", "client", "question_model", "question_max_new_tokens", "num_questions"),
+            *("sections_per_article", "min_section_tokens", "max_section_tokens"),
+            *("output.seed", "output.dataset_config"),
+        ),
+        "evaluate": JUDGED_BY,
+    }
     stages: tuple[Stage, ...] = ("questions", "answers", "evaluate")
     """What to do, in this order."""
     question_model: str | None = None
@@ -195,6 +205,7 @@ def _about(
         num_kept=0,
         rejected=[],
         by_difficulty=[],
+        asked=stage_asked(config, "questions"),
     )
 
 
@@ -339,7 +350,9 @@ def judge_answers(config: WikiQAConfig) -> int:
     return evaluate(config, EVALUATION, judge=config.judge, client=config.client)
 
 
+STAGES = {"questions": questions, "evaluate": judge_answers}
+"""The stages besides running the model."""
 BUILDER = WikiQABuilder()
 
 if __name__ == "__main__":
-    run_builder(BUILDER, WikiQAConfig, stages={"questions": questions, "evaluate": judge_answers})
+    run_builder(BUILDER, WikiQAConfig, stages=STAGES)

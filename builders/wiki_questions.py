@@ -96,6 +96,8 @@ class QuestionSet(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the others, the most frequent first."""
     by_difficulty: list[Rejection]
     """Questions kept by bin of difficulty, `reason` being the bin; empty where the source has none."""
+    asked: dict[str, Any] = {}
+    """Settings of this stage that are not at their defaults, by path: tracekit.run.command."""
 
 
 class Written(NamedTuple):

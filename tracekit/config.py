@@ -7,13 +7,16 @@ refused with its path (`Expected int >= 1 - at $.generation.num_beams`), whichev
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 import msgspec
 
 from tracekit.errors import ConfigError
+from tracekit.flags import settings_of
 from tracekit.format.release import Version
+from tracekit.format.shards import sha256_file
 from tracekit.sites import DEFAULT_SITES, resolve_sites
 from tracekit.sizes import parse_size
 from tracekit.storage import QUANTIZED_DTYPES
@@ -215,6 +218,8 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """A whole run. Builders inherit from it, set their defaults and add parts of their own.
 
     `local_files` names settings of theirs that are paths of files: in the dataset stand name and hash instead.
+    `local_models` names those that are models, which may be local. `stages_read` names, for each stage that runs no
+    model, the settings that it reads.
     `not_recorded` names those that decide nothing of what is traced, as who judges it later: the dataset does not know
     them, and they may differ when a run goes on. `grows` names settings that may grow in a folder that is there, lists
     that get longer and numbers that get larger: the `index` of an example must not depend on them. `eases` names those
@@ -222,6 +227,8 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """
 
     local_files: ClassVar[tuple[str, ...]] = ()
+    local_models: ClassVar[tuple[str, ...]] = ()
+    stages_read: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     not_recorded: ClassVar[tuple[str, ...]] = ()
     grows: ClassVar[tuple[str, ...]] = ()
     eases: ClassVar[tuple[str, ...]] = ("output.batch_size",)
@@ -261,6 +268,7 @@ def check(config: ConfigT) -> ConfigT:
     except msgspec.ValidationError as error:
         raise ConfigError(f"configuration: {error}") from error
     if isinstance(checked, RunConfig):
+        checked = _with_files(checked)
         resolve_sites(checked.capture.sites)
         for layer in checked.capture.layers:
             if not re.fullmatch(r"all|-?\d+|\d+-\d+", layer):
@@ -280,6 +288,25 @@ def check(config: ConfigT) -> ConfigT:
         if not re.fullmatch(r"\w+(\.\w+)*", split, re.ASCII) or split == "all":  # what `datasets` takes
             raise ConfigError(f"split {split!r} - at `$.source.split`; letters, digits and '_' only, and not 'all'")
     return checked
+
+
+def _with_files(config: RunConfig) -> Any:
+    """The same, with local files that a dataset's command names by their SHA-256 where they lie here."""
+    whole = msgspec.to_builtins(config)
+    for path, value in settings_of(whole).items():
+        named = re.fullmatch(r"(.+)@sha256:([0-9a-f]{64})", value) if isinstance(value, str) else None
+        if named is None:
+            continue
+        file = Path(named[1]).expanduser()
+        if not file.is_file() or sha256_file(file) != named[2]:
+            why = "is another file" if file.is_file() else "is not here"
+            raise ConfigError(
+                f"{value!r} - at `$.{path}`; it names a local file by its SHA-256, and {named[1]!r} {why}; give the "
+                "path of the file that has this SHA-256"
+            )
+        section, _, key = path.rpartition(".")
+        (whole[section] if section else whole)[key] = str(file)
+    return msgspec.convert(whole, type(config))
 
 
 def load_toml(path: str, config_type: type[ConfigT]) -> ConfigT:

@@ -381,8 +381,8 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     verification: Verification
     """What replays showed."""
     command: str = ""
-    """What to type to make it again, without `--out`; after a merge the commands of the parts, a line each, and the
-    merge. Empty in manifests of older versions."""
+    """What to type to make it again, without `--out`; two lines where a stage needs a command of its own; after a merge
+    the commands of the parts, a line each, and the merge. Empty in manifests of older versions."""
     templates: list[str] = []
     """SHA-256 of every chat template that prompts were made with, sorted; empty where prompts are plain."""
     figures: FigureData = FigureData()

@@ -4,7 +4,6 @@ Shards are rewritten one by one, because a record names its shard: tensors are c
 shard number. Slices must not overlap; the result is ordered as the source is.
 """
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,6 +15,7 @@ from tracekit.format.layout import Layout, config_names, shard_name, write_atomi
 from tracekit.format.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
 from tracekit.format.shards import ShardWriter, sha256_file
 from tracekit.records import decode_record, encode_record
+from tracekit.run.command import joined_command
 from tracekit.run.finish import finish
 from tracekit.tensors import Payload
 
@@ -124,7 +124,7 @@ def _joined_plan(parts: Sequence[_Part]) -> Plan:
             ShardTask(name=shard_name(split, number), number=number, batches=task.batches)
             for number, task in enumerate(tasks)
         ],
-        command=_joined_command([plan.command for plan in plans]),
+        command=joined_command([plan.command for plan in plans]),
         grown=[],
     )
 
@@ -134,29 +134,6 @@ def _slice_of(plan: Plan) -> tuple[int, int]:
     offset, limit = plan.run["source"]["offset"], plan.run["source"]["limit"]
     num_rows = plan.source.num_rows
     return offset, num_rows if limit is None else min(offset + limit, num_rows)
-
-
-def _joined_command(commands: Sequence[str]) -> str:
-    """The commands of all parts, each into a folder of its own, and the merge; empty where a part's is not known."""
-    if not all(commands):
-        return ""
-    runs = [run for command in commands for run in _runs_of(command)]
-    folders = [f"part-{number}" for number in range(len(runs))]
-    lines = [shlex.join([*run, "--out", folder]) for run, folder in zip(runs, folders, strict=True)]
-    return "\n".join([*lines, shlex.join(["tracekit", "merge", *folders, "--out", "merged"])])
-
-
-def _runs_of(command: str) -> list[list[str]]:
-    """The runs of a command, in words: itself, or what was merged before."""
-    runs: list[list[str]] = []
-    words = shlex.split(command)
-    for position, word in enumerate(words):
-        if words[position : position + 2] == ["python", "-m"]:
-            runs.append([])
-        elif words[position : position + 2] == ["tracekit", "merge"]:
-            break
-        runs[-1].append(word)
-    return [run[:-2] if run[-2] == "--out" else run for run in runs]
 
 
 def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:

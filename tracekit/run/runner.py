@@ -115,7 +115,7 @@ def _execute(
 ) -> Outcome:
     layout = Layout(out, config.output.dataset_config or builder.name)
     _check_rank(config)
-    stored = _stored_plan(layout)
+    typed, stored = config, _stored_plan(layout)
     config = config.settled() if stored is None else in_stored_order(config.settled(), stored.run)
     say(f"reading {config.source.source}")
     ready = _prepare(builder, config, layout)
@@ -123,7 +123,7 @@ def _execute(
         say(f"skipped: {skipped}")
     lengths = [ready.job.task.length(example) for example in ready.examples]
     asked = Asked(ready.examples, lengths, ready.source, ready.job.info, engine.devices(config.model, stored))
-    planner = Planner(builder.name, config, asked, layout)
+    planner = Planner(builder.name, config, asked, layout, typed)
     standing = None if stored is None else planner.standing(stored)
     output = config.output
     if stored is not None and not output.dry_run:
