@@ -31,6 +31,7 @@ from builders.mcq_training import Data, Encoder, Metrics, TrainingConfig, draw_c
 from builders.sources import read_examples
 from tracekit.config import Positive, SourceConfig, check
 from tracekit.errors import ConfigError, DatasetError, PlanMismatchError, SourceError, TracekitError
+from tracekit.flags import Origins, located, settings_of
 from tracekit.format.layout import write_atomic
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.placement import resolve_device
@@ -75,17 +76,18 @@ class Outcome(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     config: FinetuneConfig = tyro.cli(
         FinetuneConfig,
         prog="python -m builders.finetune_csqa",
         description=FinetuneConfig.__doc__,
         default=FinetuneConfig(),
-        args=argv,
+        args=arguments,
     )
     try:
         outcome = finetune(config)
     except (TracekitError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {located(str(error), Origins(settings_of(config), arguments))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; every finished epoch is kept. Run the same command again to go on", file=sys.stderr)

@@ -132,7 +132,7 @@ def test_help_lists_the_common_flags():
     [
         (["--model", "./nowhere"], "error: no model at './nowhere'"),
         (["--model", "demo", "--source", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--num-beams", "0"], "`$.generation.num_beams`"),
+        (["--num-beams", "0"], "error: --num-beams 0: Expected `int` >= 1"),
         (["--sites", "hiden"], "unknown site 'hiden'"),
         (["--config", "nowhere.toml"], "'nowhere.toml' cannot be read"),
     ],

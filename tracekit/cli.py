@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import msgspec
 import tyro
 
-from tracekit.config import RunConfig, check, load_toml
+from tracekit.config import RunConfig, check, load_toml, read_toml
 from tracekit.errors import ConfigError, TracekitError
+from tracekit.flags import Origins, located, settings_of
 from tracekit.format.layout import Layout
 from tracekit.ranks import this_rank
 
@@ -32,17 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     """The `tracekit` command; returns its exit code."""
     from tracekit.commands import Command
 
+    arguments = list(sys.argv[1:] if argv is None else argv)
     command: Any = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType] - a union of Structs becomes subcommands
         prog="tracekit",
         description="Traces of language models as datasets: verify, show, export, diff, merge, publish, serve.",
-        args=argv,
+        args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
     try:
-        return command.run()
+        return check(command).run()
     except TracekitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {located(str(error), Origins(settings_of(command), arguments))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `tracekit show ... | head`
         sys.stderr.close()
@@ -76,8 +78,9 @@ def run_builder(
     configuration, whose `output.out` is set, and returns an exit code; a stage without a function here runs the model.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    origins = Origins({}, arguments)
     try:
-        default = _take_config(arguments, config_type, configs)
+        default, file = _take_config(arguments, config_type, configs)
         config: ConfigT = tyro.cli(
             tyro.conf.OmitArgPrefixes[config_type],  # pyright: ignore[reportInvalidTypeForm]
             default=default,
@@ -85,9 +88,11 @@ def run_builder(
             description=f"{config_type.__doc__}\n\n{_about_configs(configs)}",
             args=arguments,
         )
+        in_file = {} if file is None else settings_of(read_toml(file))
+        origins = Origins(settings_of(config), arguments, file, in_file)
         sys.exit(_execute_stages(*_as_imported(builder, check(config)), parts, stages))
     except (TracekitError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {located(str(error), origins)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("\nstopped; every finished batch is kept. Run the same command again to go on", file=sys.stderr)
@@ -99,22 +104,24 @@ def _about_configs(configs: Mapping[str, Any]) -> str:
     return f"{names}--config FILE.toml reads settings from a file. Flags override them."
 
 
-def _take_config(arguments: list[str], config_type: type[ConfigT], configs: Mapping[str, ConfigT]) -> ConfigT:
-    """Take `--config NAME` or `--config FILE` out of the arguments; the defaults of all flags."""
+def _take_config(
+    arguments: list[str], config_type: type[ConfigT], configs: Mapping[str, ConfigT]
+) -> tuple[ConfigT, str | None]:
+    """Take `--config NAME` or `--config FILE` out of the arguments; the defaults of all flags, and the file."""
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == "--config":
             if not equals:
                 if position + 1 == len(arguments):
-                    return config_type()
+                    return config_type(), None
                 value = arguments.pop(position + 1)
             arguments.pop(position)
             if value in configs:
-                return configs[value]
+                return configs[value], None
             if configs and "." not in value and not Path(value).exists():
                 raise ConfigError(f"--config {value!r}: no such file, and no name of {', '.join(configs)}")
-            return load_toml(value, config_type)
-    return config_type()
+            return load_toml(value, config_type), value
+    return config_type(), None
 
 
 def _execute_stages(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 import msgspec
 
 from tracekit.errors import ConfigError
-from tracekit.flags import settings_of
+from tracekit.flags import Origins, located, settings_of
 from tracekit.format.release import Version
 from tracekit.format.shards import sha256_file
 from tracekit.sites import DEFAULT_SITES, resolve_sites
@@ -36,6 +36,7 @@ __all__ = [
     "check",
     "load_toml",
     "memory_limits",
+    "read_toml",
     "template_kwargs",
 ]
 
@@ -315,16 +316,31 @@ def load_toml(path: str, config_type: type[ConfigT]) -> ConfigT:
     Raises:
         ConfigError: no such file, not TOML, or a value is refused.
     """
+    data = read_toml(path)
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         return msgspec.convert(_over(msgspec.to_builtins(config_type()), data), config_type)
-    except OSError as error:
-        raise ConfigError(f"configuration file {path!r} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
     except msgspec.ValidationError as error:
-        sections = ", ".join(f"[{field.name}]" for field in msgspec.structs.fields(config_type))
-        raise ConfigError(f"{path}: {error}. Sections: {sections}") from error
+        found = settings_of(data)
+        known = msgspec.to_builtins(config_type())
+        sections = ", ".join(f"[{name}]" for name, value in known.items() if isinstance(value, dict))
+        message = re.sub(r"field `(\w+)`(?: - at `\$(.*)`)?$", r"field `\1` - at `$\2.\1`", str(error))
+        raise ConfigError(
+            f"{located(message, Origins(found, file=path, in_file=found))}. Sections: {sections}"
+        ) from error
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises:
+        ConfigError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path!r} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path!r} is not TOML: {error}") from error
 
 
 def _over(defaults: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -381,8 +397,11 @@ def memory_limits(model: ModelConfig) -> dict[int | str, int]:
 def _check_placement(model: ModelConfig) -> None:
     limits = memory_limits(model)
     if model.device_map == "none" and (limits or model.offload_folder is not None):
-        flag = "--max-memory" if limits else "--offload-folder"
-        raise ConfigError(f"{flag} says how a model is shared out, and goes with --device-map; add --device-map auto")
+        name = "max_memory" if limits else "offload_folder"
+        raise ConfigError(
+            f"--{name.replace('_', '-')} says how a model is shared out, and goes with --device-map; add --device-map "
+            f"auto - at `$.model.{name}`"
+        )
     if model.device_map != "none" and model.device != "auto":
         raise ConfigError(
             f"--device {model.device} with --device-map {model.device_map} - at `$.model.device`; the first puts the "
@@ -410,10 +429,12 @@ def _check_capture(capture: CaptureConfig) -> None:
 
 def _check_publish(publish: PublishConfig) -> None:
     if publish.publish is not None and publish.version is None:
-        raise ConfigError("--publish needs --version, as in --version v1.0.0")
+        raise ConfigError("--publish needs --version, as in --version v1.0.0 - at `$.publish.publish`")
     others = publish.version is not None or publish.free_local or publish.private or publish.license is not None
     if publish.publish is None and others:
-        raise ConfigError("--version, --private, --free-local and --license go with --publish owner/name")
+        raise ConfigError(
+            "--version, --private, --free-local and --license go with --publish owner/name - at `$.publish`"
+        )
     if publish.version is not None:
         Version.parse(publish.version)
 

@@ -62,14 +62,16 @@ def flag_words(settings: Mapping[str, Any]) -> list[str]:
 
 
 def located(message: str, origins: Origins) -> str:
-    """An error's message, without paths: before it flag and value as typed, or file, section and key."""
+    """An error's message, without paths: with flag and value as typed, or file, section and key."""
     places: list[str] = []
     for paths in _PATHS.findall(message):
         for path in re.findall(r"\$\.?([^`]*)", paths):
             places += _places(re.sub(r"\[[^\]]*\]", "", path), origins)
     text = _PATHS.sub("", message)
-    missing = [place for place in dict.fromkeys(places) if place.split()[0] not in text.split(";")[0].split()]
-    return f"{', '.join(missing)}: {text}" if missing else text
+    if text == message:
+        return text + "".join(f" ({place})" for place in _quoted(text, origins) if place not in text)
+    missing = ", ".join(place for place in dict.fromkeys(places) if place not in text)
+    return f"{missing}: {text.removeprefix('configuration: ')}" if missing else text
 
 
 def _flag(path: str) -> str:
@@ -78,26 +80,31 @@ def _flag(path: str) -> str:
 
 def _places(path: str, origins: Origins) -> list[str]:
     """Where a setting is set, or each of those of a section that are set."""
-    leaf = path.rpartition(".")[2]
-    found = [one for one in origins.values if one == path] or [
-        one for one in origins.values if one.rpartition(".")[2] == leaf
-    ]
-    if found:
-        return [_place(found[0], origins)]
-    inside = [one for one in (*origins.values, *origins.in_file) if one.startswith(f"{path}.")]
-    set_ = [_place(one, origins) for one in dict.fromkeys(inside) if _is_typed(one, origins) or one in origins.in_file]
-    if origins.file is not None and not set_:
-        return [f"{origins.file} [{path}]" if path else origins.file]
-    return set_
+    inside = [one for one in dict.fromkeys((*origins.values, *origins.in_file)) if one.startswith(f"{path}.")]
+    if inside:
+        return [_place(one, origins) for one in inside if _is_typed(one, origins) or one in origins.in_file]
+    leaf = path.rpartition(".")[2]  # the server has settings of a run's in other places
+    found = [one for one in origins.values if one == path or one.rpartition(".")[2] == leaf]
+    return [_place(path if path in found else found[0], origins)] if found else []
 
 
 def _place(path: str, origins: Origins) -> str:
     if path in origins.in_file and not _is_typed(path, origins):
         section, _, key = path.rpartition(".")
-        value = json.dumps(origins.in_file[path], ensure_ascii=False)
+        value = json.dumps(origins.in_file[path], ensure_ascii=False, default=str)
         return f"{origins.file} {f'[{section}] ' if section else ''}{key} = {value}"
     value = origins.values[path]
-    return shlex.join(flag_words({path: value})) if value not in (None, False) else _flag(path)
+    words = [] if value is None or isinstance(value, bool) else value if isinstance(value, list) else [value]
+    return shlex.join([_flag(path), *map(str, words)])
+
+
+def _quoted(message: str, origins: Origins) -> list[str]:
+    """Where the texts are set that a message without a path quotes."""
+    return [
+        _place(path, origins)
+        for path, value in origins.values.items()
+        if isinstance(value, str) and repr(value) in message and (_is_typed(path, origins) or path in origins.in_file)
+    ]
 
 
 def _is_typed(path: str, origins: Origins) -> bool:
