@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import msgspec
 from tqdm import tqdm
 
-from builders.judging import Judge, JudgeConfig, Judged, What, open_judge, set_name
+from builders.configs import JudgeConfig, answers_layout
+from builders.judging import Judge, Judged, What, open_judge, set_name
 from builders.rates import GROUP_FIELDS, Rated, definitions, rates_of
 from tracekit.clients.client import ClientConfig
 from tracekit.config import RunConfig
@@ -69,12 +70,6 @@ class _Sample(NamedTuple):
     question_id: str
     groups: Mapping[str, str]
     is_invented: bool
-
-
-def answers_layout(config: RunConfig, task: str) -> Layout:
-    """The configuration that a run writes, or has written."""
-    assert config.output.out is not None, "stages are called with a folder"
-    return Layout(Path(config.output.out), config.output.dataset_config or task)
 
 
 def output_folder(layout: Layout) -> Path:

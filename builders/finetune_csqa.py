@@ -12,6 +12,14 @@ finished training is left as it is.
     python -m builders.finetune_csqa --model google-bert/bert-base-uncased --out checkpoints/bert-csqa
 """
 
+import sys
+
+from builders.configs import FinetuneConfig
+from tracekit.cli import run_main
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    sys.exit(run_main("builders.finetune_csqa", FinetuneConfig))
+
 import json
 import math
 import shlex
@@ -20,18 +28,16 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-import tyro
 from transformers.data.data_collator import DataCollatorForMultipleChoice
 
 from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, parse_row
-from builders.mcq_training import Data, Encoder, Metrics, TrainingConfig, draw_curve, encode, load_encoder, train
+from builders.mcq_training import Data, Encoder, Metrics, draw_curve, encode, load_encoder, train
 from builders.sources import read_examples
-from tracekit.config import Positive, SourceConfig, check
-from tracekit.errors import ConfigError, DatasetError, PlanMismatchError, SourceError, TracekitError
-from tracekit.flags import Origins, located, settings_of
+from tracekit.config import SourceConfig, check
+from tracekit.errors import ConfigError, DatasetError, PlanMismatchError, SourceError
 from tracekit.format.layout import write_atomic
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.placement import resolve_device
@@ -39,29 +45,10 @@ from tracekit.model.references import resolve
 from tracekit.sizes import duration
 from tracekit.talk import say
 
-__all__ = ["FinetuneConfig", "Outcome", "finetune", "main"]
+__all__ = ["FinetuneConfig", "Outcome", "finetune", "main", "run"]
 
-_INTERRUPTED = 130
 _HELD_OUT = 5
 """Where training and evaluation name one file, every fifth question is kept for evaluation."""
-
-
-class FinetuneConfig(TrainingConfig, frozen=True, kw_only=True):
-    """Fine-tune an encoder on CommonsenseQA's questions, for builders.csqa_mcq."""
-
-    train_source: str = "default"
-    """Questions to train on: `default` (the Hub's train split), a Hub id, a JSONL, Parquet or CSV file, or `sample`."""
-    eval_source: str = "default"
-    """Questions to evaluate on after each epoch: `default` (the Hub's validation split), and so on. The file that is
-    trained on, or `sample` twice: every fifth question is kept for evaluation."""
-    limit: Positive | None = None
-    """Most rows of each source; all by default."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """What a malformed row does: stop, or be counted, reported and left out."""
-    out: str | None = None
-    """Folder of the checkpoint; a readable name under checkpoints/ by default."""
-    dry_run: bool = False
-    """Print what would be done, with the time of a step measured here, and write nothing."""
 
 
 class Outcome(NamedTuple):
@@ -76,22 +63,12 @@ class Outcome(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    config: FinetuneConfig = tyro.cli(
-        FinetuneConfig,
-        prog="python -m builders.finetune_csqa",
-        description=FinetuneConfig.__doc__,
-        default=FinetuneConfig(),
-        args=arguments,
-    )
-    try:
-        outcome = finetune(config)
-    except (TracekitError, OSError) as error:
-        print(f"error: {located(str(error), Origins(settings_of(config), arguments))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; every finished epoch is kept. Run the same command again to go on", file=sys.stderr)
-        return _INTERRUPTED
+    return run_main("builders.finetune_csqa", FinetuneConfig, argv)
+
+
+def run(config: FinetuneConfig) -> int:
+    """Train and say what became of it; the exit code, 0."""
+    outcome = finetune(config)
     metrics = outcome.metrics
     if metrics is None:
         return 0
@@ -240,7 +217,3 @@ def _print_plan(config: FinetuneConfig, encoder: Encoder, data: Data, held: Data
 
 def _to_json(data: dict[str, Any]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from builders.configs import Kind
 from builders.csqa_questions import SAMPLE as CSQA_SAMPLE
 from builders.csqa_questions import SOURCE as CSQA
 from builders.csqa_questions import parse_row as parse_question
@@ -39,9 +40,6 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.records import Word
 
 __all__ = ["EMOTIONS", "HUB", "SAMPLES", "Document", "Kind", "Line", "parse_row", "read_documents"]
-
-Kind = Literal["ud_ewt", "go_emotions", "csqa", "wikitext2", "wikitext103", "text"]
-"""What a text is."""
 
 HUB: dict[Kind, HubSource] = {
     "ud_ewt": HubSource("universal-dependencies/universal_dependencies", "en_ewt"),

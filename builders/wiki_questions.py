@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from builders.articles import Section
+from builders.configs import MAX_NEW_TOKENS
 from builders.wiki_prompts import answer_request, question_request, read_answer, read_question
 from tracekit.clients.client import Client
 from tracekit.errors import DatasetError, SourceError
@@ -33,8 +34,6 @@ __all__ = [
     "written",
 ]
 
-MAX_NEW_TOKENS = 96
-"""Longest reply of a question writer; one that reasons first needs more."""
 _MAX_ROUND = 512
 """Sections asked about at once: what is kept decides what is asked next."""
 

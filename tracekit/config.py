@@ -15,11 +15,8 @@ import msgspec
 
 from tracekit.errors import ConfigError
 from tracekit.flags import Origins, located, settings_of
-from tracekit.format.release import Version
-from tracekit.format.shards import sha256_file
 from tracekit.sites import DEFAULT_SITES, resolve_sites
 from tracekit.sizes import parse_size
-from tracekit.storage import QUANTIZED_DTYPES
 
 __all__ = [
     "CaptureConfig",
@@ -161,6 +158,8 @@ class CaptureConfig(_Part, frozen=True, kw_only=True):
     @property
     def is_quantized(self) -> bool:
         """Whether tensors with channels are stored in few bits, with scales (tracekit.storage)."""
+        from tracekit.storage import QUANTIZED_DTYPES  # numpy, which reading flags does without
+
         return self.store_dtype in QUANTIZED_DTYPES
 
 
@@ -298,6 +297,8 @@ def _with_files(config: RunConfig) -> Any:
         named = re.fullmatch(r"(.+)@sha256:([0-9a-f]{64})", value) if isinstance(value, str) else None
         if named is None:
             continue
+        from tracekit.format.shards import sha256_file
+
         file = Path(named[1]).expanduser()
         if not file.is_file() or sha256_file(file) != named[2]:
             why = "is another file" if file.is_file() else "is not here"
@@ -436,6 +437,8 @@ def _check_publish(publish: PublishConfig) -> None:
             "--version, --private, --free-local and --license go with --publish owner/name - at `$.publish`"
         )
     if publish.version is not None:
+        from tracekit.format.release import Version
+
         Version.parse(publish.version)
 
 
