@@ -3,24 +3,39 @@
     what        under                                            form
     prompt      messages                                         [{"role", "content"}, ...]: through the chat template
                 question                                         the user's text alone: likewise, or as a plain question
+                question choices                                 CommonsenseQA's, nested or not: with its options
                 prompt                                           text as a model reads it, template applied
                 prompt_token_ids                                 its ids
     answer      answer generation response output completion     text
                 token_ids output_token_ids generated_token_ids   its ids
                 outputs choices                                  [{"text" or "message", "token_ids", "finish_reason"}]
+                reasoning_content reasoning                      what the model thought, without its markers
     ended       finish_reason                                    `stop`: it ended by itself; `length`: it was cut
-    identity    id key custom_id question_id; model
+                stop_reason matched_stop stop_string             the stop string that ended it, or the end token's id
+    identity    id key custom_id request_id question_id; model
 
-A conversation that ends with the assistant's message holds its own answer. Ids are checked against the tokenizer, and
-against the text where both are given.
+A conversation that ends with the assistant's message holds its own answer. A log may keep the request under `request`
+or `body` and the reply under `response`, as lines of OpenAI's batch API do. A record of this project is read by its
+ids. Ids are checked against the tokenizer, and against the text where both are given.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from builders import csqa_questions
 from builders.sources import Row
 from tracekit.errors import SourceError
+from tracekit.model.messages import (
+    REASONING_FIELDS,
+    ROLES,
+    MessageError,
+    MessageForm,
+    conversation,
+    reasoning_of,
+    text_of,
+)
 from tracekit.records import Message
 from tracekit.run.plan import Example
 
@@ -28,8 +43,15 @@ __all__ = ["AnswerExample", "parse_row"]
 
 _ANSWERS = ("answer", "generation", "response", "output", "completion")
 _IDS = ("token_ids", "output_token_ids", "generated_token_ids")
-_NAMES = ("id", "key", "custom_id", "question_id")
-_ROLES = ("system", "user", "assistant")
+_LISTS = ("outputs", "choices")
+_STOPS = ("stop_reason", "matched_stop", "stop_string")
+_NAMES = ("id", "key", "custom_id", "request_id", "question_id")
+_PROMPTS = "'messages', 'question', 'prompt' or 'prompt_token_ids', in the row or in a log's 'request' or 'body'"
+_REPLIES = (
+    f"a text in {', '.join(map(repr, _ANSWERS))}, ids in {', '.join(map(repr, _IDS))}, or one of them in "
+    f"{' or '.join(map(repr, _LISTS))} (a list of one) or in a log's 'response'; or a last message of the assistant"
+)
+_CALLS = ("tool_calls", "function_call")
 
 
 class AnswerExample(Example, frozen=True, kw_only=True):
@@ -47,10 +69,16 @@ class AnswerExample(Example, frozen=True, kw_only=True):
     """Its ids."""
     answer: str | None = None
     """The answer."""
+    reasoning: str | None = None
+    """What the model thought before it, where that is given apart."""
     token_ids: list[int] | None = None
-    """Its ids."""
+    """Ids of everything that the model wrote."""
     finish_reason: str = "unknown"
     """How it ended."""
+    stop: str | int | None = None
+    """The stop string that ended it, or the id of the token that did; None where it is not said."""
+    has_ended: bool = False
+    """Whether the model ended its turn by itself: not cut, and not stopped by a string."""
     model: str | None = None
     """Who wrote it."""
 
@@ -62,103 +90,228 @@ def parse_row(row: Row) -> AnswerExample:
         SourceError: there is no prompt or no answer, several of one, or one of another type.
     """
     data = row.data
-    only = _only(data)
-    messages, said = _messages(data.get("messages"))
-    answer = _text(only, (*_ANSWERS, "text")) if only else _text(data, _ANSWERS)
-    if answer is None and only:
-        answer = _message_text(only.get("message"))
-    token_ids = _ids(only or data, _IDS)
-    if said is not None and (answer is not None or token_ids is not None):
-        raise SourceError("two answers: the conversation ends with the assistant's, and there is another beside it")
-    answer = said if said is not None else answer
-    question, prompt = _text(data, ("question",)), _text(data, ("prompt",))
-    prompt_ids = _ids(data, ("prompt_token_ids",))
-    given = [name for name, value in (("messages", messages), ("question", question), ("prompt", prompt)) if value]
-    if len(given) > 1:
-        raise SourceError(f"two prompts: {' and '.join(map(repr, given))}; give one of them")
-    if not given and not prompt_ids:
+    request, reply = _sides(data)
+    only = _only(reply)
+    holder = reply if only is None else only
+    if "prompt_length" in data:
+        prompt, answer = _of_record(data)
+    else:
+        prompt, said = _prompt(row, request, reply, holder)
+        answer = _answer(holder, (*_ANSWERS, "text") if only else _ANSWERS)
+        if said is not None and any(answer.values()):
+            raise SourceError("two answers: the conversation ends with the assistant's, and there is another beside it")
+        answer = said or answer
+    if not any(answer.values()):
         raise SourceError(
-            f"no prompt; expected 'messages', 'question', 'prompt' or 'prompt_token_ids'; columns: {', '.join(data)}"
+            f"no answer; expected {_REPLIES}; the prompt goes into {_PROMPTS}; columns: {', '.join(data)}"
         )
-    if not answer and not token_ids:
-        raise SourceError(
-            f"no answer; expected a text in {', '.join(map(repr, _ANSWERS))}, ids in {', '.join(map(repr, _IDS))}, "
-            f"'outputs' or 'choices'; columns: {', '.join(data)}"
-        )
-    reason = (only or data).get("finish_reason") or data.get("finish_reason")
-    model = data.get("model")
+    ending = _ending(request, reply, holder)
+    if ending["finish_reason"] in _CALLS and not answer.get("token_ids"):
+        raise SourceError(f"finish_reason is {ending['finish_reason']!r}: calls of tools are no text; give 'token_ids'")
     identity = next((data[name] for name in _NAMES if data.get(name) not in (None, "")), row.index)
     return AnswerExample(
         index=row.index,
         example_id=str(identity),
-        messages=tuple(messages),
-        question=question,
-        prompt=prompt,
-        prompt_token_ids=prompt_ids,
-        answer=answer,
-        token_ids=token_ids,
-        finish_reason=reason if isinstance(reason, str) else "unknown",
-        model=model if isinstance(model, str) else None,
+        model=_model(reply) or _model(request),
+        **prompt,
+        **answer,
+        **ending,
     )
 
 
-def _only(data: dict[str, Any]) -> dict[str, Any] | None:
-    """The one answer of a list of answers."""
-    name = next((name for name in ("outputs", "choices") if name in data), None)
-    if name is None:
-        return None
-    listed = data[name]
-    if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
-        count = len(listed) if isinstance(listed, list) else f"a {type(listed).__name__} of"
-        raise SourceError(f"{name!r} holds {count} answers; expected a list of one object: write a row for each answer")
-    return listed[0]
+def _sides(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was asked, and what came back: two objects of a log, or the row itself."""
+    error = data.get("error")
+    response = data.get("response")
+    status = response.get("status_code", 200) if isinstance(response, dict) else 200
+    if isinstance(error, dict) or status != 200:
+        raise SourceError(f"the request failed ({str(error or f'status {status}')[:80]}); leave the row out")
+    asked = next((data[name] for name in ("request", "body") if isinstance(data.get(name), dict)), {})
+    request = data | _inner(asked)
+    return request, (_inner(response) if isinstance(response, dict) else data)
 
 
-def _messages(value: Any) -> tuple[list[Message], str | None]:
-    """The conversation, and its last message where that is the assistant's."""
-    if value is None:
-        return [], None
-    try:
-        messages = msgspec.convert(
-            [{"role": one.get("role"), "content": one.get("content")} for one in value], list[Message]
+def _inner(value: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request or reply, which the batch API puts into an envelope."""
+    return value["body"] if isinstance(value.get("body"), dict) else value
+
+
+def _of_record(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Prompt and answer of a record of this project: its ids, cut where the prompt ends."""
+    whole, length = _ids(data, ("token_ids",)), data["prompt_length"]
+    if not whole or not isinstance(length, int) or not 0 < length < len(whole):
+        raise SourceError(
+            f"'prompt_length' is {length!r}: expected a number of the prompt's tokens in 'token_ids', which then holds "
+            f"prompt and answer ({len(whole or [])} ids here)"
         )
-    except (msgspec.ValidationError, AttributeError, TypeError) as error:
+    return {"prompt_token_ids": whole[:length]}, {"token_ids": whole[length:]}
+
+
+def _prompt(
+    row: Row, request: dict[str, Any], reply: dict[str, Any], holder: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The prompt in every form that there is, and the answer that ends its conversation."""
+    messages, prompt = request.get("messages"), request.get("prompt")
+    ids = next((found for side in (holder, reply, request) if (found := _ids(side, ("prompt_token_ids",)))), None)
+    if isinstance(prompt, list):  # as clients send one: messages, a text, or ids
+        kinds = {type(one) for one in prompt}
+        if kinds == {dict} and messages is None:
+            messages, prompt = prompt, None
+        elif kinds == {int}:
+            ids, prompt = ids or prompt, None
+        elif kinds == {str} and len(prompt) == 1:
+            prompt = prompt[0]
+    forms = _messages(messages)
+    question = _question(row, request, has_other=bool(forms or prompt))
+    texts = {"question": question, "prompt": _text_in("prompt", prompt)}
+    given = [name for name, value in ({"messages": forms} | texts).items() if value]
+    if len(given) > 1:
+        raise SourceError(f"two prompts: {' and '.join(map(repr, given))}; give one of them")
+    if not given and not ids:
+        raise SourceError(f"no prompt; expected {_PROMPTS}; the answer is {_REPLIES}; columns: {', '.join(row.data)}")
+    last = forms.pop() if forms and forms[-1].role == "assistant" else None
+    said = None if last is None else _said(last, f"messages[{len(forms)}]", has_ids=False)
+    try:
+        return {**texts, "messages": tuple(conversation(forms)), "prompt_token_ids": ids}, said
+    except MessageError as error:
+        raise SourceError(str(error)) from error
+
+
+def _question(row: Row, request: dict[str, Any], *, has_other: bool) -> str | None:
+    """The question; of a row of CommonsenseQA with its options, where no other prompt is given."""
+    question = request.get("question")
+    if not isinstance(question, dict) and not _are_options(request.get("choices")):
+        return _text(request, ("question",))
+    if has_other:
+        return None
+    found = csqa_questions.parse_row(Row(row.index, row.where, request))
+    return csqa_questions.with_options(found.question, found.choices)
+
+
+def _are_options(choices: Any) -> bool:
+    """Whether `choices` are the options of a question, and no answers of an API."""
+    is_labelled = (
+        isinstance(choices, list) and bool(choices) and all(isinstance(one, dict) and "label" in one for one in choices)
+    )
+    return is_labelled or (isinstance(choices, dict) and "label" in choices)
+
+
+def _messages(value: Any) -> list[MessageForm]:
+    """The messages of a conversation."""
+    if value is None:
+        return []
+    roles = [one["role"] for one in value if isinstance(one, dict) and "role" in one]
+    if others := [role for role in roles if role not in ROLES]:
+        raise SourceError(f"'messages': role {others[0]!r}, expected {', '.join(ROLES)}")
+    try:
+        forms = msgspec.convert(value, list[MessageForm])
+    except msgspec.ValidationError as error:
         raise SourceError(f"'messages' is no list of {{'role', 'content'}} with texts: {error}") from error
-    others = [one.role for one in messages if one.role not in _ROLES]
-    if others or not messages:
-        raise SourceError(f"'messages': role {others[0]!r}, expected {', '.join(_ROLES)}" if others else "no message")
-    if messages[-1].role == "assistant":
-        return messages[:-1], messages[-1].content
-    return messages, None
+    if not forms:
+        raise SourceError("'messages' holds no message")
+    return forms
 
 
-def _message_text(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, dict) and isinstance(value.get("content"), str) else None
+def _answer(holder: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Text, reasoning and ids of the answer."""
+    try:
+        form = msgspec.convert({"role": "assistant"} | (holder.get("message") or {}), MessageForm)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise SourceError(f"'message' is no message with a text: {error}") from error
+    ids, text = _ids(holder, _IDS), _text(holder, names)
+    said = _said(form, "message", has_ids=ids is not None)
+    beside = {holder[name] for name in REASONING_FIELDS if isinstance(holder.get(name), str) and holder[name]}
+    if len(beside) > 1:
+        raise SourceError("'reasoning' and 'reasoning_content' differ; leave one")
+    return {
+        "answer": said["answer"] if text is None else text,
+        "reasoning": said["reasoning"] or (beside.pop() if beside else None),
+        "token_ids": ids,
+    }
 
 
-def _text(data: dict[str, Any], names: tuple[str, ...]) -> str | None:
+def _said(form: MessageForm, where: str, *, has_ids: bool) -> dict[str, Any]:
+    """Text and reasoning of an assistant's message. A call of a tool is passed over where ids tell what was written."""
+    try:
+        is_call = bool(form.tool_calls or form.function_call)
+        text = None if has_ids and is_call else text_of(form, where) or form.refusal
+        return {"answer": text, "reasoning": reasoning_of(form, where)}
+    except MessageError as error:
+        raise SourceError(str(error)) from error
+
+
+def _only(reply: dict[str, Any]) -> dict[str, Any] | None:
+    """The one answer of a list of answers."""
+    for name in _LISTS:
+        listed = reply.get(name)
+        if listed is None or (name == "choices" and _are_options(listed)):
+            continue
+        if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
+            count = len(listed) if isinstance(listed, list) else f"a {type(listed).__name__} of"
+            raise SourceError(
+                f"{name!r} holds {count} answers; expected a list of one object: write a row for each answer"
+            )
+        return listed[0]
+    return None
+
+
+def _ending(request: Mapping[str, Any], reply: Mapping[str, Any], holder: Mapping[str, Any]) -> dict[str, Any]:
+    """How the answer ended, as the log says it of the answer or beside it."""
+    sides = (holder, reply, request)
+    reason = next((side["finish_reason"] for side in sides if side.get("finish_reason")), None)
+    told = [side[name] for side in sides for name in _STOPS if name in side]
+    stops = [value for value in told if isinstance(value, str | int) and not isinstance(value, bool)]
+    stop = next((value for value in stops if value != ""), None)
+    may_be_string = not told and bool(request.get("stop"))  # which of them ended it, nobody says
+    return {
+        "finish_reason": reason if isinstance(reason, str) else "unknown",
+        "stop": stop,
+        "has_ended": reason == "stop" and not isinstance(stop, str) and not may_be_string,
+    }
+
+
+def _model(data: Mapping[str, Any]) -> str | None:
+    """Who wrote the answer; a record of this project says more of it than its name."""
+    model = data.get("model")
+    name = model.get("id") if isinstance(model, dict) else model
+    return name if isinstance(name, str) else None
+
+
+def _text(data: dict[str, Any], names: Sequence[str]) -> str | None:
     """The text under one of these names.
 
     Raises:
         SourceError: what is there is no text, or there are several.
     """
-    found = {name: data[name] for name in names if data.get(name) is not None}
+    found = {name: data[name] for name in names if data.get(name) is not None and not _is_log(name, data[name])}
     if len(found) > 1:
         raise SourceError(f"several texts: {', '.join(map(repr, found))}; leave one")
+    return next((_text_in(name, value) for name, value in found.items()), None)
+
+
+def _is_log(name: str, value: Any) -> bool:
+    """Whether what stands under a name is a whole reply, and no text."""
+    return name == "response" and isinstance(value, dict)
+
+
+def _text_in(name: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise SourceError(f"{name!r} is no text: {str(value)[:80]!r}")
+    return value
+
+
+def _ids(data: Mapping[str, Any], names: Sequence[str]) -> list[int] | None:
+    """The ids under one of these names.
+
+    Raises:
+        SourceError: what is there are no ids, or there are several that differ.
+    """
+    found = {name: data[name] for name in names if data.get(name) is not None}
+    if len(found) > 1:
+        raise SourceError(f"several lists of ids: {', '.join(map(repr, found))}; leave one")
     for name, value in found.items():
-        if not isinstance(value, str):
-            raise SourceError(f"{name!r} is no text: {str(value)[:80]!r}")
-        return value
-    return None
-
-
-def _ids(data: dict[str, Any], names: tuple[str, ...]) -> list[int] | None:
-    """The ids under one of these names."""
-    for name in names:
-        value = data.get(name)
-        if value is not None:
-            try:
-                return msgspec.convert(value, list[int])
-            except msgspec.ValidationError as error:
-                raise SourceError(f"{name!r} are no token ids: {error}") from error
+        try:
+            return msgspec.convert(value, list[int])
+        except msgspec.ValidationError as error:
+            raise SourceError(f"{name!r} are no token ids: {error}") from error
     return None

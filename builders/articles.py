@@ -14,16 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from builders.cells import Cells, Columns
 from builders.sources import HubSource, Row
-from tracekit.errors import SourceError
 
-__all__ = ["SAMPLE", "SOURCE", "Article", "Section", "draw_sections", "parse_article", "sections_of"]
+__all__ = ["COLUMNS", "SAMPLE", "SOURCE", "Article", "Section", "draw_sections", "parse_article", "sections_of"]
 
 SOURCE = HubSource("euirim/goodwiki", None)
 SAMPLE = Path(__file__).parent / "samples" / "wiki_articles.jsonl"
 
-_TEXT_FIELDS = ("text", "markdown", "article", "content")
-_BIN_FIELDS = ("difficulty", "bin", "h_score_cat")
+COLUMNS: Columns = {
+    "title": ("title",),
+    "text": ("text", "markdown", "article", "content"),
+    "bin": ("difficulty", "bin", "h_score_cat"),
+}
+"""The columns that are read."""
+
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+(?P<md>.+?)[ \t]*#*|=(?P<wiki>.+)=)[ \t]*$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 
@@ -60,15 +65,10 @@ def parse_article(row: Row) -> Article:
     Raises:
         SourceError: no title, or no text.
     """
-    title = row.data.get("title")
-    texts = [value for name in _TEXT_FIELDS if isinstance(value := row.data.get(name), str) and value.strip()]
-    if not isinstance(title, str) or not title.strip() or not texts:
-        raise SourceError(
-            f"no article; expected texts in 'title' and in one of {', '.join(map(repr, _TEXT_FIELDS))}; columns: "
-            f"{', '.join(row.data)}"
-        )
-    found = next((row.data[name] for name in _BIN_FIELDS if row.data.get(name) not in (None, "")), None)
-    return Article(row.index, title.strip(), texts[0], None if found is None else str(found))
+    cells = Cells(row, COLUMNS)
+    title = cells.text("title", what="title of an article")
+    text = cells.text("text", what="text of an article")
+    return Article(row.index, title.strip(), text, cells.scalar(*cells.first("bin")))
 
 
 def sections_of(

@@ -111,6 +111,16 @@ class FinetuneConfig(TrainingConfig, frozen=True, kw_only=True):
     trained on, or `sample` twice: every fifth question is kept for evaluation."""
     limit: Positive | None = None
     """Most rows of each source; all by default."""
+    question_column: str | None = None
+    """Column with the question; by default the names that CommonsenseQA's copies have. So for the columns below."""
+    choices_columns: tuple[str, ...] = ()
+    """Column with the list of options, or a column for each option."""
+    label_column: str | None = None
+    """Column with the right option."""
+    id_column: str | None = None
+    """Column with the id of the row."""
+    label_start: Literal[0, 1] | None = None
+    """Number of the first option, where the right option is a number. Default: as the options are numbered."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What a malformed row does: stop, or be counted, reported and left out."""
     out: str | None = None

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row
+from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row, with_options
 from builders.sources import read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError
@@ -37,6 +37,7 @@ from tracekit.model.continuations import answer_joint, continuation_ids, score_c
 from tracekit.model.models import max_positions
 from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
 from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import token_strings
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaRecord
 from tracekit.run.replay import scored_of
 from tracekit.run.task import Place, Sample, Task
@@ -59,7 +60,7 @@ class CsqaBuilder:
                 "tokens 'answer' - at `$.capture.tokens`; nothing is generated here, so there are none; give all, "
                 "prompt or last"
             )
-        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_row)
+        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
         return found.examples, found.info
 
     def open(self, config: CsqaConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> "CsqaTask":
@@ -92,7 +93,9 @@ class CsqaTask(Task[CsqaQuestion]):
         self._prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
         self.variant = self._prompter.variant
         whole_sample = SourceConfig(source="sample")
-        self._pool = read_examples(whole_sample, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
+        self._pool = read_examples(
+            whole_sample, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row
+        ).examples
         self._joint = answer_joint(self._prompter)
         self._limit = _limit(config)
         self._prepared = {example.index: self._prepare(example) for example in examples}
@@ -143,8 +146,8 @@ class CsqaTask(Task[CsqaQuestion]):
 
     def _asked(self, example: CsqaQuestion, question: str) -> str:
         """The question and its options; a plain prompt's "Answer:" is the Prompter's, a chat message has its own."""
-        lines = [question, *(f"{choice.label}. {choice.text}" for choice in example.choices)]
-        return "\n".join([*lines, "Answer:"] if self.variant == "chat" else lines)
+        asked = with_options(question, example.choices)
+        return f"{asked}\nAnswer:" if self.variant == "chat" else asked
 
     def _shots(self, example: CsqaQuestion) -> list[Exchange]:
         """Solved examples for one question."""
@@ -205,7 +208,7 @@ class CsqaTask(Task[CsqaQuestion]):
             input_sha256=sha256_text(example.question),
             template_sha256=prompt.template_sha256,
             token_ids=prompt.token_ids,
-            tokens=self._tokenizer.convert_ids_to_tokens(prompt.token_ids),
+            tokens=token_strings(self._tokenizer, prompt.token_ids),
             token_offsets=prompt.offsets,
             prompt_length=len(prompt.token_ids),
             spans=prompt.spans,

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, EncodedChoice, encode_choices, parse_row
+from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, EncodedChoice, encode_choices, parse_row
 from builders.sources import read_examples
 from tracekit.config import PromptConfig
 from tracekit.errors import ConfigError
@@ -30,6 +30,7 @@ from tracekit.model.choices import Choices, ChoiceTrace, capture_choices, check_
 from tracekit.model.models import max_positions
 from tracekit.model.prompts import sha256_text
 from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import token_strings
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, CsqaMcqRecord, Span
 from tracekit.run.task import Place, Sample, Task
 from tracekit.talk import say
@@ -52,7 +53,7 @@ class CsqaMcqBuilder:
                 "an encoder reads question and option as they stand, and generates nothing - at `$.prompt`, "
                 "`$.generation`; leave their flags out"
             )
-        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_row)
+        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
         return found.examples, found.info
 
     def open(self, config: CsqaMcqConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> "CsqaMcqTask":
@@ -123,7 +124,7 @@ class CsqaMcqTask(Task[CsqaQuestion]):
             input_sha256=sha256_text(example.question),
             template_sha256=None,
             token_ids=item.token_ids,
-            tokens=self._tokenizer.convert_ids_to_tokens(item.token_ids),
+            tokens=token_strings(self._tokenizer, item.token_ids),
             token_offsets=_offsets(encoded),
             prompt_length=item.prompt_length,
             spans=[

@@ -8,23 +8,26 @@ One row   {"id": "1afa02df...", "question": "A revolving door is convenient for 
            "answerKey": "A"}
 
 The original files have the same nested: {"id", "answerKey", "question": {"stem", "question_concept", "choices":
-[{"label", "text"}, ...]}}. In a flat file (CSV) `choices` is a JSON text, or each option has a column named by its
-letter. The answers of the test split are not public: its `answerKey` is empty.
+[{"label", "text"}, ...]}}. In a flat file each option has a column of its own, or `choices` is a text that holds
+a list (builders/options.py). The answers of the test split are not public: its `answerKey` is empty.
 """
 
+import re
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
+from builders.cells import Cells, Columns
+from builders.options import Options, label_index, option_text, options_of
 from builders.sources import HubSource, Row
 from tracekit.errors import ConfigError, SourceError
+from tracekit.format.manifest import TOO_LONG
 from tracekit.records import Choice
 from tracekit.run.plan import Example
 
 __all__ = [
+    "COLUMNS",
     "SAMPLE",
     "SOURCE",
     "CsqaQuestion",
@@ -32,12 +35,23 @@ __all__ = [
     "cut_to_fit",
     "encode_choices",
     "parse_row",
+    "with_options",
 ]
 
 SOURCE = HubSource("tau/commonsense_qa", None)
 SAMPLE = Path(__file__).parent / "samples" / "csqa.jsonl"
+COLUMNS: Columns = {
+    "question": ("question", "stem", "question.stem"),
+    "choices": ("choices", "question.choices"),
+    "label": ("answerKey", "answer"),
+    "id": ("id",),
+}
+"""The columns that are read."""
 
 _LETTERS = string.ascii_uppercase
+_MAX_CHARACTERS = 10**6
+"""Longest question: it is tokenised whole, to know how many tokens do not fit."""
+_NESTED = re.compile(r"\s*\{\s*['\"](?:stem|choices|question_concept)['\"]")
 
 
 class CsqaQuestion(Example, frozen=True, kw_only=True):
@@ -53,6 +67,11 @@ class CsqaQuestion(Example, frozen=True, kw_only=True):
     """The options, in order."""
     label_idx: int | None
     """Number of the right option; None where the source does not say."""
+
+    @property
+    def text(self) -> str:
+        """The options: the question is cut where it is too long."""
+        return "\n".join(choice.text for choice in self.choices)
 
     @property
     def gold_label(self) -> str | None:
@@ -82,79 +101,62 @@ def parse_row(row: Row) -> CsqaQuestion:
         SourceError: no question, not two options at least, an option without text, letters that are not distinct, or
             an answer that is none of them.
     """
-    data = row.data
-    nested = data["question"] if isinstance(data.get("question"), dict) else {}
-    question = nested.get("stem") if nested else data.get("question", data.get("stem"))
-    if not isinstance(question, str) or not question.strip():
+    cells = Cells(row, COLUMNS)
+    name, asked = cells.first("question")
+    nested = cells.structure(name, asked) if isinstance(asked, str) and _NESTED.match(asked) else asked
+    if isinstance(nested, dict):
+        cells = Cells(row._replace(data={**row.data, **nested}), {**COLUMNS, "question": ("stem",)})
+    question = cells.text("question", what="question")
+    if len(question) > _MAX_CHARACTERS:
         raise SourceError(
-            "no question; expected a text in 'question', 'stem' or 'question.stem', found "
-            f"{question!r}; columns: {', '.join(data)}"
+            f"{TOO_LONG}: a question of {len(question)} characters; at most {_MAX_CHARACTERS} are cut to fit"
         )
-    choices = _choices(nested.get("choices", data.get("choices")), data)
-    concept = nested.get("question_concept", data.get("question_concept"))
-    identity = data.get("id")
+    concept = cells.data.get("question_concept")
+    options = options_of(cells)
+    choices = _choices(cells, options)
     return CsqaQuestion(
         index=row.index,
-        example_id=str(row.index if identity in (None, "") else identity),
+        example_id=cells.identity(),
         question=question.strip(),
         concept=concept.strip() or None if isinstance(concept, str) else None,
         choices=choices,
-        label_idx=_label_idx(data.get("answerKey"), [choice.label for choice in choices]),
+        label_idx=label_index(
+            cells,
+            options,
+            [choice.label for choice in choices],
+            start=None,
+            said="answerKey",
+            nothing=", or empty where unlabelled",
+        ),
     )
 
 
-def _choices(value: Any, data: dict[str, Any]) -> list[Choice]:
-    """The options wherever a row keeps them."""
-    if isinstance(value, str):
-        try:
-            value = msgspec.json.decode(value)
-        except msgspec.DecodeError as error:
-            raise SourceError(f"'choices' is no JSON: {error}; expected a list of {{label, text}}") from error
-    if value is None:
-        pairs = [(letter, data[letter]) for letter in _LETTERS if data.get(letter) not in (None, "")]
-    elif isinstance(value, dict):
-        labels, texts = _listed(value.get("label")), _listed(value.get("text"))
-        if len(labels) != len(texts):
-            raise SourceError(f"'choices' has {len(labels)} labels and {len(texts)} texts; expected one each")
-        pairs = list(zip(labels, texts, strict=True))
-    else:
-        items = _listed(value)
-        pairs = [
-            (item.get("label"), item.get("text")) if isinstance(item, dict) else (letter, item)
-            for letter, item in zip(_LETTERS, items, strict=False)
-        ]
-        pairs = pairs if len(items) <= len(_LETTERS) else []
-    if len(pairs) < 2:
+def with_options(question: str, choices: Sequence[Choice]) -> str:
+    """A question and its options, a line each, as a language model is asked."""
+    return "\n".join([question, *(f"{choice.label}. {choice.text}" for choice in choices)])
+
+
+def _choices(cells: Cells, options: Options) -> list[Choice]:
+    """The options, each with its label: letters where the row has none at all."""
+    pairs = options.pairs
+    if not 2 <= len(pairs) <= len(_LETTERS):
         raise SourceError(
-            f"{len(pairs)} options; expected 2 to {len(_LETTERS)} in 'choices' (a list of {{label, text}}, or "
-            f"{{label: [...], text: [...]}}) or in columns A, B, ...; columns: {', '.join(data)}"
+            f"{len(pairs)} options; expected 2 to {len(_LETTERS)} in {cells.names('choices')[0]!r} (a list of {{label, "
+            f"text}}, or {{label: [...], text: [...]}}) or in columns A, B, ...; columns: {cells.listed}"
         )
-    choices = [Choice(label=_text(label, "label"), text=_text(text, "text")) for label, text in pairs]
+    if all(label is None for label, _ in pairs):
+        pairs = [(letter, text) for letter, (_, text) in zip(_LETTERS, pairs, strict=False)]
+    choices = [
+        Choice(
+            label=option_text(cells, label, "an option whose label is"),
+            text=option_text(cells, text, "an option whose text is"),
+        )
+        for label, text in pairs
+    ]
     labels = [choice.label for choice in choices]
     if len(set(labels)) < len(labels):
         raise SourceError(f"options are labelled {' '.join(labels)}; expected each label once")
     return choices
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else []
-
-
-def _text(value: Any, what: str) -> str:
-    """A text, or a number as text."""
-    is_known = isinstance(value, str | int | float) and not isinstance(value, bool)
-    if not is_known or not str(value).strip():
-        raise SourceError(f"an option whose {what} is {value!r}; expected a text")
-    return str(value).strip()
-
-
-def _label_idx(answer: Any, labels: list[str]) -> int | None:
-    """Number of the right option; None for the empty answer of an unlabelled split."""
-    if answer is None or answer == "":
-        return None
-    if answer not in labels:
-        raise SourceError(f"answerKey is {answer!r}; expected one of {' '.join(labels)}, or empty where unlabelled")
-    return labels.index(answer)
 
 
 def encode_choices(

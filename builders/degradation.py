@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from builders.cells import Cells, Columns
 from builders.degradation_configs import check_grid
 from builders.degradation_prompts import DREAMS, IQ, PICTURE, DegradationPrompt
 from builders.sources import HubSource, Row, read_examples
@@ -45,12 +46,14 @@ from tracekit.model.weights import Group, find_group
 from tracekit.records import DamageInfo, DegradationRecord
 from tracekit.run.perplexity import TextPerplexity, text_perplexity
 from tracekit.run.plan import Example
-from tracekit.run.task import Overhead, Place, Sample, Task, answered_fields, in_parts
+from tracekit.run.task import Overhead, Place, Sample, Task, answered_fields
 from tracekit.talk import say
 
 __all__ = ["BUILDER", "DamagedPrompt", "DegradationBuilder", "gives", "parse_row"]
 
 _PROMPTS: Mapping[str, Sequence[DegradationPrompt]] = {"dreams": DREAMS, "iq": IQ, "picture": PICTURE}
+COLUMNS: Columns = {"text": ("prompt", "text"), "answer": ("answer",), "id": ("id",), "kind": ("kind",)}
+"""The columns of a file with prompts."""
 _NO_HUB = HubSource("", None)
 _Once: TypeAlias = Literal["group", "damage", "perplexity"]
 """What is done once a group, once a level and repeat, once a level."""
@@ -92,6 +95,11 @@ class DamagedPrompt(Example, frozen=True, kw_only=True):
         """Number of the prompt in its source."""
         return self.row
 
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return self.prompt.text
+
 
 class _Numbered(NamedTuple):
     """A prompt of a file."""
@@ -106,13 +114,12 @@ def parse_row(row: Row) -> _Numbered:
     Raises:
         SourceError: no prompt.
     """
-    text = row.data.get("prompt", row.data.get("text"))
-    if not isinstance(text, str) or not text.strip():
-        raise SourceError(f"no prompt; expected a text in 'prompt', found {text!r}; columns: {', '.join(row.data)}")
-    answer, kind, identity = (row.data.get(name) for name in ("answer", "kind", "id"))
-    name = str(row.index if identity in (None, "") else identity)
-    answer = None if answer in (None, "") else str(answer)
-    return _Numbered(row.index, DegradationPrompt(name, str(kind or "other"), text.strip(), answer))  # pyright: ignore[reportArgumentType]
+    cells = Cells(row, COLUMNS)
+    text = cells.text("text", what="prompt")
+    kind = cells.scalar(*cells.first("kind")) or "other"
+    name, answer = cells.first("answer")
+    answer = cells.scalar(name, cells.structure(name, answer))
+    return _Numbered(row.index, DegradationPrompt(cells.identity(), kind, text.strip(), answer))  # pyright: ignore[reportArgumentType]
 
 
 class DegradationBuilder:
@@ -187,7 +194,7 @@ def _prompts(source: SourceConfig) -> tuple[list[_Numbered], SourceInfo]:
     if source.source not in _PROMPTS:
         if source.source in ("default", "sample"):
             raise SourceError(f"source {source.source!r}; expected {', '.join(_PROMPTS)}, or a file with prompts")
-        found = read_examples(source, default=_NO_HUB, sample=Path(), parse=parse_row)
+        found = read_examples(source, default=_NO_HUB, sample=Path(), columns=COLUMNS, parse=parse_row)
         names = [one.prompt.id for one in found.examples]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise SourceError(
@@ -232,7 +239,7 @@ class DegradationTask(Task[DamagedPrompt]):
         self.max_positions = config.sequence_limit
         self.batch_size = config.batch_size(len(self._prompts))
         asked, most = config.output.batch_size, config.max_batch_size
-        self._part_size = most if asked == "auto" else min(asked, most)
+        self.at_once = most if asked == "auto" else min(asked, most)
         self._image_sha256 = None if config.image is None else sha256_file(Path(config.image).expanduser())
         self._text = _read_text(config.perplexity_text)
         self._watch: MemoryWatch | None = None
@@ -254,8 +261,8 @@ class DegradationTask(Task[DamagedPrompt]):
         """Prompt and longest answer."""
         return self.length(example) + self._config.generation.max_new_tokens
 
-    def parts(self, traced: TracedModel, examples: Sequence[DamagedPrompt]) -> list[int]:
-        """As many at once as memory was found to hold; more again, up to a whole batch, when another level begins.
+    def check_memory(self, traced: TracedModel, examples: Sequence[DamagedPrompt]) -> None:
+        """Pause where memory is short.
 
         Raises:
             MemoryPressureError: memory is nearly full.
@@ -263,13 +270,16 @@ class DegradationTask(Task[DamagedPrompt]):
         if self._watch is None:
             self._watch = MemoryWatch(memory_reader(*traced.devices), max_batch_size=self._config.max_batch_size)
             say(self._watch.note)
-        level = (examples[0].group, examples[0].level)
-        if self._level is not None and level != self._level:
+        if (level := _level(examples)) != self._level:
             self._watch.start_level()
-            self._part_size = self._watch.grown(self._part_size)
         self._level = level
         self._watch.check()
-        return in_parts(len(examples), self._part_size)
+
+    def next_size(self, size: int, done: Sequence[DamagedPrompt], following: Sequence[DamagedPrompt]) -> int:
+        """More at once, up to a whole batch, where another level follows and memory is plentiful."""
+        if self._watch is None or _level(done) == _level(following):
+            return size
+        return self._watch.grown(size)
 
     def overhead(self, examples: Sequence[DamagedPrompt]) -> Overhead:
         """Damage is once a repeat of a level, perplexity once a level, and its damage once more."""
@@ -286,10 +296,6 @@ class DegradationTask(Task[DamagedPrompt]):
             expected=sum(means[name] * times[name] for name in means),
             what=f"damage x {times['damage']}" + f", perplexity x {len(levels)}" * bool(levels),
         )
-
-    def shrink(self, size: int) -> None:
-        """Memory ran out, now or where the run was left: no more than so many at once, until a level allows more."""
-        self._part_size = min(self._part_size, size)
 
     def trace(self, traced: TracedModel, examples: Sequence[DamagedPrompt], place: Place) -> list[Sample]:
         """Damage the model as these examples want it, generate, and capture."""
@@ -424,6 +430,11 @@ class DegradationTask(Task[DamagedPrompt]):
             num_nonfinite=self._stats.num_nonfinite,
             note=self._group.note,
         )
+
+
+def _level(examples: Sequence[DamagedPrompt]) -> tuple[str, float]:
+    """Group and level of a batch."""
+    return examples[0].group, examples[0].level
 
 
 def gives(answer: str, wanted: str) -> bool:

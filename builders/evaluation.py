@@ -111,6 +111,12 @@ def evaluate(config: RunConfig, evaluation: Evaluation, *, judge: JudgeConfig, c
     write_atomic(folder / "eval_results.json", to_bytes(summary))
     export_generation(layout, evaluation)
     print("\n".join(rate_lines(summary)))
+    verdicts = [label.verdict for label in labels.values() if label.verdict is not None]
+    if len(verdicts) > 1 and len(set(verdicts)) == 1:
+        say(
+            f"warning: all {len(verdicts)} verdicts are {verdicts[0]!r}. A probe needs several classes: raise --limit, "
+            "or choose another model"
+        )
     print(f"labels          {layout.labels(name)}")
     print(f"exports         {folder}")
     return 0

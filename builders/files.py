@@ -7,33 +7,28 @@ is and what is wrong; whether that stops a run is decided elsewhere. Nothing her
 import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builders.cells import Row, untyped
+from builders.literals import check_characters
 from tracekit.errors import SourceError
 from tracekit.format.shards import sha256_file
 
-__all__ = ["SUFFIXES", "BadRow", "Reader", "Row", "Table", "open_file"]
+__all__ = ["SUFFIXES", "BadRow", "Reader", "Table", "open_file"]
 
 _BATCH_ROWS = 1024
+_MAX_LINE_BYTES = 1 << 28
+"""Longest line of a text file and longest cell of a CSV file: 256 MiB, several times which is in memory at once."""
+_DELIMITERS = ";\t|"
+"""What may stand between the cells of a CSV file whose header has no comma."""
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-
-
-class Row(NamedTuple):
-    """One row of a source."""
-
-    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple.index is not missed
-    """Row in the source, from 0; blank lines are not rows."""
-    where: str
-    """For messages: `rows.jsonl line 17` (lines from 1) or `org/name subset split row 17` (rows from 0)."""
-    data: dict[str, Any]
-    """Columns by name."""
 
 
 class BadRow(NamedTuple):
@@ -56,8 +51,8 @@ class Table(NamedTuple):
     read: Reader
 
 
-def open_file(path: Path) -> Table:
-    """Open a local file by its suffix."""
+def open_file(path: Path, *, header_names: Collection[str] = ()) -> Table:
+    """Open a local file by its suffix; the first line of a TSV file is a header where it has one of `header_names`."""
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no plain file"
         raise SourceError(f"{str(path)!r} is {kind}; give a file, or org/name@main for the Hub dataset of that name")
@@ -67,6 +62,8 @@ def open_file(path: Path) -> Table:
     try:
         if not path.stat().st_size:
             raise SourceError(f"{path.name} is empty; expected at least one row; use another --source")
+        if opener is _open_tsv and _has_header(path, header_names):
+            return _open_csv(path, "\t")
         return opener(path)
     except OSError as error:
         raise SourceError(f"{str(path)!r} cannot be read: {error.strerror or error}; use another --source") from error
@@ -76,9 +73,11 @@ def _file_table(path: Path, *, num_rows: int, read: Reader) -> Table:
     return Table(path.name, f"sha256:{sha256_file(path)}", None, num_rows, read)
 
 
-def _decode_row(index: int, where: str, decode: Callable[[], dict[str, Any]]) -> Row | BadRow:
+def _decode_row(
+    index: int, where: str, decode: Callable[[], dict[str, Any]], *, is_untyped: bool = False
+) -> Row | BadRow:
     try:
-        return Row(index, where, decode())
+        return Row(index, where, decode(), is_untyped)
     except ValueError as error:
         return BadRow(where, str(error))
 
@@ -86,9 +85,16 @@ def _decode_row(index: int, where: str, decode: Callable[[], dict[str, Any]]) ->
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a text file with their numbers from 1."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number in count(1):
+            line = file.readline(_MAX_LINE_BYTES + 1)
+            if not line:
+                return
             if number == 1 and line.startswith(_BYTE_ORDER_MARKS):
                 raise SourceError(f"{path.name} begins with a byte order mark; expected UTF-8 without one; save it so")
+            if len(line) > _MAX_LINE_BYTES:
+                raise SourceError(
+                    f"{path.name} line {number} is longer than {_MAX_LINE_BYTES} bytes; write shorter lines, or Parquet"
+                )
             yield number, line
 
 
@@ -128,38 +134,52 @@ def _decode_object(line: bytes) -> dict[str, Any]:
     """The JSON object on a line."""
     text = _decode_text(line).rstrip("\r\n")
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise ValueError(f"bad JSON at column {error.colno}: {error.msg}; expected one JSON object a line") from error
     except RecursionError as error:
         raise ValueError("JSON nested too deeply; expected one JSON object a line") from error
     if not isinstance(data, dict):
         raise ValueError(f"{text:.40} is no JSON object; expected one JSON object a line")
-    if "\\u" in text:  # "\ud800" is JSON but half a character, which no tokenizer and no file takes
-        try:
-            json.dumps(data, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise ValueError(f"{half!r} is half a character; expected whole ones (surrogates in pairs)") from error
+    if "\\u" in text:
+        check_characters(data)
     return data
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice in one object; expected each name once")
+    return found
 
 
 # CSV
 
 
-def _open_csv(path: Path) -> Table:
-    records = _csv_records(path)
+def _open_csv(path: Path, delimiter: str = ",") -> Table:
+    records = _csv_records(path, delimiter)
     line, header = next(records, (1, [""]))
-    _check_columns(f"{path.name} line {line}", header)
-    return _file_table(path, num_rows=sum(1 for _ in records), read=partial(_read_csv, path))
+    if delimiter == "," and len(header) == 1 and (others := [one for one in _DELIMITERS if one in header[0]]):
+        return _open_csv(path, others[0])
+    _check_columns(f"{path.name} line {line}", _named(header))
+    num_rows = sum(1 for _ in records)
+    return _file_table(path, num_rows=num_rows, read=partial(_read_csv, path, delimiter))
 
 
-def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _named(header: list[str]) -> list[str]:
+    """The header, with the name that pandas reads for the column without one in front: the index that it writes."""
+    return ["Unnamed: 0", *header[1:]] if len(header) > 1 and not header[0] else header
+
+
+def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank lines, header first, each with the number of its first line.
 
     A fault here leaves no way to tell where the next record starts, so it is never skipped.
     """
-    reader = csv.reader(_csv_lines(path), strict=True)
+    csv.field_size_limit(_MAX_LINE_BYTES)  # of this process; 131,072 characters otherwise
+    reader = csv.reader(_csv_lines(path), strict=True, delimiter=delimiter)
     while True:
         line = reader.line_num + 1
         try:
@@ -167,7 +187,8 @@ def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            expected = 'expected cells between commas, in " where they hold commas, quotes or line ends'
+            what = {",": "commas", ";": "semicolons", "\t": "tabs"}.get(delimiter, repr(delimiter))
+            expected = f'expected cells between {what}, in " where they hold {what}, quotes or line ends'
             raise SourceError(f"{path.name} line {line}: {error}; {expected}; fix it or use JSONL") from error
         if cells:
             yield line, cells
@@ -181,20 +202,27 @@ def _csv_lines(path: Path) -> Iterator[str]:
             raise SourceError(f"{path.name} line {number}: {error}; save it as UTF-8") from error
 
 
-def _read_csv(path: Path, window: range) -> Iterator[Row | BadRow]:
-    records = _csv_records(path)
-    _, header = next(records)
+def _read_csv(path: Path, delimiter: str, window: range) -> Iterator[Row | BadRow]:
+    records = _csv_records(path, delimiter)
+    header = _named(next(records)[1])
     for index, (line, cells) in zip(window, islice(records, window.start, window.stop), strict=True):
-        yield _decode_row(index, f"{path.name} line {line}", partial(_pair, header, cells))
+        yield _decode_row(index, f"{path.name} line {line}", partial(_pair, header, cells), is_untyped=True)
 
 
 def _pair(header: list[str], cells: list[str]) -> dict[str, Any]:
     if len(cells) != len(header):
         raise ValueError(f"{len(cells)} cells; expected {len(header)}, one for each of {', '.join(header)}")
-    return dict(zip(header, cells, strict=True))
+    return {name: untyped(cell) for name, cell in zip(header, cells, strict=True)}
 
 
-# TSV
+# TSV: with a header as CSV, else raw lines in which a quote is a character
+
+
+def _has_header(path: Path, names: Collection[str]) -> bool:
+    """Whether the first line names columns: one of them at least is known, and none stands twice."""
+    line = next((line for _, line in _filled_lines(path)), b"")
+    cells = [cell.strip().strip('"') for cell in line.decode(errors="replace").split("\t")]
+    return not set(cells).isdisjoint(names) and len(set(cells)) == len(cells)
 
 
 def _open_tsv(path: Path) -> Table:
@@ -204,7 +232,7 @@ def _open_tsv(path: Path) -> Table:
 def _read_tsv(path: Path, window: range) -> Iterator[Row | BadRow]:
     lines = islice(_filled_lines(path), window.start, window.stop)
     for index, (number, line) in zip(window, lines, strict=True):
-        yield _decode_row(index, f"{path.name} line {number}", partial(_decode_cells, line))
+        yield _decode_row(index, f"{path.name} line {number}", partial(_decode_cells, line), is_untyped=True)
 
 
 def _decode_cells(line: bytes) -> dict[str, Any]:
@@ -306,12 +334,20 @@ def _read_parquet(path: Path, window: range) -> Iterator[Row | BadRow]:
                     for batch in file.iter_batches(row_groups=[group], batch_size=_BATCH_ROWS):
                         first = max(window.start - index, 0)
                         wanted = batch.slice(first, max(window.stop - index - first, 0))
-                        for offset, data in enumerate(wanted.to_pylist(), start=index + first):
+                        for offset, data in enumerate(_exact(wanted).to_pylist(), start=index + first):
                             yield Row(offset, f"{path.name} row {offset}", data)
                         index += batch.num_rows
                 group_start = group_stop
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _parquet_error(path, error) from error
+
+
+def _exact(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same with 32-bit floats as the shortest decimals that they are written as: 0.1, not 0.10000000149011612."""
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_float32(field.type):
+            batch = batch.set_column(place, field.name, batch.column(place).cast(pa.string()).cast(pa.float64()))
+    return batch
 
 
 def _parquet_error(path: Path, error: Exception) -> SourceError:

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import msgspec
 from transformers.data.data_collator import DataCollatorForMultipleChoice
 
-from builders.csqa_questions import SAMPLE, SOURCE, CsqaQuestion, parse_row
+from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, parse_row
 from builders.mcq_training import Data, Encoder, Metrics, draw_curve, encode, load_encoder, train
 from builders.sources import read_examples
 from tracekit.config import SourceConfig, check
@@ -124,8 +124,18 @@ def _questions(config: FinetuneConfig) -> tuple[list[CsqaQuestion], list[CsqaQue
     found = []
     for source, split in ((config.train_source, "train"), (config.eval_source, "validation")):
         say(f"reading {source} ({split})")
-        settings = SourceConfig(source=source, split=split, limit=config.limit, on_bad_row=config.on_bad_row)
-        found.append(read_examples(settings, default=SOURCE, sample=SAMPLE, parse=parse_row))
+        settings = SourceConfig(
+            source=source,
+            split=split,
+            limit=config.limit,
+            question_column=config.question_column,
+            choices_columns=config.choices_columns,
+            label_column=config.label_column,
+            id_column=config.id_column,
+            label_start=config.label_start,
+            on_bad_row=config.on_bad_row,
+        )
+        found.append(read_examples(settings, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row))
         for skipped in found[-1].info.skipped:
             say(f"skipped: {skipped}")
     (train, first), (held, second) = found

@@ -116,14 +116,15 @@ class IntrospectionTask(Task[McqQuestion]):
         self._rarity = Rarity(tokenizer)
         self._pool = read_questions(SourceConfig(source="sample")).examples if config.prompt.num_shots else []
         self._prompts = {one.index: prompter.prompt(self._message(one), self._shots(one)) for one in examples}
+        self._longest = {one.index: self._longest_prompt(prompter, one) for one in examples}
 
     def length(self, example: McqQuestion) -> int:
         """Prompt tokens."""
         return len(self._prompts[example.index].token_ids)
 
     def num_positions(self, example: McqQuestion) -> int:
-        """Prompt and longest output."""
-        return self.length(example) + self._config.generation.max_new_tokens
+        """Longest output, and longest prompt of any pass: a question that is too long for one is left out of all."""
+        return self._longest[example.index] + self._config.generation.max_new_tokens
 
     def trace(self, traced: TracedModel, examples: Sequence[McqQuestion], place: Place) -> list[Sample]:
         """Generate the outputs of a batch, capture prompts with outputs, and score the letters."""
@@ -149,6 +150,14 @@ class IntrospectionTask(Task[McqQuestion]):
 
     def _message(self, example: McqQuestion) -> str:
         return message(self._prompt_type, example.question, example.choices, self._bins)
+
+    def _longest_prompt(self, prompter: Prompter, example: McqQuestion) -> int:
+        """Tokens of the longest prompt about a question, whichever passes this run makes."""
+        if self._config.prompt.num_shots:  # there is one pass then
+            return self.length(example)
+        bins = bins_of(self._config.bin_edges, self._config.bin_midpoints)
+        texts = [message(one, example.question, example.choices, bins) for one in PASSES]
+        return max(len(prompter.prompt(text).token_ids) for text in texts)
 
     def _shots(self, example: McqQuestion) -> list[Exchange]:
         """Solved examples for one question, drawn by its own seed from the packaged sample (why: trivia_qa)."""

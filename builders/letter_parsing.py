@@ -1,12 +1,15 @@
 """Which letter of a question's options an output names, if it names one.
 
-Nothing is guessed: an output that names two letters, takes one back or sets another option's text beside it names none,
-and the reason is kept.
+Nothing is guessed: an output that names two letters, takes one back, weighs it against another or sets another option's
+text beside it names none, and the reason is kept. Full-width letters, other scripts' signs and JSON are read as well.
 """
 
+import json
 import re
+import unicodedata
 from collections.abc import Mapping
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 __all__ = ["Named", "name_letter"]
 
@@ -22,19 +25,43 @@ class Named(NamedTuple):
     """Why none could be read; None where one was."""
 
 
+_SIGNS = {
+    **dict.fromkeys("：︰﹕꞉∶ː։׃፡፥᠄", ":"),
+    **dict.fromkeys("。｡．", "."),
+    **dict.fromkeys("、،", ","),
+    **dict.fromkeys("【〔「『〖", "["),
+    **dict.fromkeys("】〕」』〗", "]"),
+    **dict.fromkeys("«»„‟", '"'),
+    **dict.fromkeys("\u200b\u200e\u200f\ufeff\u2060", " "),
+    **dict.fromkeys("‐‑−﹣", "-"),
+}
+"""Other scripts' signs as the ones that are read, one for one, so that places in a text stay."""
 _OPENING = r"(?:[\s\"'“‘*_`(\[{$]|<(?=\w>\W*$)|<\w+>|\\(?:boxed|text(?:bf)?|math(?:bf|rm))(?=\{)|\\[(\[])*"
 _FIRST = re.compile(
     r"(?:[-–—•]\s+)?" + _OPENING + r"([A-Za-z])((?:[\"'”’*_`)\]}>$]|\\[)\]])*)(?![A-Za-z0-9])(.*)", re.DOTALL
 )
-_STATED = tuple(
-    re.compile(rf"\b(?i:{words})\b(?:\s+is)?\s*[:：]?{_OPENING}([A-Za-z])\b(?![-'’./*]\w|[+#])")
-    for words in ("answer", "option|choice|letter|range")
+_ANSWER_WORDS = (
+    "answer|antwort|antwoord|svar|réponse|respuesta|resposta|risposta|odpowied[źz]|odpověď|cevap|jawaban|đáp án|ответ"
+    "|відповідь|απάντηση|תשובה|الجواب|الإجابة|उत्तर|คำตอบ|答案|解答|答え|正解|정답"
+)
+_BETWEEN = (
+    r"(?:[\s\"'”’*_`)\]}~#:=>–—→⇒-]|</?\w{1,20}>|是|为|為|は|은|는"
+    r"|(?<![A-Za-z])(?i:is|must be|ist|es|est|è|é)(?![A-Za-z])){0,40}?"
+)
+"""What stands between a word for the answer and its letter: signs of emphasis and quotes, a verb, a colon or a dash."""
+_ALONE = r"([A-Za-z])(?![A-Za-z0-9])(?![-'’./*]\w|[+#])"
+_STATED = (
+    *(
+        re.compile(rf"(?<![A-Za-z])(?i:{words})(?![A-Za-z]){_BETWEEN}{_OPENING}(?<![A-Za-z]){_ALONE}")
+        for words in (_ANSWER_WORDS, "option|choice|letter|range")
+    ),
+    re.compile(rf"\\boxed\{{{_OPENING}{_ALONE}"),
 )
 _ANOTHER = re.compile(
     r"(?:(?:\s*(?:,|/|&|and\b|or\b))+|\s*\n(?=\W*\w\W*(?:\n|$)))"
     rf"{_OPENING}([A-Z]|[a-z](?=\W*$|\W*[,/.)]|\s+(?:or|and)\b))\b"
 )
-_SETS_OFF = re.compile(r"[.:),;!]+[*_`]*(?:\s|$)|\s*\n|\s+(?:[-–—:(]|is\b|because\b|since\b)|</")
+_SETS_OFF = re.compile(r"[.:),;!]+[^\w\s]*_*(?:\s|$)|\s*\n|\s+(?:[-–—:(]|is\b|because\b|since\b)|</")
 _DENIED = re.compile(r"\W*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|(?:is|was)n['’]t)\b")
 _MARKED = re.compile(r"[.:),!]+[*_`]*(?:\s|$)|\s+[-–—:=]\s")
 _CORRECTED = re.compile(
@@ -45,6 +72,35 @@ _CORRECTED = re.compile(
     r"|(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice|letter)\b(?:\s+is\b)?\s*:?\s*)*"
     rf"{_OPENING}([A-Z]|[a-z](?=\W*$))\b(?=\W*$|[\"'”’*_`)\]}}]*[.,;:!?\n]|\s+(?i:is|was)\s+(?i:right|correct|better|best)\b)"
 )
+_HEDGED = re.compile(
+    r"\b(?i:but|however|although|though|yet|whereas|while|instead|rather|or|and|also|alternatively|maybe|perhaps"
+    r"|possibly|otherwise|else|unless|could|might)\b[^.!?\n]{0,80}?"
+    r"(?<![A-Za-z0-9])(?<!not )(?<!than )([A-Z])(?![A-Za-z0-9'’+#-])"
+)
+"""A word that sets something against what was said, and a letter after it in the same sentence."""
+_CONCLUDED = re.compile(
+    r"(?:[:=→⇒]|\b(?i:so|thus|hence|therefore|it(?:['’]s|\s+is)|choose|pick|select|go\s+with|must\s+be|should\s+be)\b)"
+    rf"(?:\s*,)?{_OPENING}([A-Z])(?=[\"'”’*_`)\]}}>$\s]*(?:[.!,;]|$))"
+)
+"""A letter that ends a sentence as its conclusion."""
+_ASSERTED = re.compile(r"\s+(?:is|was|has|looks|seems|would|could|might|may)\b")
+"""What is said of an option, which need not choose it."""
+_SAID_OF = re.compile(
+    r"(?:\s*(?:,|&|and\b|or\b)\s*[A-Z](?![A-Za-z]))*\s+(?:is|are|was|were|has|have|does|do)\b"
+    r"(?!\s+(?:also\s+)?(?:possible|plausible|likely|right|correct|better|best|more|the\b))"
+)
+"""What an explanation says of other options."""
+_NEGATED = re.compile(r"\b(?:not|neither|nor|than)\s+[A-Z](?:(?:\s*,|\s+(?:or|and|nor)\b)+\s*[A-Z])*(?![A-Za-z])")
+_CONTRAST = re.compile(r"\b(?i:but|however|although|though|yet|whereas|except)\b")
+_OF_OTHERS = re.compile(
+    r"\b(?i:some|many|most|people|others|they|you|one (?:might|may|could|would)|if|not|never|wrong\w*|mistaken\w*"
+    r"|choose|pick|select|tempt\w*|could|might|may|would)\b|n['’]t\b"
+)
+"""A conclusion that may be somebody else's, or none."""
+_TAKEN_BACK = re.compile(
+    r"\W*(?i:wrong|incorrect|false|nope|never mind|scratch that|not (?:right|correct|quite|it|this))\W*(?:$|[.!;\n])"
+)
+_ANSWER_KEYS = re.compile(rf"(?i:(?<![a-z])(?:{_ANSWER_WORDS}|option|choice|letter|prediction)(?![a-z]))")
 _ANOTHER_QUESTION = re.compile(r"\n\W*(?i:question|q)\s*\d*\W*[:：]")
 
 
@@ -57,8 +113,17 @@ def name_letter(text: str, options: Mapping[str, str]) -> Named:
     the answer, a line that begins with "Question:", is not read.
 
     A letter is none where another is named beside it ("A or B"), where the options are listed, also in part
-    ("A. Mars\\nB."), where it is taken back ("A. No, B"), and where another option's text follows it ("A. Jupiter").
+    ("A. Mars\\nB."), where it is taken back ("A. No, B"), where it is weighed against another ("A is large, but B has
+    rings"), and where another option's text follows it ("A. Jupiter"). Of JSON, the entry for the answer is read.
     """
+    text = _readable(text)
+    options = {letter: _readable(option) for letter, option in options.items()}
+    found = _in_json(text, options)
+    return _name(text, options) if found is None else found
+
+
+def _name(text: str, options: Mapping[str, str]) -> Named:
+    """The letter that a readable text names."""
     answer = _ANOTHER_QUESTION.split(text, maxsplit=1)[0]
     stripped = answer.strip()
     if not stripped:
@@ -71,6 +136,9 @@ def name_letter(text: str, options: Mapping[str, str]) -> Named:
     if first and first[1].upper() in options and _is_set_off(first[1], first[2], first[3], options):
         letter = first[1].upper()
         listed = list(options)[1] if _is_listing(stripped, options) else _listed(letter, first[3], options)
+        concluded = _concluded(letter, first[3], options)
+        if concluded is not None:
+            return Named(concluded[1].upper(), start + first.start(3) + concluded.start(1), None)
         failure = _doubt(letter, first[3], listed, options)
         return Named(None, 0, failure) if failure else Named(letter, start + first.start(1), None)
     if len(same) == 1:
@@ -123,7 +191,95 @@ def _doubt(letter: str, rest: str, listed: str | None, options: Mapping[str, str
     if other is not None:
         return f"several letters: {letter}, {other}, ..."
     other = _text_of_another(letter, rest, options)
-    return None if other is None else f"the letter {letter}, but the text of {other}"
+    if other is not None:
+        return f"the letter {letter}, but the text of {other}"
+    other = _weighed(letter, rest, options)
+    if other is not None:
+        return f"several letters: {letter}, {other}, ..."
+    is_weighed = _ASSERTED.match(rest) is not None and _CONTRAST.search(rest) is not None
+    return f"the letter {letter}, taken back" if is_weighed or _TAKEN_BACK.match(rest) else None
+
+
+def _weighed(letter: str, rest: str, options: Mapping[str, str]) -> str | None:
+    """Another letter that is set against this one, or concluded after it; the option's own text aside.
+
+    What a chosen letter's explanation says of the others sets nothing against it ("C. But B is large").
+    """
+    own = re.compile(re.escape(options[letter]), re.IGNORECASE)
+    bare = _NEGATED.sub(" ", own.sub("", rest, count=1) if options[letter].strip() else rest)
+    for match in [*_HEDGED.finditer(bare), *_CONCLUDED.finditer(bare)]:
+        is_said_of = _DENIED.match(bare, match.end()) or (
+            not _ASSERTED.match(rest) and _SAID_OF.match(bare, match.end())
+        )
+        if match[1] in options.keys() - {letter} and not is_said_of:
+            return match[1]
+    return None
+
+
+def _concluded(letter: str, rest: str, options: Mapping[str, str]) -> "re.Match[str] | None":
+    """Where something is said of an option, and in contrast to it another is concluded at the end: that one."""
+    if _ASSERTED.match(rest) is None or (contrast := _CONTRAST.search(rest)) is None:
+        return None
+    is_chosen = re.search(r"\b(?i:right|correct|best|answer|choice)\b", rest[: contrast.start()])
+    if is_chosen or _OF_OTHERS.search(rest, contrast.end()):
+        return None
+    standing = set(re.findall(r"(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9'’+#-])", rest)) & options.keys() - {letter}
+    matches = [*_CONCLUDED.finditer(rest, contrast.end()), *_statements(rest, 0, options)]
+    last = next((match for match in matches if not re.search(r"\w", rest[match.end() :])), None)
+    return last if last is not None and standing == {last[1].upper()} else None
+
+
+def _in_json(text: str, options: Mapping[str, str]) -> Named | None:
+    """The letter in an answer that is a JSON object, also in a fence; None where it is none."""
+    bare = re.sub(r"^\s*```\w*\s*|\s*```\s*$", "", text).strip()
+    try:
+        data = json.loads(bare) if bare.startswith("{") else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict):
+        return None
+    values = _answers_in(data)
+    named = {value: _name(value, options) for value in values}
+    letters = {one.letter for one in named.values()}
+    if len(letters) != 1 or None in letters:
+        failures = [one.failure for one in named.values() if one.failure]
+        return Named(None, 0, failures[0] if failures else "JSON that gives no answer, or several")
+    value, found = next(iter(named.items()))
+    told = [one for one in data.values() if isinstance(one, str) and one not in named]
+    other = next((same[0] for one in told if (same := _same(one, options)) and found.letter not in same), None)
+    if other is not None:
+        return Named(None, 0, f"the letter {found.letter}, but the text of {other}")
+    place = text.rfind(json.dumps(value, ensure_ascii=False))
+    return found._replace(start=max(place + 1, 0) + found.start)
+
+
+def _answers_in(data: dict[str, Any]) -> list[str]:
+    """The texts under names for an answer; of a nested object those in it."""
+    found: list[str] = []
+    for name, value in data.items():
+        if not _ANSWER_KEYS.search(name):
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            found += _answers_in(one) if isinstance(one, dict) else [one] if isinstance(one, str) else []
+    return found
+
+
+def _readable(text: str) -> str:
+    """A text with other forms of Latin letters and signs in their plain form, character by character, and with
+    signs of emphasis for closing tags."""
+    text = re.sub(r"</\w+>", lambda tag: "*" * len(tag[0]), text)
+    return text if text.isascii() else "".join(one if one.isascii() else _plain_form(one) for one in text)
+
+
+@cache
+def _plain_form(character: str) -> str:
+    """Full-width, circled and mathematical letters and full-width signs as ASCII; whatever is more than one stays."""
+    if character in _SIGNS:
+        return _SIGNS[character]
+    plain = unicodedata.normalize("NFKC", character)
+    if len(plain) == 3 and plain[0] + plain[2] == "()":  # a letter in brackets, as one character
+        plain = plain[1]
+    return plain if len(plain) == 1 and plain.isascii() and not plain.isdigit() else character
 
 
 def _listed(letter: str, rest: str, options: Mapping[str, str]) -> str | None:
@@ -131,6 +287,8 @@ def _listed(letter: str, rest: str, options: Mapping[str, str]) -> str | None:
     own = rf"^\W*(?:{re.escape(options[letter])}(?!\w))?"
     lines = re.sub(own, "\n", rest, count=1, flags=re.IGNORECASE).split("\n")
     for number in range(1, len(lines)):
+        if not lines[number].strip():
+            continue
         item = _FIRST.match("\n".join(lines[number:]))
         if item is None or item[1].upper() not in options or item[1].upper() == letter or _DENIED.match(item[3]):
             continue
@@ -143,7 +301,7 @@ def _listed(letter: str, rest: str, options: Mapping[str, str]) -> str | None:
 
 def _corrected(letter: str, rest: str, options: Mapping[str, str]) -> str | None:
     """Another letter that is named later in place of this one."""
-    later = [*_CORRECTED.finditer(rest), *_statements(rest, 0, options)]
+    later = [*_CORRECTED.finditer(rest), *_statements(rest, 0, options), *_statements(rest, 2, options)]
     return next((match[1].upper() for match in later if match[1].upper() in options.keys() - {letter}), None)
 
 

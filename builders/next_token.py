@@ -29,11 +29,12 @@ import numpy as np
 from builders.texts import Document, read_documents
 from tracekit.config import PromptConfig
 from tracekit.errors import ConfigError, SourceError
-from tracekit.format.manifest import SourceInfo
+from tracekit.format.manifest import TOO_LONG, SourceInfo
 from tracekit.model.capture import Text, Trace, capture
 from tracekit.model.models import load_tokenizer, max_positions
 from tracekit.model.prompts import sha256_text, tokens_of, with_bos
 from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import check_rows, token_strings
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, NextTokenRecord, Word
 from tracekit.run.metrics import perplexity
 from tracekit.run.plan import Example
@@ -42,6 +43,8 @@ from tracekit.run.task import Place, Sample, Task
 __all__ = ["BUILDER", "NextTokenBuilder", "NextTokenConfig", "Tokenized", "Window", "cut", "place_in_text", "tokenize"]
 
 _MAX_AUTO = 1024
+_MAX_CHARACTERS = 2**25
+"""Longest document: it is tokenised whole, which takes some 6 GB for so many characters."""
 _WINDOWS_A_DOCUMENT = 10**9
 """Room for window numbers in an index; more tokens than a document can have."""
 
@@ -103,6 +106,7 @@ def tokenize(tokenizer: Any, document: Document, bos: str) -> Tokenized:
         verbose=False,
     )
     ids, pairs = with_bos(tokenizer, encoded.input_ids, encoded.offset_mapping, bos)
+    check_rows(tokenizer, ids)
     offsets = np.array(pairs, np.int32).reshape(-1, 2)
     is_special = ~offsets.any(axis=1)  # (0, 0), also at the end of a text, where its place is after the last character
     offsets[is_special] = np.maximum.accumulate(offsets[:, 1])[is_special, None]
@@ -120,7 +124,7 @@ class NextTokenBuilder:
         Text, ids and offsets of all documents stay in memory, 12 bytes a token besides the text. A text is tokenised
         whole, so that its tokens are those of the usual computation; that takes some 700 bytes a token (GPT-2's
         tokenizer) for a moment: 0.2 GB for a test split of WikiText. `--offset` and `--limit` cut WikiText-103's
-        training split, which would take 80 GB, into slices of lines.
+        training split, which would take 80 GB, into slices of lines. A document of over 32 MiB is too long.
 
         Raises:
             ConfigError: a setting has no meaning here, or windows do not fit the model.
@@ -132,6 +136,12 @@ class NextTokenBuilder:
         windows: list[Window] = []
         skipped: list[str] = []
         for document in found.examples:
+            if (size := len(document.text)) > _MAX_CHARACTERS:
+                skipped.append(
+                    f"{found.info.id} row {document.index}: {TOO_LONG}: a text of {size} characters; expected at "
+                    f"most {_MAX_CHARACTERS}; cut it, or take fewer lines of it with --offset and --limit"
+                )
+                continue
             whole = tokenize(tokenizer, document, config.prompt.bos)
             pieces = cut(len(whole.token_ids), length, stride)
             if not pieces:
@@ -276,7 +286,7 @@ class NextTokenTask(Task[Window]):
 
     def _strings(self, ids: list[int]) -> list[str]:
         """Tokens as the tokenizer writes them; empty for ids that a model has beyond its tokenizer's."""
-        return [token or "" for token in self._tokenizer.convert_ids_to_tokens(ids)]
+        return token_strings(self._tokenizer, ids)
 
 
 def place_in_text(window: Window) -> tuple[str, list[list[int]], list[Word]]:

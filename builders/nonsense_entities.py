@@ -94,6 +94,11 @@ class NonsenseExample(Example, frozen=True, kw_only=True):
     question: str
     """The question."""
 
+    @property
+    def text(self) -> str:
+        """The question."""
+        return self.question
+
 
 def make_questions(config: NonsenseConfig) -> tuple[list[NonsenseExample], Questions]:
     """Invent names and ask about them. Domains take turns, and so do names, so that any `--limit` is even over them.

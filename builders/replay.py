@@ -21,10 +21,12 @@ from builders.answers import AnswerExample, parse_row
 from builders.sources import HubSource, read_examples
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import SourceInfo
-from tracekit.model.answers import prompt_of_ids
+from tracekit.model.answers import end_of_thinking, parse_answer, prompt_of_ids
 from tracekit.model.generation import Generated
+from tracekit.model.models import end_token_ids
 from tracekit.model.prompts import Prompt, Prompter
 from tracekit.model.traced import TracedModel
+from tracekit.model.turns import turn_of
 from tracekit.records import NOTHING_GENERATED, Record, ReplayRecord
 
 __all__ = ["BUILDER", "ReplayBuilder", "ReplayConfig"]
@@ -59,8 +61,10 @@ class ReplayTask(AnsweringTask[AnswerExample]):
     is_one_line = False
 
     def __init__(self, config: ReplayConfig, tokenizer: Any, examples: Sequence[AnswerExample]) -> None:
+        self._ends = end_token_ids(config.model, tokenizer)
         asked = [Asked(one, f"{one.index:06d}", one.example_id, one.example_id, one.question or "") for one in examples]
         super().__init__(config, tokenizer, asked)
+        self._turn = turn_of(Prompter(tokenizer, config.prompt, default_system=""))
         self._answers = {one.index: self._answer_of(one) for one in examples}
 
     def num_positions(self, example: AnswerExample) -> int:
@@ -73,7 +77,8 @@ class ReplayTask(AnsweringTask[AnswerExample]):
         Raises:
             SourceError: its ids are not this tokenizer's, or do not say what its text says.
         """
-        one = asked.example
+        one, ids = asked.example, asked.example.prompt_token_ids
+        given = None if ids is None else prompt_of_ids(self._tokenizer, self._known(one, ids, "prompt_token_ids"))
         if one.messages:
             prompt = prompter.chat([{"role": m.role, "content": m.content} for m in one.messages])
         elif one.question is not None:
@@ -81,14 +86,22 @@ class ReplayTask(AnsweringTask[AnswerExample]):
         elif one.prompt is not None:
             prompt = prompter.plain(one.prompt)
         else:
-            assert one.prompt_token_ids is not None, "the row was checked"
-            return prompt_of_ids(self._tokenizer, self._known(one, one.prompt_token_ids, "prompt_token_ids"))
-        if one.prompt_token_ids is None:
+            assert given is not None, "the row was checked"
+            return given
+        if given is None or given.token_ids == prompt.token_ids:
             return prompt
-        given = prompt_of_ids(self._tokenizer, self._known(one, one.prompt_token_ids, "prompt_token_ids"))
-        if given.text != prompt.text:
+        if self._without_bos(given.text) != self._without_bos(prompt.text):
             raise self._other_text(one, "prompt_token_ids", given.text, prompt.text)
+        if prompt.template_sha256 is None:
+            return given._replace(input_text=prompt.input_text)
         return prompter.prompt_of(prompt.input_text, given.text, given.token_ids, given.offsets)
+
+    def _without_bos(self, text: str) -> str:
+        """A text without what begins every sequence: an engine adds it to the ids, and not to the text."""
+        bos = self._tokenizer.bos_token or ""
+        while bos and text.startswith(bos):
+            text = text.removeprefix(bos)
+        return text
 
     def outputs(self, traced: TracedModel, examples: Sequence[AnswerExample]) -> list[Generated]:
         """The answers as they are given."""
@@ -101,6 +114,8 @@ class ReplayTask(AnsweringTask[AnswerExample]):
             "finish_reason": example.finish_reason,
             "is_truncated": example.finish_reason == "length",
         }
+        if isinstance(example.stop, str):
+            shared["generated_answer"] = shared["generated_answer"].partition(example.stop)[0].rstrip()
         return ReplayRecord(
             **shared,
             messages=list(example.messages),
@@ -111,21 +126,76 @@ class ReplayTask(AnsweringTask[AnswerExample]):
         )
 
     def _answer_of(self, one: AnswerExample) -> Generated:
-        """The answer's ids, given or tokenised after the prompt, with an end of sequence where it ended by itself."""
-        eos = self._tokenizer.eos_token_id
-        if one.token_ids is None:
-            assert one.answer is not None, "the row was checked"
-            ids = self._tokenised(one.index, one.answer)
-        else:
+        """The answer's ids: as they are given; else of its text, with the end of turn where the model ended it."""
+        if one.token_ids is not None:
             ids = self._known(one, one.token_ids, "token_ids")
-            said = self._tokenizer.decode(ids, skip_special_tokens=True)
-            if one.answer is not None and said.strip() != one.answer.strip():
-                raise self._other_text(one, "token_ids", said, one.answer)
+            self._check_ids(one, ids)
+        else:
+            ids = self._tokenised(one.index, self._whole_text(one))
+            end = self._end_token(one)
+            if ids and end is not None and ids[-1] not in self._ends:
+                ids = [*ids, end]
         if not ids:
             raise SourceError(f"row {one.index} ({one.example_id}): the answer has no token")
-        if one.finish_reason == "stop" and eos is not None and ids[-1] != eos:
-            ids = [*ids, eos]
-        return Generated(ids, "stop" if eos is not None and ids[-1] == eos else "length")
+        return Generated(ids, "stop" if ids[-1] in self._ends else "length")
+
+    def _whole_text(self, one: AnswerExample) -> str:
+        """Everything that the model wrote, its reasoning between the template's markers.
+
+        Raises:
+            SourceError: there is no place for the reasoning, or the answer would be taken for reasoning.
+        """
+        prompt, answer, is_cut = self._prompts[one.index].text, one.answer or "", one.finish_reason == "length"
+        where = f"row {one.index} ({one.example_id})"
+        if not one.reasoning:
+            is_as_written = not one.messages and one.question is None  # else an API may have taken the reasoning out
+            if end_of_thinking(prompt, answer) == len(answer) and not (is_cut and is_as_written):
+                raise SourceError(
+                    f"{where}: the prompt opens the model's reasoning, and the answer {answer[:60]!r} does not close "
+                    "it, so it would be filed as reasoning; give 'reasoning_content' or 'token_ids', or close the "
+                    "reasoning in the prompt (--template-kwargs enable_thinking=false)"
+                )
+            return answer
+        whole = None if self._turn is None else self._turn.with_reasoning(prompt, one.reasoning, answer, is_cut=is_cut)
+        if whole is None or whole[end_of_thinking(prompt, whole) :].strip() != answer.strip():
+            raise SourceError(
+                f"{where}: there is reasoning beside the answer, and the prompt or its chat template has no place to "
+                "put it back; give 'token_ids', or a template that has one (--chat-template FILE)"
+            )
+        return whole
+
+    def _end_token(self, one: AnswerExample) -> int | None:
+        """The token with which the model ended its turn; None where it did not, or where it has none."""
+        if not one.has_ended:
+            return None
+        if isinstance(one.stop, int):
+            return one.stop if one.stop in self._ends else None
+        prompt = self._prompts[one.index]
+        of_turn = None if self._turn is None else self._turn.end_token(self._tokenizer, self._ends)
+        is_chat = prompt.template_sha256 is not None or of_turn in prompt.token_ids
+        return of_turn if is_chat and of_turn is not None else self._tokenizer.eos_token_id
+
+    def _check_ids(self, one: AnswerExample, ids: list[int]) -> None:
+        """Refuse ids that begin with the prompt, as `generate` of transformers returns them, and those that do not say
+        what the text beside them says: all that was written, or the answer alone."""
+        prompt, bos = self._prompts[one.index], self._tokenizer.bos_token_id
+        if bos is not None and ids[:1] == [bos] and ids[: len(prompt.token_ids)] == prompt.token_ids:
+            raise SourceError(
+                f"row {one.index} ({one.example_id}): 'token_ids' begin with the prompt; give those of the answer "
+                "alone, or 'prompt_length' beside them"
+            )
+        if one.answer is None or not ids:
+            return
+        parsed = parse_answer(
+            self._tokenizer, prompt, ids, eos_included=ids[-1] in self._ends, is_one_line=False
+        ).text.strip()
+        kept = ids[:-1] if isinstance(one.stop, int) and ids[-1] == one.stop else ids  # the text leaves that one out
+        decoded = [self._tokenizer.decode(kept, skip_special_tokens=leaves_out) for leaves_out in (True, False)]
+        texts = [parsed] if one.reasoning else [parsed, *decoded]
+        if isinstance(one.stop, str):
+            texts += [text.partition(one.stop)[0] for text in texts]
+        if one.answer.strip() not in [text.strip() for text in texts]:
+            raise self._other_text(one, "token_ids", texts[-1], one.answer)
 
     def _tokenised(self, index: int, answer: str) -> list[int]:
         """Ids of an answer as it reads after its prompt."""

@@ -4,26 +4,30 @@
     sample                               the few rows packaged beside the builder
     rows.jsonl  .ndjson .json            one JSON object a line, UTF-8; blank lines are not rows
     rows.parquet                         columns by name
-    rows.csv                             a header line, then cells; every value is text
-    rows.tsv                             cells between tabs: columns `1`, `2`, ...; no header, no quoting, no blanks
+    rows.csv                             a header line, then cells between commas (or ; | tabs, as the header has them)
+    rows.tsv                             the same between tabs, where the first line names a column that the task reads;
+                                         else raw: columns `1`, `2`, ...; no header, no quoting, no blank lines
     rows.conllu                          a sentence a row: comments (`sent_id`, `text`), and ten columns as lists
     rows.txt  .raw .tokens               a line a row, with its line feed, in `line`; blank lines are rows
     org/name[:subset][@revision]         a dataset on the Hub
 
 A builder hands over a pure function from row to example and gets its examples, plus what the manifest says of the data.
+builders/cells.py says what a value means. `--question-column` and the like say which columns are read.
 This module knows nothing of any task's columns. It runs no code that comes with the data.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from builders.files import SUFFIXES, BadRow, Row, Table, open_file
+from builders.cells import ROLES, Columns, Row
+from builders.files import SUFFIXES, BadRow, Table, open_file
 from tracekit.config import SourceConfig
-from tracekit.errors import SourceError
+from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import SourceInfo
 
 if TYPE_CHECKING:
@@ -59,7 +63,12 @@ class Examples(NamedTuple, Generic[ExampleT]):
 
 
 def read_examples(
-    config: SourceConfig, *, default: HubSource, sample: Path, parse: Callable[[Row], ExampleT]
+    config: SourceConfig,
+    *,
+    default: HubSource,
+    sample: Path,
+    parse: Callable[[Row], ExampleT],
+    columns: Columns = MappingProxyType({}),
 ) -> Examples[ExampleT]:
     """Read the rows that the configuration asks for and make an example of each.
 
@@ -72,12 +81,16 @@ def read_examples(
         sample: File with the packaged sample.
         parse: Makes an example of a row; says of a malformed one, in a ValueError, what was wrong and what was
             expected. It need not say where.
+        columns: The columns that `parse` reads, by role: which of `--question-column` and the like have a meaning.
 
     Raises:
+        ConfigError: a column is named for a role that the task does not have.
         SourceError: the source is missing, cannot be reached or read, is empty or has no row left after `offset`; a row
             is malformed and `on_bad_row` is `error`; or every row was skipped.
     """
-    table = _open(config, default=default, sample=sample)
+    named = _named(config, columns)
+    known = {name for names in [*columns.values(), *named.values()] for name in names if not name.isdecimal()}
+    table = _open(config, default=default, sample=sample, header_names=known)
     window = _window(table, config)
     examples: list[ExampleT] = []
     skipped: list[str] = []
@@ -85,7 +98,7 @@ def read_examples(
         try:
             if isinstance(row, BadRow):
                 raise SourceError(row.why)
-            examples.append(parse(row))
+            examples.append(parse(_with_named(row, named, config)))
         except ValueError as error:
             if config.on_bad_row == "error":
                 raise SourceError(f"{row.where}: {error}; fix it or pass --on-bad-row skip") from error
@@ -107,6 +120,46 @@ def read_examples(
     return Examples(examples, info)
 
 
+def _named(config: SourceConfig, columns: Columns) -> Columns:
+    """The columns that the configuration names, by role.
+
+    Raises:
+        ConfigError: the task has no such role.
+    """
+    named: dict[str, Sequence[str]] = {}
+    for role, setting in ROLES.items():
+        given = getattr(config, setting)
+        if not given:
+            continue
+        if role == "answer" and role not in columns and "label" in columns and not config.label_column:
+            role = "label"
+        if role not in columns:
+            flags = " ".join(_flag(setting) for known, setting in ROLES.items() if known in columns) or "none"
+            raise ConfigError(
+                f"{_flag(setting)} {given!r} - at `$.source.{setting}`; this task does not read such a column; the "
+                f"flags of columns that it takes: {flags}"
+            )
+        named[role] = (given,) if isinstance(given, str) else given
+    return named
+
+
+def _flag(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
+
+
+def _with_named(row: Row, named: Columns, config: SourceConfig) -> Row:
+    """The row, with what the configuration says of its columns.
+
+    Raises:
+        SourceError: a column that is named is not there.
+    """
+    for role, names in named.items():
+        for name in names:
+            if name not in row.data:
+                raise SourceError(f"no column {name!r}, given by {_flag(ROLES[role])}; columns: {', '.join(row.data)}")
+    return row._replace(named=named, label_start=config.label_start)
+
+
 def _window(table: Table, config: SourceConfig) -> range:
     """The rows to read."""
     if not table.num_rows:
@@ -120,7 +173,7 @@ def _window(table: Table, config: SourceConfig) -> range:
     return range(config.offset, stop)
 
 
-def _open(config: SourceConfig, *, default: HubSource, sample: Path) -> Table:
+def _open(config: SourceConfig, *, default: HubSource, sample: Path, header_names: Collection[str]) -> Table:
     """Open what `config.source` names."""
     source = config.source
     if source == "default":
@@ -130,7 +183,7 @@ def _open(config: SourceConfig, *, default: HubSource, sample: Path) -> Table:
     # Not Path's: they raise on an unknown user and on a name too long, and take "" for the working directory.
     path = os.path.expanduser(source)  # noqa: PTH111
     if os.path.exists(path):  # noqa: PTH110
-        return open_file(Path(path))
+        return open_file(Path(path), header_names=header_names)
     if source.startswith((".", "/", "~")) or Path(source).suffix.lower() in SUFFIXES:
         raise SourceError(f"no such file: {source!r}; give an existing file, org/name for the Hub, or --source sample")
     match = _HUB_ID.fullmatch(source)

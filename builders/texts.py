@@ -2,7 +2,7 @@
 
     ud_ewt        UD English EWT: a sentence a document, with its gold words; CoNLL-U, or the Hub's columns
     go_emotions   GoEmotions: a comment a document, with the names of its labels; TSV (text, label ids, id), or columns
-                  `text` and `labels`
+                  `text`, `labels` and `id`; another set with such columns is `text`, and its labels are not read
     csqa          CommonsenseQA: a question and its right answer (where it is known) as one text
     wikitext2     WikiText-2 and WikiText-103, raw: all lines that are read are one document, as perplexity over them is
     wikitext103   usually computed; a .raw, .tokens or .txt file, or column `text`
@@ -14,22 +14,25 @@
     https://huggingface.co/datasets/Salesforce/wikitext                             wikitext-{2,103}-raw-v1 CC BY-SA
     one row of GoEmotions   I've never been this sad in my life!<tab>25<tab>edcu99z
 
-The first five are names of their Hub originals, too. A local file tells what it is by its suffix and columns, except
-that nothing tells WikiText's lines in a Parquet or JSONL file from short texts: `--kind wikitext2` says so.
+The first five are names of their Hub originals, too. Of other sources the columns of the first row tell the kind,
+unless `--kind` does. Nothing tells WikiText's lines in a Parquet or JSONL file from short texts: pass
+`--kind wikitext2`.
 
 Lines of a raw text file are joined as they stand, so that the document is the file; lines that are rows of a table (the
 Hub's, whose blank lines are empty) are joined by two line feeds, as is usual there. `--offset` and `--limit` count
 rows, in WikiText lines: they bound what has to be in memory, and cut its one document.
 """
 
+import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from builders.cells import Cells, Columns
 from builders.configs import Kind
+from builders.csqa_questions import COLUMNS as CSQA_COLUMNS
 from builders.csqa_questions import SAMPLE as CSQA_SAMPLE
 from builders.csqa_questions import SOURCE as CSQA
 from builders.csqa_questions import parse_row as parse_question
@@ -38,6 +41,7 @@ from builders.treebanks import sentence_text, words_of
 from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, SourceError
 from tracekit.records import Word
+from tracekit.talk import say
 
 __all__ = ["EMOTIONS", "HUB", "SAMPLES", "Document", "Kind", "Line", "parse_row", "read_documents"]
 
@@ -68,7 +72,17 @@ EMOTIONS = (
 )
 """GoEmotions' labels by their ids."""
 
+COLUMNS: Columns = {
+    "text": ("text", "1"),
+    "label": ("labels", "label", "2"),
+    "id": ("id", "title"),
+}
+"""The columns of texts that are read; those of questions are CommonsenseQA's."""
+
 _DEFAULT: Kind = "wikitext2"
+_WORD = re.compile(r"\w+")
+_COMMENT_ID = re.compile(r"[a-z0-9]{7}")
+"""What Reddit, where GoEmotions' comments are from, calls a comment: `edcu99z`."""
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,15 +129,39 @@ def read_documents(config: SourceConfig, kind: Kind | Literal["auto"] = "auto") 
     source, own = _known(config.source, kind)
     if own is not None and kind not in ("auto", own):
         raise ConfigError(f"--kind {kind} - at `$.kind`; the source {config.source!r} is {own}; leave --kind out")
+    reader = _Reader(own or kind)
     found = read_examples(
         msgspec.structs.replace(config, source=source),
         default=HUB[own or _DEFAULT] if source == "default" else HUB[_DEFAULT],
         sample=SAMPLES[own or "text"],
-        parse=partial(parse_row, kind=own or kind),
+        parse=reader.read,
+        columns={**CSQA_COLUMNS, **COLUMNS},
     )
+    if reader.kind == "text" and config.label_column is not None:
+        raise ConfigError(
+            f"--label-column {config.label_column} - at `$.source.label_column`; texts have no labels here; leave it "
+            "out, or pass --kind go_emotions where the labels are GoEmotions'"
+        )
     lines = [example for example in found.examples if isinstance(example, Line)]
     documents = [example for example in found.examples if isinstance(example, Document)]
     return Examples([*documents, *_joined(lines, found.info.id)], found.info)
+
+
+class _Reader:
+    """Reads the rows of a source, all as the same kind: `auto` is what the first row is that has one."""
+
+    def __init__(self, kind: Kind | Literal["auto"]) -> None:
+        self.kind: Kind | Literal["auto"] = kind
+
+    def read(self, row: Row) -> Document | Line:
+        """A row as a document, or as a line of one."""
+        if self.kind == "auto":
+            cells = Cells(row, COLUMNS)
+            self.kind = _kind_of(cells)
+            name, value = cells.first("label")
+            if self.kind == "text" and value is not None:
+                say(f"column {name!r} is not read; where it has GoEmotions' labels, pass --kind go_emotions")
+        return parse_row(row, self.kind)
 
 
 def _known(source: str, kind: str) -> tuple[str, Kind | None]:
@@ -156,49 +194,78 @@ def parse_row(row: Row, kind: Kind | Literal["auto"] = "auto") -> Document | Lin
     Raises:
         SourceError: no text, or the kind's own columns are missing or wrong.
     """
-    data = row.data
-    found = _kind_of(data) if kind == "auto" else kind
-    if found in ("wikitext2", "wikitext103") or (found == "text" and "line" in data):
-        column = "line" if "line" in data else "text"
-        return Line(row.index, found, _text(data, column, may_be_empty=True), "" if column == "line" else "\n\n")
+    cells = Cells(row, COLUMNS)
+    found = _kind_of(cells) if kind == "auto" else kind
+    if found in ("wikitext2", "wikitext103") or (found == "text" and "line" in cells.data):
+        is_line = "line" in cells.data
+        column = "line" if is_line else cells.names("text")[0]
+        line = row.data.get(column)
+        if not isinstance(line, str):
+            raise SourceError(f"no text in {column!r}; expected some, found {line!r}; columns: {cells.listed}")
+        return Line(row.index, found, line, "" if is_line else "\n\n")
     if found == "ud_ewt":
+        data = {name: value if name == "text" else cells.structure(name, value) for name, value in cells.data.items()}
         text = sentence_text(data)
-        identity = data.get("sent_id", data.get("idx"))
-        return _document(row, identity, found, text, words=words_of(data, text))
-    if found == "go_emotions":
-        is_table = "text" in data
-        text = _text(data, "text" if is_table else "1")
-        labels = _labels(data.get("labels", data.get("label")) if is_table else data.get("2"))
-        return _document(row, data.get("id") if is_table else data.get("3"), found, text, labels=labels)
+        cells = Cells(row, {**COLUMNS, "id": ("sent_id", "idx")})
+        return _document(row, cells.identity(), found, text, words=words_of(data, text))
     if found == "csqa":
         asked = parse_question(row)
         answer = None if asked.label_idx is None else asked.choices[asked.label_idx].text
         text = asked.question if answer is None else f"{asked.question} {answer}"
         return _document(row, asked.example_id, found, text, question=asked.question, answer=answer)
-    return _document(row, data.get("id", data.get("title")), "text", _text(data, "1" if "1" in data else "text"))
+    text = _text(cells)
+    if found == "go_emotions":
+        cells = Cells(row, {**COLUMNS, "id": ("id", "3")})
+        name, value = cells.first("label")
+        return _document(row, cells.identity(), found, text, labels=_labels(name, cells.structure(name, value)))
+    return _document(row, cells.identity(), "text", text)
 
 
-def _kind_of(data: dict[str, Any]) -> Kind:
-    """What the columns say."""
+def _kind_of(cells: Cells) -> Kind:
+    """What the columns of a row say.
+
+    Raises:
+        SourceError: they are columns of no kind.
+    """
+    data = cells.data
     if "head" in data and ("form" in data or "tokens" in data):
         return "ud_ewt"
-    if "question" in data and ("choices" in data or isinstance(data["question"], dict)):
+    if cells.named("question"):
         return "csqa"
-    if "2" in data or ("text" in data and "labels" in data):
-        return "go_emotions"
-    if "line" in data or "text" in data or "1" in data:
+    if not cells.named("text"):
+        if "question" in data and ("choices" in data or isinstance(data["question"], dict)):
+            return "csqa"
+        if _is_go_emotions(data):
+            return "go_emotions"
+    if "line" in data or any(name in data for name in cells.names("text")):
         return "text"
     raise SourceError(
-        "columns of no kind that is known; expected `text`, `text` and `labels`, `question` and `choices`, or a "
-        f"treebank's; found: {', '.join(data)}"
+        "columns of no kind that is known; expected `text`, `question` and `choices`, or a treebank's; name the column "
+        f"of the text by --text-column, or say --kind; found: {cells.listed}"
     )
 
 
-def _document(row: Row, identity: Any, kind: Kind, text: str, **known: Any) -> Document:
+def _is_go_emotions(data: dict[str, Any]) -> bool:
+    """Whether a row has GoEmotions' exact form: other sets number other labels."""
+    if data.keys() == {"1", "2", "3"}:
+        ids, identity, is_id = str(data["2"]).split(","), str(data["3"]), _WORD
+    elif data.keys() == {"text", "labels", "id"} and isinstance(data["labels"], list):
+        ids, identity, is_id = list(map(str, data["labels"])), str(data["id"]), _COMMENT_ID
+    else:
+        return False
+    return (
+        all(_is_emotion_id(one) for one in ids) and not identity.isdecimal() and is_id.fullmatch(identity) is not None
+    )
+
+
+def _is_emotion_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) < len(EMOTIONS)
+
+
+def _document(row: Row, identity: str, kind: Kind, text: str, **known: Any) -> Document:
     if not text.strip():
         raise SourceError(f"no text (kind {kind}); expected some characters, found {text!r}")
-    name = str(row.index if identity in (None, "") else identity)
-    return Document(index=row.index, id=name, kind=kind, text=text, **known)
+    return Document(index=row.index, id=identity, kind=kind, text=text, **known)
 
 
 def _joined(lines: Sequence[Line], source: str) -> list[Document]:
@@ -218,25 +285,23 @@ def _joined(lines: Sequence[Line], source: str) -> list[Document]:
     return [Document(index=first, id=f"{source} {first}-{last}", kind=lines[0].kind, text=text)]
 
 
-def _text(data: dict[str, Any], column: str, *, may_be_empty: bool = False) -> str:
-    text = data.get(column)
-    if not isinstance(text, str) or not (may_be_empty or text.strip()):
-        hint = "" if may_be_empty else " (blank lines of WikiText: pass --kind wikitext2)"
-        raise SourceError(f"no text in {column!r}; expected some, found {text!r}{hint}; columns: {', '.join(data)}")
-    return text
+def _text(cells: Cells) -> str:
+    try:
+        return cells.text("text", what=f"text in {cells.names('text')[0]!r}")
+    except SourceError as error:
+        raise SourceError(f"{error} (blank lines of WikiText: pass --kind wikitext2)") from error
 
 
-def _labels(value: Any) -> list[str]:
+def _labels(name: str, value: Any) -> list[str]:
     """Names of labels given as a list or as `4,27`, each an id or a name."""
     given = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     names: list[str] = []
     for label in given:
-        text = str(label).strip()
-        is_id = text.isascii() and text.isdigit() and int(text) < len(EMOTIONS)
-        if not is_id and text not in EMOTIONS:
+        text = str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()
+        if not _is_emotion_id(text) and text not in EMOTIONS:
             raise SourceError(
-                f"label {label!r}; expected ids 0 to {len(EMOTIONS) - 1} of GoEmotions, or its names; for texts with "
-                "other labels pass --kind text"
+                f"label {label!r} in column {name!r}; expected ids 0 to {len(EMOTIONS) - 1} of GoEmotions, or its "
+                "names; for texts with other labels pass --kind text"
             )
-        names.append(EMOTIONS[int(text)] if is_id else text)
+        names.append(EMOTIONS[int(text)] if _is_emotion_id(text) else text)
     return names

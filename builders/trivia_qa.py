@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from builders.cells import Cells, Columns
 from builders.scoring import exact_match, f1, find_alias
 from builders.sources import HubSource, Row, read_examples
 from tracekit.config import SourceConfig
@@ -42,6 +43,12 @@ __all__ = ["BUILDER", "TriviaExample", "TriviaQABuilder", "TriviaQAConfig", "par
 
 SOURCE = HubSource("mandarjoshi/trivia_qa", "rc.nocontext")
 SAMPLE = Path(__file__).parent / "samples" / "trivia_qa.jsonl"
+COLUMNS: Columns = {
+    "question": ("question", "context"),
+    "answer": ("answer", "answers", "aliases"),
+    "id": ("question_id", "id"),
+}
+"""The columns that are read."""
 SYSTEM = "Answer the question with the answer alone: a name, a number or a few words. Do not write a sentence."
 
 _PREFIX, _SUFFIX = "Question:", "Answer:"
@@ -57,6 +64,11 @@ class TriviaExample(Example, frozen=True, kw_only=True):
     answers: list[str]
     """Accepted answers, the main one first."""
 
+    @property
+    def text(self) -> str:
+        """The question."""
+        return self.question
+
 
 def parse_row(row: Row) -> TriviaExample:
     """A row of TriviaQA's own form, or of the flat form, as an example.
@@ -64,51 +76,11 @@ def parse_row(row: Row) -> TriviaExample:
     Raises:
         SourceError: no question, or no answer.
     """
-    data = row.data
-    question = data.get("question", data.get("context"))
-    if not isinstance(question, str) or not _bare(question):
-        raise SourceError(
-            f"no question; expected a text in 'question' (or 'context'), found {question!r}; columns: {', '.join(data)}"
-        )
-    answers = _answers(data)
-    if not answers:
-        raise SourceError(
-            "no answer; expected 'answer' (a text, a list, or {'value', 'aliases'}), 'answers' or 'aliases'; "
-            f"columns: {', '.join(data)}"
-        )
-    identity = data.get("question_id", data.get("id"))
-    return TriviaExample(
-        index=row.index,
-        example_id=str(row.index if identity in (None, "") else identity),
-        question=_bare(question),
-        answers=answers,
-    )
-
-
-def _answers(data: dict[str, Any]) -> list[str]:
-    """Accepted answers wherever a row keeps them, in order, each once."""
-    answer = data.get("answer")
-    nested = answer if isinstance(answer, dict) else {}
-    plain = [] if isinstance(answer, dict) else _listed(answer)
-    candidates = [nested.get("value"), *plain, *_listed(nested.get("aliases"))]
-    for name in ("answers", "aliases"):
-        candidates += _listed(data.get(name))
-    known = [value for value in candidates if isinstance(value, str | int | float) and not isinstance(value, bool)]
-    texts = [text for text in (str(value).strip() for value in known) if text]
-    return list(dict.fromkeys(texts))
-
-
-def _listed(value: Any) -> list[Any]:
-    """A list, or the list that a text cell of a CSV file holds, or one value as a list."""
-    if isinstance(value, str):
-        try:
-            decoded = msgspec.json.decode(value) if value.lstrip().startswith("[") else value
-        except msgspec.DecodeError:
-            decoded = value
-        return decoded if isinstance(decoded, list) else [decoded]
-    if isinstance(value, int | float):
-        return [value]
-    return list(value) if isinstance(value, list | tuple) else []
+    cells = Cells(row, COLUMNS)
+    question = _bare(cells.text("question", what="question"))
+    if not question:
+        raise SourceError(f"no question; expected more than {_PREFIX!r} and {_SUFFIX!r}; columns: {cells.listed}")
+    return TriviaExample(index=row.index, example_id=cells.identity(), question=question, answers=cells.answers())
 
 
 def _bare(question: str) -> str:
@@ -123,7 +95,7 @@ class TriviaQABuilder:
 
     def examples(self, config: TriviaQAConfig) -> tuple[Sequence[TriviaExample], SourceInfo]:
         """The questions of the source."""
-        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_row)
+        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
         return found.examples, found.info
 
     def open(self, config: TriviaQAConfig, tokenizer: Any, examples: Sequence[TriviaExample]) -> "TriviaQATask":
@@ -138,7 +110,9 @@ class TriviaQATask(Task[TriviaExample]):
         self._config, self._tokenizer = config, tokenizer
         prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
         whole_sample = SourceConfig(source="sample")
-        self._pool = read_examples(whole_sample, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
+        self._pool = read_examples(
+            whole_sample, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row
+        ).examples
         self.variant = prompter.variant
         self._prompts = {example.index: prompter.prompt(example.question, self._shots(example)) for example in examples}
 

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from builders.answering import AnsweringTask, Asked
-from builders.articles import SAMPLE, SOURCE, Section, draw_sections, parse_article, sections_of
+from builders.articles import COLUMNS, SAMPLE, SOURCE, Section, draw_sections, parse_article, sections_of
 from builders.configs import answers_layout
 from builders.evaluation import Evaluation, evaluate
 from builders.judging import Judged
@@ -43,6 +43,7 @@ from tracekit.errors import ConfigError, PlanMismatchError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.models import load_tokenizer
+from tracekit.model.prompts import is_surely_longer
 from tracekit.records import Record, WikiQARecord
 from tracekit.run.command import stage_asked
 from tracekit.run.plan import Example
@@ -65,6 +66,11 @@ class WikiExample(Example, frozen=True, kw_only=True):
 
     question: WikiQuestion
     """The question and where it is from."""
+
+    @property
+    def text(self) -> str:
+        """The question."""
+        return self.question.question
 
 
 def _layout(config: RunConfig) -> Layout:
@@ -90,7 +96,7 @@ def questions(config: WikiQAConfig) -> int:
             f"{config.max_section_tokens}; no section can be both"
         )
     say("reading articles")
-    found = read_examples(config.source, default=SOURCE, sample=SAMPLE, parse=parse_article)
+    found = read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_article)
     counter = _token_counter(config, spec)
     sections = [
         section
@@ -141,7 +147,14 @@ def _token_counter(config: WikiQAConfig, spec: str) -> Any:
     if not spec.startswith(ENDPOINT_PREFIX) and spec != own.model:
         own = msgspec.structs.replace(own, model=spec, model_path=None, adapter=None, merge_adapter=False)
     tokenizer = load_tokenizer(own)
-    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    most = config.max_section_tokens
+
+    def count(text: str) -> int:
+        if is_surely_longer(tokenizer, text, most):
+            return most + 1  # sections have no more, so that it is enough to know that
+        return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    return count
 
 
 def _about(

@@ -242,3 +242,37 @@ def test_where_the_cache_is(environment: dict[str, str], expected: str, monkeypa
     for name, value in {**environment, "HOME": "/home/me"}.items():
         monkeypatch.setenv(name, value)
     assert cache_folder("ranges") == Path(expected)
+
+
+# ---------------------------------------------------------------- damage
+
+
+def test_what_is_dropped_is_in_no_range_that_held_it(cache: RangeCache, tmp_path: Path):
+    for start, stop in ((0, 100), (50, 150), (90, 300), (200, 210)):
+        cache.write(ONE, start, DATA[start:stop])
+    cache.write(TWO, 0, DATA[:300])
+    cache.drop(ONE, 92, 99)
+    assert names(tmp_path) == {f"ranges/{ONE}/200-210", f"ranges/{TWO}/0-300"}
+    assert cache.read(ONE, 92, 99) is None
+    assert cache.read(ONE, 200, 210) == DATA[200:210]
+    cache.write(ONE, 92, DATA[92:99])
+    assert cache.read(ONE, 92, 99) == DATA[92:99]
+
+
+def test_what_memory_keeps_is_dropped_too(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"in the way")
+    cache = RangeCache(tmp_path / "file")
+    cache.write(ONE, 0, DATA[:100])
+    cache.write(ONE, 200, DATA[200:300])
+    cache.drop(ONE, 10, 20)
+    assert not cache.has(ONE, 10, 20)
+    assert cache.has(ONE, 200, 300)
+
+
+def test_a_range_is_synced_before_it_takes_its_name(cache: RangeCache, monkeypatch: pytest.MonkeyPatch):
+    events: list[str] = []
+    replace, fsync = Path.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("sync"), fsync(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda self, target: (events.append("name"), replace(self, target))[1])
+    cache.write(ONE, 0, DATA[:100])
+    assert events == ["sync", "name"]

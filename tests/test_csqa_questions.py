@@ -124,6 +124,11 @@ def test_a_malformed_row_says_what_was_expected(change: dict[str, Any], message:
     assert message in str(caught.value)
 
 
+def test_a_question_of_many_megabytes_is_too_long_to_be_cut():
+    with pytest.raises(SourceError, match=r"^too long: a question of 5000000 characters"):
+        parsed(HUB | {"question": "word " * 10**6})
+
+
 def test_the_sample_is_spread_over_the_letters():
     found = read_examples(SourceConfig(source="sample"), default=SOURCE, sample=SAMPLE, parse=parse_row).examples
     assert len(found) >= 60

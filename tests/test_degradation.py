@@ -639,13 +639,14 @@ def test_an_export_has_every_field_of_the_scripts(made: TraceStore, capsys: pyte
             record.repeat,
         )
         assert row["output"] == record.generated_answer
-        assert row["tokens"] == row["tokens_in"] + row["tokens_out"] == len(record.token_ids)
+        assert row["tokens"] == row["tokens_out"] == len(record.generated_token_ids)
+        assert row["tokens_in"] == len(record.token_ids) - len(record.generated_token_ids)
         assert row["experiment_id"] == f"{record.damage.method}|tiny|custom"
         assert row["batch_size_effective"] == 3
         assert (row["device"], row["model_variant"], row["load_4bit"]) == ("cpu", "it", False)
         assert row["duration"] >= 0
         assert row["timestamp"][:2] == "20"
-        assert (row["std_dev"] is None) == (record.damage.method != "mult_gauss")
+        assert row["std_dev"] == record.damage.level
     assert verify(folder).problems == []
 
 

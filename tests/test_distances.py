@@ -8,6 +8,8 @@ import pytest
 
 from tests.datasets_for_tests import make_choices, make_sample, write_dataset
 from tests.introspection_for_tests import Noise, Question, write_passes
+from tracekit.analysis.diff import diff
+from tracekit.analysis.diff_table import difference_lines
 from tracekit.analysis.distances import COMPARED_SITES, Distances, compare_activations, distance
 from tracekit.read.store import TraceStore
 
@@ -165,3 +167,19 @@ def test_layers_stored_apart_and_choices_are_read_too(tmp_path: Path):
         found = compare(tmp_path / name, tmp_path / name)
         layers = [layer for site in found.sites for layer in site.layers]
         assert {(one.prompt.cosine, one.prompt.num_positions) for one in layers} == {(1.0, num_positions)}
+
+
+@pytest.mark.parametrize(("kept", "is_alone"), [([[4, 5]], True), ([[3, 5]], False), ([[4, 9]], True)])
+def test_data_that_kept_one_position_says_so_once(tmp_path: Path, kept: list[list[int]], is_alone: bool):
+    for name in ("a", "b"):
+        samples = [make_sample(f"{i:06d}", kept=kept) for i in range(3)]
+        write_dataset(tmp_path / name, {"train-00000": samples})
+    difference = diff(tmp_path / "a", tmp_path / "b")
+    text = "\n".join(difference_lines(difference))
+    note = "both sides keep only the last position of each prompt, so nothing else was compared"
+    assert text.count(note) == is_alone
+    assert text.count("last positions") == 1
+    assert text.count("prompt positions") == (not is_alone)
+    num_columns = 3 if is_alone else 6
+    first = next(line for line in text.splitlines() if line.startswith("  0 "))
+    assert len(first.split()) == 1 + num_columns

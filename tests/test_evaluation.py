@@ -124,6 +124,23 @@ def test_failures_are_counted_and_never_guessed(folder: Path, monkeypatch: pytes
     assert [rate["value"] for rate in results["rates"] if rate["name"] == "hallucination_rate"] == [None]
 
 
+@pytest.mark.parametrize(("classes", "is_warned"), [(("correct",), True), (("correct", "incorrect"), False)])
+def test_labels_of_one_class_are_warned_about(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    classes: tuple[str, ...],
+    is_warned: bool,
+):
+    kinds = iter(classes * 12)
+    label_of_rules = RuleJudge().label
+    monkeypatch.setattr(
+        RuleJudge, "label", lambda self, one: msgspec.structs.replace(label_of_rules(one), verdict=next(kinds))
+    )
+    judge_by(folder)
+    assert ("warning: all 12 verdicts are 'correct'" in capsys.readouterr().err) == is_warned
+
+
 def test_a_crash_in_the_middle_loses_nothing_and_leaves_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("builders.judging._CHUNK", 4)
     whole = folder.with_name("whole")

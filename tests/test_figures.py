@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.runs_for_tests import hashes, run_trivia
-from tests.sample_records import trivia_record
+from tests.sample_records import serve_record, trivia_record
 from tracekit import TraceStore
 from tracekit.card.figures import draw, figures_of
 from tracekit.errors import ConfigError
@@ -159,6 +159,22 @@ def test_answers_are_counted_by_entropy_and_judgement():
     assert data.entropy_wrong == [*[0] * 10, 1, *[0] * 8, 1]
     assert tally.templates() == ["ab"]
     assert (data.layers, data.mean_norms, data.num_tokens) == ([], [], 0)
+
+
+def test_drawn_answers_beside_the_deterministic_one_count_in_no_mean_and_no_class():
+    alone, beside = Tally(), Tally()
+    record = trivia_record(is_correct=True, f1=1.0, is_truncated=False)
+    alone.add(record)
+    beside.add(record)
+    beside.add(trivia_record(sample_index=2, is_correct=False, f1=0.0, is_truncated=True, token_ids=[1] * 99))
+    assert beside.metrics() == alone.metrics()
+    assert beside.figures() == alone.figures()
+
+
+def test_of_a_server_drawn_answers_count():
+    tally = Tally()
+    tally.add(serve_record(sample_index=1, is_truncated=True))
+    assert {metric.name: metric.value for metric in tally.metrics()}["truncated_share"] == 1.0
 
 
 def test_answers_that_are_all_certain_have_a_histogram_too():

@@ -405,6 +405,23 @@ def test_bad_rows_and_repeated_ids_are_named_or_skipped(checkpoints: Checkpoints
         run_passes(tmp_path / "two", checkpoints.llama, again)
 
 
+def test_a_question_that_is_too_long_for_one_pass_is_left_out_of_all(checkpoints: Checkpoints, tmp_path: Path):
+    """The confidence passes have longer prompts, so that questions near the limit fit the first pass alone."""
+    rows = [QUESTIONS[0] | {"id": f"q{n}", "question": "long " * n + "?"} for n in range(10, 250, 8)]
+    path = write_questions(tmp_path / "rows.jsonl", [*rows, QUESTIONS[0] | {"id": "x", "question": "endless " * 10**5}])
+    changes: dict[str, Any] = {"source": {"on_bad_row": "skip"}, "capture": {"sites": ("none",), "num_replays": 0}}
+    run_passes(tmp_path / "run", checkpoints.gpt2, path, **changes)
+    keys = {name: TraceStore(str(tmp_path / "run"), config=name).keys for name in PASSES}
+    assert keys["mcq"] == keys["self_confidence"] == keys["other_confidence"]
+    assert 0 < len(keys["mcq"]) < len(rows)
+    (alone,) = run_passes(tmp_path / "alone", checkpoints.gpt2, path, passes=("mcq",), **changes)
+    assert TraceStore(str(tmp_path / "alone"), config="mcq").keys == keys["mcq"]
+    assert alone.manifest is not None
+    num_left_out = len(rows) + 1 - len(keys["mcq"])
+    assert alone.manifest.source.left_out == f"0 malformed, {num_left_out} too long"
+    assert all(": too long: it" in one for one in alone.manifest.source.skipped)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,14 +1,23 @@
 """Loading: what a name stands for, adapters, quantisation, and errors that say what to do."""
 
+import errno
 import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, MptConfig
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    LlamaForCausalLM,
+    MptConfig,
+)
 
 import tracekit.model.demo
+import tracekit.model.models
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit.config import CaptureConfig, ModelConfig
 from tracekit.errors import ConfigError, ModelError
@@ -89,6 +98,37 @@ def test_an_unknown_device_is_refused():
         resolve_device("warp")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.11 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("when", ["loading", "moving", "adapting", "proving"])
+def test_too_little_memory_on_loading_is_said_to_be_that(
+    error: Exception, when: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error
+
+    adapter = str(lora(folder, tmp_path / "lora")) if when == "adapting" else None
+    places = {
+        "loading": (AutoModelForCausalLM, "from_pretrained"),
+        "moving": (LlamaForCausalLM, "to"),
+        "adapting": (PeftModel, "from_pretrained"),
+        "proving": (tracekit.model.models, "prove"),
+    }
+    monkeypatch.setattr(*places[when], fail)
+    with pytest.raises(ModelError, match=r"does not fit into memory(?s:.)*--dtype bfloat16") as caught:
+        loaded(folder, adapter=adapter)
+    assert "log in" not in str(caught.value)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_dtype_asked_for_is_the_dtype_computed_in(folder: Path, dtype: str):
     traced = loaded(folder, dtype=dtype)
@@ -104,8 +144,6 @@ def test_an_adapter_is_active_in_what_is_captured(folder: Path, tmp_path: Path):
     adapted = capture(traced, [text], config)[0]
     assert traced.info.adapter is not None
     assert traced.info.adapter.startswith("lora@sha256:")
-    from peft import PeftModel
-
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(adapter)).merge_and_unload()
     with torch.no_grad():
         hidden = plain(torch.tensor([text.token_ids]), output_hidden_states=True).hidden_states

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
+import builders.next_token
 from builders.next_token import (
     BUILDER,
     NextTokenBuilder,
@@ -439,6 +440,19 @@ def test_a_bad_row_is_reported_with_its_line_or_skipped_and_counted(model: Path,
     assert outcome.manifest is not None
     assert (outcome.manifest.source.num_used, len(outcome.manifest.source.skipped)) == (2, 1)
     assert sorted(TraceStore(str(tmp_path / "run")).keys) == ["000000_000", "000002_000"]
+
+
+def test_a_document_that_would_fill_the_memory_is_too_long(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(builders.next_token, "_MAX_CHARACTERS", 100)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "One two."}\n{"text": "' + "word " * 30 + '"}\n')
+    with pytest.raises(SourceError, match=r"rows\.jsonl row 1: too long: a text of 150 characters.*on-bad-row skip"):
+        NextTokenBuilder().examples(config_of(model, source=path))
+    windows, info = NextTokenBuilder().examples(config_of(model, source=path, rows={"on_bad_row": "skip"}))
+    assert {window.whole.document.index for window in windows} == {0}
+    assert (info.num_used, info.left_out) == (1, "0 malformed, 1 too long")
 
 
 def test_windows_are_as_long_as_the_model_has_positions(gpt2: Path):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.datasets_for_tests import D_MODEL, NUM_LAYERS, make_choices, make_sample, write_dataset
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
+from tracekit.format.checksums import Pieces
 from tracekit.read.index import open_folder
 from tracekit.read.places import Row, Stored, extent_of
 from tracekit.read.remote import ByteRange
@@ -83,15 +84,46 @@ def test_reading_a_choice_asks_for_its_bytes_alone(tmp_path: Path, monkeypatch: 
     source = store._bytes_of[row.shard]
     view = source.view
 
-    def noted(shard: Path, offset: int, size: int) -> memoryview:
+    def noted(shard: Path, offset: int, size: int, pieces: Pieces | None) -> memoryview:
         asked.append(ByteRange(shard, offset, offset + size))
-        return view(shard, offset, size)
+        return view(shard, offset, size, pieces)
 
     monkeypatch.setattr(source, "view", noted)
     for site, layer in (("hidden_states", 2), ("attentions", 0)):
         store.tensor("000000", site, layer=layer, choice=1)
         assert asked == list(ranges_of(row, [site], [layer], 1))
         asked.clear()
+
+
+@pytest.mark.parametrize(("site", "head", "expand", "stored_head"), [
+    ("attentions", 1, False, 1),
+    ("attentions", -1, False, 3),
+    ("queries", 2, False, 2),
+    ("keys", 1, False, 1),
+    ("keys", 1, True, 0),
+    ("values", 3, True, 1),
+])  # fmt: skip
+def test_a_head_of_a_layer_is_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, head: int, expand: bool, stored_head: int
+) -> None:
+    made = make_sample("000000", sites=("attentions", "queries", "keys", "values"))
+    write_dataset(tmp_path, {"train-00000": [made]})
+    store, asked = TraceStore(tmp_path, check=True), []
+    source = store._bytes_of[store._row("000000").shard]
+    view = source.view
+
+    def noted(shard: Path, offset: int, size: int, pieces: Pieces | None) -> memoryview:
+        asked.append((offset, size))
+        return view(shard, offset, size, pieces)
+
+    monkeypatch.setattr(source, "view", noted)
+    stored = store._row("000000").tensors[site]
+    found = store.tensor("000000", site, layer=2, head=head, expand_heads=expand)
+    np.testing.assert_array_equal(found, made.expected[site][2, stored_head])
+    num_bytes = stored.num_bytes // stored.spec.shape[0] // stored.spec.shape[1]
+    assert asked == [(stored.start + (2 * stored.spec.shape[1] + stored_head) * num_bytes, num_bytes)]
+    with pytest.raises(SampleNotFoundError, match="no head 4; heads are 0 to 3"):
+        store.tensor("000000", "attentions", layer=0, head=4)
 
 
 @pytest.mark.parametrize(

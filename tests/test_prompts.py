@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFa
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit.config import PromptConfig
 from tracekit.errors import ConfigError
-from tracekit.model.prompts import Exchange, Prompt, Prompter, sha256_text, tokens_of
+from tracekit.model.prompts import Exchange, Prompt, Prompter, is_surely_longer, sha256_text, tokens_of
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -75,6 +76,19 @@ def error_of(render: Callable[[], Any]) -> str:
 
 
 # ---------------------------------------------------------------- plain prompts
+
+
+@pytest.mark.parametrize(("text", "is_longer"), [("word " * 10**6, True), ("word " * 10, False), (" " * 10**6, False)])
+def test_a_text_that_is_surely_longer_is_known_by_its_beginning(text: str, is_longer: bool):
+    seen: list[int] = []
+
+    class Words:
+        def __call__(self, text: str, **settings: Any) -> Any:
+            seen.append(len(text))
+            return SimpleNamespace(input_ids=text.split())
+
+    assert is_surely_longer(Words(), text, 100) is is_longer
+    assert sum(seen) < (10_000 if is_longer else len(text))
 
 
 def test_a_plain_prompt_is_a_question_with_an_open_answer() -> None:

@@ -381,6 +381,124 @@ print(json.dumps([says(lambda: store[row].hidden_states(layer=1)) for row in (5,
         assert "the manifest says" in text
 
 
+DAMAGED = """
+from pathlib import Path
+from tracekit.errors import CorruptShardError
+
+def flip_all(paths, at):
+    paths = [path.resolve() for path in paths]
+    assert paths
+    for path in paths:
+        data = bytearray(path.read_bytes())
+        data[at % len(data)] ^= 16
+        path.write_bytes(data)
+
+def flip_fetched(at, times):
+    whole = tracekit.hub._get
+    left = [times]
+    def get(*arguments):
+        data = whole(*arguments)
+        if data is not None and left[0]:
+            left[0] -= 1
+            data = bytearray(data)
+            data[at % len(data)] ^= 16
+        return None if data is None else bytes(data)
+    tracekit.hub._get = get
+
+def equal(store, site, layer):
+    read = lambda store, key: store.tensor(key, site, layer=layer)
+    return all((read(store, key) == read(local, key)).all() for key in local.keys)
+
+"""
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("at", [0, 100, -1])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_damaged_range_of_the_cache_is_dropped_and_fetched_again(
+    remote: TestHub, finished: Path, cache: Path, at: int, ahead: bool
+):
+    code = f"""
+store = open_store()
+if {ahead}:
+    store.prefetch(sites=["hidden_states"], layers=[1])
+assert equal(store, "hidden_states", 1)
+ranges = [one for one in Path({str(cache)!r}).rglob("*-*") if one.is_file()]
+flip_all(ranges, {at})
+for store in (store, open_store()):
+    assert equal(store, "hidden_states", 1)
+tracekit.hub.HubFile.read = None  # what was fetched again is kept, and right
+assert equal(open_store(), "hidden_states", 1)
+print(len(ranges))
+"""
+    assert read(remote, DAMAGED + code, finished, cache) > 0
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("at", [0, 100, -1])
+@pytest.mark.parametrize("site", ["hidden_states", "attentions"])
+def test_damaged_bytes_from_the_hub_are_refused_and_not_kept(
+    remote: TestHub, finished: Path, cache: Path, site: str, at: int
+):
+    code = f"""
+store, key = open_store(), local.keys[5]
+flip_fetched({at}, 1)
+said = says(lambda: store.tensor(key, {site!r}, layer=1))
+assert not [one for one in Path({str(cache)!r}).rglob("*-*") if one.is_file()]
+assert equal(store, {site!r}, 1)
+print(json.dumps(said))
+"""
+    text = read(remote, DAMAGED + code, finished, cache)
+    assert re.match(
+        rf"CorruptShardError: \S+validation-00001.tar: sample '000005': {site}, layer 1, \(bytes \d+ to", text
+    )
+    assert "is damaged: its checksum is not that of the index. hf://datasets/tester/traces@" in text
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("streaming", [False, True])
+def test_damaged_shards_are_never_loaded(remote: TestHub, finished: Path, cache: Path, streaming: bool):
+    code = f"""
+import os
+options = {{"split": "validation", "streaming": {streaming}}}
+load = lambda: list(tracekit.load_dataset("tester/traces@v1.0.0", "trivia_qa", **options))
+rows = {{row["key"]: row["hidden_states"] for row in load()}}
+assert all((rows[key] == local.hidden_states(key)).all() for key in local.keys)
+kept = Path(os.environ["HF_HOME"]).rglob("*.tar")
+flip_all([one for one in Path({str(cache)!r}).rglob("*-*") if one.is_file()] if {streaming} else kept, 9000)
+print(json.dumps(says(lambda: [(row["hidden_states"] == rows[row["key"]]).all() for row in load()])))
+"""
+    text = read(remote, DAMAGED + code, finished, cache)
+    if streaming:  # fetched again
+        assert text == f"no error: {[True] * 12!r}".replace("True", "np.True_")
+    else:
+        assert text.startswith("CorruptShardError: ")
+        assert "is damaged" in text
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "name", ["records/trivia_qa/validation.parquet", "manifests/trivia_qa.json", "plans/trivia_qa.json"]
+)
+def test_a_damaged_index_is_fetched_again_and_else_refused(remote: TestHub, finished: Path, cache: Path, name: str):
+    code = f"""
+import os
+open_store()
+path = next(one for one in Path(os.environ["HF_HOME"]).rglob({name!r}))
+whole = path.read_bytes()
+flip_all([path], 300)
+assert open_store().keys == local.keys
+assert path.read_bytes() == whole
+flip_all([path], 300)
+fetch = tracekit.read.remote.fetch
+tracekit.read.remote.fetch = lambda *arguments, again=False: None if again else fetch(*arguments)
+print(json.dumps(says(open_store)))
+"""
+    text = read(remote, DAMAGED + code, finished, cache)
+    assert text.startswith(f"CorruptShardError: {name} of hf://datasets/tester/traces@")
+    assert "is damaged: its SHA-256 is " in text
+
+
 def test_a_store_stays_at_its_commit_while_the_branch_moves(remote: TestHub, finished: Path, cache: Path):
     branch(remote, "moving")
     changes = {SHARD.format(1): b"another shard", "manifest.json": b"{}", "manifests/trivia_qa.json": None}

@@ -1,7 +1,9 @@
 """The logging server, asked by the official client: answers, traces, refusals, and what a reader sees meanwhile."""
 
 import errno
+import inspect
 import json
+import os
 import re
 import shutil
 import socket
@@ -34,6 +36,7 @@ from tracekit.errors import (
 )
 from tracekit.format import shards as shards_module
 from tracekit.serve import engine as engine_module
+from tracekit.serve.forms import RequestError, parse_chat, parse_completion
 from tracekit.serve.server import LoggingServer
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - bound for a moment
@@ -110,7 +113,7 @@ def test_64_mixed_requests_at_once_each_have_the_trace_and_the_text_of_a_lone_ru
     report = verify(out)
     assert (report.problems, report.num_samples, report.open_configs) == ([], 75, [])
     with TraceStore(out) as store:
-        assert store.info().verification.num_replayed == len({record.as_py() for record in store.records["shard"]})
+        assert store.info().verification.num_replayed > len({record.as_py() for record in store.records["shard"]})
         for request, (key, text, reason) in zip(asked, answers, strict=True):
             record = store[key].record
             assert (record.generated_answer, record.finish_reason) == (text, reason)
@@ -542,10 +545,110 @@ def test_the_official_client_raises_its_own_errors(server: LoggingServer):
     assert client.models.retrieve("tiny").owned_by == "tracekit"
 
 
-def test_harmless_and_unknown_parameters_are_ignored(server: LoggingServer):
-    more = {"user": "me", "n": 1, "logit_bias": {}, "metadata": {"a": "b"}, "tools": None, "frequency_penalty": 0.0}
-    more |= {"ignore_eos": False, "min_tokens": 0, "stop_token_ids": [], "repetition_penalty": 1.0, "request_id": "a"}
-    assert ask(server.url, **more).status_code == 200
+HARMLESS = {
+    "user": "me",
+    "metadata": {"a": "b"},
+    "service_tier": "auto",
+    "safety_identifier": "x",
+    "prompt_cache_key": "k",
+    "prompt_cache_retention": "24h",
+    "prompt_cache_options": {"mode": "explicit"},
+    "parallel_tool_calls": False,
+    "store": True,
+    "request_id": "a",
+    "priority": 3,
+    "cache_salt": "s",
+    "n": 1,
+    "best_of": 1,
+    "logit_bias": {},
+    "tools": None,
+    "tool_choice": "none",
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0,
+    "repetition_penalty": 1.0,
+    "min_p": 0.0,
+    "ignore_eos": False,
+    "min_tokens": 0,
+    "stop_token_ids": [],
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "include_reasoning": True,
+    "chat_template_kwargs": {},
+    "add_generation_prompt": True,
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "reasoning_effort": None,
+    "vllm_xargs": {},
+    "never_heard_of": None,
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_parameter_that_shapes_no_answer_is_taken(name: str):
+    parsed = parse_chat(json.dumps({"messages": [{"role": "user", "content": "Why?"}], name: HARMLESS[name]}).encode())
+    assert parsed == parse_chat(b'{"messages": [{"role": "user", "content": "Why?"}]}')
+
+
+def test_what_the_official_client_knows_is_taken_or_refused_by_name(server: LoggingServer):
+    assert ask(server.url, **HARMLESS).status_code == 200
+    for create in (openai.resources.chat.Completions.create, openai.resources.Completions.create):
+        names = set(inspect.signature(create).parameters) - {"self", "timeout", "messages", "prompt"}
+        for name in {name for name in names if not name.startswith("extra_")}:
+            assert f"`{name}` is no parameter" not in ask(server.url, **{name: ["odd"]}).text
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "name", ["foo", "Temperature", "max_token", "dynamic_temperature", "steering_vectors", "\x1b[31m", "a" * 500, ""]
+)
+@pytest.mark.parametrize("value", [0, False, "", [], {}, 1.5, "on"])
+def test_a_parameter_that_the_server_does_not_know_is_refused_by_name(name: str, value: Any):
+    for parse, asked in (
+        (parse_chat, {"messages": [{"role": "user", "content": "q"}]}),
+        (parse_completion, {"prompt": ""}),
+    ):
+        with pytest.raises(RequestError, match="is no parameter that this server knows") as refused:
+            parse(json.dumps(asked | {name: value}).encode())
+        assert (refused.value.status, refused.value.param) == (400, name[:64])
+        assert len(refused.value.message) < 200
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_reasoning_of_an_earlier_turn_is_refused_by_name(server: LoggingServer, field: str):
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", field: "c"}]
+    error = ask(server.url, messages=[*said, {"role": "user", "content": "d"}]).json()["error"]
+    assert (error["param"], error["code"]) == (f"messages[1].{field}", "unsupported_parameter")
+
+
+@pytest.mark.parametrize("settings", [{}, {"stop": ["e", " "]}, {"max_tokens": 1}, {"temperature": 1, "seed": 3}])
+def test_token_ids_are_returned_where_vllm_returns_them(
+    server: LoggingServer, chat_model: Path, settings: dict[str, Any]
+):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    asked = {"max_tokens": 40, "temperature": 0, "return_token_ids": True} | settings
+    for path, body in (
+        ("chat/completions", {"messages": [{"role": "user", "content": "Why?"}]}),
+        ("completions", {"prompt": ["One", "Two three"]}),
+    ):
+        whole = post(server.url, asked | body, path).json()
+        sent = post(server.url, asked | body | {"stream": True}, path).text
+        chunks = [json.loads(line[6:]) for line in sent.splitlines() if line.startswith("data: {")]
+        for choice in whole["choices"]:
+            mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
+            prompts = [chunks, [whole]] if path.startswith("chat") else [mine, [choice]]
+            streamed, prompt_ids = (
+                [one["prompt_token_ids"] for one in held if "prompt_token_ids" in one] for held in prompts
+            )
+            assert streamed == prompt_ids
+            assert "prompt_token_ids" in prompts[0][0]
+            assert [token for one in mine for token in one.get("token_ids", [])] == choice["token_ids"]
+            text = choice["message"]["content"] if path.startswith("chat") else choice["text"]
+            assert tokenizer.decode(choice["token_ids"], skip_special_tokens=True).startswith(text)
+            assert mine[-1]["stop_reason"] == choice["stop_reason"]
+            assert choice["stop_reason"] in [None, *asked.get("stop", [])]
+        assert whole["usage"]["completion_tokens"] == sum(len(choice["token_ids"]) for choice in whole["choices"])
+        bare = post(server.url, asked | body | {"return_token_ids": False}, path).text
+        assert "token_ids" not in bare
 
 
 def test_parts_of_text_are_joined_and_a_developer_is_the_system(server: LoggingServer):
@@ -629,35 +732,121 @@ def test_past_the_limit_of_connections_requests_are_answered_503(chat_model: Pat
         wait_for(lambda: httpx.get(f"{server.url}/health").status_code == 200)
 
 
-def test_where_a_disk_is_full_the_server_says_what_to_do(
+FULL_PLACES = {
+    "tensors": ("os.writev",),
+    "journal": ("tracekit.format.shards.ShardWriter._note",),
+    "new shard": ("tracekit.format.shards.ShardWriter._open",),
+    "keys": ("tracekit.serve.growing._KeysFile.write",),
+    "request log": ("tracekit.serve.engine.append_line",),
+    "text log": ("tracekit.talk.Path.open",),
+}
+"""What a full disk may hit, and whether a request needs it."""
+NOT_NEEDED = ("request log", "text log")
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("error_number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("place", FULL_PLACES)
+def test_a_full_disk_is_a_503_until_there_is_room(
+    place: str, error_number: int, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*of: Any, **named: Any) -> Any:
+        raise OSError(error_number, os.strerror(error_number))
+
+    with serving(tmp_path / "out", chat_model, close_after=0.05 if place == "new shard" else 60) as server:
+        before = ask(server.url)
+        wait_for(lambda: place != "new shard" or (tmp_path / "out/data/serve/train-00000.tar").exists())
+        server._dataset._next_key = server._dataset._reserved  # the next key has to be noted
+        with monkeypatch.context() as patch:
+            patch.setattr(FULL_PLACES[place][0], full)
+            while_full = [ask(server.url), ask(server.url, store=False), ask(server.url, n=2)]
+        after = ask(server.url)
+    assert before.status_code == after.status_code == 200
+    assert [reply.status_code for reply in while_full] == [200 if place in NOT_NEEDED else 503, 200, 400]
+    if place not in NOT_NEEDED:
+        error = while_full[0].json()["error"]
+        assert (error["code"], error["type"]) == ("disk_full", "server_error")
+        assert "disk of the server is full" in error["message"]
+        assert str(tmp_path) not in error["message"]
+    assert verify(tmp_path / "out").problems == []
+    kept = {one.headers["x-tracekit-key"] for one in (before, *while_full, after) if "x-tracekit-key" in one.headers}
+    with TraceStore(tmp_path / "out") as store:
+        assert set(store.keys) == kept
+
+
+@pytest.mark.attack
+def test_a_shard_that_a_full_disk_keeps_open_is_closed_later(
     chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def full(self, samples, verification):
-        raise OSError(errno.EFBIG, "File too large")
+    def full(*of: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tracekit.serve.growing.GrowingDataset.add", full)
+    monkeypatch.setattr("tracekit.serve.growing._RETRY_SECONDS", 0.05)
+    with serving(tmp_path / "out", chat_model, samples_per_shard=1) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("tracekit.format.shards.write_atomic", full)
+            assert ask(server.url).status_code == 200
+            assert not list(tmp_path.glob("out/data/serve/*.tar.json"))
+        wait_for(lambda: verify(tmp_path / "out").num_samples == 1)
+        assert ask(server.url).status_code == 200
+    assert (verify(tmp_path / "out").problems, verify(tmp_path / "out").num_samples) == ([], 2)
 
-    def ask_once() -> None:
-        with serving(tmp_path / "out", chat_model) as server:
-            assert ask(server.url).status_code == 503
 
-    with pytest.raises(NoSpaceError, match=f"while writing {tmp_path}.*free some space"):
-        ask_once()
-
-
-def test_where_no_key_can_be_noted_the_request_is_refused_and_the_server_ends(
+@pytest.mark.attack
+def test_a_disk_that_is_full_at_the_end_is_said_with_what_to_do(
     chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def full(self, number):
+    def full(*of: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def ask_once() -> None:
         with serving(tmp_path / "out", chat_model) as server:
-            monkeypatch.setattr("tracekit.serve.growing._KeysFile.write", full)
-            assert ask(server.url).status_code == 503
+            assert ask(server.url).status_code == 200
+            monkeypatch.setattr("tracekit.format.shards.write_atomic", full)
 
-    with pytest.raises(NoSpaceError, match=r"keys\.partial"):
+    with pytest.raises(NoSpaceError, match=f"while writing {tmp_path}.*free some space"):
         ask_once()
+    monkeypatch.undo()
+    with serving(tmp_path / "out", chat_model):
+        pass
+    assert verify(tmp_path / "out").num_samples == 1
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("has_sample", [False, True])
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced", "copied", "shard deleted"])
+def test_a_folder_that_is_gone_is_noticed_before_an_answer_is_given(
+    how: str, has_sample: bool, chat_model: Path, tmp_path: Path
+):
+    out, other = tmp_path / "out", tmp_path / "other"
+
+    def ask_after() -> None:
+        with serving(out, chat_model) as server:
+            if has_sample:
+                assert ask(server.url).status_code == 200
+            if how == "shard deleted":
+                for path in out.glob("data/serve/train*"):
+                    path.unlink()
+            elif how == "deleted":
+                shutil.rmtree(out)
+            else:
+                out.rename(other)
+            if how == "replaced":
+                (out / "data/serve").mkdir(parents=True)
+                (out / "data/serve/keys.partial").touch()
+            elif how == "copied":
+                shutil.copytree(other, out)
+            reply = ask(server.url, stream=False)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_answered")
+            assert "deleted, moved or replaced" in reply.json()["error"]["message"]
+            assert str(tmp_path) not in reply.text
+
+    if how == "shard deleted" and not has_sample:
+        return
+    with pytest.raises(DatasetError, match=r"'.*out' .--out. was deleted, moved or replaced"):
+        ask_after()
+    if how in ("deleted", "moved"):
+        assert not out.exists(), "the folder was made again"
 
 
 def test_unknown_paths_and_methods_are_said_in_openais_form(server: LoggingServer):
@@ -843,6 +1032,34 @@ def test_a_failed_replay_ends_the_server(chat_model: Path, tmp_path: Path, monke
     with pytest.raises(CaptureError, match="past the tolerance"):
         ask_until_it_ends()
     assert verify(tmp_path / "out").num_samples == 0
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 3])
+def test_the_last_batch_of_a_shard_is_replayed_when_it_closes(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
+):
+    """Answers are one a batch here, so none is padded: the first one and the last one run again."""
+    own, count = engine_module.capture, iter(range(1, 9))
+
+    def damaged(*arguments, **named):
+        traces = own(*arguments, **named)
+        if next(count) == wrong:
+            traces[0].tensors["hidden_states"][:] *= 1.5
+        return traces
+
+    monkeypatch.setattr(engine_module, "capture", damaged)
+
+    def ask_three_times() -> None:
+        with serving(tmp_path / "out", chat_model, batch_wait_ms=0) as server:
+            for _ in range(3):
+                ask(server.url)
+
+    if wrong == 2:
+        ask_three_times()
+        assert verify(tmp_path / "out").num_samples == 3
+    else:
+        with pytest.raises(CaptureError, match="differs from a lone eager run"):
+            ask_three_times()
 
 
 def test_where_memory_runs_out_the_request_is_refused_and_the_server_goes_on(

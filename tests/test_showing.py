@@ -12,8 +12,10 @@ from tests.degradation_for_tests import make_damaged
 from tests.introspection_for_tests import Noise, write_passes
 from tests.sample_records import confidence_record, introspection_record, trivia_record
 from tests.test_diff import A, B
+from tracekit.analysis.showing import warning_lines
 from tracekit.cli import main
 from tracekit.errors import DatasetError
+from tracekit.format.manifest import FigureData, Manifest, Metric, read_struct
 from tracekit.read.store import TraceStore
 from tracekit.records import Record
 from tracekit.sizes import bar
@@ -31,6 +33,46 @@ def b(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_share_is_a_bar():
     assert [bar(share, width=4) for share in (-1, 0, 0.5, 1, 2)] == ["....", "....", "##..", "####", "####"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "right", "wrong", "expected"),
+    [
+        (0.0, 1, 1, []),
+        (0.2, 5, 5, []),
+        (0.21, 5, 5, ["21% of the answers were cut before they ended; raise --max-new-tokens (now 24)"]),
+        (0.0, 0, 9, ["all 9 judged answers are wrong. A probe needs both classes"]),
+        (0.0, 9, 0, ["all 9 judged answers are right. A probe needs both classes"]),
+        (1.0, 0, 2, ["100% of the answers were cut", "another --correctness than exact_match"]),
+        (0.0, 0, 0, []),
+        (0.0, 1, 0, []),
+    ],
+)
+def test_a_run_ends_with_what_is_wrong_with_its_labels(
+    tmp_path: Path, cut: float, right: int, wrong: int, expected: list[str]
+):
+    layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000", sites=())]})
+    manifest = msgspec.structs.replace(
+        read_struct(layout.manifest, Manifest),
+        run={"generation": {"max_new_tokens": 24}, "correctness": "exact_match"},
+        metrics=[Metric(name="truncated_share", value=cut), Metric(name="mean_answer_tokens", value=9.0)],
+        figures=FigureData(num_right=right, num_wrong=wrong),
+    )
+    lines = warning_lines(manifest)
+    assert len(lines) == len(expected)
+    assert all(line.startswith("warning: ") for line in lines)
+    for line, text in zip(lines, expected, strict=True):
+        assert text in line
+
+
+def test_answers_that_were_cut_elsewhere_are_no_matter_of_a_flag(tmp_path: Path):
+    layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000", sites=())]})
+    manifest = msgspec.structs.replace(
+        read_struct(layout.manifest, Manifest), metrics=[Metric(name="truncated_share", value=0.5)]
+    )
+    (line,) = warning_lines(manifest)
+    assert "--max-new-tokens" not in line
+    assert "50% of the answers were cut before they ended; make them again with a larger limit" in line
 
 
 def test_a_record_is_a_line_unless_its_task_says_more():

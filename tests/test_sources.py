@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import httpx2
 import huggingface_hub
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +22,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import builders.files
 from builders.sources import Examples, HubSource, Row, read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
@@ -219,6 +221,58 @@ def test_rows_outside_the_window_are_not_decoded(tmp_path: Path) -> None:
     assert read(path, offset=1, limit=1).examples == ["a"]
 
 
+# Files as people have them
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_cells_may_be_long(tmp_path: Path, suffix: str) -> None:
+    long = "word, " * 50_000
+    frame = pd.DataFrame({"question": [long, "b"]})
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    columns = {"question": ("question",)}
+    config = SourceConfig(source=str(path))
+    found = read_examples(config, default=DEFAULT, sample=SAMPLE, parse=parse_question, columns=columns)
+    assert found.examples == [long, "b"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_csv_files_between_other_delimiters(tmp_path: Path, delimiter: str) -> None:
+    frame = pd.DataFrame({"question": ["a, b; c|d\te", 'say "x"\nplease'], "n": [1, 2]})
+    frame.to_csv(tmp_path / "rows.csv", index=False, sep=delimiter, lineterminator="\r\n")
+    assert read(tmp_path / "rows.csv").examples == list(frame["question"])
+
+
+def test_the_index_that_pandas_writes_is_a_column(tmp_path: Path) -> None:
+    pd.DataFrame({"question": ["a", "b"]}).to_csv(tmp_path / "rows.csv")
+    assert [row.data for row in read_rows(tmp_path / "rows.csv")] == [
+        {"Unnamed: 0": "0", "question": "a"},
+        {"Unnamed: 0": "1", "question": "b"},
+    ]
+
+
+def test_a_tsv_file_has_a_header_where_it_names_a_column_that_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "rows.tsv", 'question\tn\n"a\tb ""c"""\t1\n')
+    assert read_rows(path)[0].data == {"1": "question", "2": "n"}
+    columns = {"question": ("question",)}
+    config = SourceConfig(source=str(path))
+    found = read_examples(config, default=DEFAULT, sample=SAMPLE, parse=parse_question, columns=columns)
+    assert found.examples == ['a\tb "c"']
+
+
+def test_a_line_that_is_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builders.files, "_MAX_LINE_BYTES", 100)
+    path = write(tmp_path, "rows.jsonl", '{"question": "a"}\n{"question": "' + "b" * 100 + '"}\n')
+    assert error_of(path) == "rows.jsonl line 2 is longer than 100 bytes; write shorter lines, or Parquet"
+    path = write(tmp_path, "rows.csv", 'question\n"' + "b\n" * 100 + '"\n')
+    assert error_of(path).startswith("rows.csv line 2: field larger than field limit (100)")
+
+
 # Malformed rows
 
 
@@ -234,6 +288,7 @@ BAD_LINES = [
     (b'{"question": "a\0"}', "a NUL byte at column 16; expected text"),
     (b'{"question": "\\ud83d"}', r"'\ud83d' is half a character; expected whole ones (surrogates in pairs)"),
     (b'{"question": 1}', "question is 1; expected text"),
+    (b'{"question": "a", "question": "b"}', "the name 'question' stands twice in one object; expected each name once"),
     (b"{}", "question is None; expected text"),
 ]
 

@@ -496,6 +496,49 @@ def test_no_question_is_on_both_sides_of_a_split(tmp_path: Path) -> None:
     assert len(store.split(test_size=0.001).test) == 3
 
 
+@pytest.mark.parametrize("test_size", [0.05, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_stratified_split_has_every_class_on_both_sides_in_its_share(tmp_path: Path, test_size: float, seed: int):
+    is_right = {f"q{i}": i % 8 == 0 for i in range(40)}
+    samples = [make_sample(f"{i:06d}", sites=(), question_id=f"q{i // 2}") for i in range(80)]
+    judged = [
+        one._replace(record=msgspec.structs.replace(one.record, is_correct=is_right[one.record.question_id]))
+        for one in samples
+    ]
+    write_dataset(tmp_path, {"train-00000": judged})
+    store = TraceStore(tmp_path)
+    sides = store.split(test_size=test_size, stratify="is_correct", seed=seed)
+    questions = [{store.record(key).question_id for key in side} for side in sides]
+    assert not questions[0] & questions[1]
+    assert questions[0] | questions[1] == is_right.keys()
+    for verdict, num in ((True, 5), (False, 35)):
+        expected = min(max(round(test_size * num), 1), num - 1)
+        assert sum(is_right[question] == verdict for question in questions[1]) == expected
+    assert TraceStore(tmp_path).split(test_size=test_size, stratify="is_correct", seed=seed) == sides
+
+
+def test_a_question_of_both_classes_is_a_class_of_its_own(tmp_path: Path):
+    samples = [make_sample(f"{i:06d}", sites=(), question_id=f"q{i // 2}") for i in range(10)]
+    right = [True, True, True, True, False, False, False, False, True, False]
+    judged = [
+        one._replace(record=msgspec.structs.replace(one.record, is_correct=is_right))
+        for one, is_right in zip(samples, right, strict=True)
+    ]
+    write_dataset(tmp_path, {"train-00000": judged})
+    train, test = TraceStore(tmp_path).split(test_size=0.5, stratify="is_correct")
+    assert {"000008", "000009"} <= set(train)
+    assert {right[int(key)] for key in test} == {True, False}
+
+
+def test_a_split_is_stratified_by_a_column_of_few_values_alone(store: TraceStore) -> None:
+    with pytest.raises(ConfigError, match="cannot stratify by 'topic', expected a column of plain values"):
+        store.split(stratify="topic")
+    with pytest.raises(ConfigError, match="cannot stratify by 'seed': all 4 samples have the same value"):
+        store.split(stratify="seed")
+    with pytest.raises(ConfigError, match=r"cannot stratify by 'key': only question_id '.*' has the value '0000"):
+        store.split(stratify="key")
+
+
 def test_a_split_by_nothing_is_refused(store: TraceStore) -> None:
     with pytest.raises(
         ConfigError, match="cannot split by 'topic', expected a column of plain values: task, schema_ver"
@@ -641,7 +684,8 @@ def test_of_a_published_dataset_the_bytes_of_one_choice_are_fetched(choices: Tra
     start = choices._row("000001").tensors["hidden_states"].start
     item = D_MODEL * 2  # bfloat16; six tokens a layer, of which the last is the second choice
     assert [(one.start, one.stop) for one in noted.asked] == [
-        (start + 6 * item * layer + 5 * item, start + 6 * item * (layer + 1)) for layer in (0, 2)
+        (start + 6 * item * layer, start + 6 * item * (layer + 1))
+        for layer in (0, 2)  # whole: pieces are checked
     ]
     choices.prefetch(["000001"], sites=["hidden_states"], layers=[0])
     assert [(one.start, one.stop) for one in noted.asked] == [(start, start + 6 * item)]
@@ -816,12 +860,25 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
 def test_another_contract_is_refused(tmp_path: Path) -> None:
     layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000")]})
     manifest = read_struct(layout.manifest, Manifest)
-    for change in ({"schema_version": "2.0"}, {"task": "chess"}):
+    for change, text in (
+        (
+            {"schema_version": "3.0"},
+            "written by tracekit schema 3.0; this one reads 1.0 to 2.x. Upgrade: pip install -U",
+        ),
+        ({"schema_version": "0.9"}, "written by tracekit schema 0.9; this one reads 1.0 to 2.x"),
+        ({"schema_version": "two"}, "written by tracekit schema two; this one reads"),
+        ({"task": "chess"}, "task 'chess'; this tracekit reads trivia_qa, .* Upgrade: pip install -U tracekit-llm"),
+    ):
         write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, **change)))
-        with pytest.raises(DatasetError, match=r"this tracekit reads trivia_qa, .* with schema 1.x. Upgrade tracekit"):
+        with pytest.raises(DatasetError, match=text):
             TraceStore(tmp_path)
-    write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, schema_version="1.7")))
-    assert len(TraceStore(tmp_path)) == 1
+    later = msgspec.to_builtins(manifest) | {"schema_version": "3.1", "shards": {"of": "another shape"}}
+    write_atomic(layout.manifest, json.dumps(later).encode())
+    with pytest.raises(DatasetError, match=r"written by tracekit schema 3\.1"):
+        TraceStore(tmp_path)
+    for version in ("1.7", "2.7"):
+        write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, schema_version=version)))
+        assert len(TraceStore(tmp_path)) == 1
 
 
 def test_names_in_a_manifest_lead_nowhere_else(tmp_path: Path) -> None:
@@ -906,7 +963,9 @@ def test_a_record_table_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         TraceStore(tmp_path)
     write_atomic(layout.manifest, to_bytes(manifest))
     pa.parquet.write_table(pa.table({"key": ["000000"]}), layout.records_table("train"))
-    with pytest.raises(DatasetError, match="is not a record table of tracekit: it has no column data_offset"):
+    with pytest.raises(
+        DatasetError, match="is not a record table of tracekit: it has no column checksums, data_offset"
+    ):
         TraceStore(tmp_path)
     layout.records_table("train").write_bytes(b"not parquet at all")
     with pytest.raises(DatasetError, match=r"train.parquet cannot be read"):
@@ -931,7 +990,7 @@ def test_a_tensor_that_contradicts_its_entry_is_refused(tmp_path: Path) -> None:
         ({"shape": [1 << 32, 9, 8]}, "names 4 layers, it has"),
         ({"shape": [4, 9, 1 << 32]}, "with 9 rows does not go with its"),
         ({"shape": [4, 9, 1 << 62]}, "does not go with its 1152 bytes"),
-        ({"dtype": "complex64"}, "has no bytes or an unknown dtype"),
+        ({"dtype": "complex64"}, "has an unknown dtype"),
         ({"choice_offsets": [0, 4, 8]}, r"positions \[\[0, 9\]\] and num_keys 0, expected \[\[0, 8\]\] and 0"),
     ]:
         specs = [msgspec.structs.replace(one.record.tensors[0], **change), one.record.tensors[1]]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -187,10 +188,58 @@ def test_labels_are_named(tmp_path: Path):
         (0, "ab", "go_emotions", 'He said "no', ["approval", "neutral"]),
         (1, "cd", "go_emotions", "Oh", ["surprise"]),
     ]
-    assert document(text="Oh", labels=[26, 0], id="cd").labels == ["surprise", "admiration"]
-    assert document(text="Oh", labels=["joy"]).labels == ["joy"]
+    assert document(text="Oh", labels=[26, 0], id="edcu99z").labels == ["surprise", "admiration"]
+    assert document("go_emotions", text="Oh", labels=["joy"]).labels == ["joy"]
     assert document("text", text="Oh", labels=["pos"]).labels == []
     assert len(EMOTIONS) == len(set(EMOTIONS)) == 28
+
+
+OTHERS = [
+    ("x.tsv", "great film\t1\nbad film\t0\n"),
+    ("x.tsv", "great film\tpositive\tr1\n"),
+    ("x.tsv", "great film\t1\t17\n"),
+    ("x.tsv", "text\tlabel\nbad film\t0\n"),
+    ("x.csv", "text,labels\nbad film,0\n"),
+    ("x.csv", "text,labels,id\nbad film,[0],edcu99z\n"),
+    ("x.jsonl", '{"text": "bad film", "labels": [0]}\n'),
+    ("x.jsonl", '{"text": "bad film", "labels": ["joy"], "id": "edcu99z"}\n'),
+    ("x.jsonl", '{"text": "bad film", "labels": [1], "id": 17}\n'),
+    ("x.jsonl", '{"text": "bad film", "labels": [1], "id": "edcu99z", "split": "train"}\n'),
+    ("x.jsonl", '{"text": "bad film", "labels": [28], "id": "edcu99z"}\n'),
+    ("x.jsonl", '{"text": "bad film", "label": 1, "id": "edcu99z"}\n'),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), OTHERS)
+def test_other_sets_with_labels_are_texts_without_emotions(
+    tmp_path: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]
+):
+    found = documents(write(tmp_path / name, content))
+    assert {(d.kind, *d.labels) for d in found} == {("text",)}
+    assert found[-1].text.endswith("film")
+    assert "is not read; where it has GoEmotions' labels, pass --kind go_emotions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "cell", ["4,27", "[4, 27]", "[ 4 27]", "['approval', 'neutral']", "['approval' 'neutral']", "approval,neutral"]
+)
+def test_labels_of_a_flat_file_are_read_where_they_are_asked_for(tmp_path: Path, cell: str):
+    path = write(tmp_path / "x.csv", f'body,emotion\nOh,"{cell}"\n')
+    (found,) = documents(path, "go_emotions", text_column="body", label_column="emotion")
+    assert (found.text, found.labels) == ("Oh", ["approval", "neutral"])
+    with pytest.raises(ConfigError, match=r"--label-column emotion - at `\$\.source\.label_column`"):
+        documents(path, text_column="body", label_column="emotion")
+
+
+def test_the_first_row_says_what_all_rows_are(tmp_path: Path):
+    path = write(tmp_path / "x.tsv", "Hm\tgood\tr1\nOh\t26\tcd\n")
+    assert [(d.kind, d.text, d.labels) for d in documents(path)] == [("text", "Hm", []), ("text", "Oh", [])]
+
+
+def test_a_treebank_of_a_csv_file_is_read(tmp_path: Path):
+    row = hub_row(mixed=True)
+    datasets.Dataset.from_list([row]).to_csv(tmp_path / "x.csv")
+    assert documents(tmp_path / "x.csv")[0].words == words_of(columns(SENTENCE), TEXT)
 
 
 @pytest.mark.parametrize("label", ["28", "-1", "x", "4,", ""])

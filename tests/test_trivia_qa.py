@@ -1,5 +1,6 @@
 """The TriviaQA builder: rows, prompts, answers, sampled answers and what stands in the records."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from builders.trivia_qa import SAMPLE, TriviaQABuilder, parse_row
 from tests.runs_for_tests import hashes, run_trivia, trivia_config
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
+from tracekit.analysis.diff import diff
+from tracekit.analysis.stats import stats
 from tracekit.errors import SourceError
+from tracekit.model.prompts import Prompter
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +205,28 @@ def test_sampled_answers_are_traced_where_asked_for(model: Path, tmp_path: Path)
     assert not {key[:6] for key in train} & {key[:6] for key in test}
 
 
+def test_metrics_are_of_the_deterministic_answers(model: Path, tmp_path: Path):
+    source, rule = {"limit": 4}, {"correctness": "alias_in_answer"}
+    alone = run_trivia(tmp_path / "alone", model, source=source, **rule)
+    drawn = {"num_samples": 4, "trace_samples": True, "temperature": 3.0}
+    beside = run_trivia(tmp_path / "beside", model, source=source, generation=drawn, **rule)
+    assert alone.manifest is not None
+    assert beside.manifest is not None
+    assert beside.manifest.splits[0].num_samples == 16
+    assert beside.manifest.metrics == alone.manifest.metrics
+    assert beside.manifest.figures.entropy_wrong == alone.manifest.figures.entropy_wrong
+    before, after = (stats(tmp_path / name)[0] for name in ("alone", "beside"))
+    assert (before.num_extra, after.num_extra) == (0, 12)
+    assert (after.accuracy, after.num_judged, after.means) == (before.accuracy, 4, before.means)
+    (compared,) = diff(tmp_path / "alone", tmp_path / "beside").configs
+    assert "12 drawn answers of b are left out; compare them with --where-b sample_index=1" in compared.notes
+    assert (compared.num_common, compared.num_only_b) == (4, 0)
+    (of_drawn,) = diff(
+        tmp_path / "beside", tmp_path / "beside", where_a=["sample_index=1"], where_b=["sample_index=1"]
+    ).configs
+    assert of_drawn.num_common == 4
+
+
 def test_solved_examples_are_drawn_by_seed_and_never_the_question_itself(model: Path, tmp_path: Path):
     run_trivia(tmp_path / "run", model, source={"limit": 5}, prompt={"num_shots": 2})
     for sample in TraceStore(str(tmp_path / "run")):
@@ -231,6 +257,31 @@ def test_a_prompt_longer_than_the_model_reads_is_an_error_that_names_the_row(mod
     path.write_text('{"question": "%s?", "answers": ["a"]}\n' % ("long " * 400))
     with pytest.raises(SourceError, match=r"row 0.*tokens.*512"):
         run_trivia(tmp_path / "run", model, source={"source": str(path)})
+
+
+def test_a_row_that_is_too_long_is_counted_apart_and_never_tokenised_whole(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{"question": text, "answers": ["a"]} for text in ("A?", "long " * 400, "word " * 10**6, " ", "B?")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompt = Prompter.prompt
+    seen: list[int] = []
+    monkeypatch.setattr(Prompter, "prompt", lambda *a, **k: (seen.append(len(a[1])), prompt(*a, **k))[1])
+    outcome = run_trivia(tmp_path / "run", model, source={"source": str(path), "on_bad_row": "skip"})
+    assert max(seen) < 10_000
+    assert outcome.manifest is not None
+    source = outcome.manifest.source
+    assert (source.num_rows, source.num_used, source.left_out) == (5, 2, "1 malformed, 2 too long")
+    assert [one.split(": ")[:2] for one in source.skipped] == [
+        ["rows.jsonl line 4", source.skipped[0].split(": ")[1]],
+        ["rows.jsonl row 2", "too long"],
+        ["rows.jsonl row 1", "too long"],
+    ]
+    assert "1 malformed, 2 too long" in (tmp_path / "run/README.md").read_text()
+    assert "rows.jsonl row 2: too long: its text of 4999999 characters" in capsys.readouterr().err
+    with pytest.raises(SourceError, match=r"row 2: too long.*pass --on-bad-row skip"):
+        run_trivia(tmp_path / "all", model, source={"source": str(path), "limit": 1, "offset": 2})
 
 
 @pytest.mark.parametrize(

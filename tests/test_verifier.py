@@ -71,7 +71,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a plan that is no plan": (lambda d: (d / "plans/trivia_qa.json").write_text("{}"), "is not a tracekit plan"),
     "a plan of the future": (
         lambda d: rewrite_json(d / "plans/trivia_qa.json", lambda p: p.update(schema_version="9.0")),
-        "schema 9.0, this tracekit reads",
+        "written by tracekit schema 9.0; this one reads 1.0 to 2.x",
     ),
 }
 

@@ -17,7 +17,9 @@ _TEXTS = [
 ]
 
 
-def save_tiny_checkpoint(folder: Path, *, chat: bool = False, seed: int = 0, dtype: str = "float32") -> Path:
+def save_tiny_checkpoint(
+    folder: Path, *, chat: bool = False, seed: int = 0, dtype: str = "float32", is_tied: bool = False
+) -> Path:
     """Save a 2-layer grouped-query Llama and a byte-level BPE tokenizer; returns the folder."""
     tokenizer = tiny_tokenizer(chat=chat)
     torch.manual_seed(seed)
@@ -33,6 +35,7 @@ def save_tiny_checkpoint(folder: Path, *, chat: bool = False, seed: int = 0, dty
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.3,
+        tie_word_embeddings=is_tied,
     )
     LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

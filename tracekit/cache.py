@@ -3,8 +3,9 @@
     <cache>/models/                     converted demo models
     <cache>/ranges/<sha256>/<start>-<stop>    bytes of published shards, named by the shard's SHA-256
 
-Ranges are named by content, so versions and repositories that share a shard share them. A range is there whole or not
-at all. Whenever a tenth of the limit was written, the least recently used ones beyond the limit are let go.
+Ranges are named by content, so versions and repositories that share a shard share them. A range is synced before it
+takes its name. Its reader checks its bytes, and drops a damaged range. Whenever a tenth of the limit was written, the
+least recently used ones beyond the limit are let go.
 """
 
 import os
@@ -79,6 +80,8 @@ class RangeCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
             temporary.replace(path)
         except OSError:
             with suppress(OSError):
@@ -86,6 +89,18 @@ class RangeCache:
             self._remember(sha256, start, data)
             return
         self._ranges(sha256).append((start, start + len(data)))
+
+    def drop(self, sha256: str, start: int, stop: int) -> None:
+        """Forget every range that holds bytes `[start, stop)`: they were found to be damaged."""
+        for name, first in list(self._memory):
+            if name == sha256 and first <= start and stop <= first + len(self._memory[name, first]):
+                self._memory.pop((name, first), None)
+        for first, last in list(self._ranges(sha256)):
+            if first <= start and stop <= last:
+                with suppress(OSError):  # gone already, or a folder that may only be read
+                    self._path(sha256, first, last).unlink()
+                with suppress(ValueError):  # by another thread
+                    self._ranges(sha256).remove((first, last))
 
     def _remember(self, sha256: str, start: int, data: bytes) -> None:
         """Keep a little in memory where the disk takes nothing, so that what was fetched ahead is not fetched again."""

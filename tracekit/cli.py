@@ -317,7 +317,7 @@ def _print_estimate(outcome: Any, folder: Path) -> None:
 
 
 def _print_outcome(folder: Path, outcome: Any) -> None:
-    from tracekit.analysis.showing import metric_lines, verification_lines
+    from tracekit.analysis.showing import metric_lines, verification_lines, warning_lines
     from tracekit.sizes import filesize
 
     manifest = outcome.manifest
@@ -329,7 +329,9 @@ def _print_outcome(folder: Path, outcome: Any) -> None:
     print("\n".join(metric_lines(manifest)))
     print("\n".join(verification_lines(manifest.verification)))
     if manifest.source.skipped:
-        print(f"left out as malformed: {len(manifest.source.skipped)} rows (listed in the manifest)")
+        print(f"rows left out   {manifest.source.left_out} (listed in the manifest)")
+    for line in warning_lines(manifest):
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -57,11 +57,12 @@ class ModelConfig(_Part, frozen=True, kw_only=True):
     model_path: str | None = None
     """Fine-tuned checkpoint of the model: its weights are used, and its tokenizer where it has one."""
     adapter: str | None = None
-    """LoRA adapter: local folder or Hub id (`@revision` allowed)."""
+    """Adapter of peft (LoRA, DoRA, IA3, ...): local folder or Hub id (`@revision` allowed). Its tokenizer, chat
+    template and embedding rows are used where it has them."""
     merge_adapter: bool = False
     """Add the adapter's weights to the model's own instead of running it beside them."""
     quantize: Literal["none", "int8", "nf4"] = "none"
-    """Quantise the weights on loading, with bitsandbytes."""
+    """Quantise the weights on loading, with bitsandbytes. A checkpoint that is stored quantised is loaded without."""
     int8_threshold: Annotated[float, msgspec.Meta(ge=0)] = 6.0
     """Outlier threshold of int8. Above 0 rows of a batch influence one another, so capture runs them one by one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -91,7 +92,22 @@ class SourceConfig(_Part, frozen=True, kw_only=True):
     offset: NonNegative = 0
     """Rows of the source to skip first."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What a malformed row does: stop the run, or be counted, reported and left out."""
+    """What a row that is malformed, or too long for the model, does: stop the run, or be counted, reported and left
+    out."""
+    question_column: str | None = None
+    """Column with the question; by default the names that the task knows. So for the columns below."""
+    answer_column: str | None = None
+    """Column with the accepted answers (of multiple choice: with the right option)."""
+    choices_columns: tuple[str, ...] = ()
+    """Column with the list of options, or a column for each option."""
+    label_column: str | None = None
+    """Column with the right option (of multiple choice) or with the labels (of a text)."""
+    text_column: str | None = None
+    """Column with the text, where a row is a text or an article."""
+    id_column: str | None = None
+    """Column with the id of the row."""
+    label_start: Literal[0, 1] | None = None
+    """Number of the first option, where the right option is a number. Default: 0, or as the options are numbered."""
 
 
 class PromptConfig(_Part, frozen=True, kw_only=True):
@@ -153,7 +169,8 @@ class CaptureConfig(_Part, frozen=True, kw_only=True):
     topk: Positive = 5
     """k of the sites topk_ids and topk_logprobs."""
     num_replays: NonNegative = 2
-    """Samples of each shard that are run again alone, in plain eager transformers, and compared."""
+    """Samples of the first and of the last batch of each shard that are run again alone, in plain eager transformers,
+    and compared; of the batches between, rows that are padded more than any before are, too. 0 leaves all out."""
 
     @property
     def is_quantized(self) -> bool:

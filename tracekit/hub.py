@@ -484,8 +484,10 @@ def _cut(blocks: Iterator[bytes], start: int, stop: int) -> bytes:
     return b"".join(kept)
 
 
-def fetch(path: HubPath, patterns: Sequence[str], *, show_progress: bool = False) -> Path:
+def fetch(path: HubPath, patterns: Sequence[str], *, show_progress: bool = False, again: bool = False) -> Path:
     """Download files that match any of these patterns; the local folder that holds them.
+
+    With `again` also those that are here already: their bytes are damaged.
 
     Raises:
         HubError: no such repository or revision, no right to read it, or no connection.
@@ -502,6 +504,7 @@ def fetch(path: HubPath, patterns: Sequence[str], *, show_progress: bool = False
                     revision=path.revision,
                     allow_patterns=list(patterns),
                     library_name="tracekit",
+                    force_download=again,
                 )
         except LocalEntryNotFoundError as error:  # what is behind it says why
             raise error.__cause__ or ConnectionError(str(error)) from error

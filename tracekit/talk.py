@@ -15,12 +15,15 @@ __all__ = ["heard", "logged", "note", "now", "printable", "say"]
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 """Control characters, C0 and C1 with DEL, and what is shown of them."""
 
+_MAX_WAITING = 1000
+"""Lines that a log keeps while its file cannot be written."""
+
 _logs: list["_Log"] = []
 _listeners: list[list[str]] = []
 
 
 class _Log:
-    """A log file; what is said before it is opened waits."""
+    """A log file; what is said while it cannot be written waits."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -30,21 +33,24 @@ class _Log:
         """From here on lines go to this file, UTF-8, at its end."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._write(self._waiting)
-        self._waiting = []
+        self._write()
 
     def add(self, text: str) -> None:
         """Take in what was said."""
-        line = f"{now()} {text}\n"
-        if self._path is None:
-            self._waiting.append(line)
-        else:
-            self._write([line])
+        self._waiting.append(f"{now()} {text}\n")
+        self._write()
 
-    def _write(self, lines: list[str]) -> None:
-        assert self._path is not None
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+    def _write(self) -> None:
+        """Write what waits. Where the disk is full or the folder is gone it waits on: the terminal has shown it."""
+        if self._path is None:
+            return
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                file.write("".join(self._waiting).encode())
+        except OSError:
+            del self._waiting[:-_MAX_WAITING]
+        else:
+            self._waiting = []
 
 
 def printable(text: str) -> str:

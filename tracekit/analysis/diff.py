@@ -179,7 +179,12 @@ def _compare(
         config=name,
         task=a.task,
         aligned_by=found.by,
-        notes=[*_unfinished(a, b), *differing_conditions(common_a, common_b), *_storage(a, b)],
+        notes=[
+            *_unfinished(a, b),
+            *_extra(every_a, every_b),
+            *differing_conditions(common_a, common_b),
+            *_storage(a, b),
+        ],
         num_common=len(found.rows_a),
         num_only_a=found.num_only_a,
         num_only_b=found.num_only_b,
@@ -207,6 +212,15 @@ def _unfinished(a: _Opened, b: _Opened) -> list[str]:
         f"{name} is not finished: {side.num_samples} samples so far"
         for name, side in (("a", a), ("b", b))
         if side.is_open
+    ]
+
+
+def _extra(a: Outcomes, b: Outcomes) -> list[str]:
+    """Drawn answers that are not compared."""
+    return [
+        f"{side.num_extra} drawn answers of {name} are left out; compare them with --where-{name} sample_index=1"
+        for name, side in (("a", a), ("b", b))
+        if side.num_extra
     ]
 
 

@@ -74,8 +74,8 @@ def _site_png(one: ConfigDifference, names: Sequence[str], site: SiteDistance) -
 
     figure = canvas(height=6.8)
     cosines, differences = figure.subplots(2, 1, sharex=True)
-    kinds = (("last_prompt", "last prompt position", ORANGE, "s"), ("prompt", "all prompt positions", BLUE, "o"))
-    for part, label, color, marker in kinds:
+    kinds = [("last_prompt", "last prompt position", ORANGE, "s"), ("prompt", "all prompt positions", BLUE, "o")]
+    for part, label, color, marker in kinds[: 1 if site.is_last_alone() else 2]:
         layers = [layer for layer in site.layers if getattr(layer, part).num_positions]
         if not layers:
             continue

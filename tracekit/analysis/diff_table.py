@@ -135,17 +135,18 @@ def _row(name: str, a: float | None, b: float | None) -> str:
 
 
 def _site_lines(site: SiteDistance) -> list[str]:
-    heads = ("cosine", "norm change", "rel. diff.")
-    head = "".join(f"{name:>{_CELL}s}" for name in heads)
-    num_prompt, num_last = (
-        max((getattr(layer, part).num_positions for layer in site.layers), default=0)
-        for part in ("prompt", "last_prompt")
-    )
-    over = f"{f'{num_prompt} prompt positions':>{3 * _CELL}s}  {f'{num_last} last positions':>{3 * _CELL}s}"
-    lines = [f"  {site.site:{_NAME - 2}s}{over}", f"  {'layer':{_NAME - 2}s}{head}  {head}"]
+    """Distances by layer: over all prompt positions, and beside them at the last ones where these are not all."""
+    parts = {"prompt": "prompt positions", "last_prompt": "last positions"}
+    if site.is_last_alone():
+        parts.pop("prompt")
+    head = "".join(f"{name:>{_CELL}s}" for name in ("cosine", "norm change", "rel. diff."))
+    counts = {name: max((getattr(layer, name).num_positions for layer in site.layers), default=0) for name in parts}
+    over = "  ".join(f"{f'{counts[name]} {what}':>{3 * _CELL}s}" for name, what in parts.items())
+    lines = [f"  {site.site:{_NAME - 2}s}{over}", f"  {'layer':{_NAME - 2}s}" + "  ".join([head] * len(parts))]
     for layer in _spread(site.layers):
         number = "-" if layer.layer is None else str(layer.layer)
-        lines.append(f"  {number:{_NAME - 2}s}{_distance_cells(layer.prompt)}  {_distance_cells(layer.last_prompt)}")
+        cells = "  ".join(_distance_cells(getattr(layer, name)) for name in parts)
+        lines.append(f"  {number:{_NAME - 2}s}{cells}")
     return lines
 
 

@@ -71,6 +71,10 @@ class SiteDistance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     layers: list[LayerDistance]
     """Its layers, in order."""
 
+    def is_last_alone(self) -> bool:
+        """Whether nothing but last prompt positions was compared, so that both distances are one."""
+        return all(layer.prompt == layer.last_prompt for layer in self.layers)
+
 
 class Distances(NamedTuple):
     """All sites, and what could not be compared."""
@@ -277,6 +281,8 @@ class _Comparison:
         every = [sums for of_site in self._sums.values() for pair in of_site.values() for sums in pair]
         if every and not any(sums.num_positions for sums in every):
             found.append("no prompt position was kept on both sides; run with --tokens prompt, all or last")
+        elif every and all(site.is_last_alone() for site in self.sites()):
+            found.append("both sides keep only the last position of each prompt, so nothing else was compared")
         num_left_out = max((sums.num_left_out for sums in every), default=0)
         if num_left_out:
             found.append(f"in one layer {num_left_out} positions were left out: not finite, or zero on one side alone")

@@ -6,6 +6,8 @@ Confidence is calibrated against the most probable letter, everywhere: it is the
 the output named a letter or not. The confidence passes of introspection ask about the pass `mcq`, another configuration
 of the same dataset, and are judged by its most probable letter, joined by question. Accuracy of what the outputs named
 is a number of its own.
+
+Drawn answers beside a deterministic one (`--trace-samples`) do not count, unless a filter chooses a `sample_index`.
 """
 
 from collections.abc import Sequence
@@ -16,9 +18,10 @@ import pyarrow as pa
 
 from tracekit.card.calibration import NUM_BINS, Calibration, calibrate
 from tracekit.errors import ConfigError
-from tracekit.read.filters import dig, rows_where
+from tracekit.read.filters import dig, parse_filter, rows_where
 from tracekit.read.remote import Listing
 from tracekit.read.store import TraceStore
+from tracekit.records import RECORD_TYPES
 
 __all__ = [
     "FIELDS",
@@ -177,6 +180,8 @@ class Outcomes(NamedTuple):
     """Why calibration cannot be told; None where it can."""
     conditions: dict[str, list[Any]]
     """What each sample was made under, by dotted path."""
+    num_extra: int
+    """Drawn answers beside deterministic ones, which are not among the samples."""
 
     def take(self, rows: Sequence[int]) -> "Outcomes":
         """These samples, in this order."""
@@ -221,7 +226,9 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         ConfigError: a filter cannot be read, names no field, or lets nothing through.
     """
     fields = FIELDS.get(store.info().task, Fields())
-    columns = _columns(store, fields, where)
+    rows = rows_where(store, where)
+    counted = rows if any(parse_filter(text)[0] == ["sample_index"] for text in where) else _not_extra(store, rows)
+    columns = _columns(store, fields, counted)
     questions = list(zip(columns["question_id"], columns["sample_index"], strict=True))
     asked_for = next((name for name in fields.confidences if any(v is not None for v in columns[name])), None)
     numbers = {name: _numbers(columns[field]) for name, field in fields.numbers}
@@ -257,7 +264,16 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         confidence_verdicts=judged,
         confidence_note=note,
         conditions=_at_paths(columns, (*_CONDITIONS, *fields.conditions)),
+        num_extra=len(rows) - len(counted),
     )
+
+
+def _not_extra(store: TraceStore, rows: Sequence[int]) -> Sequence[int]:
+    """The rows that are no drawn answers beside deterministic ones, see `Record.is_extra`."""
+    if not RECORD_TYPES[store.info().task].DRAWN_ARE_EXTRA:
+        return rows
+    indices = store.columns(["sample_index"])["sample_index"].to_numpy()
+    return [row for row in rows if indices[row] == 0]
 
 
 def _at_paths(columns: dict[str, list[Any]], paths: Sequence[str]) -> dict[str, list[Any]]:
@@ -267,8 +283,8 @@ def _at_paths(columns: dict[str, list[Any]], paths: Sequence[str]) -> dict[str, 
     }
 
 
-def _columns(store: TraceStore, fields: Fields, where: Sequence[str]) -> dict[str, list[Any]]:
-    """All that the table of fields names, of the samples that filters let through."""
+def _columns(store: TraceStore, fields: Fields, rows: Sequence[int]) -> dict[str, list[Any]]:
+    """All that the table of fields names, of these rows."""
     single = (fields.verdict, fields.answer, fields.probs, fields.most_probable, fields.probs_verdict, fields.bins)
     wanted = (
         *("key", "question_id", "sample_index", "input_sha256"),
@@ -277,8 +293,7 @@ def _columns(store: TraceStore, fields: Fields, where: Sequence[str]) -> dict[st
         *[name for name in single if name],
         *[path.split(".")[0] for path in (*_CONDITIONS, *fields.conditions, *fields.occasions)],
     )
-    rows = pa.array(rows_where(store, where), pa.int64())
-    table = store.columns(list(dict.fromkeys(wanted))).take(rows)
+    table = store.columns(list(dict.fromkeys(wanted))).take(pa.array(rows, pa.int64()))
     return {name: table[name].to_pylist() for name in table.column_names}
 
 

@@ -19,8 +19,10 @@ from tracekit.records import Record
 from tracekit.sizes import bar, filesize
 from tracekit.talk import printable
 
-__all__ = ["metric_lines", "show_config", "show_samples", "stats_lines", "verification_lines"]
+__all__ = ["metric_lines", "show_config", "show_samples", "stats_lines", "verification_lines", "warning_lines"]
 
+_LARGE_TRUNCATED_SHARE = 0.2
+"""Above this share of answers that were cut, labels say more of the limit than of the model."""
 _WIDTH = 100
 _LABEL = 42
 
@@ -31,12 +33,30 @@ def metric_lines(manifest: Manifest) -> list[str]:
     lines = []
     for metric in manifest.metrics:
         note = f"  (by {rule})" if metric.name == "accuracy" and rule else ""
-        if metric.name == "truncated_share" and metric.value == 1:
-            note = "  (every answer ran into --max-new-tokens: raise it?)"
         if metric.name == "fresh_head_share" and metric.value:
             note = "  (the multiple-choice head was drawn at random: predictions mean nothing)"
         lines.append(f"{metric.name:18s} {metric.value:.4g}{note}")
     return lines + [f"{loss.name:18s} stored as {loss.form}: {loss.in_words()}" for loss in manifest.losses]
+
+
+def warning_lines(manifest: Manifest) -> list[str]:
+    """What a person should know before they use the labels: answers that were cut, and labels of one class."""
+    lines = []
+    means = {metric.name: metric.value for metric in manifest.metrics}
+    if (share := means.get("truncated_share", 0.0)) > _LARGE_TRUNCATED_SHARE:
+        is_generated = "mean_answer_tokens" in means  # else the answers were cut before they came here
+        limit = f" (now {manifest.run['generation']['max_new_tokens']})" if is_generated else ""
+        advice = f"raise --max-new-tokens{limit}" if is_generated else "make them again with a larger limit"
+        lines.append(f"warning: {share:.0%} of the answers were cut before they ended; {advice}")
+    counts = (manifest.figures.num_right, manifest.figures.num_wrong)
+    if sum(counts) > 1 and 0 in counts:
+        rule = manifest.run.get("correctness")
+        other = f", or try another --correctness than {rule}" if rule else ""
+        lines.append(
+            f"warning: all {sum(counts)} judged answers are {'wrong' if counts[0] == 0 else 'right'}. A probe needs "
+            f"both classes: raise --limit, choose another model{other}"
+        )
+    return lines
 
 
 def verification_lines(verification: Any) -> list[str]:
@@ -116,6 +136,8 @@ def stats_lines(one: ConfigStats) -> list[str]:
         + ", ".join(one.models)
         + " - not finished" * one.is_open
     ]
+    if one.num_extra:
+        lines.append(_row("drawn answers, in no number below", f"{one.num_extra}"))
     if one.accuracy is not None:
         lines.append(_row("accuracy", f"{one.accuracy:.4g}  of {one.num_judged} judged answers"))
     if one.accuracy_most_probable is not None:
@@ -125,7 +147,7 @@ def stats_lines(one: ConfigStats) -> list[str]:
         lines.append(_row("nothing parsed", f"{one.num_without_answer}{reasons and f'  ({reasons})'}"))
     lines += _calibration_lines(one)
     lines += [_mean_line(one, mean) for mean in one.means]
-    if one.asked_for is not None and one.num_without_answer == one.num_samples:
+    if one.asked_for is not None and one.num_without_answer == one.num_samples - one.num_extra:
         lines.append(_row(number_label("stated_confidence", one.asked_for), "-  (none parsed)"))
     for name, lengths in (("prompt tokens", one.prompt_tokens), ("generated tokens", one.answer_tokens)):
         if lengths is not None and lengths.longest:
@@ -159,7 +181,7 @@ def _length_text(lengths: Lengths) -> str:
 
 def _mean_line(one: ConfigStats, mean: Mean) -> str:
     what = " parsed" if mean.name == "stated_confidence" else ""
-    count = f"of {mean.num}{what}, " if what or mean.num < one.num_samples else ""
+    count = f"of {mean.num}{what}, " if what or mean.num < one.num_samples - one.num_extra else ""
     return _row(number_label(mean.name, one.asked_for), f"{mean.mean:.4g}  ({count}std {mean.std:.3g})")
 
 

@@ -3,7 +3,8 @@
     for one in stats("traces/run"):
         print(one.config, one.accuracy, one.calibration)
 
-What a task does not say is null or empty. Every number is over all samples; nothing but the record tables is read.
+What a task does not say is null or empty. Every number is over all samples; drawn answers beside a deterministic one
+count in sizes and lengths alone. Nothing but the record tables is read.
 """
 
 from collections import Counter, defaultdict
@@ -127,6 +128,8 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """True where the run is not finished."""
     num_samples: int
     """Samples."""
+    num_extra: int
+    """Drawn answers among them beside a deterministic one; accuracy and means leave them out."""
     num_bytes: int
     """Bytes of its shards."""
     prompt_tokens: Lengths | None
@@ -202,6 +205,7 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
             models=[model.id for model in info.models],
             is_open=info.is_open,
             num_samples=info.num_samples,
+            num_extra=outcomes.num_extra,
             num_bytes=info.num_bytes,
             prompt_tokens=_lengths(prompts),
             answer_tokens=_lengths(answers),

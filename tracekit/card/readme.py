@@ -337,7 +337,7 @@ def _making(manifest: Manifest) -> list[tuple[str, str]]:
         ("quantisation", model.quantization or "none"),
         ("source", f"{_link(source.id, source.revision, 'datasets/')}{f', {source.subset}' if source.subset else ''}"),
         ("source revision", f"`{source.revision}`"),
-        ("rows", f"split {source.split}: {source.num_used} of {source.num_rows} used, {len(source.skipped)} malformed"),
+        ("rows", f"split {source.split}: {source.num_used} of {source.num_rows} used, {source.left_out}"),
         ("prompt template", f"chat template, SHA-256 {templates}" if templates else "none: a plain prompt"),
         ("solved examples", str(prompt.get("num_shots", 0))),
         ("answers", _decoding(run) if _generates(manifest) else "nothing is generated"),

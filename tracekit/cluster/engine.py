@@ -23,7 +23,7 @@ from tracekit.config import ClusterConfig, ModelConfig
 from tracekit.format.layout import PARTIAL_SUFFIX, Layout
 from tracekit.format.manifest import Plan
 from tracekit.ranks import Rank
-from tracekit.run.engine import Job, part_size
+from tracekit.run.engine import Job
 from tracekit.run.plan import Devices, Estimate
 from tracekit.talk import say
 
@@ -171,7 +171,6 @@ class RayWork:
                 marker=marker,
                 own_folder=own_folder(base.absolute(), layout.plan),
                 is_apart=self._settings.worker_folder is not None,
-                part_size=part_size(layout, self._job.config.output.batch_size),
             )
             return Pool(self._ray, self._slots, self._job_ref, begin, layout).run(plan, on_shard)
 

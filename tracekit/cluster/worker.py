@@ -64,8 +64,6 @@ class Begin(NamedTuple):
     """Where to work where the folder is not seen, or is not to be worked in."""
     is_apart: bool
     """Whether to work there in any case."""
-    part_size: int | None
-    """Largest part of a batch that memory held, where the run was left."""
 
 
 class Begun(NamedTuple):
@@ -175,8 +173,6 @@ class NodeWorker:
         if not is_shared:
             self._stager = self._stack.enter_context(Stager(self._layout, job.config.publish, self._sent.put))
         self._worker = self._made_worker(self._layout)
-        if run.part_size is not None:
-            self._worker.shrink(run.part_size)
         return Begun(_node_id(), host, is_shared), said
 
     def step(self, shard: ShardTask) -> Reply:

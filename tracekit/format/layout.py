@@ -8,7 +8,7 @@
   schemas/<config>.json                JSON Schema of its record
   data/<config>/<split>-00000.tar      shards
   sidecars/<config>/<split>-00000.json a finished shard's index, records and hash (stays here, not published)
-  records/<config>/<split>.parquet     one flat row a sample, and where its bytes are
+  records/<config>/<split>.parquet     one flat row a sample, where its bytes are, and their checksums
   records/<config>/<split>.tar         the records alone, as WebDataset
   questions/<config>.jsonl             questions that a model wrote, and how: <config>.json
   labels/<config>/<set>.jsonl          labels that a judge gave the samples, and their summary: <set>.json
@@ -40,6 +40,7 @@ __all__ = [
     "forget",
     "is_ignored",
     "is_no_space",
+    "is_same_file",
     "locked",
     "may_become_dataset",
     "shard_name",
@@ -212,6 +213,14 @@ def cut_torn_line(descriptor: int) -> None:
 def is_no_space(error: OSError) -> bool:
     """Whether an error says that a file found no more room: on the disk, in a quota, or by a limit of its size."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Whether a path still names the file that is open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def create_once(path: Path, data: bytes) -> bool:

@@ -9,7 +9,9 @@ None of them holds a clock or an absolute path, so the whole folder is reproduci
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -17,11 +19,12 @@ import msgspec
 
 from tracekit.errors import DatasetError
 from tracekit.format.layout import Layout
-from tracekit.records import ModelInfo
+from tracekit.records import ModelInfo, check_schema
 from tracekit.storage import StorageLoss
 from tracekit.tensors import TensorIndex
 
 __all__ = [
+    "TOO_LONG",
     "ConfigEntry",
     "FigureData",
     "FileInfo",
@@ -44,6 +47,7 @@ __all__ = [
     "newest_schema",
     "read_plan",
     "read_struct",
+    "shard_info",
     "shard_names",
     "shard_number",
     "to_bytes",
@@ -53,12 +57,17 @@ __all__ = [
 ShardName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*-\d{5,}$")]
 PlainName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
 FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*(/\w[\w-]*)*(\.\w+)*$")]
+SchemaVersion = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,6}\.[0-9]{1,6}$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Stored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of everything that is written as a JSON file."""
+
+
+TOO_LONG = "too long"
+"""What is said of a row that has more tokens than the model takes; a row of another fault is malformed."""
 
 
 class SourceInfo(_Stored, frozen=True, kw_only=True):
@@ -77,7 +86,13 @@ class SourceInfo(_Stored, frozen=True, kw_only=True):
     num_used: int
     """Rows used, after offset, limit and skipped rows."""
     skipped: list[str]
-    """Rows left out as malformed: where each was and what was wrong."""
+    """Rows left out: where each was, and what was wrong; `too long` where it has more tokens than the model takes."""
+
+    @property
+    def left_out(self) -> str:
+        """How many rows were left out, by reason: `3 malformed, 2 too long`."""
+        num_long = sum(one.partition(": ")[2].startswith(f"{TOO_LONG}: ") for one in self.skipped)
+        return f"{len(self.skipped) - num_long} malformed" + f", {num_long} too long" * (num_long > 0)
 
 
 class ShardTask(_Stored, frozen=True, kw_only=True):
@@ -103,7 +118,7 @@ class Growth(_Stored, frozen=True, kw_only=True):
 class Plan(_Stored, frozen=True, kw_only=True):
     """What a run sets out to do: enough for any process on a like machine to do any part of it."""
 
-    schema_version: str
+    schema_version: SchemaVersion
     """Version of the contract."""
     config: str
     """Name of the configuration."""
@@ -151,6 +166,8 @@ class SampleIndex(_Stored, frozen=True, kw_only=True):
     """Start of the payload's data part in the shard."""
     tensors: list[TensorIndex]
     """Offset in the data part and size of each tensor."""
+    checksums: bytes = b""
+    """Packed checksums of its record and tensors (tracekit.format.checksums); empty before schema 2.0."""
 
 
 class SiteError(_Stored, frozen=True, kw_only=True):
@@ -257,6 +274,13 @@ class Sidecar(_Stored, frozen=True, kw_only=True):
     """Norms of its hidden states; null where none are stored."""
     losses: list[StorageLoss] = []
     """What storing its tensors in smaller forms has cost; empty where they stand as they were captured."""
+    checksum: int | None = None
+    """`zlib.crc32` of this file's own bytes with null here; null before schema 2.0."""
+
+    def with_checksum(self) -> Self:
+        """The same, its checksum that of what it says now."""
+        blank = msgspec.structs.replace(self, checksum=None)
+        return msgspec.structs.replace(self, checksum=zlib.crc32(to_bytes(blank, compact=True)))
 
 
 class ShardInfo(_Stored, frozen=True, kw_only=True):
@@ -350,7 +374,7 @@ class FileInfo(_Stored, frozen=True, kw_only=True):
 class Manifest(_Stored, frozen=True, kw_only=True):
     """A complete configuration."""
 
-    schema_version: str
+    schema_version: SchemaVersion
     """Version of the contract."""
     config: str
     """Name of the configuration."""
@@ -427,7 +451,7 @@ def index_entry(manifest: Manifest, data: bytes) -> ConfigEntry:
 class Index(_Stored, frozen=True, kw_only=True):
     """The configurations of a dataset folder."""
 
-    schema_version: str
+    schema_version: SchemaVersion
     """Version of the contract."""
     configs: list[ConfigEntry]
     """Every complete configuration, by name."""
@@ -442,12 +466,22 @@ def read_struct(path: Path, struct: type[StoredT]) -> StoredT:
     Raises:
         DatasetError: the file is missing or is not what it should be.
     """
+    data = b""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=struct)
+        data = path.read_bytes()
+        return msgspec.json.decode(data, type=struct)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):  # another major version has other fields
+            check_schema(msgspec.json.decode(data, type=_Versioned).schema_version, where=path)
         raise DatasetError(f"{path} is not a tracekit {struct.__name__.lower()}: {error}") from error
+
+
+class _Versioned(msgspec.Struct):
+    """The one field that every version of these files has."""
+
+    schema_version: str
 
 
 def to_bytes(struct: msgspec.Struct, *, compact: bool = False) -> bytes:
@@ -466,6 +500,21 @@ def shard_names(layout: Layout, plan: Plan) -> list[str]:
     if not plan.is_growing:
         return [shard.name for shard in plan.shards]
     return sorted((path.stem for path in layout.sidecar("").parent.glob("*.json")), key=shard_number)
+
+
+def shard_info(sidecar: Sidecar, split: str) -> ShardInfo:
+    """A finished shard as the manifest describes it."""
+    keys = [sample.key for sample in sidecar.samples]
+    return ShardInfo(
+        name=sidecar.name,
+        number=sidecar.number,
+        split=split,
+        num_samples=len(keys),
+        num_bytes=sidecar.num_bytes,
+        sha256=sidecar.sha256,
+        first_key=min(keys, default=""),
+        last_key=max(keys, default=""),
+    )
 
 
 def shard_number(name: str) -> int:

@@ -7,12 +7,12 @@
 Headers carry no time, no user and one mode, so equal samples give equal bytes. While a shard grows it lies beside its
 journal, both named `*.partial`:
 
-    journal     {"batch": 3, "parts": [2, 2]}              batch 3 is computed in two parts (memory ran out)
+    journal     {"batch": 3, "size": 2, "asked": 4}        from batch 3 on, 2 examples run at once (memory ran out)
                 {"batch": 3, "end": 81920}                 batch 3 is in the tar, synced, up to this byte
 
 A batch is appended, synced, and then noted. A process that dies leaves at most an unnoted tail; the next one cuts it
 off and goes on, and the bytes come out the same. The finished tar is renamed; its sidecar,
-written last, means "done".
+written last, means "done". The sidecar also holds the checksums of every sample (tracekit.format.checksums).
 """
 
 import errno
@@ -34,12 +34,24 @@ from tracekit.errors import (
     NoSpaceError,
     ShardLockedError,
 )
-from tracekit.format.layout import Layout, is_no_space, sync_folder, write_atomic
+from tracekit.format.checksums import checksums_of
+from tracekit.format.layout import Layout, is_no_space, is_same_file, sync_folder, write_atomic
 from tracekit.format.manifest import LayerNorms, SampleIndex, Sidecar, Verification, to_bytes
 from tracekit.storage import StorageLoss, added_up
 from tracekit.tensors import Payload, TensorIndex, read_header
 
-__all__ = ["JSON_SUFFIX", "TENSORS_SUFFIX", "Member", "ShardWriter", "iter_members", "iter_samples", "sha256_file"]
+__all__ = [
+    "JSON_SUFFIX",
+    "TENSORS_SUFFIX",
+    "Member",
+    "RawSample",
+    "ShardWriter",
+    "index_of",
+    "iter_members",
+    "iter_samples",
+    "read_sample",
+    "sha256_file",
+]
 
 JSON_SUFFIX = ".json"
 TENSORS_SUFFIX = ".safetensors"
@@ -70,12 +82,16 @@ class JournalLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     batch: int
     """Number of the batch in the shard."""
-    parts: list[int] | None = None
-    """Sizes of the parts in which the batch is computed."""
+    size: int | None = None
+    """Most examples that run at once from here on; a line with an `end` speaks of the batches after it."""
+    asked: int | None = None
+    """Examples at once that the run asked for: `size` holds for as long as it asks for them."""
     end: int | None = None
     """Size of the tar with the whole batch in it."""
     verification: Verification | None = None
-    """What replaying samples of the batch showed, where some were."""
+    """What replaying samples of the shard has shown, where more were replayed."""
+    padding: int = 0
+    """Padding of the most padded row that was replayed of the shard so far, tokens."""
     hidden_norms: LayerNorms | None = None
     """Norms of the batch's hidden states, where it has any."""
     losses: list[StorageLoss] = []
@@ -85,9 +101,9 @@ class JournalLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 class ShardWriter:
     """Writes one shard, batch by batch; picks up where an earlier process stopped.
 
-    Use as a context manager. `num_batches` says how many batches are already there and `parts(batch)` how a batch was
-    split; `append` adds the next batch; `finish` closes the shard. Leaving the context without `finish` keeps what
-    is there for the next process.
+    Use as a context manager. `num_batches` says how many batches are already there, `size` how many examples of the
+    next one run at once, and `padding` the most padding of a replayed row; `append` adds the next batch; `finish`
+    closes the shard. Leaving the context without `finish` keeps what is there for the next process.
 
     Raises:
         ShardLockedError: another process is writing this shard.
@@ -100,14 +116,16 @@ class ShardWriter:
         self._partial = layout.partial_shard(name)
         self._journal_path = layout.journal(name)
         self._samples: list[SampleIndex] = []
+        self._indexing: list[Future[SampleIndex]] = []
         self._records: list[bytes] = []
-        self._parts: dict[int, list[int]] = {}
+        self._size: tuple[int, int] | None = None
         self._sha = hashlib.sha256()
-        self._hasher = ThreadPoolExecutor(max_workers=1)
+        self._hasher, self._indexer = ThreadPoolExecutor(max_workers=1), ThreadPoolExecutor(max_workers=1)
         self._hashed: list[Future[None]] = []
         self._end = 0
         self.is_done = False
         self.num_batches = 0
+        self.padding = 0
         self.verification: Verification | None = None
         self.hidden_norms: LayerNorms | None = None
         self.losses: list[StorageLoss] = []
@@ -150,6 +168,7 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hasher.shutdown(cancel_futures=True)
+        self._indexer.shutdown(cancel_futures=True)
         self._journal.close()
         if not self.is_done:
             self._file.close()
@@ -159,14 +178,24 @@ class ShardWriter:
         """Samples in the shard so far."""
         return len(self._samples)
 
-    def parts(self, batch: int) -> list[int] | None:
-        """Sizes of the parts in which a batch is to be computed, by the journal; None where it says nothing."""
-        return self._parts.get(batch)
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the files that are written still have their names: nobody has deleted or replaced them."""
+        return is_same_file(self._file.fileno(), self._partial) and is_same_file(
+            self._journal.fileno(), self._journal_path
+        )
 
-    def note_parts(self, batch: int, parts: Sequence[int]) -> None:
-        """Note, before computing, that a batch is computed in these parts."""
-        self._note(JournalLine(batch=batch, parts=list(parts)))
-        self._parts[batch] = list(parts)
+    def size(self, asked: int) -> int:
+        """Most examples of the next batch that run at once: as the journal says, where it speaks of what is asked for;
+        else as asked."""
+        return self._size[0] if self._size is not None and self._size[1] == asked else asked
+
+    def note_size(self, size: int, *, asked: int) -> None:
+        """Note, before computing, that from the next batch on so many examples run at once."""
+        if self._size != (size, asked):
+            line = JournalLine(batch=self.num_batches, size=size, asked=asked)
+            self._note(line)
+            self._take_in(line)
 
     def append(
         self,
@@ -174,11 +203,15 @@ class ShardWriter:
         verification: Verification | None = None,
         hidden_norms: LayerNorms | None = None,
         losses: Sequence[StorageLoss] = (),
+        *,
+        padding: int = 0,
+        size: tuple[int, int] | None = None,
     ) -> None:
         """Add the next batch: key, record and payload of each sample; on return it survives a crash.
 
-        `verification` is the whole shard's and replaces what was given before; `hidden_norms` and `losses` are the
-        batch's and add up.
+        `verification` and `padding` are of rows of the batch that were replayed, `hidden_norms` and `losses` of the
+        batch; they are added to what is known of the shard. `size` is how many examples run at once in the batches
+        after it, and how many were asked for, where that changes.
         """
         try:
             for key, record, payload in samples:
@@ -187,9 +220,12 @@ class ShardWriter:
             line = JournalLine(
                 batch=self.num_batches,
                 end=self._end,
-                verification=verification,
+                verification=verification and (self.verification or Verification.nothing()).with_more(verification),
+                padding=max(padding, self.padding),
                 hidden_norms=hidden_norms,
                 losses=list(losses),
+                size=size and size[0],
+                asked=size and size[1],
             )
             self._note(line)
         except OSError as error:
@@ -215,6 +251,7 @@ class ShardWriter:
                 hidden_norms=self.hidden_norms,
                 losses=self.losses,
             )
+            sidecar = sidecar.with_checksum()
             write_atomic(self._layout.sidecar(self._name), to_bytes(sidecar, compact=True))
         except OSError as error:
             raise _no_space(error, self._partial) from error
@@ -222,29 +259,22 @@ class ShardWriter:
         return sidecar
 
     def _add(self, key: str, record: bytes, payload: Payload) -> None:
-        json_offset = self._write_member(key + JSON_SUFFIX, [record], len(record))
-        tensors_offset = self._write_member(key + TENSORS_SUFFIX, payload.buffers, payload.size)
-        self._records.append(record)
-        self._samples.append(
-            SampleIndex(
-                key=key,
-                json_offset=json_offset,
-                json_size=len(record),
-                tensors_offset=tensors_offset,
-                tensors_size=payload.size,
-                data_offset=tensors_offset + payload.data_offset,
-                tensors=payload.places,
-            )
+        stored = RawSample(
+            key,
+            self._write_member(key + JSON_SUFFIX, [record], len(record)),
+            self._write_member(key + TENSORS_SUFFIX, payload.buffers, payload.size),
         )
+        self._records.append(record)
+        self._indexing.append(self._indexer.submit(_index, stored, record, payload))
 
-    def _write_member(self, name: str, buffers: Sequence[bytes | memoryview], size: int) -> int:
-        """Write one tar member; returns the offset of its bytes."""
-        offset = self._end + _BLOCK
+    def _write_member(self, name: str, buffers: Sequence[bytes | memoryview], size: int) -> Member:
+        """Write one tar member; returns where its bytes are."""
+        member = Member(name, self._end + _BLOCK, size)
         self._write([tar_header(name, size), *buffers, bytes(-size % _BLOCK)])
-        return offset
+        return member
 
     def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Write, and have the hashing thread follow: hashing lets go of the GIL."""
+        """Write, and have the hashing thread follow: hashing, like checksums, lets go of the GIL."""
         self._hashed.append(self._hasher.submit(_update, self._sha, buffers))
         left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
         while left:
@@ -256,11 +286,13 @@ class ShardWriter:
                 left[0] = left[0][written:]
 
     def _sync(self) -> None:
-        """Wait until everything written is on the disk, and hashed."""
+        """Wait until everything written is on the disk, hashed, and indexed."""
         os.fsync(self._file.fileno())
         for hashed in self._hashed:
             hashed.result()
+        self._samples += [indexed.result() for indexed in self._indexing]
         self._hashed.clear()
+        self._indexing.clear()
 
     def _note(self, line: JournalLine) -> None:
         left = memoryview(msgspec.json.encode(line) + b"\n")
@@ -270,6 +302,9 @@ class ShardWriter:
 
     def _take_in(self, line: JournalLine) -> None:
         """Add up what a line says: the same in a process that writes it and in one that resumes."""
+        if line.size is not None and line.asked is not None:
+            self._size = (line.size, line.asked)
+        self.padding = max(line.padding, self.padding)
         self.verification = line.verification or self.verification
         if line.hidden_norms is not None:
             so_far = self.hidden_norms
@@ -288,8 +323,6 @@ class ShardWriter:
             if entry is None:  # torn by a crash or a full disk: what follows is not to be trusted
                 break
             known += len(line)
-            if entry.parts is not None:
-                self._parts[entry.batch] = entry.parts
             if entry.end is not None:
                 end, self.num_batches = entry.end, entry.batch + 1
             self._take_in(entry)
@@ -302,10 +335,9 @@ class ShardWriter:
             for chunk in _chunks(file, end):
                 self._sha.update(chunk)
             for sample in iter_samples(file, end=end, where=str(self._partial)):
-                file.seek(sample.record.offset)
-                self._records.append(file.read(sample.record.size))
-                file.seek(sample.payload.offset)
-                self._samples.append(_index_of(sample, file.read(sample.payload.size)))
+                record, payload = read_sample(file, sample)
+                self._records.append(record)
+                self._samples.append(index_of(sample, record, payload))
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -370,19 +402,38 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _index_of(sample: RawSample, payload: bytes) -> SampleIndex:
+def read_sample(file: BinaryIO, sample: RawSample) -> tuple[bytes, bytes]:
+    """Record and payload of a sample, as they stand in the tar."""
+    file.seek(sample.record.offset)
+    record = file.read(sample.record.size)
+    file.seek(sample.payload.offset)
+    return record, file.read(sample.payload.size)
+
+
+def index_of(sample: RawSample, record: bytes, payload: bytes) -> SampleIndex:
+    """The index of a sample, made from its bytes alone: equal to what its writer noted.
+
+    Raises:
+        CorruptShardError: the payload is not a whole, consistent one.
+    """
     header = read_header(payload, where=sample.key)
+    places = [
+        TensorIndex(name=name, offset=entry.data_offsets[0], size=entry.data_offsets[1] - entry.data_offsets[0])
+        for name, entry in header.entries.items()
+    ]
+    return _index(sample, record, Payload([payload], header.data_offset, len(payload), places))
+
+
+def _index(sample: RawSample, record: bytes, payload: Payload) -> SampleIndex:
     return SampleIndex(
         key=sample.key,
         json_offset=sample.record.offset,
         json_size=sample.record.size,
         tensors_offset=sample.payload.offset,
         tensors_size=sample.payload.size,
-        data_offset=sample.payload.offset + header.data_offset,
-        tensors=[
-            TensorIndex(name=name, offset=entry.data_offsets[0], size=entry.data_offsets[1] - entry.data_offsets[0])
-            for name, entry in header.entries.items()
-        ],
+        data_offset=sample.payload.offset + payload.data_offset,
+        tensors=payload.places,
+        checksums=checksums_of(record, payload),
     )
 
 

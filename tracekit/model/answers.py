@@ -10,9 +10,17 @@ from typing import Any, NamedTuple
 from tracekit.model.prompts import Prompt, tokens_of
 from tracekit.records import Span
 
-__all__ = ["Answer", "parse_answer", "prompt_of_ids", "token_offsets", "without_thinking"]
+__all__ = [
+    "THINKING",
+    "Answer",
+    "end_of_thinking",
+    "parse_answer",
+    "prompt_of_ids",
+    "token_offsets",
+    "without_thinking",
+]
 
-_THINKING = (
+THINKING = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("[THINK]", "[/THINK]"),
@@ -61,7 +69,7 @@ def parse_answer(
     whole = prompt.text + generated
     offsets = [*prompt.offsets, *[[base + start, base + stop] for start, stop in pieces]]
     visible = pieces[-1][0] if eos_included and pieces else len(generated)
-    think_end = _end_of_thinking(prompt.text, generated[:visible])
+    think_end = end_of_thinking(prompt.text, generated[:visible])
     start, stop = _strip(generated, think_end, visible)
     has_more_lines = is_one_line and prompt.template_sha256 is None and "\n" in generated[start:visible]
     if has_more_lines:
@@ -82,8 +90,8 @@ def parse_answer(
 def without_thinking(text: str) -> str:
     """A generated text without its reasoning, where the prompt is not at hand: a closing marker that nothing opens was
     opened by the chat template."""
-    closing = next((closing for opening, closing in _THINKING[:-1] if closing in text and opening not in text), None)
-    stop = text.index(closing) + len(closing) if closing is not None else _end_of_thinking("", text)
+    closing = next((closing for opening, closing in THINKING[:-1] if closing in text and opening not in text), None)
+    stop = text.index(closing) + len(closing) if closing is not None else end_of_thinking("", text)
     return text[stop:].strip()
 
 
@@ -120,9 +128,9 @@ def _decoded_after(tokenizer: Any, anchor: Sequence[int], token_ids: Sequence[in
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(list(token_ids))
 
 
-def _end_of_thinking(prompt: str, generated: str) -> int:
+def end_of_thinking(prompt: str, generated: str) -> int:
     """Where reasoning ends in the generated text; 0 where there is none. A marker counts where it was opened."""
-    for opening, closing in _THINKING:
+    for opening, closing in THINKING:
         if prompt.rstrip().endswith(opening) or generated.lstrip().startswith(opening):
             return generated.index(closing) + len(closing) if closing in generated else len(generated)
     return 0

@@ -116,7 +116,7 @@ def capture(
     finite are stored as they are in a lone eager pass, next-token numbers too; with `allow_overflow`, which only has a
     meaning beside it, finite ones that do not fit `store_dtype` are stored as inf and counted.
 
-    Models whose rows influence one another (int8 with outliers) run one text at a time.
+    Texts that would influence one another (int8 with outliers, tracekit.model.lengths) run apart.
 
     Raises:
         CaptureError: an invariant failed: attention rows that do not sum to one, attention to the future (of rows that
@@ -124,19 +124,23 @@ def capture(
         DtypeOverflowError: a value does not fit `store_dtype`, and overflow is not allowed.
         UnsupportedSiteError: the model cannot give a requested site.
     """
-    if traced.is_row_coupled and len(texts) > 1:
-        return [
-            trace
-            for text in texts
-            for trace in capture(
-                traced,
-                [text],
-                config,
-                num_best=num_best,
-                allow_nonfinite=allow_nonfinite,
-                allow_overflow=allow_overflow,
-            )
-        ]
+    traces: dict[int, Trace] = {}
+    for group in traced.groups([len(text.token_ids) for text in texts]):
+        together = [texts[i] for i in group]
+        made = _captured(traced, together, config, num_best, allow_nonfinite, allow_overflow)
+        traces |= zip(group, made, strict=True)
+    return [traces[i] for i in range(len(texts))]
+
+
+def _captured(
+    traced: TracedModel,
+    texts: Sequence[Text],
+    config: CaptureConfig,
+    num_best: int,
+    allow_nonfinite: bool,
+    allow_overflow: bool,
+) -> list[Trace]:
+    """The same of texts that may run together."""
     rows = run_rows(traced, texts, config, allow_nonfinite=allow_nonfinite, allow_overflow=allow_overflow)
     if allow_nonfinite and not (rows.buffers.is_finite and rows.output.last_hidden_state.isfinite().all()):
         with eager_attention(traced.model, traced.anatomy):

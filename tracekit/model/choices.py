@@ -88,27 +88,23 @@ def capture_choices(traced: TracedModel, items: Sequence[Choices], config: Captu
         UnsupportedSiteError: the model cannot give a requested site.
     """
     check_choice_config(config)
-    if traced.is_row_coupled and len(items) + len(items[0].texts) > 2:
-        alone = [[capture_choices(traced, [Choices([text])], config)[0] for text in item.texts] for item in items]
-        return [
-            _joined(item, [(one.tensors, one.specs) for one in ones], np.concatenate([one.logits for one in ones]))
-            for item, ones in zip(items, alone, strict=True)
-        ]
     sites = tuple(site for site in resolve_sites(config.sites) if SITES[site].source != "head")
     settings = msgspec.structs.replace(config, sites=sites or ("none",))
     texts = [text for item in items for text in item.texts]
-    rows = run_rows(traced, texts, settings)
-    logits_N = rows.output.logits[:, 0].float().cpu()
+    logits_N = torch.empty(len(texts))
+    parts: dict[int, tuple[dict[str, np.ndarray], list[TensorSpec]]] = {}
+    for group in traced.groups([len(text.token_ids) for text in texts]):
+        rows = run_rows(traced, [texts[i] for i in group], settings)
+        logits_N[group] = rows.output.logits[:, 0].float().cpu()
+        parts |= {i: rows.buffers.tensors(row) for row, i in enumerate(group)}
     if not torch.isfinite(logits_N).all():
         raise CaptureError(f"logits of the options: not finite in a {traced.info.dtype} model; use another --dtype")
-    traces: list[ChoiceTrace] = []
-    first = 0
-    for item in items:
-        stop = first + len(item.texts)
-        parts = [rows.buffers.tensors(row) for row in range(first, stop)]
-        traces.append(_joined(item, parts, logits_N[first:stop].numpy()))
-        first = stop
-    return traces
+    stops = accumulate(len(item.texts) for item in items)
+    places = [range(stop - len(item.texts), stop) for item, stop in zip(items, stops, strict=True)]
+    return [
+        _joined(item, [parts[i] for i in place], logits_N[place.start : place.stop].numpy())
+        for item, place in zip(items, places, strict=True)
+    ]
 
 
 def _joined(

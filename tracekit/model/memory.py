@@ -12,6 +12,7 @@ On other devices, and where there is no /proc/meminfo, the watch is off and says
 counts.
 """
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +46,11 @@ def decide(used_share: float) -> Decision:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a batch did not fit, on the host or on a device."""
-    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, Exception) and should_reduce_batch_size(error)
+    )
 
 
 class MemoryReader(NamedTuple):

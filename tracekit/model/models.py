@@ -1,13 +1,11 @@
 """Loading: a model's name in, a proven TracedModel out.
 
-The name is that of tracekit.model.references. With it go a LoRA adapter (active beside the weights, or merged into
-them), int8 or nf4 (bitsandbytes, also on CPU), a dtype, and the devices of tracekit.model.placement. Remote code is
-never run unless asked for.
+The name is that of tracekit.model.references. With it go an adapter (tracekit.model.adapters), quantised weights
+(tracekit.model.quantisation), a dtype, and the devices of tracekit.model.placement. Remote code is never run unless
+asked for.
 """
 
 import logging
-import struct
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -15,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,26 +21,35 @@ from transformers import (
     AutoModelForMultipleChoice,
     AutoProcessor,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
 )
 
 from tracekit.config import ModelConfig
-from tracekit.errors import ConfigError, ModelError
+from tracekit.errors import ModelError
+from tracekit.model.adapters import adapter_file, adapter_name, may_add_rows, with_adapter
 from tracekit.model.families import OFF_INTERFACE
+from tracekit.model.memory import is_out_of_memory
 from tracekit.model.placement import (
     computing_device,
-    input_device,
     loading_arguments,
     settle,
     watch_offloaded,
 )
 from tracekit.model.proof import prove
-from tracekit.model.references import Reference, resolve
+from tracekit.model.quantisation import (
+    check_loaded,
+    is_row_coupled,
+    quantization_arguments,
+    quantization_of,
+    use_plain_4bit_matmul,
+)
+from tracekit.model.references import LOAD_ERRORS, Reference, load_error, resolve
 from tracekit.model.traced import Head, Loads, TracedModel
+from tracekit.model.vocabulary import note_num_rows, say_missing_rows
 from tracekit.records import ModelInfo
 
 __all__ = [
+    "end_token_ids",
     "is_head_fresh",
     "load_model",
     "load_processor",
@@ -51,9 +57,6 @@ __all__ = [
     "max_positions",
     "model_info",
 ]
-
-_LOAD_ERRORS = (OSError, ValueError, LookupError, ImportError, RuntimeError, struct.error, SafetensorError)
-"""What transformers, peft and the readers of their files raise for a checkpoint that is missing, damaged or unknown."""
 
 _AUTO = {
     "lm": AutoModelForCausalLM,
@@ -66,7 +69,9 @@ _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "dat
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The model's tokenizer.
+    """The model's tokenizer, or the one that its adapter brings; with the chat template that the adapter brings.
+
+    It knows how many rows the model's embedding table has, so that `check_rows` can refuse a prompt.
 
     Raises:
         ModelError: it cannot be found or loaded, or is not a fast one (offsets are needed).
@@ -75,14 +80,22 @@ def load_tokenizer(config: ModelConfig) -> Any:
     own = Path(config.model_path or "").expanduser()
     if config.model_path is not None and own.is_dir() and not (own / "tokenizer_config.json").exists():
         reference = resolve(config.model)  # weights alone
+    adapter = None if config.adapter is None else resolve(config.adapter)
+    if adapter is not None and adapter_file(adapter, "tokenizer_config.json") is not None:
+        reference = adapter
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
         )
-    except _LOAD_ERRORS as error:
-        raise _load_error("tokenizer", reference.path, error) from error
+    except LOAD_ERRORS as error:
+        raise load_error("tokenizer", reference.path, error) from error
     if not tokenizer.is_fast:
         raise ModelError(f"{reference.path!r} has no fast tokenizer (tokenizer.json); character offsets need one")
+    if adapter is not None and (template := adapter_file(adapter, "chat_template.jinja")) is not None:
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    num_rows = _vocab_size(_load_config(_weights(config), config))
+    is_unsure = adapter is not None and num_rows is not None and may_add_rows(adapter, num_rows)
+    note_num_rows(tokenizer, None if is_unsure else num_rows)
     return tokenizer
 
 
@@ -97,15 +110,20 @@ def load_processor(config: ModelConfig) -> Any:
         processor = AutoProcessor.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
         )
-    except _LOAD_ERRORS as error:
-        raise _load_error("processor", config.model, error) from error
+    except LOAD_ERRORS as error:
+        raise load_error("processor", config.model, error) from error
     if not hasattr(processor, "image_processor"):
         raise ModelError(f"model {config.model!r} takes no pictures: it has no image processor; leave --image out")
     return processor
 
 
 def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) -> ModelInfo:
-    """What is known of a model before its weights are loaded; enough to recognise a run that is already complete."""
+    """What is known of a model before its weights are loaded; enough to recognise a run that is already complete.
+
+    Raises:
+        ModelError: no such model, or a quantisation that cannot be loaded here.
+        ConfigError: `--quantize` or `--merge-adapter` with a checkpoint that is quantised already.
+    """
     reference = _weights(config)
     settings = _load_config(reference, config)
     dtype = config.dtype
@@ -114,12 +132,13 @@ def model_info(config: ModelConfig, *, variant: str, sites: Sequence[str] = ()) 
         dtype = (
             str(own or torch.float32).removeprefix("torch.") if "gguf_file" not in reference.arguments else "float32"
         )
+    quantization = quantization_of(reference, settings, config, dtype)
     return ModelInfo(
         id=reference.id,
         revision=reference.revision or getattr(settings, "_commit_hash", None) or "unknown",
         variant=variant,
-        adapter=_adapter_name(config) if config.adapter else None,
-        quantization=_quantization_name(config),
+        adapter=adapter_name(config) if config.adapter else None,
+        quantization=quantization,
         dtype=dtype,
         attention="eager" if "attentions" in sites else "auto",
     )
@@ -131,6 +150,17 @@ def max_positions(config: ModelConfig) -> int | None:
     positions = getattr(settings, "max_position_embeddings", None) or getattr(settings, "max_seq_len", None)
     is_shifted = settings.model_type in _POSITIONS_AFTER_PADDING and positions is not None
     return positions - settings.pad_token_id - 1 if is_shifted else positions
+
+
+def end_token_ids(config: ModelConfig, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer of a model, known before its weights are loaded."""
+    reference = _weights(config)
+    places = {name: value for name, value in reference.arguments.items() if name != "gguf_file"}
+    try:
+        own = GenerationConfig.from_pretrained(reference.path, **places)
+    except OSError:  # it has none of its own: transformers makes one of the model's configuration
+        own = GenerationConfig.from_model_config(_load_config(reference, config))
+    return frozenset(_end_ids(own, tokenizer))
 
 
 def load_model(
@@ -153,17 +183,37 @@ def load_model(
     settings = _load_config(reference, config)
     if config.model_path is not None:
         _check_base(settings, _load_config(resolve(config.model), config), config)
-    if config.quantize != "none" and "gguf_file" in reference.arguments:
-        raise ConfigError(f"--quantize {config.quantize} with a GGUF file: it is quantised already; load it without")
-    model, missing = _loaded(reference, settings, config, info, loads)
-    if config.adapter:
-        model = _with_adapter(model, config.adapter, tokenizer, merge=config.merge_adapter)
     head: Head = "choices" if loads == "choices" else "lm"
-    if head == "lm":
-        _clean_generation_config(model, tokenizer)
-    is_coupled = config.quantize == "int8" and config.int8_threshold > 0
+    try:
+        return _proven(
+            _loaded(reference, settings, config, info, loads), settings, config, info, tokenizer, sites, head
+        )
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise load_error("model", info.id, error) from error
+
+
+def _proven(
+    loaded: "_Loaded",
+    settings: Any,
+    config: ModelConfig,
+    info: ModelInfo,
+    tokenizer: Any,
+    sites: Sequence[str],
+    head: Head,
+) -> TracedModel:
+    """A loaded model with its adapter, proven."""
+    model, missing = loaded
+    if config.adapter:
+        model, missing = _adapted(loaded, config, info, tokenizer, head)
     with watch_offloaded(model, info.id):
-        traced = TracedModel(model, tokenizer, info, is_row_coupled=is_coupled, head=head)
+        traced = TracedModel(model, tokenizer, info, is_row_coupled=is_row_coupled(model), head=head)
+        if tokenizer is not None:
+            note_num_rows(tokenizer, traced.num_rows)
+            say_missing_rows(tokenizer, traced.num_rows)
+        if head == "lm":
+            _clean_generation_config(model, tokenizer)
         traced.is_head_fresh = is_head_fresh(model, traced.anatomy.inner, missing, info.id)
         _check_head(settings, info, head, traced.is_head_fresh, config)
         prove(traced, sites)
@@ -175,6 +225,22 @@ def load_model(
             "it is to predict. Encoders are for builders.csqa_mcq"
         )
     return traced
+
+
+def _adapted(loaded: "_Loaded", config: ModelConfig, info: ModelInfo, tokenizer: Any, head: Head) -> "_Loaded":
+    """The model with its adapter. Weights that no checkpoint has are followed by what they are: peft renames them."""
+    parameters = dict(loaded.model.named_parameters(remove_duplicate=False))
+    embeddings = loaded.model.get_input_embeddings().weight
+    drawn = {id(parameters[path]) for path in loaded.missing if path in parameters} - {id(embeddings)}
+
+    def run(model: Any, ids: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(input_ids=ids[:, None] if head == "choices" else ids).logits
+
+    model = with_adapter(loaded.model, config, info, tokenizer, run)
+    named = model.named_parameters(remove_duplicate=False)
+    missing = [path for path, weight in named if id(weight) in drawn and ".original_module." not in path]
+    return _Loaded(model, missing)
 
 
 class _Loaded(NamedTuple):
@@ -197,8 +263,10 @@ def _loaded(reference: Reference, settings: Any, config: ModelConfig, info: Mode
     if family is not None and family.eager_fault(settings.get_text_config()) is None:
         arguments["attn_implementation"] = "eager"
     device = computing_device(config)
-    if config.quantize != "none":
-        arguments |= {"quantization_config": _quantization(config, info), "device_map": {"": str(device)}}
+    quantised = quantization_arguments(reference, settings, config, info.dtype, device)
+    pad = getattr(settings.get_text_config(), "pad_token_id", None)
+    if pad is not None and pad >= (_vocab_size(settings) or pad + 1):
+        arguments["pad_token_id"] = None  # the added token has no row, and transformers would not build the table
     auto: Any = _AUTO[loads]
     torch.manual_seed(0)  # a head that the checkpoint does not have is the same on every run
     with loading_arguments(config) as placed:
@@ -207,23 +275,30 @@ def _loaded(reference: Reference, settings: Any, config: ModelConfig, info: Mode
                 reference.path,
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
-                **(arguments | placed),
+                **(arguments | quantised | placed),
             )
-        except _LOAD_ERRORS as error:
+            if getattr(model, "_hf_peft_config_loaded", False):
+                raise _adapter_beside(reference.path)
+            check_loaded(model, info.id, info.quantization, info.dtype)
+            if not placed and "device_map" not in quantised:
+                model = model.to(device)
+        except LOAD_ERRORS as error:
+            if isinstance(error, ModelError):
+                raise
             raise _explained(error, settings, config, loads) from error
         if placed:
             missing, folder = loading["missing_keys"], placed.get("offload_folder")
             settle(model, config, info.id, missing=missing, folder=folder)
-    if config.quantize == "none" and not placed:
-        model = model.to(device)
-    elif config.quantize != "none" and device.type == "cpu":
-        _use_plain_4bit_matmul(model)
+    if device.type == "cpu":
+        use_plain_4bit_matmul(model)
     return _Loaded(model, loading["missing_keys"])
 
 
 def _explained(error: Exception, settings: Any, config: ModelConfig, loads: Loads) -> ModelError:
     """What it means that transformers does not load a model."""
     reason = " ".join(str(error).split())
+    if is_out_of_memory(error) or isinstance(error, ImportError):
+        return load_error("model", config.model, error)
     if loads == "choices":
         return ModelError(
             f"model {config.model_path or config.model!r} cannot be loaded with a multiple-choice head: {reason[:200]}"
@@ -239,7 +314,7 @@ def _explained(error: Exception, settings: Any, config: ModelConfig, loads: Load
             "What fits into no memory is left to the disk, which needs --offload-folder DIR; weights in int8 or nf4 "
             "have to fit on accelerators, or all on the CPU (--max-memory), since they cannot be offloaded"
         )
-    return _load_error("model", config.model, error)
+    return load_error("model", config.model, error)
 
 
 def _weights(config: ModelConfig) -> Reference:
@@ -304,87 +379,43 @@ def _check_head(settings: Any, info: ModelInfo, head: Head, is_fresh: bool, conf
         )
 
 
+def _vocab_size(settings: Any) -> int | None:
+    """Rows of the embedding table, as a checkpoint's configuration has them."""
+    return getattr(settings.get_text_config(), "vocab_size", None)
+
+
+def _adapter_beside(name: str) -> ModelError:
+    return ModelError(
+        f"model {name!r} has an adapter beside it (adapter_config.json), which transformers would load unchecked. Give "
+        "the base with --model, and the adapter with --adapter"
+    )
+
+
 def _load_config(reference: Reference, config: ModelConfig) -> Any:
+    if (Path(reference.path) / "adapter_config.json").is_file():
+        raise _adapter_beside(reference.path)
     try:
         return AutoConfig.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
         )
-    except _LOAD_ERRORS as error:
-        raise _load_error("model", config.model, error) from error
-
-
-def _load_error(what: str, name: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())
-    return ModelError(
-        f"{what} {name!r} cannot be loaded: {reason[:400]}\n"
-        "Check the name and revision; for a gated or private model log in with `hf auth login`; without network give a "
-        "local folder, a .gguf file, or `demo`"
-    )
-
-
-def _quantization_name(config: ModelConfig) -> str | None:
-    if config.quantize == "none":
-        return None
-    return f"int8(threshold={config.int8_threshold:g})" if config.quantize == "int8" else config.quantize
-
-
-def _quantization(config: ModelConfig, info: ModelInfo) -> BitsAndBytesConfig:
-    if config.quantize == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, info.dtype)
-    )
-
-
-def _use_plain_4bit_matmul(model: Any) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for AVX512-BF16: other bytes on other processors, and it fails on
-    layers whose width is no multiple of 32."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
-def _adapter_name(config: ModelConfig) -> str:
-    """Adapter and revision, and whether its weights are part of the model's."""
-    assert config.adapter is not None
-    adapter = resolve(config.adapter)
-    revision = adapter.revision or adapter.arguments.get("revision", "main")
-    return f"{adapter.id}@{revision}" + " (merged)" * config.merge_adapter
-
-
-def _with_adapter(model: Any, adapter: str, tokenizer: Any, *, merge: bool) -> Any:
-    """The model with its adapter active inside it, or merged; checks that the adapter does something."""
-    from peft import PeftModel
-
-    reference = resolve(adapter)
-    try:
-        with warnings.catch_warnings():  # peft reads attributes that transformers has renamed
-            warnings.simplefilter("ignore", FutureWarning)
-            wrapped = PeftModel.from_pretrained(model, reference.path, **reference.arguments)
-    except _LOAD_ERRORS as error:
-        raise _load_error("adapter", adapter, error) from error
-    wrapped.eval()
-    ids = torch.tensor(
-        [tokenizer("The quick brown fox", add_special_tokens=False).input_ids], device=input_device(model)
-    )
-    with torch.inference_mode():
-        active = wrapped(input_ids=ids).logits
-        with wrapped.disable_adapter():
-            bare = wrapped(input_ids=ids).logits
-    is_trained = any(parameter.any() for name, parameter in wrapped.named_parameters() if "lora_B" in name)
-    if torch.equal(active, bare) and is_trained:
-        raise ModelError(f"adapter {adapter!r} is loaded but changes nothing; is it for another base model?")
-    return wrapped.merge_and_unload() if merge else wrapped.get_base_model()
+    except LOAD_ERRORS as error:
+        raise load_error("model", config.model, error) from error
 
 
 def _clean_generation_config(model: Any, tokenizer: Any) -> None:
     """Keep only the special tokens of the checkpoint's generation defaults: what is asked for is what happens."""
     own = model.generation_config
-    eos = own.eos_token_id if own.eos_token_id is not None else []
-    eos_ids = {*(eos if isinstance(eos, list) else [eos])}
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        eos_ids.add(tokenizer.eos_token_id)
+    eos_ids = _end_ids(own, tokenizer)
+    num_rows = model.get_input_embeddings().weight.shape[0]
     pad = own.pad_token_id if own.pad_token_id is not None else next(iter(sorted(eos_ids)), 0)
+    pad = pad if pad < num_rows else 0  # it is masked, and only needs a row
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=sorted(eos_ids) or None, pad_token_id=pad
     )
+
+
+def _end_ids(own: Any, tokenizer: Any) -> set[int]:
+    """The end tokens of a generation config, and the tokenizer's."""
+    eos = own.eos_token_id if own.eos_token_id is not None else []
+    ids = {*(eos if isinstance(eos, list) else [eos])}
+    return ids if tokenizer is None or tokenizer.eos_token_id is None else ids | {tokenizer.eos_token_id}

@@ -15,12 +15,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from tracekit.config import PromptConfig, template_kwargs
 from tracekit.errors import ConfigError, SourceError
+from tracekit.model.vocabulary import check_rows
 from tracekit.records import Span
 
-__all__ = ["Exchange", "Prompt", "Prompter", "draw_shots", "sha256_text", "tokens_of", "with_bos"]
+__all__ = ["Exchange", "Prompt", "Prompter", "draw_shots", "is_surely_longer", "sha256_text", "tokens_of", "with_bos"]
 
 PoolT = TypeVar("PoolT")
 
+_CHARACTERS_A_TOKEN = 8
+"""Characters of a text that are looked at first for each token that fits; ordinary text has about four a token."""
+_CUT_WORD = 1000
+"""More tokens than a word that is cut at the end of a beginning can have beyond those of the whole word."""
 _DATE_CODES = ("%-d", "%-m", "%A", "%B", "%H", "%I", "%M", "%S", "%Y", "%a", "%b", "%d", "%e", "%j", "%m", "%p", "%y")
 _FROZEN_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set frozen = namespace(text=format) -%}"
@@ -58,7 +63,8 @@ class Prompter:
     """Renders and tokenises prompts for one tokenizer and one configuration.
 
     Raises:
-        ConfigError: the chat template cannot be read or does not render, or is not what the form of prompts wants.
+        ConfigError: the chat template cannot be read or does not render, or is not what the form of prompts wants; or a
+            prompt holds a token that has no row in the model's embedding table.
     """
 
     def __init__(self, tokenizer: Any, config: PromptConfig, *, default_system: str) -> None:
@@ -78,6 +84,11 @@ class Prompter:
     def variant(self) -> str:
         """`chat` or `base`."""
         return "base" if self._template is None else "chat"
+
+    @property
+    def template(self) -> str | None:
+        """The chat template; None for plain prompts."""
+        return self._template
 
     @property
     def template_sha256(self) -> str | None:
@@ -216,19 +227,24 @@ class Prompter:
             messages.append({"role": "user", "content": question})
             messages.append({"role": "assistant", "content": answer})
         messages.pop()
-        text = self._render(messages, add_generation_prompt=True)
-        before = self._render(messages, add_generation_prompt=False)
+        text = self.render(messages, add_generation_prompt=True)
+        before = self.render(messages, add_generation_prompt=False)
         if text.startswith(before):
             return text, len(before)
         question = exchanges[-1].question.strip()
         found = text.rfind(question)
         return text, found + len(question) if found >= 0 else len(text)
 
-    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        assert self._template is not None
+    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        """The text of messages by the chat template, which there has to be.
+
+        Raises:
+            ConfigError: the template does not take them.
+        """
+        assert self._template is not None, "there is no chat template"
         try:
             return self._rendered(
-                self._tokenizer, self._template, messages, add_generation_prompt=add_generation_prompt
+                self._tokenizer, self._template, [*messages], add_generation_prompt=add_generation_prompt
             )
         except _render_errors() as error:
             hint = (
@@ -256,7 +272,9 @@ class Prompter:
         eos = self._tokenizer.eos_token_id
         if is_plain and ids and eos is not None and ids[-1] == eos and not text.endswith(self._tokenizer.eos_token):
             ids, offsets = ids[:-1], offsets[:-1]  # tokenizers that close every text: the answer comes here
-        return with_bos(self._tokenizer, ids, offsets, self._config.bos)
+        ids, offsets = with_bos(self._tokenizer, ids, offsets, self._config.bos)
+        check_rows(self._tokenizer, ids)
+        return ids, offsets
 
 
 def _spans(
@@ -325,6 +343,20 @@ def with_bos(tokenizer: Any, ids: list[int], offsets: list[list[int]], rule: str
     while bos is not None and ids[:2] == [bos, bos]:
         ids, offsets = ids[1:], offsets[1:]
     return ids, offsets
+
+
+def is_surely_longer(tokenizer: Any, text: str, limit: int) -> bool:
+    """Whether the beginning of a text is more than `limit` tokens already; no more of it is tokenised than shows that.
+
+    False says nothing: the text may be short, or tokenised as a whole only (a long run of blanks).
+    """
+    size = _CHARACTERS_A_TOKEN * max(limit, _CUT_WORD)
+    while size < len(text):
+        beginning = tokenizer(text[:size], add_special_tokens=False, verbose=False).input_ids
+        if len(beginning) > limit + _CUT_WORD:
+            return True
+        size *= 4
+    return False
 
 
 def sha256_text(text: str) -> str:

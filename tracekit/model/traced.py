@@ -5,12 +5,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
-from tracekit.errors import ModelError
+from tracekit.errors import CaptureError, ModelError
 from tracekit.model.anatomy import Anatomy, ResidRule, examine, find_resid_rule
+from tracekit.model.lengths import RotaryState, groups_within, length_limit, longest_text
 from tracekit.model.placement import devices_of, input_device, is_offloaded
+from tracekit.model.vocabulary import without_row
 from tracekit.records import ModelInfo
 
-__all__ = ["Head", "Loads", "SiteLayout", "Tolerance", "TracedModel", "tolerance_of"]
+__all__ = ["Head", "Loads", "SiteLayout", "Tolerance", "TracedModel", "is_quantized", "probe_tokens", "tolerance_of"]
 
 
 Head: TypeAlias = Literal["lm", "choices"]
@@ -38,11 +40,23 @@ _TOLERANCES = {
 _QUANTIZED = Tolerance(1e-1, 0.99)
 
 
+def is_quantized(info: ModelInfo) -> bool:
+    """Whether a model computes with quantised weights; one that was dequantised on loading does not."""
+    return info.quantization is not None and "dequantised" not in info.quantization
+
+
 def tolerance_of(info: ModelInfo, stored_dtype: str | None = None) -> Tolerance:
     """The tolerance for a model's dtype and quantisation, and for the dtype its tensors are stored in."""
-    model = _QUANTIZED if info.quantization else _TOLERANCES[info.dtype]
+    model = _QUANTIZED if is_quantized(info) else _TOLERANCES[info.dtype]
     stored = _TOLERANCES.get(stored_dtype or info.dtype, model)
     return Tolerance(max(model.max_rel_error, stored.max_rel_error), min(model.min_cosine, stored.min_cosine))
+
+
+def probe_tokens(tokenizer: Any) -> Sequence[int]:
+    """A short text as ids: a real sentence where there is a tokenizer, else the first ids."""
+    if tokenizer is None:
+        return [3, 1, 4, 1, 5, 9, 2, 6]
+    return tokenizer("The cat sat on the mat and looked at the moon.", add_special_tokens=False).input_ids
 
 
 class SiteLayout(NamedTuple):
@@ -69,7 +83,8 @@ class TracedModel:
     where the checkpoint had no weights for the head.
 
     `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.model.proof.prove`, which every model goes through
-    before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row.
+    before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row, and
+    `length_limit`, where it finds that the longest row changes others in a way that the configuration does not tell.
     """
 
     def __init__(
@@ -84,6 +99,13 @@ class TracedModel:
         self.is_causal = False
         self.rows_sum_to_one = True
         self.is_head_fresh = False
+        self.length_limit = length_limit(model.config)
+        self._longest = longest_text(model.config)
+        self._rotary: RotaryState | None = None
+        if self.length_limit is not None:
+            with torch.no_grad():
+                self.run(self.probe_ids()[:, :1])  # a short pass undoes what long ones before this have left
+            self._rotary = RotaryState(model)
         self.anatomy: Anatomy = examine(self.model, lambda: self.run(self.probe_ids()))
         self.resid_rule: ResidRule | None = None
 
@@ -92,6 +114,9 @@ class TracedModel:
 
         Without a mask all tokens are real. Tensors among the further arguments are rows (B, T) as well.
         """
+        if (wrong := int(input_ids.max())) >= self.num_rows:
+            raise ModelError(f"{self.info.id}: {without_row(self.tokenizer, wrong, self.num_rows)}")
+        self.begin_pass()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **arguments}
         if attention_mask is None:
             inputs["attention_mask"] = torch.ones_like(input_ids)
@@ -100,6 +125,24 @@ class TracedModel:
         else:
             inputs["use_cache"] = False
         return self.model(**inputs)
+
+    def begin_pass(self) -> None:
+        """Forget the length of earlier passes, where the model keeps it; before each pass, and before `generate`."""
+        if self._rotary is not None:
+            self._rotary.restore()
+
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Rows of these lengths that may run through the model together, by their numbers; each is in one group.
+
+        Raises:
+            CaptureError: the model computes a text of such a length in another way than short ones.
+        """
+        if self._longest is not None and max(lengths) > self._longest:
+            raise CaptureError(
+                f"{self.anatomy.model_type} ({self.info.id}): a text of {max(lengths)} tokens; it is traced with full "
+                f"attention, which it has up to {self._longest} tokens alone. Give shorter texts"
+            )
+        return groups_within(lengths, 0 if self.is_row_coupled else self.length_limit)
 
     @property
     def device(self) -> torch.device:
@@ -129,13 +172,14 @@ class TracedModel:
         """Number of blocks."""
         return len(self.anatomy.blocks)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table: ids that the model can read."""
+        return self._embeddings().shape[0]
+
     def probe_ids(self) -> torch.Tensor:
-        """A short text as ids (1, T): a real sentence where there is a tokenizer, else the first ids."""
-        vocab_size = self._embeddings().shape[0]
-        ids: Sequence[int] = [3, 1, 4, 1, 5, 9, 2, 6]
-        if self.tokenizer is not None:
-            ids = self.tokenizer("The cat sat on the mat and looked at the moon.", add_special_tokens=False).input_ids
-        return torch.tensor([[i % vocab_size for i in ids]], device=self.device)
+        """A short text as ids (1, T)."""
+        return torch.tensor([[i % self.num_rows for i in probe_tokens(self.tokenizer)]], device=self.device)
 
     def find_resid_rule(self) -> None:
         """Search the place of resid_post_attn."""

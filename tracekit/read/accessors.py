@@ -31,6 +31,7 @@ from tracekit.read.stacking import (
     Tokens,
     check_choice_tokens,
     expand_heads,
+    head_number,
     is_single,
     one_choice,
     stack_layers,
@@ -71,7 +72,7 @@ class Accessors:
             fields = self._rows.record_fields(key)
             assert fields["key"] == key, (fields["key"], key)
             return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
-        raw = self._bytes_of[row.shard].view(row.shard, row.json_offset, row.json_size)
+        raw = self._read(row, row.json_offset, row.json_size)
         record = decode_record(raw, where=f"{row.shard}: record {key!r}")
         if record.key != key:
             raise CorruptShardError(
@@ -113,7 +114,8 @@ class Accessors:
             SampleNotFoundError: no such key, site, layer, head, choice or token; the message says what is stored.
             ConfigError: `head`, `layer`, `choice` or named tokens where there are none.
             DatasetError: the shard is missing, or `expand_heads` where the number of heads is not stored.
-            CorruptShardError: the shard is cut short.
+            CorruptShardError: the shard is cut short, or its bytes are not those of their checksums: these are checked
+                where they are fetched, and in a folder with `check=True`.
         """
         row = self._row(key)
         if layer is None and site not in row.tensors and layers_of(row, site):
@@ -350,7 +352,12 @@ class Accessors:
         place = find_place(row, site, None if layer is None else int(layer))
         spec, where = place.stored.spec, f"{site} of sample {row.key!r}"
         number = None if choice is None else choice_number(place.stored, choice, where=where)
-        selected = self._view(row, place.stored, place.entry, number)._replace(layers=place.layers, where=where)
+        num_heads = num_query_heads(row, place) if expand and "K" in spec.axes else None
+        only = None
+        if head is not None and place.entry is not None and _is_by_head(place.stored):
+            only = head_number(place.stored.spec.shape[1], head, num_heads=num_heads, where=where)
+        view = self._view(row, place.stored, place.entry, only, number)
+        selected = view._replace(layers=place.layers, where=where)
         marks = row.marks
         if spec.choice_offsets:
             check_choice_tokens(tokens, where=where)
@@ -360,21 +367,22 @@ class Accessors:
             elif spec.layout == "full":
                 count = len(spec.choice_offsets) - 1
                 raise ConfigError(f"{where} holds {count} choices; choose one with `choice`, 0 to {count - 1}")
-        num_heads = num_query_heads(row, place) if expand and "K" in selected.axes else None
         if head is not None:
-            selected = take_head(selected, head, num_heads=num_heads)
+            selected = take_head(selected, 0) if only is not None else take_head(selected, head, num_heads=num_heads)
         selected = _at_tokens(selected, spec, marks, tokens)
         return expand_heads(selected, num_heads=num_heads) if num_heads and head is None else selected
 
-    def _view(self, row: Row, stored: Stored, entry: int | None, choice: int | None = None) -> Selected:
-        """A tensor, or one entry of its first axis, or a choice of that; over the shard's own memory where it is stored
-        as it is handed out."""
+    def _view(
+        self, row: Row, stored: Stored, entry: int | None, head: int | None = None, choice: int | None = None
+    ) -> Selected:
+        """A tensor, or one entry of its first axis, or a head or a choice of that; over the shard's own memory where it
+        is stored as it is handed out."""
         layers = stored.spec.layers
         if stored.layout == "sparse":
             axes = "".join(stored.spec.axes)[0 if entry is None else 1 :]
             return Selected(self._spread(row, stored, entry), axes, layers, row.key)
-        extent = extent_of(stored, entry=entry, choice=choice)
-        data = self._bytes_of[row.shard].view(row.shard, extent.start, extent.num_bytes)
+        extent = extent_of(stored, entry=entry, head=head, choice=choice)
+        data = self._read(row, extent.start, extent.num_bytes)
         array = np.ndarray(extent.shape, stored.dtype, data)
         array = array[extent.cut] if extent.cut else array
         if stored.layout == "scaled":
@@ -388,9 +396,7 @@ class Accessors:
         counts = self._bytes(row, stored.companions["counts"])
         weights, indices = (
             np.ndarray(
-                ((one.stop - one.start) // dtype.itemsize,),
-                dtype,
-                self._bytes_of[row.shard].view(row.shard, one.start, one.stop - one.start),
+                ((one.stop - one.start) // dtype.itemsize,), dtype, self._read(row, one.start, one.stop - one.start)
             )
             for one, dtype in self._kept_ranges(row, stored, entry)
         )
@@ -425,7 +431,11 @@ class Accessors:
         if entry is not None:
             num_bytes //= shape[0]
             shape, start = shape[1:], start + entry * num_bytes
-        return np.ndarray(shape, stored.dtype, self._bytes_of[row.shard].view(row.shard, start, num_bytes))
+        return np.ndarray(shape, stored.dtype, self._read(row, start, num_bytes))
+
+    def _read(self, row: Row, start: int, num_bytes: int) -> memoryview:
+        """Bytes of a sample in its shard."""
+        return self._bytes_of[row.shard].view(row.shard, start, num_bytes, row.pieces)
 
     def _row(self, key: str) -> Row:
         return self._rows.row(key)
@@ -435,6 +445,11 @@ def _at_tokens(selected: Selected, spec: TensorSpec, marks: TokenMarks, tokens: 
     """The values at these tokens, their axis still there; packed attention unpacked."""
     is_whole = tokens is None or (isinstance(tokens, str) and tokens == "all")
     return take_rows(selected, spec, None if is_whole else token_positions(marks, tokens, where=selected.where))
+
+
+def _is_by_head(stored: Stored) -> bool:
+    """Whether a head of one layer can be read alone: its bytes lie together, and need no companion."""
+    return stored.spec.axes[1:2] in (["H"], ["K"]) and not stored.companions
 
 
 def handed_out(values: np.ndarray, torch: bool) -> Array:

@@ -7,7 +7,7 @@ bytes are read for.
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from tracekit.cache import RangeCache
 from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.format.checksums import Pieces
 from tracekit.format.journal import read_journal
 from tracekit.format.layout import Layout, choose_config, config_names
 from tracekit.format.manifest import (
@@ -35,7 +36,8 @@ from tracekit.hub import HubPath
 from tracekit.read.entries import Reader, column_reader
 from tracekit.read.remote import ByteRange, RemoteShards, open_remote
 from tracekit.read.tables import INDEX_COLUMNS, records_table, tensor_summaries
-from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, ModelInfo
+from tracekit.records import RECORD_TYPES, ModelInfo, check_schema
+from tracekit.talk import say
 
 __all__ = [
     "Folder",
@@ -43,6 +45,7 @@ __all__ = [
     "Part",
     "Shard",
     "ShardBytes",
+    "check_contract",
     "open_folder",
     "shard_codes",
     "together",
@@ -57,6 +60,7 @@ _ENTRY_COLUMNS = (
     "first_answer_index",
     "last_answer_index",
 )
+_told: set[str] = set()  # of what it was said that its bytes are unchecked
 
 
 class Shard(NamedTuple):
@@ -71,8 +75,8 @@ class Shard(NamedTuple):
 class ShardBytes(Protocol):
     """Where the bytes of shards come from."""
 
-    def view(self, shard: Path, offset: int, size: int, /) -> memoryview:
-        """Bytes `[offset, offset + size)` of a shard."""
+    def view(self, shard: Path, offset: int, size: int, pieces: Pieces | None, /) -> memoryview:
+        """Bytes `[offset, offset + size)` of a shard, of the sample that has these pieces."""
         ...
 
     def prefetch(self, ranges: Sequence[ByteRange], /) -> None:
@@ -89,18 +93,24 @@ class ShardBytes(Protocol):
 
 
 class MappedShards:
-    """Bytes of shards on this disk. Each is mapped when first read and stays so; no file stays open."""
+    """Bytes of shards on this disk. Each is mapped when first read and stays so; no file stays open.
 
-    def __init__(self, shards: Iterable[Shard]) -> None:
+    With `is_checked` every piece is checked when it is first read. Without, reading is as fast as memory, and
+    `tracekit verify` is what finds damage.
+    """
+
+    def __init__(self, shards: Iterable[Shard], *, is_checked: bool = False) -> None:
         self._sizes = {shard.path: shard.num_bytes for shard in shards}
         self._maps: dict[Path, memoryview] = {}
+        self._is_checked = is_checked
+        self._right: dict[Path, set[tuple[int, int]]] = {}
 
-    def view(self, shard_path: Path, offset: int, size: int) -> memoryview:
+    def view(self, shard_path: Path, offset: int, size: int, pieces: Pieces | None) -> memoryview:
         """Bytes `[offset, offset + size)` of a shard, read-only.
 
         Raises:
             DatasetError: the shard is missing.
-            CorruptShardError: the shard has not the size it should have, or ends before these bytes.
+            CorruptShardError: the shard has not the size it should have, ends before these bytes, or is damaged there.
         """
         mapped = self._maps.get(shard_path)
         if mapped is None:
@@ -110,7 +120,19 @@ class MappedShards:
                 f"{shard_path}: bytes {offset} to {offset + size} are asked for, the shard has {len(mapped)}. "
                 "Run `tracekit verify` on the dataset"
             )
+        if self._is_checked and pieces is not None:
+            self._check(shard_path, mapped, pieces.widened(offset, offset + size), pieces)
         return mapped[offset : offset + size]
+
+    def _check(self, shard: Path, mapped: memoryview, span: tuple[int, int], pieces: Pieces) -> None:
+        """Check whole pieces, where this was not done before."""
+        right = self._right.setdefault(shard, set())
+        if span in right:
+            return
+        damage = pieces.damaged(span[0], mapped[slice(*span)])
+        if damage is not None:
+            raise CorruptShardError(f"{damage}. Run `tracekit verify`, then fetch or make the shard again")
+        right.add(span)
 
     def prefetch(self, ranges: Sequence[ByteRange]) -> None:
         """Nothing to do: the shards are here."""
@@ -118,6 +140,7 @@ class MappedShards:
     def release(self, shard: Path) -> None:
         """Let go of one shard's map; it is mapped again when read again."""
         self._maps.pop(shard, None)
+        self._right.pop(shard, None)
 
     def close(self) -> None:
         """Let go of every map; memory is returned once no array uses it."""
@@ -208,10 +231,11 @@ class Part:
         return number, row - (self._stops[number - 1] if number else 0)
 
     def _read_group(self, number: int) -> dict[str, Reader]:
+        columns = [name for name in (*_ENTRY_COLUMNS, "checksums") if name in self.schema.names]
         if isinstance(self._source, pa.Table):
-            group = self._source.select(_ENTRY_COLUMNS)
+            group = self._source.select(columns)
         else:
-            group = self._source.read_row_group(number, columns=list(_ENTRY_COLUMNS))
+            group = self._source.read_row_group(number, columns=columns)
         num_tokens = pc.call_function("list_value_length", [group["token_ids"]])
         group = group.drop_columns("token_ids").append_column("num_tokens", num_tokens)
         return {name: column_reader(group[name].combine_chunks()) for name in group.column_names}
@@ -234,23 +258,29 @@ class Folder(NamedTuple):
     bytes_of: ShardBytes
 
 
-def open_folder(path: Path | HubPath, config: str | None) -> Folder:
-    """Open one configuration of a folder, finished or not, or of a published dataset."""
+def open_folder(path: Path | HubPath, config: str | None, *, check: bool = False) -> Folder:
+    """Open one configuration of a folder, finished or not, or of a published dataset.
+
+    What is read of a published dataset is always checked against its checksums; of a folder with `check`.
+    """
     if isinstance(path, HubPath):
         remote = open_remote(path, config)
         folder = _open_finished(Layout(remote.root, remote.config))
-        return folder._replace(bytes_of=RemoteShards(remote, RangeCache()))
-    root = path
-    names = config_names(root)
-    chosen = choose_config(names, config, root)
-    layout = Layout(root, chosen)
-    return _open_finished(layout) if layout.manifest.exists() else _open_unfinished(layout)
+        folder = folder._replace(bytes_of=RemoteShards(remote, RangeCache()))
+    else:
+        layout = Layout(path, choose_config(config_names(path), config, path))
+        folder = (_open_finished if layout.manifest.exists() else _open_unfinished)(layout, check=check)
+    if not check_schema(folder.description.schema_version, where=path) and str(path) not in _told:
+        _told.add(str(path))
+        version = folder.description.schema_version
+        say(f"{path} has schema {version}, without checksums: what is read is unchecked. `tracekit verify` checks it")
+    return folder
 
 
-def _open_finished(layout: Layout) -> Folder:
+def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
     """A configuration with a manifest: its rows are in Parquet files."""
     manifest = read_struct(layout.manifest, Manifest)
-    _check_contract(manifest, layout.manifest)
+    columns = {"checksums"} if check_contract(manifest, layout.manifest) else set()
     shards = [Shard(layout.shard(one.name), one.split, one.number, one.num_bytes) for one in manifest.shards]
     return Folder(
         description=manifest,
@@ -259,18 +289,20 @@ def _open_finished(layout: Layout) -> Folder:
         model=manifest.model,
         splits=manifest.splits,
         shards=shards,
-        parts=[Part(_open_parquet(layout.records_table(one.name), one.num_samples)) for one in manifest.splits],
+        parts=[
+            Part(_open_parquet(layout.records_table(one.name), one.num_samples, columns)) for one in manifest.splits
+        ],
         tensors=manifest.tensors,
         verification=manifest.verification,
         is_open=False,
-        bytes_of=MappedShards(shards),
+        bytes_of=MappedShards(shards, is_checked=check),
     )
 
 
-def _open_unfinished(layout: Layout) -> Folder:
+def _open_unfinished(layout: Layout, *, check: bool = False) -> Folder:
     """A configuration without a manifest: its rows are in the sidecars of those shards that are done."""
     plan = read_plan(layout)
-    _check_contract(plan, layout.plan)
+    has_checksums = check_contract(plan, layout.plan)
     by_split: dict[str, list[Sidecar]] = {}
     for name in shard_names(layout, plan):
         if layout.sidecar(name).exists():
@@ -297,24 +329,26 @@ def _open_unfinished(layout: Layout) -> Folder:
         model=plan.model,
         splits=splits,
         shards=shards,
-        parts=[Part(table) for table in tables],
+        parts=[Part(table if has_checksums else table.drop_columns("checksums")) for table in tables],
         tensors=tensor_summaries(one for sidecars in by_split.values() for one in sidecars),
         verification=together(one.verification for sidecars in by_split.values() for one in sidecars),
         is_open=True,
-        bytes_of=MappedShards(shards),
+        bytes_of=MappedShards(shards, is_checked=check),
     )
 
 
-def _check_contract(stored: Manifest | Plan, path: Path) -> None:
-    """Refuse what was written to another contract."""
-    if stored.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0] or stored.task not in RECORD_TYPES:
+def check_contract(stored: Manifest | Plan, path: Path) -> bool:
+    """Refuse what was written to another contract; whether there are checksums."""
+    has_checksums = check_schema(stored.schema_version, where=path)
+    if stored.task not in RECORD_TYPES:
         raise DatasetError(
-            f"{path}: task {stored.task!r} with schema {stored.schema_version}; this tracekit reads "
-            f"{', '.join(RECORD_TYPES)} with schema {SCHEMA_VERSION.split('.')[0]}.x. Upgrade tracekit?"
+            f"{path}: task {stored.task!r}; this tracekit reads {', '.join(RECORD_TYPES)}. "
+            "Upgrade: pip install -U tracekit-llm"
         )
+    return has_checksums
 
 
-def _open_parquet(path: Path, num_samples: int) -> pq.ParquetFile:
+def _open_parquet(path: Path, num_samples: int, columns: Set[str]) -> pq.ParquetFile:
     """Open a record table and check its length."""
     try:
         table = pq.ParquetFile(path, memory_map=True)
@@ -322,7 +356,7 @@ def _open_parquet(path: Path, num_samples: int) -> pq.ParquetFile:
         raise DatasetError(
             f"record table {path} cannot be read: {error}. Run `tracekit verify` on the dataset"
         ) from error
-    missing = {"key", "shard_name", *INDEX_COLUMNS, *_ENTRY_COLUMNS} - {*table.schema_arrow.names}
+    missing = {"key", "shard_name", *INDEX_COLUMNS, *_ENTRY_COLUMNS, *columns} - {*table.schema_arrow.names}
     if missing:
         raise DatasetError(f"{path} is not a record table of tracekit: it has no column {', '.join(sorted(missing))}")
     if table.metadata.num_rows != num_samples:

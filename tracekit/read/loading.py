@@ -115,7 +115,8 @@ def load_dataset(
         split: Split; None gives all of them, as a dict.
         revision: Tag, branch or commit on the Hub, in place of one in `path`.
         streaming: Read shard after shard as an `IterableDataset`. From the Hub by byte ranges, nothing is downloaded
-            whole; map-style, the shards of the splits asked for are downloaded first.
+            whole; map-style, the shards of the splits asked for are downloaded first. Either way bytes from the Hub are
+            checked against their checksums when they are read.
         columns: Fields and sites of a row, in this order; None keeps all. Sites named in `sites` are kept as well.
         sites: Sites of a row, or groups (`hidden attn qkv resid topk none`); None keeps those in `columns`.
         layers: Layers of the sites that have layers, in this order, negative from the end; only these are read.
@@ -326,8 +327,8 @@ def _layer(number: int, layers: Sequence[int], site: str) -> int:
 class _Reader:
     """Reads the tensors of samples. Can be pickled; every process opens its own store when it first reads."""
 
-    def __init__(self, location: str, config: str, choice: _Choice) -> None:
-        self._location, self._config, self._choice = location, config, choice
+    def __init__(self, location: str, config: str, choice: _Choice, *, check: bool = False) -> None:
+        self._location, self._config, self._choice, self._check = location, config, choice, check
         self._opened: tuple[int, TraceStore] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -365,7 +366,7 @@ class _Reader:
     @property
     def _store(self) -> TraceStore:
         if self._opened is None or self._opened[0] != os.getpid():  # not shared with the process it was forked from
-            self._opened = os.getpid(), TraceStore(self._location, self._config)
+            self._opened = os.getpid(), TraceStore(self._location, self._config, check=self._check)
         return self._opened[1]
 
     def _value(self, name: str, value: Any) -> Any:
@@ -442,7 +443,7 @@ def _mapped(source: _Source, split: str, choice: _Choice) -> "datasets.Dataset":
         shards = []
     if source.hub is not None and shards:  # plan, manifest and record tables are here already
         fetch(source.hub, [layout.shard(shard.name).relative_to(layout.root).as_posix() for shard in shards])
-    reader = _reader(source._replace(hub=None), choice, shards)
+    reader = _reader(source._replace(hub=None), choice, shards, check=source.hub is not None)
     table = str(layout.records_table(split))
     if "::" in table:
         raise ConfigError(f"{table!r}: `datasets` takes '::' in a path for an address; rename the folder")
@@ -478,12 +479,12 @@ def _rows(shards: list[ShardInfo], reader: _Reader) -> Iterator[dict[str, Any]]:
         yield from reader.rows(shard)
 
 
-def _reader(source: _Source, choice: _Choice, shards: Sequence[ShardInfo]) -> _Reader:
+def _reader(source: _Source, choice: _Choice, shards: Sequence[ShardInfo], *, check: bool = False) -> _Reader:
     """A reader of these shards; of a folder, they are there and of the right size, and the first sample can be read."""
     layout = source.layout
     if source.hub is not None:
         return _Reader(str(source.hub), layout.config, choice)
-    reader = _Reader(str(layout.root), layout.config, choice)
+    reader = _Reader(str(layout.root), layout.config, choice, check=check)
     for shard in shards:
         path = layout.shard(shard.name)
         num_bytes = path.stat().st_size if path.is_file() else None

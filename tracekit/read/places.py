@@ -18,10 +18,13 @@ import msgspec
 import numpy as np
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
+from tracekit.format.checksums import Pieces
+from tracekit.read.remote import ByteRange
 from tracekit.read.stacking import TokenMarks
 from tracekit.storage import companion_names, plain_spec, problem_of
 from tracekit.tensors import (
     DTYPES,
+    TensorIndex,
     TensorSpec,
     are_ranges,
     choice_spans,
@@ -39,8 +42,8 @@ __all__ = [
     "extent_of",
     "find_place",
     "layers_of",
+    "make_row",
     "num_query_heads",
-    "stored_tensors",
 ]
 
 
@@ -74,19 +77,105 @@ class Row(NamedTuple):
     json_size: int
     tensors: dict[str, Stored]
     marks: TokenMarks
+    pieces: Pieces | None
+    """Its checksums; None before schema 2.0, which had none."""
+
+    def widened(self, one: ByteRange) -> ByteRange:
+        """A range of its bytes, widened to whole pieces, which alone can be checked."""
+        if self.pieces is None:
+            return one
+        start, stop = self.pieces.widened(one.start, one.stop)
+        return one._replace(start=start, stop=stop)
 
 
-def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: str) -> dict[str, Stored]:
+class _Entry(msgspec.Struct):
+    """What a row of a record table must hold for its sample to be read."""
+
+    tensors: list[TensorSpec]
+    tensor_index: list[TensorIndex]
+    num_tokens: int
+    prompt_length: int
+    last_prompt_index: int
+    first_answer_index: int | None
+    last_answer_index: int | None
+    checksums: bytes | None = None
+
+
+def make_row(key: str, shard: Path, entry: dict[str, Any], offsets: Mapping[str, int]) -> Row:
+    """A row of a record table, checked: what it says of the sample's bytes has to go together.
+
+    Raises:
+        DatasetError: it does not.
+    """
+    where = f"{shard}: sample {key!r}"
+    try:
+        found = msgspec.convert(entry, _Entry)
+    except msgspec.ValidationError as error:
+        raise DatasetError(f"{where}: its row cannot be read: {error}. Run `tracekit verify` on the dataset") from error
+    specs, places = found.tensors, found.tensor_index
+    problem = _places_problem(specs, places, offsets)
+    if problem is not None:
+        raise DatasetError(f"{where}: {problem}. Run `tracekit verify` on the dataset")
+    marks = TokenMarks(
+        num_tokens=found.num_tokens,
+        prompt_length=found.prompt_length,
+        last_prompt=found.last_prompt_index,
+        first_answer=found.first_answer_index,
+        last_answer=found.last_answer_index,
+    )
+    start, size, data_offset = offsets["json_offset"], offsets["json_size"], offsets["data_offset"]
+    pieces = None
+    if found.checksums is not None:
+        pieces = Pieces(
+            found.checksums,
+            record=(start, start + size),
+            data_offset=data_offset,
+            places=places,
+            specs=specs,
+            where=where,
+        )
+    tensors = _stored_tensors(specs, places, data_offset, found.num_tokens, where=where)
+    return Row(key, shard, start, size, tensors, marks, pieces)
+
+
+def _places_problem(
+    specs: Sequence[TensorSpec], places: Sequence[TensorIndex], offsets: Mapping[str, int]
+) -> str | None:
+    """What is wrong with where a sample's record, payload and tensors lie; None where nothing is.
+
+    The record lies before the payload, and the tensors fill the data part of the payload, back to back.
+    """
+    json_offset, json_size = offsets["json_offset"], offsets["json_size"]
+    start, data_offset = offsets["tensors_offset"], offsets["data_offset"]
+    stop = start + offsets["tensors_size"]
+    if not (0 <= json_offset <= json_offset + json_size <= start and start + 8 <= data_offset <= stop):
+        return (
+            f"a record at bytes {json_offset} to {json_offset + json_size}, and data at byte {data_offset} of a "
+            f"payload at bytes {start} to {stop}, do not go together"
+        )
+    if sorted(place.name for place in places) != sorted({spec.name for spec in specs}):
+        return "its record and its byte index name different tensors"
+    end = 0
+    for place in sorted(places, key=lambda one: (one.offset, one.size)):
+        if place.offset != end or place.size < 0:
+            return f"tensor {place.name!r} is said to have {place.size} bytes at {place.offset}, expected them at {end}"
+        end += place.size
+    return None if data_offset + end == stop else f"its tensors end at byte {data_offset + end}, its payload at {stop}"
+
+
+def _stored_tensors(
+    specs: Sequence[TensorSpec], places: Sequence[TensorIndex], data_offset: int, num_tokens: int, *, where: str
+) -> dict[str, Stored]:
     """Tensors of a row by name, each checked: its bytes, shape and positions have to go together."""
-    specs = {spec.name: spec for spec in msgspec.convert(entry["tensors"], list[TensorSpec])}
-    places = {place["name"]: place for place in entry["tensor_index"]}
-    end = offsets["tensors_offset"] + offsets["tensors_size"]
+    specs_of = {spec.name: spec for spec in specs}
+    place_of = {place.name: place for place in places}
     tensors: dict[str, Stored] = {}
-    for spec in specs.values():
-        place, dtype = places.get(spec.name), DTYPES.get(spec.dtype)
-        if place is None or dtype is None:
-            raise DatasetError(f"{where}: tensor {spec.name!r} ({spec.dtype}) has no bytes or an unknown dtype")
-        num_tokens = entry["num_tokens"]
+    for spec in specs_of.values():
+        place, dtype = place_of[spec.name], DTYPES.get(spec.dtype)
+        if dtype is None or min(spec.shape, default=0) < 0:
+            raise DatasetError(
+                f"{where}: tensor {spec.name!r} ({spec.dtype} {spec.shape}) has an unknown dtype or shape"
+            )
         if not are_ranges(spec.positions, num_tokens) or spec.num_keys not in (0, num_tokens):
             raise DatasetError(
                 f"{where}: tensor {spec.name!r} names positions outside a text of {num_tokens} tokens. Run "
@@ -94,18 +183,18 @@ def stored_tensors(entry: dict[str, Any], offsets: Mapping[str, int], *, where: 
             )
         if "L" in spec.axes and (spec.axes[0] != "L" or len(spec.layers) != spec.shape[0]):
             raise DatasetError(f"{where}: tensor {spec.name!r} names {len(spec.layers)} layers, it has {spec.shape}")
-        problem = choices_problem(spec) or problem_of(spec, specs)
+        problem = choices_problem(spec) or problem_of(spec, specs_of)
         if problem:
             raise DatasetError(f"{where}: tensor {spec.name!r}: {problem}. Run `tracekit verify` on the dataset")
         letter, num_rows = _rows_axis(spec)
-        start = offsets["data_offset"] + place["offset"]
+        start = data_offset + place.offset
         num_bytes = math.prod(spec.shape) * dtype.itemsize
         is_exempt = is_companion(spec.name) or spec.layout == "sparse"  # problem_of has looked at them
         has_all_rows = is_exempt or (letter in spec.axes and spec.shape[spec.axes.index(letter)] == num_rows)
-        if place["size"] != num_bytes or start + num_bytes > end or not has_all_rows:
+        if place.size != num_bytes or not has_all_rows:
             raise DatasetError(
                 f"{where}: tensor {spec.name!r} {spec.shape} with {num_rows} rows does not go with its "
-                f"{place['size']} bytes at {start}. Run `tracekit verify` on the dataset"
+                f"{place.size} bytes at {start}. Run `tracekit verify` on the dataset"
             )
         tensors[spec.name] = Stored(spec, dtype, start, num_bytes, spec.layout)
     return {name: _with_companions(one, tensors) for name, one in tensors.items() if not is_companion(name)}
@@ -176,14 +265,18 @@ class Extent(NamedTuple):
     """What is taken of that array; empty where all of it is."""
 
 
-def extent_of(stored: Stored, *, entry: int | None, choice: int | None = None) -> Extent:
-    """Bytes of one entry of a tensor's first axis (None: all of it), and of one choice where they lie together."""
+def extent_of(stored: Stored, *, entry: int | None, head: int | None = None, choice: int | None = None) -> Extent:
+    """Bytes of one entry of a tensor's first axis (None: all of it), of one head of that, whose axis stays, and of one
+    choice where they lie together."""
     assert stored.layout != "sparse", stored.spec.name
     spec = stored.spec
     start, num_bytes, shape, axes = stored.start, stored.num_bytes, tuple(spec.shape), "".join(spec.axes)
     if entry is not None:
         num_bytes //= shape[0]
         start, shape, axes = start + entry * num_bytes, shape[1:], axes[1:]
+    if head is not None:
+        num_bytes //= shape[0]
+        start, shape = start + head * num_bytes, (1, *shape[1:])
     if choice is None:
         return Extent(start, num_bytes, shape, axes, ())
     span, axis = choice_spans(spec)[choice], axes.index("S" if spec.layout == "full" else "T")

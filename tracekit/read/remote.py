@@ -4,19 +4,24 @@
     open_remote     hf://datasets/owner/name@v1.0.0 -> a local folder with plans, manifests and record tables
     RemoteShards    bytes of its shards: from the cache, or by ranged requests, neighbours in one
 
-The revision is resolved to a commit once, so a store never mixes two states of a branch.
+The revision is resolved to a commit once, so a store never mixes two states of a branch. Nothing is read unchecked:
+
+    manifest.json -> SHA-256 of each manifest -> SHA-256 of plan and record tables -> checksum of each piece of a shard
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from tracekit.cache import RangeCache
 from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.format.checksums import Pieces
 from tracekit.format.layout import Layout, choose_config, config_names
-from tracekit.format.manifest import Manifest, read_struct
+from tracekit.format.manifest import Index, Manifest, read_struct
+from tracekit.format.shards import sha256_file
 from tracekit.hub import HubFile, HubPath, fetch
+from tracekit.records import check_schema
 
 __all__ = ["ByteRange", "Listing", "Remote", "RemoteShards", "list_configs", "open_remote"]
 
@@ -70,7 +75,11 @@ def list_configs(path: Path | HubPath) -> Listing:
     root = fetch(path, ["manifest.json", "plans/*.json", "manifests/*.json", "labels/*/*.json"])
     if not (root / "manifest.json").exists():
         raise DatasetError(f"{path} is not a tracekit dataset: it holds no manifest.json")
-    return Listing(path.at(root.name), root, config_names(root))  # the client names the folder for the commit
+    pinned = path.at(root.name)  # the client names the folder for the commit
+    listed = {one.name: one.manifest_sha256 for one in read_struct(root / "manifest.json", Index).configs}
+    there = {one.stem for one in (root / "manifests").glob("*.json")}
+    _check_files(pinned, root, {f"manifests/{name}.json": listed.get(name, "") for name in there})
+    return Listing(pinned, root, config_names(root))
 
 
 def open_remote(path: HubPath, config: str | None) -> Remote:
@@ -80,10 +89,41 @@ def open_remote(path: HubPath, config: str | None) -> Remote:
         HubError: no such repository or revision, or no connection.
         DatasetError: the repository is no tracekit dataset, or has no such configuration.
     """
-    pinned, _, names = list_configs(path)
+    pinned, root, names = list_configs(path)
     assert isinstance(pinned, HubPath), pinned
-    chosen = choose_config(names, config, path)
-    return Remote(fetch(pinned, [f"records/{chosen}/*.parquet"]), chosen, pinned)
+    layout = Layout(root, choose_config(names, config, path))
+    manifest = read_struct(layout.manifest, Manifest)
+    check_schema(manifest.schema_version, where=path)
+    tables = [layout.records_table(split.name).relative_to(root).as_posix() for split in manifest.splits]
+    fetch(pinned, tables)
+    sha256 = {file.path: file.sha256 for file in manifest.files}
+    plan = layout.plan.relative_to(root).as_posix()
+    _check_files(pinned, root, {name: sha256.get(name, "") for name in (plan, *tables)})
+    return Remote(root, layout.config, pinned)
+
+
+def _check_files(path: HubPath, root: Path, expected: Mapping[str, str]) -> None:
+    """Check the SHA-256 of fetched files; those that have another are fetched once more. Empty: the file is unknown.
+
+    Raises:
+        CorruptShardError: a file still has another one.
+        HubError: the Hub cannot be reached.
+    """
+    wrong = dict(expected)
+    for is_last in (False, True):
+        wrong = {
+            name: sha256
+            for name, sha256 in wrong.items()
+            if not (root / name).is_file() or sha256_file(root / name) != sha256
+        }
+        if wrong and not is_last:
+            fetch(path, list(wrong), again=True)
+    for name, sha256 in wrong.items():
+        found = sha256_file(root / name) if (root / name).is_file() else "no such file"
+        raise CorruptShardError(
+            f"{name} of {path} is damaged: its SHA-256 is {found}, expected {sha256 or 'none'}. It was fetched twice: "
+            "try again later, or tell the author of the dataset"
+        )
 
 
 class RemoteShards:
@@ -105,28 +145,35 @@ class RemoteShards:
             self._files[local] = HubFile(remote.path, name, num_bytes=shard.num_bytes, sha256=shard.sha256)
             self._info[local] = (shard.num_bytes, shard.sha256)
 
-    def view(self, shard: Path, offset: int, size: int) -> memoryview:
-        """Bytes `[offset, offset + size)` of a shard, read-only.
+    def view(self, shard: Path, offset: int, size: int, pieces: Pieces | None) -> memoryview:
+        """Bytes `[offset, offset + size)` of a shard, read-only; the pieces that hold them are read whole and checked.
+
+        A cached range that is damaged is dropped and fetched again.
 
         Raises:
-            CorruptShardError: the shard ends before these bytes, or the Hub holds another one.
+            CorruptShardError: the shard ends before these bytes, what was fetched is damaged, or the Hub holds another
+                shard.
             HubError: the Hub cannot be reached.
         """
+        start, stop = pieces.widened(offset, offset + size) if pieces and size else (offset, offset + size)
         num_bytes, sha256 = self._info[shard]
-        if offset < 0 or size < 0 or offset + size > num_bytes:
-            raise CorruptShardError(
-                f"{shard.name}: bytes {offset} to {offset + size} are asked for, the shard has {num_bytes}"
-            )
+        if start < 0 or size < 0 or stop > num_bytes:
+            raise CorruptShardError(f"{shard.name}: bytes {start} to {stop} are asked for, the shard has {num_bytes}")
         if size == 0:
             return memoryview(b"")
-        data = self._cache.read(sha256, offset, offset + size)
+        data = self._cache.read(sha256, start, stop)
+        if data is not None and pieces and pieces.damaged(start, memoryview(data)):
+            self._cache.drop(sha256, start, stop)
+            data = None
         if data is None:
-            data = self._files[shard].read(offset, offset + size)
-            self._cache.write(sha256, offset, data)
-        return memoryview(data)
+            data = self._files[shard].read(start, stop)
+            if pieces and (damage := pieces.damaged(start, memoryview(data))):
+                raise CorruptShardError(f"{damage}. {self.path} sent it so: try again, or tell its author")
+            self._cache.write(sha256, start, data)
+        return memoryview(data)[offset - start : offset - start + size]
 
     def prefetch(self, ranges: Sequence[ByteRange]) -> None:
-        """Read ranges into the cache, several at once; neighbouring ones in one request.
+        """Read ranges into the cache, several at once; neighbouring ones in one request. `view` checks them later.
 
         Raises: as `view`.
         """
@@ -135,7 +182,7 @@ class RemoteShards:
         if not merged:
             return
         with ThreadPoolExecutor(max_workers=min(NUM_CONNECTIONS, len(merged))) as pool:
-            for _ in pool.map(lambda one: self.view(one.shard, one.start, one.stop - one.start), merged):
+            for _ in pool.map(lambda one: self.view(one.shard, one.start, one.stop - one.start, None), merged):
                 pass
 
     def release(self, shard: Path) -> None:

@@ -15,16 +15,15 @@ import pyarrow as pa
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
 from tracekit.read.index import Folder, Part, shard_codes
-from tracekit.read.places import Row, choice_number, extent_of, find_place, stored_tensors
+from tracekit.read.places import Row, choice_number, extent_of, find_place, make_row
 from tracekit.read.remote import ByteRange
-from tracekit.read.stacking import TokenMarks
 from tracekit.read.tables import INDEX_COLUMNS
 from tracekit.tensors import site_of
 
 __all__ = ["Rows", "ranges_of"]
 
 _CACHED_ROWS = 4096
-_NOT_IN_RECORDS = {*INDEX_COLUMNS, "shard_name", "tensor_index"}
+_NOT_IN_RECORDS = {*INDEX_COLUMNS, "shard_name", "tensor_index", "checksums"}
 
 
 class Rows:
@@ -157,16 +156,7 @@ class Rows:
         part, first = self._part_of(number)
         entry = part.entry(number - first)
         offsets = {name: int(column[number]) for name, column in self._offsets.items()}
-        marks = TokenMarks(
-            num_tokens=entry["num_tokens"],
-            prompt_length=entry["prompt_length"],
-            last_prompt=entry["last_prompt_index"],
-            first_answer=entry["first_answer_index"],
-            last_answer=entry["last_answer_index"],
-        )
-        key, shard = self.keys[number], self.shards[self._shard_codes[number]].path
-        tensors = stored_tensors(entry, offsets, where=f"{shard}: sample {key!r}")
-        return Row(key, shard, offsets["json_offset"], offsets["json_size"], tensors, marks)
+        return make_row(self.keys[number], self.shards[self._shard_codes[number]].path, entry, offsets)
 
     def _part_of(self, number: int) -> tuple[Part, int]:
         """The part that holds a row, and its first row."""

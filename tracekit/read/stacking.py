@@ -161,12 +161,20 @@ def take_head(selected: Selected, head: int, *, num_heads: int | None = None) ->
         SampleNotFoundError: no such head.
     """
     axis = _head_axis(selected)
-    stored = selected.array.shape[axis]
+    number = head_number(selected.array.shape[axis], head, num_heads=num_heads, where=selected.where)
+    return selected._replace(array=_at(selected.array, axis, number), axes=_without(selected.axes, axis))
+
+
+def head_number(stored: int, head: int, *, num_heads: int | None, where: str) -> int:
+    """Which of the stored heads is meant.
+
+    Raises:
+        SampleNotFoundError: no such head.
+    """
     total = stored if num_heads is None else num_heads
     if not -total <= head < total:
-        raise SampleNotFoundError(f"{selected.where}: no head {head}; heads are 0 to {total - 1}")
-    number = head % total // (total // stored)
-    return selected._replace(array=_at(selected.array, axis, number), axes=_without(selected.axes, axis))
+        raise SampleNotFoundError(f"{where}: no head {head}; heads are 0 to {total - 1}")
+    return head % total // (total // stored)
 
 
 def expand_heads(selected: Selected, *, num_heads: int) -> Selected:

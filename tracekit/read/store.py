@@ -16,8 +16,9 @@ shards and stay valid after `close`. Nothing here imports torch, and nothing kno
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -58,19 +59,28 @@ class TraceStore(Accessors):
     folder by folder, split by split, by key. A store can be pickled and used after a fork, so it can be given to
     the workers of a data loader.
 
+    Bytes of a published dataset are checked against their checksums when they are fetched, and again when they are read
+    from the cache. Bytes of a folder are not: reading maps the shards, and `tracekit verify` checks them all. With
+    `check=True` they are, once, when they are first read.
+
     Raises:
         DatasetError: no such folder, no dataset, several configurations and none named, folders that do not go
             together, or files that contradict each other.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], config: str | None = None
+        self,
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        config: str | None = None,
+        *,
+        check: bool = False,
     ) -> None:
         paths = [path] if isinstance(path, str | os.PathLike) else list(path)
         if not paths:
             raise DatasetError("no folder was given, expected at least one")
         self._paths, self._config = [HubPath.parse(str(one)) or Path(one) for one in paths], config
-        self._folders = [open_folder(root, config) for root in self._paths]
+        self._check = check
+        self._folders = [open_folder(root, config, check=check) for root in self._paths]
         tasks = sorted({folder.task for folder in self._folders})
         if len(tasks) > 1:
             raise DatasetError(f"the folders hold different tasks ({', '.join(tasks)}); read them separately")
@@ -92,7 +102,7 @@ class TraceStore(Accessors):
             folder.bytes_of.path if isinstance(folder.bytes_of, RemoteShards) else path
             for folder, path in zip(self._folders, self._paths, strict=True)
         ]
-        return TraceStore, ([str(path) for path in pinned], self._config)
+        return partial(TraceStore, check=self._check), ([str(path) for path in pinned], self._config)
 
     def __repr__(self) -> str:
         paths = ", ".join(str(path) for path in self._paths)
@@ -321,7 +331,8 @@ class TraceStore(Accessors):
             keys: Samples; all of them by default.
             sites: Sites; all that are stored by default. Those that a sample does not store are left out.
             layers: Layers; all by default.
-            choice: One choice alone, where its bytes lie together: with `layers`, of sites without heads.
+            choice: One choice alone, where its bytes lie together: with `layers`, of sites without heads. The pieces
+                that hold it are fetched whole (tracekit.format.checksums).
 
         Raises:
             SampleNotFoundError: no such key, layer or choice.
@@ -339,7 +350,7 @@ class TraceStore(Accessors):
         for row in map(self._row, keys):
             source = self._bytes_of[row.shard]
             if isinstance(source, RemoteShards):
-                ranges.setdefault(id(source), []).extend(wanted(row))
+                ranges.setdefault(id(source), []).extend(map(row.widened, wanted(row)))
         for folder in self._folders:
             if found := ranges.get(id(folder.bytes_of)):
                 folder.bytes_of.prefetch(found)
@@ -352,29 +363,57 @@ class TraceStore(Accessors):
         for entry in {find_place(row, "attentions", layer).entry for layer in layers}:
             yield from (one for one, _ in self._kept_ranges(row, stored, entry))
 
-    def split(self, *, test_size: float = 0.2, by: str = "question_id", seed: int = 0) -> Split:
+    def split(
+        self, *, test_size: float = 0.2, by: str = "question_id", stratify: str | None = None, seed: int = 0
+    ) -> Split:
         """Keys of a train and a test set; samples with the same value in column `by` are on the same side.
 
         The values are ordered by a hash of seed and value, and the first `test_size` of them (at least one, not all)
-        are the test set: the same on every machine, and nearly the same after shards were added.
+        are the test set: the same on every machine, and nearly the same after shards were added. With `stratify`,
+        this is done for each value of that column alone, so that both sides have it in the same share; a question
+        whose samples differ in it is a class of its own.
 
         Raises:
-            ConfigError: no such column or one of lists, a test_size that is not between 0 and 1, or a single value.
+            ConfigError: no such column or one of lists, a test_size that is not between 0 and 1, a single value, or
+                one of `stratify` that a single value of `by` has.
         """
         if not 0 < test_size < 1:
             raise ConfigError(f"test_size is {test_size}, expected more than 0 and less than 1")
-        plain = [field.name for field in self._rows.schema if not pa.types.is_nested(field.type)]
-        if by not in plain:
-            raise ConfigError(f"cannot split by {by!r}, expected a column of plain values: {', '.join(plain)}")
-        values = self._rows.table([by])[by].to_pylist()
-        unique = sorted(set(values), key=lambda value: hashlib.sha256(f"{seed}:{value}".encode()).digest())
-        if len(unique) < 2:
-            raise ConfigError(f"cannot split by {by!r}: all {len(values)} samples have the same value, {unique}")
-        test = set(unique[: min(max(round(test_size * len(unique)), 1), len(unique) - 1)])
+        values = self._plain_column(by, "split")
+        classes = self._plain_column(stratify, "stratify") if stratify is not None else [None] * len(values)
+        if len(set(values)) < 2 or (stratify is not None and len(set(classes)) < 2):
+            what, name, same = ("stratify", stratify, classes) if len(set(values)) > 1 else ("split", by, values)
+            raise ConfigError(f"cannot {what} by {name!r}: all {len(values)} samples have the same value, {same[:1]}")
+        classes_of: dict[Any, set[Any]] = defaultdict(set)
+        for value, one in zip(values, classes, strict=True):
+            classes_of[value].add(one)
+        strata: dict[frozenset[Any], list[Any]] = defaultdict(list)
+        for value, found in classes_of.items():
+            strata[frozenset(found)].append(value)
+        test: set[Any] = set()
+        for found, members in strata.items():
+            if len(members) < 2 and len(found) == 1:
+                raise ConfigError(
+                    f"cannot stratify by {stratify!r}: only {by} {members[0]!r} has the value {next(iter(found))!r}; "
+                    "each value needs two, one for each side"
+                )
+            members.sort(key=lambda value: hashlib.sha256(f"{seed}:{value}".encode()).digest())
+            test.update(members[: min(max(round(test_size * len(members)), 1), len(members) - 1)])
         sides: tuple[list[str], list[str]] = ([], [])
         for key, value in zip(self.keys, values, strict=True):
             sides[value in test].append(key)
         return Split(*sides)
+
+    def _plain_column(self, name: str, verb: str) -> list[Any]:
+        """A column of plain values.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        plain = [field.name for field in self._rows.schema if not pa.types.is_nested(field.type)]
+        if name not in plain:
+            raise ConfigError(f"cannot {verb} by {name!r}, expected a column of plain values: {', '.join(plain)}")
+        return self._rows.table([name])[name].to_pylist()
 
     def _stack(self, site: str, keys: list[str], *, layer: int | Sequence[int] | None, tokens: Tokens) -> Stacked:
         """A site of samples; of several layers in the order given."""

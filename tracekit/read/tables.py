@@ -4,6 +4,7 @@
         shard_name       shard that holds the sample, without its ending
         json_offset, json_size, tensors_offset, tensors_size, data_offset     bytes in that shard
         tensor_index     list of {name, offset, size}: each tensor in the payload's data part
+        checksums        the sample's packed checksums, see tracekit.format.checksums; since schema 2.0
     records/<config>/<split>.tar       <key>.json members only, for `datasets` and its viewer
 
 Both are made from sidecars alone, one shard in memory at a time, and are sorted by key: shards follow the source's
@@ -20,11 +21,12 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tracekit.errors import DatasetError
+from tracekit.format.checksums import specs_of
 from tracekit.format.layout import PARTIAL_SUFFIX, sync_folder
 from tracekit.format.manifest import Sidecar, TensorSummary
 from tracekit.format.shards import JSON_SUFFIX, tar_header
 from tracekit.records import RECORD_TYPES, arrow_schema
-from tracekit.tensors import TensorSpec
 
 __all__ = [
     "INDEX_COLUMNS",
@@ -45,28 +47,33 @@ def index_schema(task: str) -> pa.Schema:
     schema = schema.append(pa.field("shard_name", pa.string(), nullable=False))
     for name in INDEX_COLUMNS:
         schema = schema.append(pa.field(name, pa.int64(), nullable=False))
-    return schema.append(pa.field("tensor_index", pa.list_(entry), nullable=False))
+    schema = schema.append(pa.field("tensor_index", pa.list_(entry), nullable=False))
+    return schema.append(pa.field("checksums", pa.binary(), nullable=False))
 
 
 def records_table(task: str, sidecars: Iterable[Sidecar]) -> pa.Table:
-    """All records of these shards with their byte index, sorted by key."""
+    """All records of these shards with their byte index, sorted by key.
+
+    Raises:
+        DatasetError: what a sidecar holds are no records of this task.
+    """
     rows: list[dict[str, Any]] = []
-    for sidecar in sidecars:
-        for record, index in zip(sidecar.records, sidecar.samples, strict=True):
-            row = msgspec.json.decode(record)
-            row["shard_name"] = sidecar.name
-            row["tensor_index"] = msgspec.to_builtins(index.tensors)
-            for name in INDEX_COLUMNS:
-                row[name] = getattr(index, name)
-            rows.append(row)
-    rows.sort(key=lambda row: row["key"])
-    return pa.Table.from_pylist(rows, schema=index_schema(task))
-
-
-class _TensorsOnly(msgspec.Struct):
-    """The one field of a record that summaries need."""
-
-    tensors: list[TensorSpec]
+    name = ""
+    try:
+        for sidecar in sidecars:
+            name = sidecar.name
+            for record, index in zip(sidecar.records, sidecar.samples, strict=True):
+                row = msgspec.json.decode(record, type=dict[str, Any])
+                row["shard_name"] = sidecar.name
+                row["tensor_index"] = msgspec.to_builtins(index.tensors)
+                row["checksums"] = index.checksums
+                for column in INDEX_COLUMNS:
+                    row[column] = getattr(index, column)
+                rows.append(row)
+        rows.sort(key=lambda row: row["key"])
+        return pa.Table.from_pylist(rows, schema=index_schema(task))
+    except (msgspec.DecodeError, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise DatasetError(f"the sidecar of shard {name} holds records that do not fit a table: {error}") from error
 
 
 def tensor_summaries(sidecars: Iterable[Sidecar]) -> list[TensorSummary]:
@@ -75,7 +82,7 @@ def tensor_summaries(sidecars: Iterable[Sidecar]) -> list[TensorSummary]:
     for sidecar in sidecars:
         for record, sample in zip(sidecar.records, sidecar.samples, strict=True):
             sizes = {place.name: place.size for place in sample.tensors}
-            for spec in msgspec.json.decode(record, type=_TensorsOnly).tensors:
+            for spec in specs_of(record):
                 so_far = summaries[spec.name].num_bytes if spec.name in summaries else 0
                 summaries[spec.name] = TensorSummary(
                     name=spec.name,

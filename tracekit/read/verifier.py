@@ -1,9 +1,9 @@
 """Verification: re-read a dataset and prove it, from the index down to every tensor; replay samples on request.
 
 Checked: the index against the manifests; every file's size and SHA-256; tar structure; every record against its schema
-and its place; every tensor against its declared dtype and shape; keys, counts and the byte index; label sets against
-their summaries and the keys; nothing undeclared in the folder. An open dataset (a plan, no manifest yet) is checked as
-far as it goes.
+and its place; every tensor against its declared dtype and shape; keys and counts; record tables, records tars and
+sidecars, checksums included, against what the shards say (tracekit.read.comparing); label sets against their summaries
+and the keys; nothing undeclared in the folder. An open dataset (a plan, no manifest yet) is checked as far as it goes.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import pyarrow.parquet as pq
+import msgspec
 
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.journal import Sent, is_sent, read_journal
@@ -21,14 +21,22 @@ from tracekit.format.manifest import (
     Index,
     Manifest,
     Plan,
+    SampleIndex,
     ShardInfo,
     Sidecar,
+    Verification,
+    index_entry,
+    newest_schema,
     read_plan,
     read_struct,
+    shard_info,
     shard_names,
+    shard_number,
 )
-from tracekit.format.shards import RawSample, iter_samples, sha256_file
-from tracekit.records import SCHEMA_VERSION, CsqaMcqRecord, Record, decode_record
+from tracekit.format.shards import RawSample, index_of, iter_samples, read_sample, sha256_file
+from tracekit.read.comparing import SplitTables, sidecar_problems
+from tracekit.read.index import check_contract
+from tracekit.records import CsqaMcqRecord, Record, decode_record
 from tracekit.storage import companion_names, content_problem, problem_of
 from tracekit.tensors import (
     HeaderEntry,
@@ -76,10 +84,7 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
     for name in [config] if config is not None else names:
         layout = Layout(root, name)
         try:
-            plan = read_plan(layout)
-            if plan.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-                raise DatasetError(f"{name}: schema {plan.schema_version}, this tracekit reads {SCHEMA_VERSION}")
-            check = _Config(layout, plan)
+            check = _Config(layout, read_plan(layout))
         except DatasetError as error:
             problems.append(str(error))
             continue
@@ -88,13 +93,14 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
         for shard in check.shards():
             if (entry := check.sent(shard)) is not None:
                 sent.append(entry)
-                check.take_keys(shard)
+                problems += check.from_sidecar(shard)
                 continue
             problems += check.shard(shard)
             num_samples += shard.num_samples
             num_bytes += shard.num_bytes
             progress(shard.num_bytes)
         problems += check.files()
+        problems += check.rest()
         problems += check.labels(has_all_keys=not problems)
     problems += _index_problems(root, names) if config is None else []
     problems += _strangers(root, names) if not problems else []
@@ -106,7 +112,10 @@ class _Config:
 
     def __init__(self, layout: Layout, plan: Plan) -> None:
         self._layout, self._plan = layout, plan
+        self._has_checksums = check_contract(plan, layout.plan)
         self.manifest = read_struct(layout.manifest, Manifest) if layout.manifest.exists() else None
+        self._tables: dict[str, SplitTables] = {}
+        self._unreadable: list[str] = []
         self._keys: set[str] = set()
         self._has_unknown_keys = False
         self._journal = read_journal(layout.root)
@@ -117,19 +126,9 @@ class _Config:
             yield from self.manifest.shards
             return
         for name in shard_names(self._layout, self._plan):
-            if self._layout.sidecar(name).exists():
-                sidecar = read_struct(self._layout.sidecar(name), Sidecar)
-                keys = [sample.key for sample in sidecar.samples]
-                yield ShardInfo(
-                    name=sidecar.name,
-                    number=sidecar.number,
-                    split=self._plan.source.split,
-                    num_samples=len(keys),
-                    num_bytes=sidecar.num_bytes,
-                    sha256=sidecar.sha256,
-                    first_key=min(keys),
-                    last_key=max(keys),
-                )
+            sidecar = self._sidecar(name)
+            if sidecar is not None:
+                yield msgspec.structs.replace(shard_info(sidecar, self._plan.source.split), name=name)
 
     def sent(self, shard: ShardInfo) -> Sent | None:
         """Where a shard that is not here was sent to, by the journal."""
@@ -142,29 +141,75 @@ class _Config:
         path = self._layout.shard(shard.name)
         where = str(path.relative_to(self._layout.root))
         if not path.exists():
-            return [f"{where}: missing"]
+            return [f"{where}: missing", *self.from_sidecar(shard)]
         problems = []
-        if path.stat().st_size != shard.num_bytes:
-            problems.append(f"{where}: {path.stat().st_size} bytes, the manifest says {shard.num_bytes}")
-        elif sha256_file(path) != shard.sha256:
+        num_bytes, sha256 = path.stat().st_size, sha256_file(path)
+        if num_bytes != shard.num_bytes:
+            problems.append(f"{where}: {num_bytes} bytes, the manifest says {shard.num_bytes}")
+        elif sha256 != shard.sha256:
             problems.append(f"{where}: SHA-256 is not the manifest's; its bytes were altered")
-        index = self._index(shard.name)
+        found: list[tuple[SampleIndex, bytes]] = []
         try:
             with path.open("rb") as file:
                 samples = list(iter_samples(file, where=where))
                 if len(samples) != shard.num_samples:
                     problems.append(f"{where}: {len(samples)} samples, the manifest says {shard.num_samples}")
                 for sample in samples:
-                    problems += self._sample(file, sample, where, index)
+                    problems += self._sample(file, sample, where, found)
         except CorruptShardError as error:
             problems.append(str(error))
-        return problems
+        return problems + self._compared(shard, found, num_bytes, sha256, is_whole=not problems)
 
-    def take_keys(self, shard: ShardInfo) -> None:
-        """Take the keys of a shard that is not here from its sidecar."""
-        keys = self._index(shard.name)
-        self._keys |= keys.keys()
-        self._has_unknown_keys |= not keys
+    def from_sidecar(self, shard: ShardInfo) -> list[str]:
+        """What is wrong with what is said of a shard that is not here, by its sidecar; takes the keys from there."""
+        sidecar = self._sidecar(shard.name)
+        self._has_unknown_keys |= sidecar is None
+        self._keys |= {sample.key for sample in sidecar.samples} if sidecar is not None else set()
+        return self._of_split(shard.split).shard(sidecar) if self.manifest is not None else []
+
+    def rest(self) -> list[str]:
+        """What is wrong with the record tables after the last shard, and sidecars that cannot be read."""
+        return [problem for tables in self._tables.values() for problem in tables.rest()] + self._unreadable
+
+    def _compared(
+        self, shard: ShardInfo, found: list[tuple[SampleIndex, bytes]], num_bytes: int, sha256: str, *, is_whole: bool
+    ) -> list[str]:
+        """Where manifest, sidecar and record tables are not what a shard says; only of a shard that is right."""
+        made = Sidecar(
+            name=shard.name,
+            number=shard_number(shard.name),
+            num_bytes=num_bytes,
+            sha256=sha256,
+            samples=[index for index, _ in found],
+            records=[msgspec.Raw(record) for _, record in found],
+            verification=Verification.nothing(),
+        )
+        tables = self._of_split(shard.split) if self.manifest is not None else None
+        if not is_whole:
+            return tables.shard(None) if tables is not None else []
+        problems: list[str] = []
+        if (sidecar := self._sidecar(shard.name)) is not None:
+            where = self._layout.sidecar(shard.name).relative_to(self._layout.root).as_posix()
+            problems += sidecar_problems(where, sidecar, made, has_checksums=self._has_checksums)
+        for name, value in msgspec.structs.asdict(shard_info(made, self._plan.source.split)).items():
+            if tables is not None and getattr(shard, name) != value:
+                said = f"{name} of shard {shard.name} is {getattr(shard, name)!r}"
+                problems.append(f"{self._layout.config}: its manifest says that {said}, the shard says {value!r}")
+        return problems + (tables.shard(made) if tables is not None else [])
+
+    def _of_split(self, split: str) -> SplitTables:
+        if split not in self._tables:
+            self._tables[split] = SplitTables(self._layout, self._plan.task, split, has_checksums=self._has_checksums)
+        return self._tables[split]
+
+    def _sidecar(self, name: str) -> Sidecar | None:
+        """The sidecar of a shard; None where it is not there, or cannot be read, which `rest` tells."""
+        path = self._layout.sidecar(name)
+        try:
+            return read_struct(path, Sidecar) if path.exists() else None
+        except DatasetError as error:
+            self._unreadable += [str(error)] if str(error) not in self._unreadable else []
+            return None
 
     def labels(self, *, has_all_keys: bool) -> list[str]:
         """What is wrong with the label sets; their keys are looked at where those of the samples are known."""
@@ -201,31 +246,25 @@ class _Config:
                 problems.append(f"{file.path}: missing")
             elif sha256_file(path) != file.sha256:
                 problems.append(f"{file.path}: SHA-256 is not the manifest's")
-        declared = sum(split.num_samples for split in self.manifest.splits)
-        if declared != sum(shard.num_samples for shard in self.manifest.shards):
-            problems.append(f"{self._layout.config}: split counts do not add up to the shards'")
         for split in self.manifest.splits:
-            path = self._layout.records_table(split.name)
-            if path.exists() and not problems and pq.read_metadata(path).num_rows != split.num_samples:
-                problems.append(f"{path.relative_to(self._layout.root)}: not {split.num_samples} rows")
+            shards = [shard for shard in self.manifest.shards if shard.split == split.name]
+            counts = sum(shard.num_samples for shard in shards), sum(shard.num_bytes for shard in shards)
+            if (split.num_samples, split.num_bytes) != counts:
+                problems.append(f"{self._layout.config}: split counts do not add up to the shards'")
+        for name in ("schema_version", "config", "task"):
+            if getattr(self.manifest, name) != getattr(self._plan, name):
+                problems.append(f"{self._layout.config}: its manifest and its plan differ in {name}")
         return problems
 
-    def _index(self, name: str) -> dict[str, tuple[int, int]]:
-        """Data offset and payload size of every key, by the sidecar; empty where it is gone."""
-        path = self._layout.sidecar(name)
-        if not path.exists():
-            return {}
-        return {s.key: (s.data_offset, s.tensors_size) for s in read_struct(path, Sidecar).samples}
-
-    def _sample(self, file: BinaryIO, sample: RawSample, where: str, index: dict[str, tuple[int, int]]) -> list[str]:
+    def _sample(
+        self, file: BinaryIO, sample: RawSample, where: str, found: list[tuple[SampleIndex, bytes]]
+    ) -> list[str]:
+        """What is wrong with a sample; its index, made again, and its record are added to what was found."""
         here = f"{where}: {sample.key}"
         if sample.key in self._keys:
             return [f"{here}: a second sample of this key"]
         self._keys.add(sample.key)
-        file.seek(sample.record.offset)
-        raw_record = file.read(sample.record.size)
-        file.seek(sample.payload.offset)
-        payload = file.read(sample.payload.size)
+        raw_record, payload = read_sample(file, sample)
         try:
             record = decode_record(raw_record, where=here)
             header = read_header(payload, where=here)
@@ -234,8 +273,8 @@ class _Config:
         problems = []
         if record.key != sample.key or record.config != self._layout.config or record.task_name() != self._plan.task:
             problems.append(f"{here}: its record says key {record.key!r}, configuration {record.config!r}")
-        if index and index.get(sample.key) != (sample.payload.offset + header.data_offset, sample.payload.size):
-            problems.append(f"{here}: its byte index is wrong")
+        index = index_of(sample, raw_record, payload)
+        found.append((index if self._has_checksums else msgspec.structs.replace(index, checksums=b""), raw_record))
         problems += [f"{here}: {problem}" for problem in _tensor_problems(record, header.entries)]
         return problems or [f"{here}: {problem}" for problem in _content_problems(record, payload, here)]
 
@@ -325,10 +364,15 @@ def _index_problems(root: Path, names: list[str]) -> list[str]:
     if not (root / "README.md").exists():
         return ["README.md: missing; without it `datasets` does not know the features"]
     listed = {entry.name: entry for entry in index.configs}
+    manifests: list[Manifest] = []
     problems = [f"manifest.json: {name} is listed but not there" for name in listed.keys() - set(names)]
     for name in complete:
-        if name not in listed or listed[name].manifest_sha256 != sha256_file(Layout(root, name).manifest):
+        data = Layout(root, name).manifest.read_bytes()
+        manifests.append(read_struct(Layout(root, name).manifest, Manifest))
+        if listed.get(name) != index_entry(manifests[-1], data):
             problems.append(f"manifest.json: its entry of {name} is not what manifests/{name}.json says")
+    if not problems and index.schema_version != newest_schema(manifests):
+        problems.append(f"manifest.json: schema {index.schema_version}, its manifests say {newest_schema(manifests)}")
     return problems
 
 

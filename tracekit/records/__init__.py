@@ -22,6 +22,7 @@ from tracekit.records.base import (
     Record,
     Span,
     Tallied,
+    check_schema,
 )
 from tracekit.records.csqa import Choice, CsqaMcqRecord, CsqaRecord
 from tracekit.records.degradation import DamageInfo, DegradationRecord
@@ -60,6 +61,7 @@ __all__ = [
     "WikiQARecord",
     "Word",
     "arrow_schema",
+    "check_schema",
     "decode_record",
     "encode_record",
     "field_docs",

@@ -1,16 +1,49 @@
 """What every record has. A contract: `SCHEMA_VERSION` says which."""
 
-from typing import NamedTuple
+import re
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
+from tracekit.errors import DatasetError
 from tracekit.tensors import TensorSpec
 
-__all__ = ["NOTHING_GENERATED", "SCHEMA_VERSION", "GenerationSettings", "ModelInfo", "Record", "Span", "Tallied"]
+__all__ = [
+    "NOTHING_GENERATED",
+    "SCHEMA_VERSION",
+    "GenerationSettings",
+    "ModelInfo",
+    "Record",
+    "Span",
+    "Tallied",
+    "check_schema",
+]
 
-SCHEMA_VERSION = "1.1"
-"""Version of the contract: major changes break readers, minor ones only add."""
+SCHEMA_VERSION = "2.0"
+"""Version of the contract: major changes break readers, minor ones only add. What changed:
+
+    2.0    checksums of every sample, in the record table and the sidecars (tracekit.format.checksums)
+    1.1    tensors in fewer bits, sparse attention
+    1.0    the first
+"""
+_MAJORS = (1, 2)
 _MAX_CHARS = 70  # of a text in a line
+
+
+def check_schema(version: str, *, where: object) -> bool:
+    """Check that this tracekit reads a version of the contract; whether data of it has checksums.
+
+    Raises:
+        DatasetError: another major version, or no version at all.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})\.[0-9]{1,6}", version)
+    major = int(found[1]) if found else 0
+    if major not in _MAJORS:
+        raise DatasetError(
+            f"{where}: written by tracekit schema {version}; this one reads {_MAJORS[0]}.0 to {_MAJORS[-1]}.x. "
+            "Upgrade: pip install -U tracekit-llm"
+        )
+    return major > 1
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +69,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     adapter: str | None
     """Adapter, `name@revision`; null without one."""
     quantization: str | None
-    """`int8`, `int8(threshold=6.0)`, `nf4`; null without."""
+    """`int8(threshold=6)`, `nf4`; of a checkpoint stored so also `gptq-4bit`, `awq-4bit`, `fp8`, ...; null without.
+    Weights that are unpacked on loading: `Q4_1, dequantised to float32`."""
     dtype: str
     """dtype in which the model computes."""
     attention: str
@@ -88,6 +122,9 @@ class Tallied(NamedTuple):
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid_unknown_fields=True):
     """Fields that every task's record has."""
+
+    DRAWN_ARE_EXTRA: ClassVar[bool] = True
+    """Whether an answer with a `sample_index` above 0 stands beside a deterministic one to the same question."""
 
     schema_version: str
     """Version of this contract."""
@@ -141,6 +178,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid
     def task_name(self) -> str:
         """Name of the task, the record's tag."""
         return str(type(self).__struct_config__.tag)
+
+    def is_extra(self) -> bool:
+        """Whether this is a drawn answer beside the deterministic one: metrics are of the deterministic answer."""
+        return self.DRAWN_ARE_EXTRA and self.sample_index > 0
 
     def summary(self) -> Summary:
         """The sample in a few words, for people."""

@@ -1,5 +1,7 @@
 """The record of the task serve: one request that `tracekit serve` answered."""
 
+from typing import ClassVar
+
 import msgspec
 
 from tracekit.records.base import Record, Summary
@@ -22,6 +24,8 @@ class ServeRecord(Record, frozen=True, kw_only=True, tag="serve", forbid_unknown
     `seed` is the server's; where the client gave none, the draws of a sampled answer follow from it and the key.
     `question_id` is the SHA-256 of the prompt, so that equal requests stay on one side of a split.
     """
+
+    DRAWN_ARE_EXTRA: ClassVar[bool] = False
 
     endpoint: str
     """`chat` (/v1/chat/completions) or `completion` (/v1/completions)."""

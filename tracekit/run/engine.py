@@ -29,7 +29,7 @@ from tracekit.run.worker import Loader, Step, Worker
 from tracekit.sites import resolve_sites
 from tracekit.talk import say
 
-__all__ = ["Engine", "Job", "LocalEngine", "Work", "log_step", "part_size", "progress_bar", "stop_flag"]
+__all__ = ["Engine", "Job", "LocalEngine", "Work", "log_step", "progress_bar", "stop_flag"]
 
 ExampleT = TypeVar("ExampleT", bound=Example)
 
@@ -113,8 +113,6 @@ class LocalWork:
         """Do every shard that is not done; returns whether a signal stopped it."""
         layout = self._job.layout
         torch.set_num_threads(plan.num_threads)
-        if (size := part_size(layout, self._job.config.output.batch_size)) is not None:
-            self._worker.shrink(size)
         done = done_shards(layout, plan)
         todo = self._rank.own_first([shard for shard in plan.shards if shard.name not in done])
         for shard in plan.shards:
@@ -157,17 +155,6 @@ def log_step(layout: Layout, step: Step) -> None:
     """One line a batch in the run log."""
     if step.line is not None:
         append_line(layout.log, json.dumps(step.line))
-
-
-def part_size(layout: Layout, batch_size: int | str) -> int | None:
-    """The largest part of the batch that the same command computed last, by the run log; None where it was whole."""
-    lines = layout.log.read_text(encoding="utf-8").splitlines() if layout.log.exists() else []
-    try:
-        last = json.loads(lines[-1]) if lines else {}
-    except json.JSONDecodeError:  # torn when the machine went down
-        return None
-    is_same = last.get("asked_batch_size") == batch_size and len(last.get("parts", ())) > 1
-    return max(last["parts"]) if is_same else None
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def _row(record: Any, logged: Mapping[str, Any], levels: list[float]) -> dict[st
         raise ConfigError(f"degradation-json is for the task degradation; this is {record.task_name()}")
     damage, generation, model = record.damage, record.generation, record.model
     num_out = len(record.generated_token_ids)
-    is_4bit = model.quantization == "nf4"
+    is_4bit = (model.quantization or "").startswith(("nf4", "fp4"))
     return {
         "timestamp": logged["timestamp"],
         "experiment_id": f"{damage.method}|{model.id}|{record.config_name}",
@@ -159,7 +159,7 @@ def _row(record: Any, logged: Mapping[str, Any], levels: list[float]) -> dict[st
         "output": record.generated_answer,
         "degradation_method": damage.method,
         "param_group_name": damage.group,
-        "std_dev": damage.level if damage.method == "mult_gauss" else None,
+        "std_dev": damage.level,
         "level_value": damage.level,
         "level_index": levels.index(damage.level),
         "repeat_index": record.repeat,
@@ -174,7 +174,7 @@ def _row(record: Any, logged: Mapping[str, Any], levels: list[float]) -> dict[st
             "top_k": generation.top_k,
             "top_p": generation.top_p,
         },
-        "tokens": record.prompt_length + num_out,
+        "tokens": num_out,
         "tokens_in": record.prompt_length,
         "tokens_out": num_out,
         "duration": logged["duration"],

@@ -26,6 +26,7 @@ from tracekit.format.manifest import (
     index_entry,
     newest_schema,
     read_struct,
+    shard_info,
     shard_names,
     to_bytes,
 )
@@ -162,7 +163,7 @@ def _manifest(
     losses: list[StorageLoss] = []
     for sidecar in sidecars:
         losses = added_up([*losses, *sidecar.losses])
-        shards.append(_shard_info(sidecar, split))
+        shards.append(shard_info(sidecar, split))
         verification = verification.with_more(sidecar.verification)
         tally.add_norms(sidecar.hidden_norms)
         for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
@@ -196,18 +197,4 @@ def _manifest(
         templates=tally.templates(),
         figures=tally.figures(),
         losses=losses,
-    )
-
-
-def _shard_info(sidecar: Sidecar, split: str) -> ShardInfo:
-    keys = [sample.key for sample in sidecar.samples]
-    return ShardInfo(
-        name=sidecar.name,
-        number=sidecar.number,
-        split=split,
-        num_samples=len(keys),
-        num_bytes=sidecar.num_bytes,
-        sha256=sidecar.sha256,
-        first_key=min(keys),
-        last_key=max(keys),
     )

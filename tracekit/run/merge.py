@@ -1,7 +1,7 @@
 """Merging: runs that differ only in their slice of the source become one dataset.
 
 Shards are rewritten one by one, because a record names its shard: tensors are copied as they are, records get their new
-shard number. Slices must not overlap; the result is ordered as the source is.
+shard number, and the schema version of today. Slices must not overlap; the result is ordered as the source is.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
 from tracekit.format.layout import Layout, config_names, shard_name, write_atomic
 from tracekit.format.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
 from tracekit.format.shards import ShardWriter, sha256_file
-from tracekit.records import decode_record, encode_record
+from tracekit.records import SCHEMA_VERSION, decode_record, encode_record
 from tracekit.run.command import joined_command
 from tracekit.run.finish import finish
 from tracekit.tensors import Payload
@@ -114,6 +114,7 @@ def _joined_plan(parts: Sequence[_Part]) -> Plan:
     run["source"] = {**run["source"], "offset": min(starts), "limit": max(stops) - min(starts)}
     return msgspec.structs.replace(
         plans[0],
+        schema_version=SCHEMA_VERSION,
         run=run,
         source=msgspec.structs.replace(
             plans[0].source,
@@ -159,6 +160,7 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
 
 def _renumbered(file: BinaryIO, raw: msgspec.Raw, index: SampleIndex, shard: int) -> tuple[str, bytes, Payload]:
     record = decode_record(bytes(raw), where=index.key)
+    record = msgspec.structs.replace(record, schema_version=SCHEMA_VERSION)
     if hasattr(record, "shard"):
         record = msgspec.structs.replace(record, shard=shard)
     file.seek(index.tensors_offset)

@@ -1,5 +1,7 @@
 """The numbers over a whole configuration, streamed: means and class balance by record, norms of hidden states by batch.
 
+Means and class balance are of the deterministic answers: drawn ones beside them (`--trace-samples`) do not count.
+
 Norms need the tensors, so they are added up while a run has them in its hands (`hidden_norms`) and travel in the
 journal and the sidecar; everything else follows from the records when the dataset is finished (`Tally`).
 """
@@ -75,7 +77,12 @@ class Tally:
         self._norms: LayerNorms | None = None
 
     def add(self, record: Record) -> None:
-        """Take in one record; fields that are null do not count."""
+        """Take in one record; fields that are null do not count, and of a drawn answer beside the deterministic one
+        only its template."""
+        if record.template_sha256 is not None:
+            self._templates.add(record.template_sha256)
+        if record.is_extra():
+            return
         values: dict[str, Any] = {name: getattr(record, field, None) for field, name in _MEANS.items()}
         values["mean_tokens"] = len(record.token_ids)
         if record.generation.max_new_tokens:
@@ -84,8 +91,6 @@ class Tally:
         for name, (total, count) in (sums | record.tallied()).items():
             self._sums[name] = self._sums.get(name, 0.0) + total
             self._counts[name] = self._counts.get(name, 0) + count
-        if record.template_sha256 is not None:
-            self._templates.add(record.template_sha256)
         is_correct: bool | None = getattr(record, "is_correct", None)
         if is_correct is not None:
             self._judged[is_correct] += 1

@@ -60,6 +60,11 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
         """Row in the source that it was made of."""
         return self.index
 
+    @property
+    def text(self) -> str:
+        """Text of the source that stands whole in its prompt; its length is looked at before prompts are made."""
+        return ""
+
 
 class Devices(NamedTuple):
     """Where a model runs, as a plan knows it."""

@@ -4,7 +4,7 @@ A builder is anything with the Builder protocol; this module never imports one. 
 shards that are not done and nothing else. Ctrl-C and SIGTERM finish the batch in hand and say how to go on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from tracekit.errors import (
 )
 from tracekit.format.layout import MAX_SHARDS, Layout, forget, is_no_space, may_become_dataset
 from tracekit.format.manifest import (
+    TOO_LONG,
     Manifest,
     Plan,
     SourceInfo,
@@ -28,6 +29,7 @@ from tracekit.format.manifest import (
     read_struct,
 )
 from tracekit.model.models import load_tokenizer, max_positions, model_info
+from tracekit.model.prompts import is_surely_longer
 from tracekit.ranks import this_rank
 from tracekit.run.engine import Engine, Job, LocalEngine, Work
 from tracekit.run.finish import done_shards, is_finished
@@ -253,6 +255,7 @@ def _prepare(builder: Builder[ConfigT, ExampleT], config: ConfigT, layout: Layou
     """Read the examples, open the task, and leave out what does not fit."""
     examples, source = builder.examples(config)
     tokenizer = load_tokenizer(config.model)
+    examples, source = _without_endless(examples, source, tokenizer, config)
     task = builder.open(config, tokenizer, examples)
     info = model_info(config.model, variant=task.variant, sites=resolve_sites(config.capture.sites))
     job = Job(builder, config, layout, examples, info, tokenizer, task)
@@ -270,21 +273,54 @@ def _check_estimate(estimate: Estimate, config: RunConfig, out: Path) -> None:
         )
 
 
+def _without_endless(
+    examples: Sequence[ExampleT], source: SourceInfo, tokenizer: Any, config: RunConfig
+) -> tuple[Sequence[ExampleT], SourceInfo]:
+    """Examples whose text is not too long at first sight: no text of many megabytes is tokenised to see that.
+
+    Raises:
+        SourceError: as `_that_fit`.
+    """
+    limit = max_positions(config.model)
+    if limit is None:
+        return examples, source
+    texts = {example.source_row: example.text for example in examples}
+    return _without(
+        examples,
+        source,
+        {
+            row: f"its text of {len(text)} characters takes more positions than the {limit} that the model has"
+            for row, text in texts.items()
+            if is_surely_longer(tokenizer, text, limit)
+        },
+        config,
+    )
+
+
 def _that_fit(
     examples: Sequence[ExampleT], source: SourceInfo, task: Task[ExampleT], config: RunConfig
 ) -> tuple[Sequence[ExampleT], SourceInfo]:
-    """Examples whose prompt and answer the model has positions for; the others are malformed rows.
+    """Examples whose prompt and answer the model has positions for.
 
     Raises:
         SourceError: one does not fit, and `on_bad_row` is `error`; or none fits.
     """
     own, limit = task.max_positions, max_positions(config.model)
     limit, whose = (own, "the limit is") if own is not None and own < (limit or own + 1) else (limit, "the model has")
-    too_long = {e.source_row: e for e in examples if limit is not None and task.num_positions(e) > limit}
-    why = [
-        f"{source.id} row {row}: it takes {task.num_positions(e)} positions, new tokens included; {whose} {limit}"
-        for row, e in too_long.items()
-    ]
+    lengths = {e.source_row: task.num_positions(e) for e in examples} if limit is not None else {}
+    why = {
+        row: f"it takes {length} positions, new tokens included; {whose} {limit}"
+        for row, length in lengths.items()
+        if limit is not None and length > limit
+    }
+    return _without(examples, source, why, config)
+
+
+def _without(
+    examples: Sequence[ExampleT], source: SourceInfo, too_long: Mapping[int, str], config: RunConfig
+) -> tuple[Sequence[ExampleT], SourceInfo]:
+    """The examples of other rows than those that are too long, and why these are left out."""
+    why = [f"{source.id} row {row}: {TOO_LONG}: {reason}" for row, reason in too_long.items()]
     if why and (config.source.on_bad_row == "error" or len(why) == len({e.source_row for e in examples})):
         raise SourceError(f"{why[0]}. Shorten it, lower --max-new-tokens, or pass --on-bad-row skip")
     fitting = [example for example in examples if example.source_row not in too_long]

@@ -17,6 +17,7 @@ from tracekit.model.generation import Generated
 from tracekit.model.prompts import Prompt, sha256_text
 from tracekit.model.proof import Scored
 from tracekit.model.traced import Loads, TracedModel
+from tracekit.model.vocabulary import token_strings
 from tracekit.records import SCHEMA_VERSION, Record
 from tracekit.run.plan import Example
 
@@ -74,7 +75,7 @@ def answered_fields(
         "prompt_sha256": sha256_text(prompt.text),
         "template_sha256": prompt.template_sha256,
         "token_ids": token_ids,
-        "tokens": traced.tokenizer.convert_ids_to_tokens(token_ids),
+        "tokens": token_strings(traced.tokenizer, token_ids),
         "token_offsets": answer.offsets,
         "prompt_length": len(prompt.token_ids),
         "spans": [*prompt.spans, *answer.spans],
@@ -108,6 +109,8 @@ class Task(Generic[ExampleT]):
     """As what the model is loaded."""
     batch_size: int | None = None
     """Examples a batch, where the task settles it; None leaves it to `--batch-size` and the device."""
+    at_once: int | None = None
+    """Most examples of a batch that run at once, where the task settles it; a shard begins with so many."""
     max_positions: int | None = None
     """Most positions of an example, where the task allows fewer than the model."""
 
@@ -123,16 +126,21 @@ class Task(Generic[ExampleT]):
         """Run a batch of examples through the model; samples stand in the order of the examples."""
         raise NotImplementedError
 
-    def parts(self, traced: TracedModel, examples: Sequence[ExampleT]) -> list[int]:
-        """Sizes of the parts in which a batch is to be traced; asked before every batch."""
-        return [len(examples)]
+    def check_memory(self, traced: TracedModel, examples: Sequence[ExampleT]) -> None:
+        """Look at the device before a batch; what is done is written.
+
+        Raises:
+            MemoryPressureError: memory is nearly full.
+        """
+
+    def next_size(self, size: int, done: Sequence[ExampleT], following: Sequence[ExampleT]) -> int:
+        """Most examples that run at once in the batch that follows another in its shard; as many as now by default.
+        The journal notes what this returns, so that a resumed run does the same."""
+        return size
 
     def overhead(self, examples: Sequence[ExampleT]) -> Overhead:
         """What traces do once a cell, by what those so far took; `examples` are those of the whole run."""
         return Overhead()
-
-    def shrink(self, size: int) -> None:
-        """Memory ran out, now or where the run was left: batches go on in parts of this size."""
 
     def close(self) -> None:
         """The run is over, or has failed: leave the model as it was."""

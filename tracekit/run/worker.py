@@ -22,6 +22,7 @@ from tracekit.model.proof import replay, replay_scored
 from tracekit.model.traced import Loads, TracedModel
 from tracekit.ranks import Rank
 from tracekit.records import ModelInfo
+from tracekit.run.padding import padded, to_replay
 from tracekit.run.plan import Estimate, Example, num_shards
 from tracekit.run.stored import batch_of, note_of, stored_form
 from tracekit.run.task import Place, Sample, Task, in_parts
@@ -91,10 +92,6 @@ class Worker(Generic[ExampleT]):
         self._capture, self._batch_size = config.capture, config.output.batch_size
         self._memory = memory_reader(*traced.devices)
 
-    def shrink(self, size: int) -> None:
-        """Batches go on in parts of this size: what memory held where the run was left."""
-        self._task.shrink(size)
-
     def steps(self, shard: ShardTask) -> Generator[Step]:
         """Do one shard from where it stands: a step when it is open, and one a batch. Closing stops between batches.
 
@@ -117,55 +114,83 @@ class Worker(Generic[ExampleT]):
     def _do(self, writer: ShardWriter, shard: ShardTask, number: int) -> dict[str, Any]:
         """Compute and write one batch; its line of the run log."""
         started = time.monotonic()
-        examples = [self._by_index[index] for index in shard.batches[number]]
-        samples, parts = self._batch(writer, number, examples, Place(self._config, shard.number, writer.num_samples))
-        verification = self._replayed(samples) if number == 0 else None
+        examples = self._examples(shard, number)
+        asked = self._at_once(shard)
+        self._task.check_memory(self._traced, examples)
+        place = Place(self._config, shard.number, writer.num_samples)
+        parts = self._batch(writer, examples, place, asked)
+        samples = [sample for part in parts for sample in part]
+        chosen = to_replay(
+            [one for part in parts for one in padded(self._traced, part)],
+            self._capture.num_replays,
+            is_outer=number in (0, len(shard.batches) - 1),
+            so_far=writer.padding,
+        )
+        verification = self._replayed([one.sample for one in chosen]) if chosen else None
         try:
             batch = batch_of(samples, self._capture)
         except MemoryError as error:
             raise _no_memory("bringing a batch into its storage form") from error
-        writer.append(batch.samples, verification, batch.norms, batch.losses)
-        return self._line(shard, number, parts, len(samples), time.monotonic() - started)
+        size = now_at_once = writer.size(asked)
+        if number + 1 < len(shard.batches):
+            size = self._task.next_size(size, examples, self._examples(shard, number + 1))
+        writer.append(
+            batch.samples,
+            verification,
+            batch.norms,
+            batch.losses,
+            padding=max((one.padding for one in chosen), default=0),
+            size=None if size == now_at_once else (size, asked),
+        )
+        sizes = in_parts(len(examples), now_at_once)
+        return self._line(shard, number, sizes, len(samples), time.monotonic() - started)
 
-    def _batch(
-        self, writer: ShardWriter, number: int, examples: list[ExampleT], place: Place
-    ) -> tuple[list[Sample], list[int]]:
-        """Trace one batch, in smaller parts where memory runs out; the parts are journalled before they are used."""
-        noted = writer.parts(number)
-        parts = noted or self._parts(examples)
-        if noted is not None:  # by a process that died over this batch
-            self._task.shrink(max(noted))
-        elif len(parts) > 1:
-            writer.note_parts(number, parts)
+    def _examples(self, shard: ShardTask, number: int) -> list[ExampleT]:
+        return [self._by_index[index] for index in shard.batches[number]]
+
+    def _at_once(self, shard: ShardTask) -> int:
+        """Most examples that a shard runs at once to begin with: a whole batch, or fewer where that is asked for."""
+        whole = max(map(len, shard.batches))
+        asked = self._batch_size if self._task.batch_size is None else self._task.at_once
+        return min(asked, whole) if isinstance(asked, int) else whole
+
+    def _batch(self, writer: ShardWriter, examples: list[ExampleT], place: Place, asked: int) -> list[list[Sample]]:
+        """Trace one batch, part by part; the size of its parts is journalled before it is used.
+
+        What decides the size lies in the plan and in the shard's journal alone: a shard has the same bytes whoever
+        makes it, after whichever others, and however often it is resumed. Where memory runs out, parts are halved.
+        """
         while True:
+            size = writer.size(asked)
+            if size < len(examples):
+                writer.note_size(size, asked=asked)
             try:
-                samples: list[Sample] = []
-                start = 0
-                for size in parts:
-                    here = place._replace(first_index=place.first_index + len(samples))
-                    samples += self._task.trace(self._traced, examples[start : start + size], here)
-                    start += size
-                return samples, parts
+                return self._in_parts(examples, size, place)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if max(parts) == 1:
+                if min(size, len(examples)) == 1:
                     raise _no_memory("one example alone") from error
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            size = max(parts) // 2
-            parts = in_parts(len(examples), size)
-            say(f"out of memory: batch {number} goes on in parts of {size}")
-            self._task.shrink(size)
-            writer.note_parts(number, parts)
+            size = min(size, len(examples)) // 2
+            say(f"out of memory: batch {writer.num_batches} continues in parts of {size}")
+            writer.note_size(size, asked=asked)
 
-    def _parts(self, examples: list[ExampleT]) -> list[int]:
-        """Sizes of the parts of a batch: what the task says, else not more at once than was asked for."""
-        if self._task.batch_size is None and isinstance(self._batch_size, int):
-            return in_parts(len(examples), self._batch_size)
-        return self._task.parts(self._traced, examples)
+    def _in_parts(self, examples: list[ExampleT], size: int, place: Place) -> list[list[Sample]]:
+        """Samples of each part of a batch, `size` examples at once."""
+        parts: list[list[Sample]] = []
+        for start in range(0, len(examples), size):
+            parts.append(self._task.trace(self._traced, examples[start : start + size], place))
+            place = place._replace(first_index=place.first_index + len(parts[-1]))
+        return parts
 
     def _replayed(self, samples: Sequence[Sample]) -> Verification:
+        """Run samples again alone.
+
+        Raises:
+            CaptureError: an error is past the tolerance, or there is no memory for it.
+        """
         try:
             return self._replay(samples)
         except (RuntimeError, MemoryError) as error:
@@ -174,12 +199,8 @@ class Worker(Generic[ExampleT]):
             raise _no_memory("replaying a sample with all its attention (--num-replays 0 leaves it out)") from error
 
     def _replay(self, samples: Sequence[Sample]) -> Verification:
-        """Run a few samples again alone: the shortest, which was padded most, first."""
-        ordered = sorted(samples, key=lambda sample: (len(sample.text.token_ids), sample.record.key))
-        count = min(self._capture.num_replays, len(ordered))
-        chosen = [ordered[i * (len(ordered) - 1) // max(count - 1, 1)] for i in range(count)]
         result = Verification.nothing()
-        for sample in chosen:
+        for sample in samples:
             key, text = sample.record.key, sample.text
             replayed = replay(
                 self._traced, key, text, sample.trace, self._capture, allow_nonfinite=sample.allow_nonfinite
@@ -243,7 +264,6 @@ class Worker(Generic[ExampleT]):
             "shard": shard.name,
             "batch": batch,
             "parts": parts,
-            "asked_batch_size": self._batch_size,
             "num_samples": num_samples,
             "seconds": round(seconds, 3),
             "max_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

@@ -11,6 +11,7 @@ from tracekit.errors import ConfigError
 from tracekit.model.answers import prompt_of_ids
 from tracekit.model.generation import Decoding
 from tracekit.model.prompts import Prompt, Prompter
+from tracekit.model.vocabulary import check_rows
 from tracekit.serve.forms import Asked, RequestError
 
 __all__ = ["Admission", "Limits"]
@@ -32,7 +33,7 @@ class Admission:
         self, tokenizer: Any, config: PromptConfig, limits: Limits, names: Sequence[str], *, seed: int
     ) -> None:
         self._prompter = Prompter(tokenizer, config, default_system="")
-        self._tokenizer, self._num_tokens = tokenizer, len(tokenizer)
+        self._tokenizer = tokenizer
         self._limits, self._names, self._seed = limits, names, seed
         self._lock = threading.Lock()
 
@@ -58,7 +59,8 @@ class Admission:
                 else:
                     prompts = [self._completion(one) for one in asked.prompts]
         except ConfigError as error:
-            raise RequestError(str(error), param=param, code="chat_template") from error
+            code = "chat_template" if asked.endpoint == "chat" else "invalid_value"
+            raise RequestError(str(error), param=param, code=code) from error
         if not all(prompt.token_ids for prompt in prompts):
             raise RequestError("the prompt is empty", param=param, code="invalid_value")
         return prompts
@@ -66,10 +68,7 @@ class Admission:
     def _completion(self, given: str | list[int]) -> Prompt:
         if isinstance(given, str):
             return self._prompter.plain(given)
-        if (wrong := max(given, default=0)) >= self._num_tokens:
-            raise RequestError(
-                f"token id {wrong} is not in the vocabulary of {self._num_tokens}", param="prompt", code="invalid_value"
-            )
+        check_rows(self._tokenizer, given)
         return prompt_of_ids(self._tokenizer, given)
 
     def decoding(self, asked: Asked, prompt: Prompt, key: str) -> Decoding:

@@ -173,6 +173,7 @@ class _Service:
             model=asked.model or self._names[0],
             wants_logprobs=asked.num_best is not None,
             wants_usage=asked.wants_usage,
+            prompts=[prompt.token_ids for prompt in prompts] if asked.wants_token_ids else None,
         )
         if asked.is_streamed:  # its head goes before it is known whether all are kept
             headers = _key_header(keys) | {"Cache-Control": "no-cache"}
@@ -182,14 +183,15 @@ class _Service:
         while len(ended) < len(jobs):
             index, said = await queue.get()
             if isinstance(said, Failed):
-                raise RequestError(said.message, status=503, code="not_answered")
+                raise RequestError(said.message, status=503, code=said.code)
             if isinstance(said, Answered):
                 ended[index] = said
             else:
                 pieces[index] += said.pieces
         answers = [ended[index] for index in range(len(jobs))]
         choices = [
-            Choice(one.text, own, one.finish_reason, one.usage) for one, own in zip(answers, pieces, strict=True)
+            Choice(one.text, own, one.finish_reason, one.stop_string, one.usage, one.generated.token_ids)
+            for one, own in zip(answers, pieces, strict=True)
         ]
         kept = [key if one.is_kept else None for key, one in zip(keys, answers, strict=True)]
         return _json(reply.whole(choices), headers=_key_header(kept))
@@ -238,16 +240,19 @@ async def _stream(reply: Reply, queue: _Queue, num_answers: int) -> AsyncIterato
     for body in reply.first():
         yield event(body)
     usages: list[Usage] = []
+    num_said = [0] * num_answers
     while len(usages) < num_answers:
         index, said = await queue.get()
         if isinstance(said, Failed):
-            yield event(error_body(RequestError(said.message, status=503, code="not_answered")))
+            yield event(error_body(RequestError(said.message, status=503, code=said.code)))
             return
         if isinstance(said, Answered):
             usages.append(said.usage)
-            yield event(reply.end(index, said.finish_reason))
+            left = said.generated.token_ids[num_said[index] :]
+            yield event(reply.end(index, said.finish_reason, said.stop_string, left))
         else:
-            yield event(reply.part(index, said.text, said.pieces))
+            num_said[index] += len(said.token_ids)
+            yield event(reply.part(index, said.text, said.pieces, said.token_ids))
     for body in reply.last(usages):
         yield event(body)
     yield DONE

@@ -10,6 +10,7 @@ past its end is refused.
 """
 
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -17,17 +18,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracekit.config import CaptureConfig
-from tracekit.errors import CaptureError, TracekitError
-from tracekit.format.layout import Layout, append_line
+from tracekit.errors import CaptureError, DatasetError, TracekitError
+from tracekit.format.layout import Layout, append_line, is_no_space
 from tracekit.format.manifest import Verification
 from tracekit.model.capture import Trace, capture
 from tracekit.model.generation import Generated, Listener, Step, answer_variously
 from tracekit.model.memory import is_out_of_memory
 from tracekit.model.proof import replay
 from tracekit.model.traced import TracedModel
-from tracekit.run.task import Sample
+from tracekit.run.padding import Padded, padded, to_replay
 from tracekit.serve.forms import Asked, RequestError
-from tracekit.serve.growing import GrowingDataset, told_of_space
+from tracekit.serve.growing import GrowingDataset, full_for_now, told_of_space
 from tracekit.serve.rows import Row
 from tracekit.serve.samples import Answered, Failed, Job, make_sample, text_of
 from tracekit.serve.settings import ServerSettings
@@ -37,13 +38,19 @@ __all__ = ["Engine"]
 
 _RETRY_SECONDS = 1
 _STOPPED = "the server stopped before this request was answered; ask again later"
+_GONE = "the folder of the server's dataset was deleted, moved or replaced, so nothing can be logged; the server stops"
+_FULL = (
+    "the disk of the server is full, so this request could not be logged and is not answered; free some space and ask "
+    'again, or opt out of logging ("store": false)'
+)
 
 
 class Engine:
     """Answers requests with one model and logs them. Use as a context manager: leaving it finishes what was admitted.
 
-    `failure` says why it stopped by itself, if it did: what cannot be written or proves wrong ends the server; the
-    requests of that batch get an error in place of their end. `on_end` is called from its thread when it has stopped.
+    `failure` says why it stopped by itself, if it did: what proves wrong ends the server, and so does a folder that is
+    deleted or replaced; the requests of that batch get an error in place of their end. Where the disk is full they get
+    one too, and the server goes on. `on_end` is called from its thread when it has stopped.
 
     Raises (on leaving): nothing; see `failure`.
     """
@@ -68,6 +75,8 @@ class Engine:
         self._changed = threading.Condition()
         self._is_draining = False
         self._max_batch = settings.max_batch
+        self._padding = 0
+        self._unreplayed: list[Padded] = []
         self._thread = threading.Thread(target=self._run, name="tracekit-engine")
         self.has_ended_well = False
         self.failure: TracekitError | OSError | None = None
@@ -100,6 +109,10 @@ class Engine:
         """
         if self._is_draining:
             raise RequestError("the server is stopping; it takes no more requests", status=503, code="stopping")
+        try:
+            self._dataset.check_place()
+        except DatasetError as error:
+            raise self._fail(error) from error
         if num_prompts > self._settings.max_queue:
             raise RequestError(
                 f"{num_prompts} prompts in one request, and --max-queue is {self._settings.max_queue}; send fewer",
@@ -118,20 +131,32 @@ class Engine:
         """Admit a request, all of its prompts or none; each of `make_jobs` is given the key of its sample, None for one
         that opted out.
 
-        Raises: as `check_room`; RequestError (503) too where no key can be noted, which ends the server.
+        Raises: as `check_room`; RequestError (503) too where no key can be noted, since the disk is full.
         """
         with self._changed:
             self.check_room(len(make_jobs))
             try:
                 jobs = [make_job(self._dataset.take_key() if is_logged else None) for make_job in make_jobs]
-            except OSError as error:
-                self.failure = self.failure or told_of_space(error, self._layout.keys)
-                self._is_draining = True
-                self._changed.notify()
-                raise RequestError(_STOPPED, status=503, code="not_answered") from error
+            except (TracekitError, OSError) as error:
+                if isinstance(error, OSError) and is_no_space(error):
+                    raise RequestError(_FULL, status=503, code="disk_full") from error
+                raise self._fail(error) from error
             self._waiting.extend(jobs)
             self._changed.notify()
         return jobs
+
+    def _fail(self, error: TracekitError | OSError) -> RequestError:
+        """End the server by an error; what the request that met it is answered."""
+        with self._changed:
+            self.failure = self.failure or error
+            self._is_draining = True
+            self._changed.notify()
+        return RequestError(self._why_stopped, status=503, code="not_answered")
+
+    @property
+    def _why_stopped(self) -> str:
+        """What a client is told of the end: nothing of this machine's paths."""
+        return _GONE if isinstance(self.failure, DatasetError) else _STOPPED
 
     def log(self, asked: Asked | None, status: int, **numbers: Any) -> None:
         """One line a request: what differs from run to run lives here, not in the data; and nothing of a text."""
@@ -141,27 +166,35 @@ class Engine:
             "endpoint": None if asked is None else asked.endpoint,
             **numbers,
         }
-        append_line(self._layout.log, json.dumps(line))
-        told = ", ".join(f"{name} {value}" for name, value in numbers.items() if value is not None)
-        say(f"{status} {line['endpoint'] or 'refused'}{f' ({told})' if told else ''}")
+        told = [f"{name} {value}" for name, value in numbers.items() if value is not None]
+        try:
+            self._dataset.check_place()  # or the folder would be made again
+            append_line(self._layout.log, json.dumps(line))
+        except (OSError, DatasetError) as error:  # no sample needs it: a request is answered, or refused, all the same
+            why = "the folder is gone" if isinstance(error, DatasetError) else os.strerror(error.errno or 0)
+            told.append(f"not in {self._layout.log.name}: {why}")
+        more = ", ".join(told)
+        say(f"{status} {line['endpoint'] or 'refused'}{f' ({more})' if told else ''}")
 
     def _run(self) -> None:
         try:
             while self._next_batch():
                 self._work()
                 if self._dataset.seconds_left() == 0:
-                    self._dataset.close_shard()
+                    self._close_shard()
+            self._close_shard()
             self._dataset.close_shard()
             self.has_ended_well = True
         except (TracekitError, OSError) as error:
-            self.failure = told_of_space(error, self._layout.root) if isinstance(error, OSError) else error
+            told = told_of_space(error, self._layout.root) if isinstance(error, OSError) else error
+            self.failure = self.failure or told
         finally:  # whatever it was, nobody is left waiting
             with self._changed:
                 self._is_draining = True
                 left = [*self._in_hand, *self._waiting]
                 self._waiting.clear()
             for job in left:
-                job.send(Failed(_STOPPED))
+                job.send(Failed(self._why_stopped))
             self._on_end()
 
     def _next_batch(self) -> bool:
@@ -187,7 +220,16 @@ class Engine:
         jobs = list(self._in_hand)
         answers = self._answer(jobs)
         logged = [(job, answer) for job, answer in zip(jobs, answers, strict=True) if job.key and answer]
-        kept = self._keep(logged) if logged else set()
+        try:
+            kept = self._keep(logged) if logged else set()
+        except OSError as error:
+            if not is_no_space(error):
+                raise
+            say(full_for_now(error, self._layout.root))
+            for job, _ in logged:
+                self._in_hand.remove(job)
+                job.send(Failed(_FULL, code="disk_full"))
+            return
         for job, answer in logged:
             self._send_end(job, answer._replace(is_kept=job.key in kept), len(jobs))
 
@@ -234,8 +276,19 @@ class Engine:
             make_sample(self._traced, job, answer, trace, place, split=self._split, seed=self._seed)
             for job, answer, trace in kept
         ]
-        self._dataset.add(samples, self._replayed(samples) if is_first else None)
+        batch = padded(self._traced, samples)
+        self._padding = 0 if is_first else self._padding
+        verification = self._replayed(batch, is_outer=is_first or self._dataset.fills(len(samples)))
+        self._dataset.add(samples, verification)
+        count = self._capture_config.num_replays if verification is None else 0
+        self._unreplayed = to_replay(batch, count, is_outer=True, so_far=0)
         return {job.key for job, _, _ in kept}
+
+    def _close_shard(self) -> None:
+        """Close the open shard, or later where the disk is full; only now is it known which batch is its last one."""
+        verification = self._replayed(self._unreplayed, is_outer=True) if self._unreplayed else None
+        if self._dataset.try_to_close(verification):
+            self._unreplayed = []
 
     def _captured(self, pairs: Sequence[tuple[Job, Answered]]) -> list[tuple[Job, Answered, Trace]]:
         """Capture texts together; in smaller parts where memory runs out, or to find the one that cannot be captured.
@@ -253,15 +306,16 @@ class Engine:
         middle = len(pairs) // 2
         return self._captured(pairs[:middle]) + self._captured(pairs[middle:])
 
-    def _replayed(self, samples: Sequence[Sample]) -> Verification:
-        """Run a few samples again alone: the shortest, which were padded most.
+    def _replayed(self, batch: Sequence[Padded], *, is_outer: bool) -> Verification | None:
+        """Run some samples of a batch again alone, those of `to_replay`; None where that is none of them.
 
         Raises:
             CaptureError: an error is past the tolerance, or there is no memory for it.
         """
-        ordered = sorted(samples, key=lambda sample: (len(sample.text.token_ids), sample.record.key))
+        chosen = to_replay(batch, self._capture_config.num_replays, is_outer=is_outer, so_far=self._padding)
+        self._padding = max([self._padding, *(one.padding for one in chosen)])
         result = Verification.nothing()
-        for sample in ordered[: self._capture_config.num_replays]:
+        for sample in (one.sample for one in chosen):
             try:
                 once = replay(self._traced, sample.record.key, sample.text, sample.trace, self._capture_config)
             except (RuntimeError, MemoryError) as error:
@@ -269,7 +323,7 @@ class Engine:
                     raise
                 raise CaptureError("out of memory at replaying a sample; --num-replays 0 leaves it out") from error
             result = result.with_more(once)
-        return result
+        return result if chosen else None
 
     def _log_answered(self, job: Job, answer: Answered, num_together: int) -> None:
         self.log(

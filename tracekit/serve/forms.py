@@ -1,7 +1,7 @@
 """Requests: bytes of a body in, what is asked out, or an error that says which parameter is wrong and why.
 
-The forms are those of OpenAI's API. What is not known is ignored, as clients send more every year; what is known to
-change the answer and cannot be done is refused by name.
+The forms are those of OpenAI's API. A parameter is taken, is known to change no answer, or has a value that changes
+none. Any other is refused by name: the answer might not be the one that was asked for.
 """
 
 import re
@@ -9,12 +9,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from tracekit.model.messages import MessageError, MessageForm, conversation
 from tracekit.records import Message
 
 __all__ = ["Asked", "RequestError", "parse_chat", "parse_completion"]
 
 _GREEDY_BELOW = 0.01
 """Temperatures under this are greedy: scores divided by them overflow, and clients mean greedy by them."""
+_MAX_NAME = 64
+"""Characters of an unknown parameter's name that are repeated."""
 _COMPLETION_TOKENS = 16
 """What OpenAI's API gives a completion that asks for no number."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -26,6 +29,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_p": (0,),
     "logit_bias": ({},),
     "echo": (False,),
+    "moderation": (),
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -37,7 +41,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "reasoning_effort": (),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -72,8 +76,21 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "dry_multiplier": (0,),
     "xtc_probability": (0,),
     "logits_processors": ([],),
+    "spaces_between_special_tokens": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "include_reasoning": (True,),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "repetition_detection": (),
+    "thinking_token_budget": (),
+    "prompt_embeds": (),
+    "kv_transfer_params": (),
+    "vllm_xargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "media_io_kwargs": ({},),
+    "return_hidden_states": (False,),
+    "repeat_penalty": (1,),
     "truncate_prompt_tokens": (),
-    "add_special_tokens": (),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "chat_template": (),
@@ -84,6 +101,31 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Parameters that change an answer in ways that this server has not, those of other servers among them (vLLM, SGLang,
 llama.cpp), and the values of each that change nothing."""
+
+
+_HARMLESS = frozenset(
+    {
+        # OpenAI
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "user",
+        # vLLM, SGLang, llama.cpp, Ollama
+        "cache_prompt",
+        "cache_salt",
+        "id_slot",
+        "keep_alive",
+        "priority",
+        "request_id",
+        "rid",
+    }
+)
+"""Parameters that clients send and that change no answer, whatever their value: who asks, how it is billed, cached and
+scheduled. `parallel_tool_calls` says nothing without tools."""
 
 
 class RequestError(Exception):
@@ -126,18 +168,9 @@ class Asked(NamedTuple):
     is_streamed: bool
     wants_usage: bool
     """Whether a stream ends with its usage."""
+    wants_token_ids: bool
+    """Whether the reply is to hold the ids of prompt and answer."""
     is_logged: bool
-
-
-class _Part(msgspec.Struct, frozen=True):
-    type: str
-    text: str | None = None
-
-
-class _MessageForm(msgspec.Struct, frozen=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part] | None = None
-    tool_calls: list[Any] | None = None
 
 
 class _StreamOptions(msgspec.Struct, frozen=True):
@@ -164,18 +197,23 @@ class _Form(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     store: bool | None = None
+    return_token_ids: bool | None = None
 
 
 class _ChatForm(_Form, frozen=True, kw_only=True):
-    messages: Annotated[list[_MessageForm], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[MessageForm], msgspec.Meta(min_length=1)]
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    add_special_tokens: Literal[False] | None = None
+    """The template writes them."""
 
 
 class _CompletionForm(_Form, frozen=True, kw_only=True):
     prompt: str | Annotated[list[str | _TokenId | list[_TokenId]], msgspec.Meta(min_length=1)]
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    add_special_tokens: Literal[True] | None = None
+    """The tokenizer adds them."""
 
 
 def parse_chat(body: bytes) -> Asked:
@@ -190,7 +228,7 @@ def parse_chat(body: bytes) -> Asked:
     param = "max_tokens" if form.max_completion_tokens is None else "max_completion_tokens"
     return Asked(
         endpoint="chat",
-        messages=[_message(one, i) for i, one in enumerate(form.messages)],
+        messages=_messages(form.messages),
         prompts=[],
         max_new_tokens=form.max_completion_tokens or form.max_tokens,
         max_tokens_param=param,
@@ -223,19 +261,29 @@ def _convert(body: bytes, form: type[Any]) -> Any:
         raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from error
     if not isinstance(data, dict):
         raise RequestError(f"the body is JSON of a {type(data).__name__}, expected an object", code="invalid_json")
-    for name, neutral in _NEUTRAL.items():
-        value = data.get(name)
-        if value is not None and value not in neutral:
-            raise RequestError(
-                f"`{name}` is not supported here{f' but as {neutral[0]!r}' if neutral else ''}; leave it out",
-                param=name,
-                code="unsupported_parameter",
-            )
+    known = {field.encode_name for field in msgspec.structs.fields(form)}
+    for name, value in data.items():
+        if value is not None and name not in known:
+            _check_neutral(name, value)
     try:
         return msgspec.convert(data, form)
     except msgspec.ValidationError as error:
         found = re.search(r"`\$\.([^`]+)`", str(error)) or re.search(r"missing required field `(\w+)`", str(error))
-        raise RequestError(str(error), param=found[1] if found else None, code="invalid_value") from error
+        why = str(error).partition(" - at `$")[0]
+        message = f"`{found[1]}`: {why}" if found else why
+        raise RequestError(message, param=found[1] if found else None, code="invalid_value") from error
+
+
+def _check_neutral(name: str, value: Any) -> None:
+    """Refuse a parameter that could change the answer."""
+    neutral = _NEUTRAL.get(name, ())
+    if name in _HARMLESS or value in neutral:
+        return
+    if name in _NEUTRAL:
+        message = f"`{name}` is not supported here{f' but as {neutral[0]!r}' if neutral else ''}; leave it out"
+    else:
+        message = f"`{name[:_MAX_NAME]}` is no parameter that this server knows; leave it out"
+    raise RequestError(message, param=name[:_MAX_NAME], code="unsupported_parameter")
 
 
 def _common(form: _Form) -> dict[str, Any]:
@@ -253,6 +301,7 @@ def _common(form: _Form) -> dict[str, Any]:
         "stop": list(dict.fromkeys(stop)),
         "is_streamed": bool(form.stream),
         "wants_usage": bool(options and options.include_usage),
+        "wants_token_ids": bool(form.return_token_ids),
         "is_logged": form.store is not False,
     }
 
@@ -269,18 +318,8 @@ def _prompts(given: str | list[Any]) -> list[str | list[int]]:
     return [given] if kinds == {int} else given
 
 
-def _message(form: _MessageForm, number: int) -> Message:
-    if form.tool_calls:
-        param = f"messages[{number}].tool_calls"
-        raise RequestError("calls of tools are not supported here", param=param, code="unsupported_parameter")
-    content = form.content or ""
-    if isinstance(content, list):
-        for part in content:
-            if part.type != "text" or part.text is None:
-                raise RequestError(
-                    f"content of type {part.type!r} is not supported here; expected parts of type 'text', with `text`",
-                    param=f"messages[{number}].content",
-                    code="unsupported_parameter",
-                )
-        content = "\n".join(part.text or "" for part in content)
-    return Message(role="system" if form.role == "developer" else form.role, content=content)
+def _messages(forms: list[MessageForm]) -> list[Message]:
+    try:
+        return conversation(forms)
+    except MessageError as error:
+        raise RequestError(error.message, param=error.field, code="unsupported_parameter") from error

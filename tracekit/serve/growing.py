@@ -18,7 +18,7 @@ from typing import Self
 
 from tracekit.config import CaptureConfig
 from tracekit.errors import DatasetError, NoSpaceError, ShardLockedError
-from tracekit.format.layout import Layout, is_no_space, may_become_dataset, shard_name, write_atomic
+from tracekit.format.layout import Layout, is_no_space, is_same_file, may_become_dataset, shard_name, write_atomic
 from tracekit.format.manifest import (
     Manifest,
     Plan,
@@ -35,10 +35,13 @@ from tracekit.run.finish import finish, reopen
 from tracekit.run.plan import differences, mismatch
 from tracekit.run.stored import batch_of
 from tracekit.run.task import Place, Sample
+from tracekit.talk import say
 
-__all__ = ["GrowingDataset", "told_of_space"]
+__all__ = ["GrowingDataset", "full_for_now", "told_of_space"]
 
 _RESERVED = 1000
+_RETRY_SECONDS = 5.0
+"""Pause after which a shard that a full disk kept open is closed."""
 _MAX_DIGITS = 18
 """Digits of a number that keys are made of; more of them were not written by a server."""
 
@@ -51,6 +54,14 @@ def told_of_space(error: OSError, path: Path) -> OSError:
         error.errno,
         f"the disk is full, or a file may grow no further ({os.strerror(error.errno or 0)}), while writing {path}. "
         "Every answer that came to its end is safe; free some space and run the same command again",
+    )
+
+
+def full_for_now(error: OSError, root: Path) -> str:
+    """What is said of a full disk while a server goes on."""
+    return (
+        f"the disk is full, or a file may grow no further ({os.strerror(error.errno or 0)}), while writing {root}; "
+        "requests that are logged are answered 503 until there is room. No answer that came to its end is lost"
     )
 
 
@@ -74,6 +85,7 @@ class GrowingDataset:
         self._stack = ExitStack()
         self._writer: ShardWriter | None = None
         self._opened_at = 0.0
+        self._is_set_aside = False
         self._number = 0
         self._next_key = self._reserved = 0
 
@@ -107,8 +119,27 @@ class GrowingDataset:
         reopen(self._layout)
         self._find_place()
 
+    def check_place(self) -> None:
+        """See that the folder is still the one that was opened; from any thread.
+
+        Raises:
+            DatasetError: it was deleted, moved or replaced.
+        """
+        self._check(is_in_place=self._keys.is_in_place)
+
+    def _check(self, *, is_in_place: bool) -> None:
+        if not is_in_place:
+            raise DatasetError(
+                f"{str(self._layout.root)!r} (--out) was deleted, moved or replaced while the server wrote to it; "
+                "answers that are not logged are not given. Move it back if you can, and run the same command again"
+            )
+
     def take_key(self) -> str:
-        """A key that no sample has, and that is given away once."""
+        """A key that no sample has, and that is given away once.
+
+        Raises: as `check_place`; OSError where it cannot be noted.
+        """
+        self.check_place()
         if self._next_key == self._reserved:
             self._note_keys(self._next_key + _RESERVED)
         self._next_key += 1
@@ -124,30 +155,72 @@ class GrowingDataset:
         """Whether the next sample is the first of its shard."""
         return self._writer is None or not self._writer.num_samples
 
+    def fills(self, count: int) -> bool:
+        """Whether so many samples more fill the open shard."""
+        return (0 if self._writer is None else self._writer.num_samples) + count >= self._samples_per_shard
+
     def add(self, samples: Sequence[Sample], verification: Verification | None) -> None:
-        """Add samples, made for `place`; on return they survive a crash. `verification` is of the shard's first.
+        """Add samples, made for `place`; on return they survive a crash. `verification` is of those that were replayed.
 
         Raises:
-            NoSpaceError: the disk is full.
+            NoSpaceError: the disk is full, and none of them is in the dataset; more may be added later.
+            DatasetError: as `check_place`.
         """
         writer = self._open_shard()
         if not writer.num_samples:
             self._opened_at = time.monotonic()
         batch = batch_of(samples, self._capture)
-        writer.append(batch.samples, verification, batch.norms, batch.losses)
-        if writer.num_samples >= self._samples_per_shard:
-            self.close_shard()
+        is_last = self.fills(len(samples))
+        try:
+            writer.append(batch.samples, verification, batch.norms, batch.losses)
+        except NoSpaceError:
+            self._set_aside()
+            raise
+        self.check_place()
+        self._check(is_in_place=writer.is_in_place)
+        if is_last:
+            self.try_to_close()
+
+    def _set_aside(self) -> None:
+        """Leave the shard as an earlier process would, at its last whole batch: opened again, it goes on from there."""
+        if self._writer is not None:
+            self._writer.__exit__(None, None, None)
+        self._writer, self._is_set_aside = None, True
+        self._opened_at = time.monotonic() + _RETRY_SECONDS - self._close_after
+
+    def try_to_close(self, verification: Verification | None = None) -> bool:
+        """Close the open shard; where the disk is full, later, and False: its samples are safe."""
+        try:
+            self.close_shard(verification)
+        except OSError as error:
+            if not is_no_space(error):
+                raise
+            say(full_for_now(error, self._layout.root))
+            self._set_aside()
+            return False
+        return True
 
     def seconds_left(self) -> float | None:
         """Seconds until the open shard is to be closed, 0 where it is due; None where there is nothing to close."""
-        if self.is_shard_empty:
+        if self.is_shard_empty and not self._is_set_aside:
             return None
         return max(0.0, self._opened_at + self._close_after - time.monotonic())
 
-    def close_shard(self) -> None:
-        """Close the open shard, so that readers see it; nothing where it is empty."""
+    def close_shard(self, verification: Verification | None = None) -> None:
+        """Close the open shard, so that readers see it; nothing where it is empty. `verification` is of samples that
+        were replayed since.
+
+        Raises:
+            NoSpaceError: the disk is full; its samples are safe.
+        """
+        if self._is_set_aside:
+            self._open_shard()
         if self._writer is None or self.is_shard_empty:
             return
+        self.check_place()
+        self._check(is_in_place=self._writer.is_in_place)
+        if verification is not None:
+            self._writer.append([], verification)
         self._writer.finish()
         self._writer.__exit__(None, None, None)
         self._writer = None
@@ -166,8 +239,9 @@ class GrowingDataset:
     def _open_shard(self) -> ShardWriter:
         if self._writer is None:
             name = shard_name(self._plan.source.split, self._number)
+            self.check_place()  # or a folder that is gone would be made again
             self._writer = ShardWriter(self._layout, name, self._number).__enter__()
-            self._opened_at = time.monotonic()
+            self._opened_at, self._is_set_aside = time.monotonic(), False
         return self._writer
 
     def _check_plan(self) -> None:
@@ -227,6 +301,11 @@ class _KeysFile:
 
     def __exit__(self, *of: object) -> None:
         os.close(self._descriptor)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file still has its name."""
+        return is_same_file(self._descriptor, self._path)
 
     def read(self) -> int:
         """The number; 0 where none is noted, or what is noted is no such number."""

@@ -50,14 +50,33 @@ class Choice(NamedTuple):
     text: str
     pieces: list[Piece]
     finish_reason: str
+    stop_reason: str | None
+    """The stop string that ended it."""
     usage: Usage
+    token_ids: list[int]
+    """All of its tokens."""
 
 
 class Reply:
-    """The bodies of one reply: whole, or event by event; all of them have one id and one time."""
+    """The bodies of one reply: whole, or event by event; all of them have one id and one time.
 
-    def __init__(self, *, is_chat: bool, model: str, wants_logprobs: bool, wants_usage: bool) -> None:
+    `prompts` are the ids of the prompts where the client wants ids (`return_token_ids`). All stand where vLLM has them:
+
+        chat         prompt_token_ids beside `choices` (of a stream, in its first chunk), token_ids in each choice
+        completion   both in each choice (of a stream, prompt_token_ids in each answer's first chunk)
+    """
+
+    def __init__(
+        self,
+        *,
+        is_chat: bool,
+        model: str,
+        wants_logprobs: bool,
+        wants_usage: bool,
+        prompts: Sequence[list[int]] | None = None,
+    ) -> None:
         self._is_chat, self._wants_logprobs, self._wants_usage = is_chat, wants_logprobs, wants_usage
+        self._prompts, self._unsaid = prompts, set(range(len(prompts or ())))
         self._base = {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -72,22 +91,26 @@ class Reply:
         return {
             **self._base,
             "object": kind,
+            **(self._prompt_ids(0) if self._is_chat else {}),
             "choices": bodies,
             "usage": _sum([one.usage for one in choices]).body(),
         }
 
     def first(self) -> list[dict[str, Any]]:
         """What a stream begins with."""
-        return [self._chunk({"delta": {"role": "assistant", "content": ""}})] if self._is_chat else []
+        if not self._is_chat:
+            return []
+        return [self._chunk({"delta": {"role": "assistant", "content": ""}}) | self._prompt_ids(0)]
 
-    def part(self, index: int, text: str, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def part(self, index: int, text: str, pieces: Sequence[Piece], token_ids: Sequence[int]) -> dict[str, Any]:
         """More of the text of an answer."""
         said = {"delta": {"content": text}} if self._is_chat else {"text": text}
-        return self._chunk(said, pieces, index=index)
+        return self._chunk(said | self._ids(index, token_ids), pieces, index=index)
 
-    def end(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """The end of an answer."""
+    def end(self, index: int, finish_reason: str, stop_reason: str | None, token_ids: Sequence[int]) -> dict[str, Any]:
+        """The end of an answer, with those of its tokens that added no text."""
         said = {"delta": {}} if self._is_chat else {"text": ""}
+        said |= self._ids(index, token_ids) | {"stop_reason": stop_reason}
         return self._chunk(said, index=index, finish_reason=finish_reason)
 
     def last(self, usages: Sequence[Usage]) -> list[dict[str, Any]]:
@@ -100,7 +123,27 @@ class Reply:
         said: dict[str, Any] = {"text": one.text}
         if self._is_chat:
             said = {"message": {"role": "assistant", "content": one.text, "refusal": None}}
-        return {"index": index, **said, "logprobs": self._logprobs(one.pieces), "finish_reason": one.finish_reason}
+        return {
+            "index": index,
+            **said,
+            "logprobs": self._logprobs(one.pieces),
+            "finish_reason": one.finish_reason,
+            "stop_reason": one.stop_reason,
+            **self._ids(index, one.token_ids),
+        }
+
+    def _prompt_ids(self, index: int) -> dict[str, Any]:
+        """The ids of a prompt, where they are wanted and not said yet."""
+        if self._prompts is None or index not in self._unsaid:
+            return {}
+        self._unsaid.remove(index)
+        return {"prompt_token_ids": self._prompts[index]}
+
+    def _ids(self, index: int, token_ids: Sequence[int]) -> dict[str, Any]:
+        """What a choice says of ids, where they are wanted."""
+        if self._prompts is None:
+            return {}
+        return {"token_ids": token_ids, **({} if self._is_chat else self._prompt_ids(index))}
 
     @property
     def _chunk_kind(self) -> str:

@@ -17,6 +17,7 @@ class Row:
         self.job = job
         self._stream = TextStream(tokenizer, job.prompt.token_ids, job.asked.stop)
         self._waiting: list[Piece] = []
+        self._new_ids: list[int] = []
 
     @property
     def has_stopped(self) -> bool:
@@ -26,6 +27,7 @@ class Row:
     def take(self, made: Step) -> None:
         """Take in a token, and send what is certain by it."""
         stream = self._stream
+        self._new_ids.append(made.token_id)
         best = [(stream.alternative(token_id), value) for token_id, value in made.best]
         start = len(stream.whole)
         text = stream.add(made.token_id)
@@ -49,7 +51,8 @@ class Row:
 
     def _send(self, text: str, pieces: list[Piece]) -> None:
         if text or pieces:
-            self.job.send(More(text, pieces))
+            self.job.send(More(text, pieces, self._new_ids))
+            self._new_ids = []
 
     def _settled(self) -> list[Piece]:
         """The tokens whose text is sent. Of one that a stop string cuts, the part before it; none that come later."""

@@ -21,6 +21,8 @@ class More(NamedTuple):
 
     text: str
     pieces: list[Piece]
+    token_ids: list[int]
+    """The tokens that came since the last of it."""
 
 
 class Answered(NamedTuple):
@@ -46,6 +48,7 @@ class Failed(NamedTuple):
     """A request that was admitted and could not be answered."""
 
     message: str
+    code: str = "not_answered"
 
 
 class Job(NamedTuple):

@@ -26,6 +26,7 @@ from tracekit.format.manifest import Manifest, Plan, SourceInfo
 from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info
 from tracekit.model.placement import computing_device
 from tracekit.model.prompts import Prompter
+from tracekit.model.vocabulary import note_num_rows
 from tracekit.records import SCHEMA_VERSION, ModelInfo
 from tracekit.run.plan import public_run, versions
 from tracekit.serve.admission import Admission, Limits
@@ -165,6 +166,7 @@ class LoggingServer:
             on_end=self._end,
         )
         own = load_tokenizer(model)
+        note_num_rows(own, traced.num_rows)
         admission = Admission(own, self._run_config.prompt, limits, self.names, seed=self._seed)
         app = make_app(
             self._engine,

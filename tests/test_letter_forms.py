@@ -1,0 +1,272 @@
+"""Letters in every form that models write: phrase times wrapping times separator times letter; and what is none."""
+
+import itertools
+import json
+
+import pytest
+
+from builders.letter_parsing import name_letter
+
+PLANETS = {"A": "Mars", "B": "Jupiter", "C": "Venus", "D": "Earth"}
+WORDS = ("Answer", "ANSWER", "The answer", "Final answer", "The correct answer", "Option", "Choice")
+EMPHASIS = ("", "*", "**", "***", "_", "__", "`", '"')
+SEPARATORS = (
+    ": ",
+    ":",
+    " - ",
+    " – ",
+    " — ",
+    " = ",
+    "：",
+    " ： ",
+    "∶ ",
+    "꞉ ",
+    ":\n",
+    ":\n\n",
+    " -> ",
+    " → ",
+    " is ",
+    " is: ",
+)
+LETTERS = {
+    "plain": "{}",
+    "brackets": "({})",
+    "square": "[{}]",
+    "bold": "**{}**",
+    "bold with bracket": "**{})**",
+    "bold with point": "**{}.**",
+    "quotes": '"{}"',
+    "code": "`{}`",
+    "boxed": "\\boxed{{{}}}",
+    "boxed text": "$\\boxed{{\\text{{{}}}}}$",
+    "tag": "<b>{}</b>",
+    "lenticular": "【{}】",
+}
+WIDE = str.maketrans("ABCD()", "ＡＢＣＤ（）")
+CIRCLED = str.maketrans("ABCD", "ⒶⒷⒸⒹ")
+
+
+def read(text: str) -> str | None:
+    """The letter that is read; it is where `start` says."""
+    named = name_letter(text, PLANETS)
+    if named.letter is not None and text[named.start] in "ABCDＡＢＣＤⒶⒷⒸⒹ":
+        assert text[named.start].translate(str.maketrans("ＡＢＣＤⒶⒷⒸⒹ", "ABCDABCD")) == named.letter
+    return named.letter
+
+
+def placements(word: str, mark: str, separator: str, letter: str) -> list[str]:
+    """Emphasis around the word, the word and its separator, the letter, all of it, or left open."""
+    sign, space = separator.rstrip(), separator[len(separator.rstrip()) :]
+    return [
+        f"{mark}{word}{mark}{separator}{letter}",
+        f"{mark}{word}{sign}{mark}{space or ' '}{letter}",
+        f"{word}{separator}{mark}{letter}{mark}",
+        f"{mark}{word}{separator}{letter}{mark}",
+        f"{mark}{word}{mark}{separator}{mark}{letter}{mark}",
+    ]
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("mark", EMPHASIS)
+def test_a_letter_that_is_stated_is_read_in_any_dress(word: str, mark: str):
+    wrong = []
+    forms = itertools.product(SEPARATORS, LETTERS.values(), range(5))
+    for number, (separator, form, place) in enumerate(forms):
+        right = "ABCD"[number % 4]
+        text = placements(word, mark, separator, form.format(right))[place]
+        dresses = (text, text.translate(WIDE), text.translate(CIRCLED), f"> {text}.", f"Venus is hot.\n\n{text}")
+        shown = dresses[number // 4 % 5]
+        if read(shown) != right:
+            wrong.append((shown, name_letter(shown, PLANETS)))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("right", "ABCD")
+@pytest.mark.parametrize(
+    "tail", ["", ".", "!", "\n", " {text}", ". {text}", ") {text}", ": {text}", ", because it fits"]
+)
+def test_text_after_the_letter_changes_nothing(right: str, tail: str):
+    for head in ("", "Answer: ", "**Answer**: ", "The answer is ", "Option "):
+        assert read(head + right + tail.format(text=PLANETS[right])) == right
+
+
+@pytest.mark.parametrize(
+    "key", ["answer", "Answer", "final_answer", "correct_answer", "choice", "option", "letter", "答案"]
+)
+@pytest.mark.parametrize("right", "ABCD")
+def test_json_is_read_by_its_answer(key: str, right: str):
+    for value in (right, f"({right})", f"{right}. {PLANETS[right]}", [right], {"letter": right}):
+        for more in ({}, {"confidence": 0.9}, {"reasoning": "A is small, so it is not A but B or C"}):
+            for data in ({key: value} | more, more | {key: value}):
+                for text in (json.dumps(data, ensure_ascii=False), json.dumps(data, indent=2, ensure_ascii=False)):
+                    assert read(text) == right
+                    assert read(f"```json\n{text}\n```") == right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ('{"answer": "C', "C"),
+        ('Here it is: {"answer": "C"}', "C"),
+        ("答案：C", "C"),
+        ("正确答案是：Ｃ", "C"),
+        ("答案为 C。", "C"),
+        ("答え：C", "C"),
+        ("정답: C", "C"),
+        ("الجواب: C", "C"),
+        ("Ответ: C", "C"),
+        ("Respuesta: C", "C"),
+        ("La respuesta es C.", "C"),
+        ("Réponse : C", "C"),
+        ("Die Antwort ist C.", "C"),
+        ("Ｃ", "C"),
+        ("（Ｃ）", "C"),
+        ("Ｃ．Venus", "C"),
+        ("【C】", "C"),
+        ("⒞", "C"),
+        ("𝐂", "C"),
+        ("So it is $\\boxed{C}$.", "C"),
+        ("Hence $\\boxed{\\textbf{(C)}}$", "C"),
+        ("\u200bC", "C"),
+        ("**C**: it has no moon", "C"),
+        ("# Answer\n\nC", "C"),
+        ("- **Answer:** C", "C"),
+        ("<answer>\nC\n</answer>", "C"),
+        ("<b>Answer</b>: C", "C"),
+        ("Answer: C (not B)", "C"),
+        ("C is correct; B is wrong", "C"),
+        ("While B is large, the answer is C.", "C"),
+        ("B is wrong, so the answer is C", "C"),
+        ("The answer could be B or C. Answer: C", "C"),
+        ("C. Venus is hotter than B", "C"),
+        ("C. Venus is hot, but B is large", "C"),
+        ("C\n\nHowever, B is large.", "C"),
+        ("C, since A and B are wrong", "C"),
+        ("The answer is C, not B or A", "C"),
+        ("The answer is C because B is too large, but A is small", "C"),
+        ("Answer: C\n\nExplanation: A is cold, B is large, but D is home.", "C"),
+        ("Which planet has no moon?\nA. Mars\nB. Jupiter\nC. Venus\nD. Earth\nAnswer: C", "C"),
+        ("B is the largest, but the question asks for the ringed one: C", "C"),
+        ("B is the largest, but the question asks for the ringed one, so the answer is C.", "C"),
+        ("A is the closest; however, the one without a moon is asked for: **C**.", "C"),
+    ],
+)
+def test_other_forms_that_are_unambiguous(text: str, right: str):
+    assert read(text) == right
+
+
+@pytest.mark.parametrize("first", "ABCD")
+@pytest.mark.parametrize("second", "ABCD")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{0} or {1}",
+        "{0} (or {1})",
+        "{0}, or maybe {1}",
+        "{0}, though {1} is also possible",
+        "{0}; alternatively {1}",
+        "{0} and also {1}",
+        "{0}. Hmm, no, {1}.",
+        "{0}... wait, {1}",
+        "{0}. Let me check again: {1}.",
+        "{0}. No, it's {1}",
+        "Answer: {0}\nAnswer: {1}",
+        "Answer: {0} or {1}",
+        "**Answer**: {0}, but it could be {1}",
+        "The answer is {0}, but it is {1}.",
+        "The answer is {0}. On second thought, so it's {1}.",
+        "The answer is {0} if moons count, otherwise {1}",
+        "{0} is the largest, but {1} has rings and the question asks for rings",
+        "{0} is large, whereas {1} has rings",
+        "{0} is tempting; however {1} fits better",
+        '{{"answer": "{0}", "final_answer": "{1}"}}',
+        "{0} is right, although some say: {1}",
+        "{0} is correct, but many people choose {1}.",
+        "{0} is large, but some would answer: {1}",
+        "{0} is large, but it would be wrong to say: {1}",
+        "{0} is the best, however the textbook says so: {1}",
+        '{{"answer": ["{0}", "{1}"]}}',
+        '{{"answer": "{0} or {1}"}}',
+        "\\boxed{{{0}}} or \\boxed{{{1}}}",
+        "It is between {0} and {1}",
+        "{0}/{1}",
+        "Not {0}, maybe {1}",
+    ],
+)
+def test_of_two_letters_none_is_read(text: str, first: str, second: str):
+    if first != second:
+        assert name_letter(text.format(first, second), PLANETS).letter is None, text.format(first, second)
+
+
+@pytest.mark.parametrize("wrong", "ABCD")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not {}",
+        "Not {}.",
+        "It's not {}",
+        "Answer: not {}",
+        "The answer is not {}",
+        "The answer isn't {}",
+        "{} is wrong",
+        "{} is not correct",
+        "{}. Wrong.",
+        "{}: incorrect",
+        "{} (incorrect)",
+        "{} - not correct",
+        "Answer: {} is wrong",
+        "Anything but {}",
+        "The answer is anything but {}",
+        "Option {} is wrong",
+        "Option {} is incorrect.",
+        "{} is tempting, but it is wrong",
+        "{} is the largest, but that is not what is asked",
+        "{} seems right, however the question asks for rings",
+        "Why not {}?",
+        "{}?",
+        '{{"reasoning": "{} is small"}}',
+        '{{"answer": null, "rejected": "{}"}}',
+        '{{"answer": "not {}"}}',
+    ],
+)
+def test_a_letter_that_is_denied_is_none(text: str, wrong: str):
+    assert name_letter(text.format(wrong), PLANETS).letter is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is the correct answer: A, B, C or D?",
+        "Which option is the answer? A) Mars B) Jupiter C) Venus D) Earth",
+        "The options are A. Mars, B. Jupiter, C. Venus, D. Earth",
+        "A) Mars\nB) Jupiter\nC) Venus\nD) Earth",
+        "A. Mars\nB. Jupiter\nC. Venus\nD. Earth",
+        "Question: Which planet has no moon?\nA. Mars\nB. Jupiter\nC. Venus\nD. Earth",
+        '{"A": "Mars", "B": "Jupiter", "C": "Venus", "D": "Earth"}',
+        '{"A": 0.1, "B": 0.9}',
+        '{"answer": "A", "text": "Jupiter"}',
+        "Ａ．Mars Ｂ．Jupiter Ｃ．Venus",
+        "答案：A、B",
+        "Answer: A, B",
+        "Answer: E",
+        "Answer - a planet",
+        "The answer - A planet",
+        "**Answer**: a cat",
+        "В",  # a Cyrillic letter: the third of its alphabet, and in looks a B
+        "I choose neither",
+        "All of the above",
+        "None of them: A, B, C, D",
+    ],
+)
+def test_lists_questions_and_words_name_none(text: str):
+    assert name_letter(text, PLANETS).letter is None
+
+
+@pytest.mark.attack
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "piece", [" ", "-", "*", "=>", "<b>", "</b>", ": ", "answer ", "but ", "not A, ", "(", "\\boxed{", "\n"]
+)
+def test_long_outputs_are_read_in_no_time(piece: str):
+    for head in ("", "Answer", "B", "B is so: ", "Answer: B, but "):
+        name_letter(head + piece * 2000 + "x", PLANETS)
