@@ -321,7 +321,13 @@ def _label_set(summary: LabelSummary) -> dict[str, Any]:
     whole = [rate for rate in summary.rates if rate.group is None and rate.value is not None]
     rates = [f"{r.name} {r.value:.3f} [{r.low:.3f}, {r.high:.3f}] ({r.count} of {r.num})" for r in whole]
     counted = f"{summary.num_samples} samples, {summary.num_failures} without a label"
-    return {"name": summary.name, "judge": summary.judge, "counted": counted, "rates": "; ".join(rates) or "none"}
+    return {
+        "name": summary.name,
+        "judge": summary.judge,
+        "counted": counted,
+        "rates": "; ".join(rates) or "none",
+        "command": summary.command,
+    }
 
 
 def _decoding(run: dict[str, Any]) -> str:
