@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from builders import csqa_questions
+from builders.cells import Cells
 from builders.sources import Row
 from tracekit.errors import SourceError
 from tracekit.model.messages import (
@@ -82,6 +83,12 @@ class AnswerExample(Example, frozen=True, kw_only=True):
     model: str | None = None
     """Who wrote it."""
 
+    @property
+    def text(self) -> str:
+        """The user's texts, the prompt and the answer; a template may leave out what the assistant said before."""
+        asked = (one.content for one in self.messages if one.role == "user")
+        return "\n".join(one for one in (*asked, self.question, self.prompt, self.answer) if one)
+
 
 def parse_row(row: Row) -> AnswerExample:
     """A row as an example.
@@ -89,7 +96,8 @@ def parse_row(row: Row) -> AnswerExample:
     Raises:
         SourceError: there is no prompt or no answer, several of one, or one of another type.
     """
-    data = row.data
+    cells = Cells(row, {"id": _NAMES})
+    data = cells.data
     request, reply = _sides(data)
     only = _only(reply)
     holder = reply if only is None else only
@@ -108,10 +116,9 @@ def parse_row(row: Row) -> AnswerExample:
     ending = _ending(request, reply, holder)
     if ending["finish_reason"] in _CALLS and not answer.get("token_ids"):
         raise SourceError(f"finish_reason is {ending['finish_reason']!r}: calls of tools are no text; give 'token_ids'")
-    identity = next((data[name] for name in _NAMES if data.get(name) not in (None, "")), row.index)
     return AnswerExample(
         index=row.index,
-        example_id=str(identity),
+        example_id=cells.identity(),
         model=_model(reply) or _model(request),
         **prompt,
         **answer,

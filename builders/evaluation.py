@@ -34,7 +34,7 @@ from tracekit.format.labels import (
     write_labels,
     write_summary,
 )
-from tracekit.format.layout import Layout, write_atomic
+from tracekit.format.layout import Layout, inside, sweep, write_atomic
 from tracekit.format.manifest import read_plan, to_bytes
 from tracekit.format.shards import sha256_file
 from tracekit.model.prompts import sha256_text
@@ -83,7 +83,7 @@ def output_folder(layout: Layout) -> Path:
         DatasetError: the configuration was not begun.
     """
     name = re.sub(r"[^\w.-]+", "_", read_plan(layout).model.id.replace("/", "__"), flags=re.ASCII)
-    return layout.root / "output" / layout.config / (name.lstrip(".") or "model")
+    return inside(layout.root, f"output/{layout.config}/{name.lstrip('.') or 'model'}", is_folder=True)
 
 
 def evaluate(config: RunConfig, evaluation: Evaluation, *, judge: JudgeConfig, client: ClientConfig) -> int:
@@ -100,8 +100,9 @@ def evaluate(config: RunConfig, evaluation: Evaluation, *, judge: JudgeConfig, c
     if config.output.dry_run:
         _say_what_would_be(layout, evaluation, judge)
         return 0
+    sweep(layout.root)
     samples, is_open = _read_samples(layout, evaluation)
-    cache = layout.root / "output" / layout.config / "cache" / f"{_file_name(judge.judge)}.jsonl"
+    cache = inside(layout.root, f"output/{layout.config}/cache/{_file_name(judge.judge)}.jsonl")
     with open_judge(judge, evaluation.what, model=config.model, client=client, cache=cache) as opened:
         name = set_name(opened)
         labels = _judge(layout, name, opened, samples)

@@ -12,7 +12,6 @@ finished training is left as it is.
     python -m builders.finetune_csqa --model google-bert/bert-base-uncased --out checkpoints/bert-csqa
 """
 
-import json
 import math
 import shlex
 import sys
@@ -30,9 +29,9 @@ from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, parse
 from builders.mcq_training import Data, Encoder, Metrics, TrainingConfig, draw_curve, encode, load_encoder, train
 from builders.sources import read_examples
 from tracekit.config import Positive, SourceConfig, check
-from tracekit.errors import ConfigError, DatasetError, PlanMismatchError, SourceError, TracekitError
-from tracekit.format.layout import write_atomic
-from tracekit.format.manifest import SourceInfo
+from tracekit.errors import UNREADABLE, ConfigError, DatasetError, PlanMismatchError, SourceError, TracekitError
+from tracekit.format.layout import inside, read_whole, write_atomic
+from tracekit.format.manifest import SourceInfo, read_struct
 from tracekit.model.placement import resolve_device
 from tracekit.model.references import resolve
 from tracekit.sizes import duration
@@ -132,7 +131,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
     run = _public_run(config, sources)
     is_complete = _check_same(folder, run)
     if is_complete and not config.dry_run:
-        return Outcome(folder, msgspec.json.decode((folder / "metrics.json").read_bytes(), type=Metrics), True)
+        return Outcome(folder, read_struct(inside(folder, "metrics.json"), Metrics), True)
     encoder = load_encoder(config)
     data, held = (encode(encoder.tokenizer, part, config.max_seq_len) for part in (questions, held_out))
     if data.num_cut + held.num_cut:
@@ -215,12 +214,15 @@ def _check_same(folder: Path, run: dict[str, Any]) -> bool:
         PlanMismatchError: it was begun with another configuration.
         DatasetError: it holds something else.
     """
-    written = folder / "run.json"
+    written = inside(folder, "run.json")
     if not written.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DatasetError(f"--out {str(folder)!r} exists and is no training of this builder; choose another")
         return False
-    old = json.loads(written.read_bytes())
+    try:
+        old = msgspec.json.decode(read_whole(written), type=dict[str, Any])
+    except UNREADABLE as error:
+        raise DatasetError(f"{written} does not say what was trained: {error}; choose another --out") from error
     differences = [
         f"    {name}: {old.get(name, '(absent)')!r} there, {run.get(name, '(absent)')!r} now"
         for name in sorted(old.keys() | run.keys())

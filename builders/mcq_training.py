@@ -7,9 +7,9 @@ The loop is transformers.Trainer's. Each option of a question has one logit; the
 Training that was stopped goes on after its last whole epoch, and gives the weights of one left alone.
 """
 
-import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -25,7 +25,8 @@ from transformers.data.data_collator import DataCollatorForMultipleChoice
 
 from builders.csqa_questions import CsqaQuestion, encode_choices
 from tracekit.config import ModelConfig, Positive
-from tracekit.errors import ConfigError, ModelError
+from tracekit.errors import UNREADABLE, ConfigError, ModelError
+from tracekit.format.layout import inside, read_whole
 from tracekit.model.models import is_head_fresh, load_tokenizer
 from tracekit.model.references import resolve
 from tracekit.plots import BLUE, INK, ORANGE, canvas, grid, png, style
@@ -40,6 +41,7 @@ _NUM_LOGGED = 50
 """Points of the loss curve."""
 _WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors")
 """Files of a whole checkpoint; the first is written last."""
+_CHECKPOINT = re.compile(r"checkpoint-\d+", re.ASCII)
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
@@ -282,21 +284,27 @@ def _accuracy(found: Any) -> dict[str, float]:
     return {"accuracy": float((np.argmax(found.predictions, -1) == found.label_ids).mean())}
 
 
+class _State(msgspec.Struct):
+    """The one field of Trainer's state that resuming needs checked: weights are loaded from there."""
+
+    best_model_checkpoint: str | None
+
+
 def _last_checkpoint(checkpoints: Path) -> Path | None:
     """The last whole checkpoint; None where there is none. One that a kill cut short is left to be overwritten.
 
     Raises:
         ConfigError: the folder was moved since, so that Trainer would not find the best checkpoint.
     """
-    numbered = [path for path in checkpoints.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+    numbered = [path for path in checkpoints.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
     for path in sorted(numbered, key=lambda path: -int(path.name.partition("-")[2])):
-        if not all((path / name).is_file() for name in _WHOLE):
+        if not all(inside(checkpoints, f"{path.name}/{name}").exists() for name in _WHOLE):
             continue
         try:
-            best = json.loads((path / _WHOLE[0]).read_bytes())["best_model_checkpoint"]
-        except (json.JSONDecodeError, KeyError):
+            best = msgspec.json.decode(read_whole(path / _WHOLE[0]), type=_State).best_model_checkpoint
+        except UNREADABLE:
             continue
-        if best is not None and Path(best).parent != checkpoints:
+        if best is not None and (Path(best).parent != checkpoints or not _CHECKPOINT.fullmatch(Path(best).name)):
             raise ConfigError(
                 f"{checkpoints} was moved: its best checkpoint is noted as {best}; move the folder back, or train into "
                 "another --out"

@@ -32,8 +32,8 @@ from builders.sources import HubSource, Row, read_examples
 from tracekit.cli import run_builder
 from tracekit.clients.client import ClientConfig
 from tracekit.config import GenerationConfig, RunConfig, SourceConfig
-from tracekit.errors import ConfigError, SourceError
-from tracekit.format.layout import Layout, write_atomic
+from tracekit.errors import UNREADABLE, ConfigError, DatasetError, SourceError
+from tracekit.format.layout import Layout, read_whole, write_atomic
 from tracekit.format.manifest import SourceInfo, to_bytes
 from tracekit.format.shards import sha256_file
 from tracekit.model.prompts import sha256_text
@@ -211,7 +211,7 @@ def write_questions(config: NonsenseConfig) -> int:
     examples, how = make_questions(config)
     lines = b"".join(msgspec.json.encode(_row(example)) + b"\n" for example in examples)
     counts = ", ".join(f"{how.kept[domain]} {domain}" for domain in DOMAINS)
-    path, summary = layout.questions, layout.questions.with_suffix(".json")
+    path, summary = layout.questions, layout.question_set
     if config.output.dry_run:
         print(f"would ask       {len(examples)} questions about {counts}, as in: {examples[0].question}")
         print(f"questions       {path} (nothing was written)")
@@ -236,7 +236,10 @@ def _refuse_others(layout: Layout, how: Questions, *, is_forced: bool) -> None:
     """Say that a folder holds other questions, unless it may lose them."""
     if is_forced and not layout.plan.exists():
         return
-    there = msgspec.json.decode(layout.questions.with_suffix(".json").read_bytes())
+    try:
+        there = msgspec.json.decode(read_whole(layout.question_set), type=dict[str, Any])
+    except UNREADABLE as error:
+        raise DatasetError(f"{layout.question_set}: {error}; delete it and make the questions again") from error
     ours = msgspec.to_builtins(how)
     fields = [name for name in ours if there.get(name) != ours[name]]
     what = "; ".join(f"{name} {there.get(name)!r} there, {ours[name]!r} here" for name in fields) or "other lines"

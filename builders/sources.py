@@ -156,7 +156,8 @@ def _with_named(row: Row, named: Columns, config: SourceConfig) -> Row:
     for role, names in named.items():
         for name in names:
             if name not in row.data:
-                raise SourceError(f"no column {name!r}, given by {_flag(ROLES[role])}; columns: {', '.join(row.data)}")
+                setting = ROLES[role] if getattr(config, ROLES[role]) else ROLES["answer"]
+                raise SourceError(f"no column {name!r}, given by {_flag(setting)}; columns: {', '.join(row.data)}")
     return row._replace(named=named, label_start=config.label_start)
 
 

@@ -5,8 +5,10 @@ or says that it cannot. Solved examples stand before both. Written for this proj
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
+from builders.pronouns import dangling_pronoun
 from tracekit.clients.client import Message, Request
 from tracekit.model.prompts import sha256_text
 
@@ -61,6 +63,7 @@ _POINTS_AT_TEXT = re.compile(
     r"|according to (?:it|this|the (?:section|passage|text|article))|mentioned (?:above|here))\b",
     re.IGNORECASE,
 )
+_NO_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _SMALL_WORDS = frozenset(
     ("a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "was", "with")
 )
@@ -97,11 +100,16 @@ def read_question(reply: str) -> tuple[str, str]:
         return "", "no question"
     if _POINTS_AT_TEXT.search(question):
         return "", "question points at the section"
+    if dangling_pronoun(question) is not None:
+        return "", "dangling pronoun"
     return question, ""
 
 
-def read_answer(reply: str, question: str) -> tuple[str, str]:
-    """The answer to a question in a reply, or empty; and why there is none, or empty."""
+def read_answer(reply: str, question: str, section: str) -> tuple[str, str]:
+    """The answer to a question in a reply, or empty; and why there is none, or empty.
+
+    It must stand in the section as it is, but for case and signs.
+    """
     lines = [line.strip() for line in reply.splitlines() if line.strip()]
     answer = _ANSWER_LABEL.sub("", lines[0]).strip("\"'*“” ").rstrip(".") if lines else ""
     words = [word for word in _words(answer) if word not in _SMALL_WORDS]
@@ -113,7 +121,17 @@ def read_answer(reply: str, question: str) -> tuple[str, str]:
         return "", "answer too long"
     if set(words) <= set(_words(question)):
         return "", "answer stands in the question"
+    if not _stands_in(answer, section):
+        return "", "answer is not in the section"
     return answer, ""
+
+
+def _stands_in(answer: str, section: str) -> bool:
+    """Whether an answer's words stand in a section, one after the other; of a script without spaces its characters."""
+    wanted, words = (_words(unicodedata.normalize("NFKC", text)) for text in (answer, section))
+    if _NO_SPACES.search(answer):
+        return "".join(wanted) in "".join(words)
+    return f" {' '.join(wanted)} " in f" {' '.join(words)} "
 
 
 def _words(text: str) -> list[str]:

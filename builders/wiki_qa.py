@@ -36,7 +36,7 @@ from tracekit.clients.client import ClientConfig
 from tracekit.clients.opening import ENDPOINT_PREFIX, open_client
 from tracekit.config import CaptureConfig, GenerationConfig, Positive, RunConfig, SourceConfig
 from tracekit.errors import ConfigError, PlanMismatchError, SourceError
-from tracekit.format.layout import Layout
+from tracekit.format.layout import Layout, inside
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.models import load_tokenizer
 from tracekit.model.prompts import is_surely_longer
@@ -140,7 +140,7 @@ def questions(config: WikiQAConfig) -> int:
             seed=config.output.seed,
         )
     ]
-    cache = layout.root / "output" / layout.config / "cache" / "questions.jsonl"
+    cache = inside(layout.root, f"output/{layout.config}/cache/questions.jsonl")
     desc = "questions and answers"
     with open_client(
         spec, model=config.model, settings=config.client, cache=_unless_dry(config, cache), desc=desc

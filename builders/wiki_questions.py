@@ -18,8 +18,8 @@ import msgspec
 from builders.articles import Section
 from builders.wiki_prompts import answer_request, question_request, read_answer, read_question
 from tracekit.clients.client import Client
-from tracekit.errors import DatasetError, SourceError
-from tracekit.format.layout import Layout, write_atomic
+from tracekit.errors import UNREADABLE, DatasetError, SourceError
+from tracekit.format.layout import Layout, read_whole, write_atomic
 from tracekit.format.manifest import SourceInfo
 
 __all__ = [
@@ -180,13 +180,13 @@ def read_questions(layout: Layout) -> QuestionSet | None:
     if not (path.exists() and layout.questions.exists()):
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=QuestionSet)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(read_whole(path), type=QuestionSet)
+    except UNREADABLE as error:
         raise DatasetError(f"{path}: {error}; move it away and run the questions stage again") from error
 
 
 def _about(layout: Layout) -> Any:
-    return layout.questions.with_suffix(".json")
+    return layout.question_set
 
 
 def _queues(sections: Sequence[Section], seed: int) -> dict[str | None, deque[tuple[int, int]]]:
@@ -237,7 +237,9 @@ def _asked(
         [answer_request(chosen[n].article.title, chosen[n].text, questions[n][0], **how) for n in with_question]
     )
     answers = {
-        number: ("", _no_reply(reply.error)) if reply.error else read_answer(reply.text, questions[number][0])
+        number: ("", _no_reply(reply.error))
+        if reply.error
+        else read_answer(reply.text, questions[number][0], chosen[number].text)
         for number, reply in zip(with_question, replies, strict=True)
     }
     found: list[tuple[tuple[int, int], WikiQuestion | None, str]] = []

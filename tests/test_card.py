@@ -347,7 +347,7 @@ def test_what_a_person_wrote_into_the_head_comes_back(manifests: list[Manifest])
     [
         ("license: [", "is not YAML: "),
         ("- license", "is no mapping of names to values; mend it"),
-        ("license: 4", r"\(README.md\): Expected `str`, got `int` - at `\$.license`; mend it"),
+        ("license: 4", r"\(README.md\): Expected `str \| array`, got `int` - at `\$.license`; mend it"),
         ("tags: {a: b}", r"Expected `array`, got `object` - at `\$.tags`"),
     ],
 )

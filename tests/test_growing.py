@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from builders.degradation_configs import DegradationConfig
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.test_degradation import PROMPTS, Memory, config_for
 from tests.tiny_checkpoint import save_tiny_checkpoint
-from tracekit import TraceStore, verify
+from tracekit import TraceStore, load_dataset, verify
 from tracekit.cli import run_builder
 from tracekit.config import ModelConfig, SourceConfig
 from tracekit.errors import DatasetError, MemoryPressureError, PlanMismatchError
 from tracekit.format.layout import Layout
-from tracekit.format.manifest import Plan, read_plan
+from tracekit.format.manifest import Plan, growth_note, read_plan
+from tracekit.publish.snapshot import read_local
 from tracekit.run.export import export_degradation
+from tracekit.run.finish import is_finished
 from tracekit.run.merge import merge
 from tracekit.run.runner import Outcome, execute
 
@@ -260,7 +263,7 @@ def test_a_configuration_that_grows_beside_another_keeps_its_place(
         patch.setattr(engine_module.LocalWork, "shards", lambda self, plan, on_shard: True)
         assert run(out, checkpoint, prompts, n_rep=2).interrupted
     report = verify(out)
-    assert (report.problems, report.open_configs) == ([], ["degradation"])
+    assert (report.problems, report.open_configs) == ([], [])
     run(out, checkpoint, prompts, n_rep=2)
     index = json.loads((out / "manifest.json").read_text())
     assert [(entry["name"], entry["num_samples"]) for entry in index["configs"]] == [("degradation", 8), ("another", 4)]
@@ -427,6 +430,115 @@ def test_a_grid_of_a_trained_model_grows(shared: Path, tmp_path: Path):
         whole, damaged = (store.record(f"mlp_{level}_000_000001") for level in ("0", "0p5"))
     assert whole.prompt == damaged.prompt == whole.prompt_text
     assert whole.generated_text != damaged.generated_text
+
+
+class Killed(BaseException):
+    """What ends a run at once."""
+
+
+def killed_at(step: int, patch: pytest.MonkeyPatch, out: Path, *of: Path, **changes: Any) -> bool:
+    """Run until something is made durable for the `step`-th time; whether the run got that far."""
+    own, left = os.fsync, [step]
+
+    def dying(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        own(descriptor)
+
+    with patch.context() as patched:
+        patched.setattr(os, "fsync", dying)
+        try:
+            run(out, *of, **changes)
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        ({"levels": (0, 0.25, 0.5)}, range(1, 13)),
+        ({"source": {"limit": 3}}, (2, 6)),
+        ({"n_rep": 2, "groups": ("attn", "mlp")}, (3, 9)),
+    ],
+)
+def test_the_finished_part_stays_what_it_is_wherever_growth_is_killed(
+    small: Path,
+    checkpoint: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+    steps: Sequence[int],
+):
+    run(copied(small, tmp_path / "whole"), checkpoint, prompts, **more)
+    before, num_finishing = hashes(small), 0
+    for step in steps:
+        out = copied(small, tmp_path / f"{step}")
+        assert killed_at(step, monkeypatch, out, checkpoint, prompts, **more)
+        if is_finished(Layout(out, "degradation")):
+            assert before.items() <= hashes(out).items()
+            assert (verify(out).problems, verify(out).open_configs) == ([], [])
+            assert points(out) == points(small)
+            assert len(load_dataset(str(out), split="validation")) == 4
+            assert read_local(out).large == read_local(small).large
+            assert run(out, checkpoint, prompts).was_complete
+            assert before.items() <= hashes(out).items()
+        else:
+            num_finishing += 1
+            assert len(points(out)) > 4, "the new shards are all there, and are read"
+        run(out, checkpoint, prompts, **more)
+        assert hashes(out) == hashes(tmp_path / "whole")
+        computed = [(line["shard"], line["batch"]) for line in log_lines(out, "degradation")]
+        assert len(computed) == len(set(computed)), "a finished batch was computed again"
+    assert len(steps) >= 2 * num_finishing
+
+
+def test_a_growth_is_left_alone_and_replaced(
+    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out, few, num_calls = tmp_path / "run", {"output": {"samples_per_shard": 2}}, iter(range(100))
+    run(out, checkpoint, prompts, **few)
+    finished = copied(out, tmp_path / "direct")
+    before = hashes(out)
+
+    def stopped(more: dict[str, Any], num_batches: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            own = worker_module.ShardWriter.append
+
+            def stop(self: Any, *args: Any, **kwargs: Any) -> None:
+                own(self, *args, **kwargs)
+                if next(num_calls) + 1 >= num_batches:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            patch.setattr(worker_module.ShardWriter, "append", stop)
+            assert run(out, checkpoint, prompts, **more).interrupted
+
+    stopped({"levels": (0, 0.5, 0.6, 0.7, 0.8), **few}, 2)
+    assert "6 more examples are planned, 4 of them" in str(growth_note(Layout(out, "degradation")))
+    assert run(out, checkpoint, prompts, **few).was_complete
+    assert "6 more examples are planned" in capsys.readouterr().err
+    with pytest.raises(PlanMismatchError, match="--force-run would delete all of it"):
+        run(out, checkpoint, prompts, output={"force_run": True, "samples_per_shard": 2})
+    assert before.items() <= hashes(out).items()
+    run(out, checkpoint, prompts, levels=(0, 0.5, 0.9), **few)
+    assert "4 samples of another growth" in capsys.readouterr().err
+    assert growth_note(Layout(out, "degradation")) is None
+    run(finished, checkpoint, prompts, levels=(0, 0.5, 0.9), **few)
+    assert hashes(out) == hashes(finished)
+
+
+def test_a_growth_that_grows_keeps_what_it_computed(
+    small: Path, checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = copied(small, tmp_path / "run")
+    assert killed_at(12, monkeypatch, out, checkpoint, prompts, levels=(0, 0.5, 0.25))
+    num_lines = len(log_lines(out, "degradation"))
+    run(out, checkpoint, prompts, levels=(0, 0.5, 0.25), n_rep=2)
+    computed = log_lines(out, "degradation")[num_lines:]
+    assert sum(line["num_samples"] for line in computed) == 6, "a finished batch was computed again"
+    assert [step.num_shards for step in plan_of(out).grown] == [1, 2]
 
 
 # A child kills itself when something is about to be made durable: after so many of such steps, wherever that is.

@@ -13,10 +13,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForMultipleChoice
 
+from tests import every_architecture
+from tests.architecture_checks import relative
 from tests.tiny_configs import VOCAB_SIZE, tiny_config
 from tests.tiny_models import model_info
 from tracekit.config import CaptureConfig, GenerationConfig
-from tracekit.errors import CaptureError
+from tracekit.errors import CaptureError, ModelError
 from tracekit.model.capture import Text, capture
 from tracekit.model.choices import Choices, capture_choices
 from tracekit.model.continuations import score_continuations
@@ -344,3 +346,71 @@ def test_options_of_an_encoder_are_those_of_lone_passes():
             hidden = torch.stack(alone.hidden_states)[:, 0].numpy()
             np.testing.assert_allclose(trace.tensors["hidden_states"][:, start:stop], hidden, rtol=0, atol=1e-4)
             assert trace.logits[number] == pytest.approx(alone.logits[0, 0].item(), abs=1e-4)
+
+
+# ---------------------------------------------------------------- every architecture
+
+
+def _rope_of(rope: dict[str, Any], config: Any, kind: str) -> dict[str, Any]:
+    """Rotary parameters with a length rule, of as many frequencies as there were."""
+    size = getattr(config, "qk_rope_head_dim", None) or getattr(config, "head_dim", None)
+    size = size or config.hidden_size // config.num_attention_heads
+    half = int(size * rope.get("partial_rotary_factor", 1.0)) // 2
+    factors = {"short_factor": [1.0] * half, "long_factor": [4.0] * half, "short_mscale": 1.0, "long_mscale": 1.2}
+    return rope | (_DYNAMIC if kind == "dynamic" else _LONG | factors)
+
+
+def _with_rule(model_type: str, kind: str) -> Any:
+    """A tiny configuration with a length rule in every type of layer; None where it cannot have one."""
+    whole: Any = tiny_config(model_type)
+    config = whole.get_text_config()
+    ropes = getattr(config, "rope_parameters", None)
+    if not ropes:
+        return None
+    nested = [name for name, part in ropes.items() if isinstance(part, dict)]
+    rules = {name: _rope_of(ropes[name], config, kind) for name in nested} if nested else _rope_of(ropes, config, kind)
+    config.rope_parameters = rules
+    config.max_position_embeddings = LIMIT if kind == "dynamic" else 8 * LIMIT
+    if hasattr(config, "original_max_position_embeddings"):
+        config.original_max_position_embeddings = LIMIT
+    return whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_length_rules_of_every_architecture(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """Each class that transformers itself can run with such a rule, in a batch on both sides of the limit."""
+    num_compared = 0
+    for case in every_architecture.CASES.values():
+        try:
+            config = _with_rule(case.model_type, kind)
+            if config is None or case.name in every_architecture.NO_TEXT:
+                continue
+            monkeypatch.setattr(every_architecture, "tiny_config", lambda model_type, config=config: config)
+            model = every_architecture.build(case)
+            fresh = copy.deepcopy(model)
+            fresh.set_attn_implementation("eager")
+            rows = [ids(length) for length in (40, 7, 13, 17, 16)]
+            alone = [_hidden_alone(case, copy.deepcopy(fresh), row) for row in rows]
+        except every_architecture._BUILD_ERRORS:  # transformers has no such rule for it
+            continue
+        traced = every_architecture._traced(case, model)
+        try:
+            prove(traced, ("hidden_states",))
+        except ModelError:
+            continue
+        assert traced.length_limit == LIMIT, case.name
+        texts = [Text(row, len(row) - 2) for row in rows]
+        captured = every_architecture._captured(case, traced, texts, CaptureConfig(sites=("hidden_states",)))
+        for mine, theirs in zip(captured, alone, strict=True):
+            errors = [relative(mine["hidden_states"][layer], hidden) for layer, hidden in enumerate(theirs)]
+            assert max(errors) <= 1e-4, case.name
+        num_compared += 1
+    assert num_compared >= 90
+
+
+def _hidden_alone(case: every_architecture.Case, model: Any, row: list[int]) -> list[Any]:
+    inputs, without_cache = every_architecture._inputs(case, row), every_architecture._without_cache(case)
+    with torch.inference_mode():
+        return [hidden[0] for hidden in model(**inputs, output_hidden_states=True, **without_cache).hidden_states]

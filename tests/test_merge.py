@@ -1,12 +1,15 @@
 """Merging joins slices of one source, and refuses everything else."""
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.runs_for_tests import run_trivia
+import tracekit.run.merge as merge_module
+from tests.runs_for_tests import hashes, run_trivia
 from tracekit import TraceStore, verify
 from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
 from tracekit.run.merge import merge
@@ -50,6 +53,54 @@ def test_a_folder_that_exists_is_not_overwritten(slices: list[Path], tmp_path: P
     (tmp_path / "mine").write_text("x")
     with pytest.raises(DatasetError, match="exists already"):
         merge(slices, tmp_path)
+
+
+def test_a_merge_that_was_killed_resumes_and_gives_the_same_bytes(
+    slices: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Killed(BaseException):
+        pass
+
+    def dying(number: int) -> Any:
+        left = iter(range(number))
+
+        def change(*args: Any, **kwargs: Any) -> Any:
+            if next(left, None) is None:
+                raise Killed
+            return fsync(*args, **kwargs)
+
+        return change
+
+    fsync, sources = os.fsync, [hashes(folder) for folder in slices]
+    monkeypatch.setattr(merge_module, "_SAMPLES_AT_ONCE", 2)
+    merge(slices, tmp_path / "whole")
+    whole = hashes(tmp_path / "whole")
+    num_killed, step = 0, 0
+    for step in (0, 1, 2, 5, 9, 15, 21, 27, 33, 100):
+        out = tmp_path / f"{step}"
+        for further in (step, step // 3 + 1, 100):
+            monkeypatch.setattr(os, "fsync", dying(further))
+            try:
+                merge(slices, out)
+                break
+            except Killed:
+                num_killed += 1
+        assert hashes(out) == whole
+    monkeypatch.setattr(os, "fsync", dying(0))
+    merge(slices, tmp_path / "whole")
+    assert hashes(tmp_path / "whole") == whole, "a second time there is nothing to do"
+    assert [hashes(folder) for folder in slices] == sources
+    assert num_killed >= 12
+
+
+def test_another_merge_is_not_continued(slices: list[Path], model: Path, tmp_path: Path):
+    merge(slices, tmp_path / "joined")
+    run_trivia(tmp_path / "more", model, source={"offset": 12, "limit": 2})
+    before = hashes(tmp_path / "joined")
+    for folders in ([*slices, tmp_path / "more"], slices[:1]):
+        with pytest.raises(DatasetError, match="not by a merge of these folders"):
+            merge(folders, tmp_path / "joined")
+    assert hashes(tmp_path / "joined") == before
 
 
 def test_a_run_that_is_not_finished_is_refused(slices: list[Path], tmp_path: Path):

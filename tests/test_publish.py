@@ -15,6 +15,7 @@ from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import COMMAND, REPO, large_files, make_run, publish, tell
 from tests.runs_for_tests import run_trivia
 from tracekit import TraceStore
+from tracekit.card.readme import split_card
 from tracekit.errors import DatasetError
 from tracekit.format.shards import sha256_file
 from tracekit.publish.snapshot import read_local
@@ -641,6 +642,38 @@ write("S7")
 assert release(two) == "S7"
 assert release(one) == "S7", "edited here after S6 was published"
 """
+
+
+def test_what_a_person_changed_in_the_head_stays_in_the_next_releases(xet_hub: TestHub, folder: Path):
+    publish(xet_hub, folder, "v1.0.0")
+    card = card_of(xet_hub, "v1.0.0")
+    edited = card.replace("task_categories:\n", "task_categories:\n- text-generation\n").replace("- webdataset\n", "")
+    edited = edited.replace("license: unknown\n", "license: mit  # ours\narxiv: ['2601.00001']\n# a comment\n")
+    assert edited.count("\n") == card.count("\n") + 2
+    xet_hub.hub.commit(REPO, "main", {"README.md": edited.encode()}, "Edited on the Hub")
+    notes = publish(xet_hub, folder, "v1.0.1").stderr
+    assert "note: the head of the published card holds comments, which are not kept" in notes
+    publish(xet_hub, folder, "v1.0.2")
+    head, _ = split_card(card_of(xet_hub, "v1.0.2"))
+    assert head["task_categories"] == ["question-answering", "text-generation"]
+    assert (head["license"], head["arxiv"]) == ("mit", ["2601.00001"])
+    assert "webdataset" not in head["tags"]
+
+
+def test_an_ordinary_release_leaves_no_staging_branch(xet_hub: TestHub, folder: Path, model: Path, second: Path):
+    def figures(version: str) -> dict[str, str]:
+        files = xet_hub.hub.files(REPO, version)
+        return {path: sha256 for path, sha256 in files.items() if path.startswith("figures/")}
+
+    publish(xet_hub, folder, "v1.0.0")
+    for limit, version in ((20, "v1.1.0"), (24, "v1.2.0")):
+        run_trivia(folder, model, source={"limit": limit})
+        done = publish(xet_hub, folder, version)
+        assert "stays" not in done.stderr
+        assert [*xet_hub.hub.repos[REPO].branches] == ["main"]
+    assert figures("v1.1.0") != figures("v1.0.0")
+    done = publish(xet_hub, second, "v1.3.0")
+    assert [*xet_hub.hub.repos[REPO].branches] == ["main"]
 
 
 def test_the_own_section_is_that_of_whoever_edited_it_last(xet_hub: TestHub, folder: Path):

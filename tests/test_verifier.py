@@ -53,9 +53,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: shutil.copy(d / SHARD, d / "data/trivia_qa/validation-00099.tar"),
         "belongs to no",
     ),
-    "a link": (lambda d: (d / "data/trivia_qa/x.tar").symlink_to("/etc/passwd"), r"x\.tar: belongs to no plan"),
-    "a link to a folder": (lambda d: (d / "data/more").symlink_to("/etc"), "data/more: a symbolic link to a folder"),
-    "a link to nothing": (lambda d: (d / "figures").symlink_to(d / "nowhere"), "figures: a symbolic link to nothing"),
+    "a link": (
+        lambda d: (d / "data/trivia_qa/x.tar").symlink_to("/etc/passwd"),
+        r"x\.tar is a symbolic link that leads out",
+    ),
+    "a link to a folder": (
+        lambda d: (d / "data/more").symlink_to("/etc"),
+        "data/more is a symbolic link that leads out",
+    ),
+    "a link to nothing": (lambda d: (d / "figures").symlink_to(d / "nowhere"), "figures is a symbolic link to nothing"),
     "an altered table": (lambda d: flip(d / "records/trivia_qa/validation.parquet", 50), "SHA-256"),
     "a missing table": (lambda d: (d / "records/trivia_qa/validation.tar").unlink(), "missing"),
     "an altered schema": (lambda d: flip(d / "schemas/trivia_qa.json", 5), "SHA-256"),
@@ -86,15 +92,16 @@ def test_an_untouched_dataset_is_right_and_stays_as_it_is(finished: Path):
 
 
 def test_links_to_files_that_the_manifests_know_are_fine(copy: Path, tmp_path: Path):
-    blobs = tmp_path / "blobs"  # as the Hub's client keeps what it downloads
-    blobs.mkdir()
+    blobs = tmp_path / "datasets--o--n" / "blobs"  # as the Hub's client keeps what it downloads
+    blobs.mkdir(parents=True)
+    copy = copy.rename((blobs.parent / "snapshots").mkdir() or blobs.parent / "snapshots" / "0abc")
     for number, path in enumerate(sorted(path for path in copy.rglob("*") if path.is_file())):
-        path.rename(blobs / str(number))
-        path.symlink_to(blobs / str(number))
+        path.rename(blobs / f"{number:040x}")
+        path.symlink_to(os.path.relpath(blobs / f"{number:040x}", path.parent))
     report = verify(copy)
     assert report.problems == []
     assert report.num_samples == 12
-    flip(blobs / str(next(n for n in range(99) if (blobs / str(n)).samefile(copy / SHARD))), 9000)
+    flip((copy / SHARD).resolve(), 9000)
     assert verify(copy).problems == [f"{SHARD}: SHA-256 is not the manifest's; its bytes were altered"]
 
 

@@ -41,10 +41,9 @@ def is_question_request(request: Request) -> bool:
 
 
 def writer(request: Request) -> str:
-    """Asks for the length of a section, and knows it."""
-    text = request.messages[-1].content
-    title = text.partition("\n")[0].removeprefix("Article: ")
-    return f"How long is the part about {title}?" if is_question_request(request) else "about 300 words"
+    """Asks for the first words of a section, and knows them."""
+    title, _, text = request.messages[-1].content.removeprefix("Article: ").partition("\n\n")
+    return f"How does the part about {title} begin?" if is_question_request(request) else " ".join(text.split()[:6])
 
 
 @pytest.fixture
@@ -86,6 +85,9 @@ def test_the_three_stages_from_articles_to_rates(
         digest = hashlib.sha256(record.question.encode()).hexdigest()
         assert [sample.key for sample in store.by_prompt(digest)] == [record.key]
         assert store[record.key].hidden_states().shape[1] == len(record.token_ids)
+    card = (tmp_path / "run/README.md").read_text()
+    assert f"| article source | `{about['source']['id']}@{about['source']['revision']}` |" in card
+    assert "| question model | `org/writer@abc` |" in card
     folder = tmp_path / "run/output/wiki_qa/tiny"
     assert {path.name for path in folder.iterdir()} == {"generation.jsonl", "raw_eval_res.jsonl", "eval_results.json"}
     written = lines_of(folder / "generation.jsonl")

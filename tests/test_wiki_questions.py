@@ -74,7 +74,80 @@ def test_what_is_no_question_that_stands_alone_is_rejected_with_the_reason(reply
     ],
 )
 def test_an_answer_is_a_few_words_that_are_not_in_the_question(reply_text: str, answer: str, why: str):
-    assert read_answer(reply_text, "Who built the Fort Alder?") == (answer, why)
+    text = "Fort Alder was built by Anton Rehm (A. Rehm) in eleven weeks."
+    assert read_answer(reply_text, "Who built the Fort Alder?", text) == (answer, why)
+
+
+@pytest.mark.parametrize(
+    ("answer", "section_text", "stands"),
+    [
+        ("48 colours", "It has 48 colours.", True),
+        ("the Four Winds", "The window \u201cThe Four Winds\u201d shows ships.", True),
+        ("1,741", "Built in 1,741 days", True),
+        ("Duarte-Neves", "by Duarte Neves", True),
+        ("Set\u00fabal", "the office of SET\u00daBAL.", True),
+        ("\u6771\u4eac", "\u9996\u90fd\u306f\u6771\u4eac\u3067\u3059\u3002", True),
+        ("art", "the artist's house", False),
+        ("1742", "between 1741 and 1748", False),
+        ("eleven days", "eleven weeks and two days", False),
+        ("\u4eac\u90fd", "\u9996\u90fd\u306f\u6771\u4eac\u3067\u3059\u3002", False),
+    ],
+)
+def test_an_answer_stands_in_the_section(answer: str, section_text: str, stands: bool):
+    expected = (answer, "") if stands else ("", "answer is not in the section")
+    assert read_answer(answer, "What is asked here today?", section_text) == expected
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Where was he born?",
+        "In which year did she leave Vienna?",
+        "After moving to Paris, what did she discover?",
+        "In New York, what did he open?",
+        "Which city was he born in?",
+        "At what age did she marry?",
+        "How many bastions did it have?",
+        "How long did it take him to cross Antarctica?",
+        "Which river flows through it?",
+        "What is the name of his wife?",
+        "What was the title of their first album?",
+        "What was the name of the ship in which he sailed?",
+        "Its capital is which city?",
+        "What caused this event?",
+    ],
+)
+def test_a_question_with_a_dangling_pronoun_is_rejected(question: str):
+    assert read_question(question) == ("", "dangling pronoun")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "When Marie Curie left Warsaw, where did she go?",
+        "Which city lost its walls in 1809?",
+        "Which painter cut off his ear?",
+        "What did the settlers call their town?",
+        "When did the engineer Anton Rehm finish his bridge?",
+        "How long did it take to build Fort Alder?",
+        'Who wrote "As I told her"?',
+        "Who wrote Their Eyes Were Watching God?",
+        "Who was Elizabeth I?",
+    ],
+)
+def test_a_pronoun_that_the_question_explains_is_kept(question: str):
+    assert read_question(question) == (question, "")
+
+
+def test_what_the_section_does_not_say_is_rejected_and_counted():
+    def say(request: Request) -> str:
+        if "Town 1 " in request.messages[-1].content and is_question_request(request):
+            return "How many wells does it have?"
+        return writer(request) if "Town 2" not in request.messages[-1].content else writer(request).replace("2", "9")
+
+    made = ask([section(row) for row in range(4)], client=FakeClient(say))
+    assert [one.article_row for one in made.questions] == [0, 3]
+    assert dict(made.rejected) == {"dangling pronoun": 1, "answer is not in the section": 1}
 
 
 def test_braces_in_an_article_are_text():
@@ -121,7 +194,7 @@ def test_questions_that_are_equal_but_for_case_and_signs_are_kept_once():
     texts = iter(["Who is  Anna Berg?", "who is 'anna berg' ?", "Who is Carl Berg?"])
 
     def say(request: Request) -> str:
-        return next(texts) if is_question_request(request) else "a painter"
+        return next(texts) if is_question_request(request) else "wells"
 
     made = ask([section(row) for row in range(3)], client=FakeClient(say))
     assert len(made.questions) == 2

@@ -19,6 +19,7 @@ from tracekit.config import RunConfig, check, load_toml
 from tracekit.errors import ConfigError, TracekitError
 from tracekit.format.layout import Layout
 from tracekit.ranks import this_rank
+from tracekit.talk import out
 
 __all__ = ["main", "run_builder"]
 
@@ -42,16 +43,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command.run()
     except TracekitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        out(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `tracekit show ... | head`
         sys.stderr.close()
         return 0
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        out(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        out("\nstopped; run the same command again to go on", file=sys.stderr)
         return _INTERRUPTED
 
 
@@ -87,10 +88,10 @@ def run_builder(
         )
         sys.exit(_execute_stages(*_as_imported(builder, check(config)), parts, stages))
     except (TracekitError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        out(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\nstopped; every finished batch is kept. Run the same command again to go on", file=sys.stderr)
+        out("\nstopped; every finished batch is kept. Run the same command again to go on", file=sys.stderr)
         sys.exit(_INTERRUPTED)
 
 
@@ -167,7 +168,7 @@ def _execute(builder: Any, config: ConfigT, parts: Callable[[ConfigT], Sequence[
             license=settings.license,
         )
         return command.run()
-    print(f"next: tracekit verify {shlex.quote(str(folder))}", file=sys.stderr)
+    out(f"next: tracekit verify {shlex.quote(str(folder))}", file=sys.stderr)
     return 0
 
 
@@ -215,18 +216,18 @@ def _execute_part(builder: Any, config: RunConfig, folder: Path, engine: Any) ->
         _print_estimate(outcome, folder)
         return 0
     if outcome.interrupted:
-        print(f"stopped; every finished batch is in {folder}. Run the same command again to go on", file=sys.stderr)
+        out(f"stopped; every finished batch is in {folder}. Run the same command again to go on", file=sys.stderr)
         return _INTERRUPTED
     if outcome.num_left:
         left = f"{outcome.num_left} shards are in other processes' hands; the last of them finishes"
-        print(f"{layout.config}: {left}. Where none is left, run the same command again", file=sys.stderr)
+        out(f"{layout.config}: {left}. Where none is left, run the same command again", file=sys.stderr)
         return 0
     if outcome.was_complete:
-        print(f"nothing to do: {layout.config} is complete", file=sys.stderr)
+        out(f"nothing to do: {layout.config} is complete", file=sys.stderr)
     _print_outcome(folder, outcome)
     if stager is not None and stager.num_shards:
         freed = ", each deleted here" if config.publish.free_local else ""
-        print(f"staged          {stager.num_shards} shards, {filesize(stager.num_bytes)}, while running{freed}")
+        out(f"staged          {stager.num_shards} shards, {filesize(stager.num_bytes)}, while running{freed}")
     return 0
 
 
@@ -259,7 +260,7 @@ def _print_estimate(outcome: Any, folder: Path) -> None:
         "folder": f"{folder} (nothing was written)",
     }
     for name, value in rows.items():
-        print(f"{name:15s} {value}")
+        out(f"{name:15s} {value}")
 
 
 def _print_outcome(folder: Path, outcome: Any) -> None:
@@ -267,17 +268,15 @@ def _print_outcome(folder: Path, outcome: Any) -> None:
     from tracekit.sizes import filesize
 
     manifest = outcome.manifest
-    print(f"dataset         {folder}, configuration {manifest.config}")
+    out(f"dataset         {folder}, configuration {manifest.config}")
     for split in manifest.splits:
-        print(
-            f"{split.name:15s} {split.num_samples} samples, {len(manifest.shards)} shards, {filesize(split.num_bytes)}"
-        )
-    print("\n".join(metric_lines(manifest)))
-    print("\n".join(verification_lines(manifest.verification)))
+        out(f"{split.name:15s} {split.num_samples} samples, {len(manifest.shards)} shards, {filesize(split.num_bytes)}")
+    out("\n".join(metric_lines(manifest)))
+    out("\n".join(verification_lines(manifest.verification)))
     if manifest.source.skipped:
-        print(f"rows left out   {manifest.source.left_out} (listed in the manifest)")
+        out(f"rows left out   {manifest.source.left_out} (listed in the manifest)")
     for line in warning_lines(manifest):
-        print(line, file=sys.stderr)
+        out(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

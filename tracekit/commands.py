@@ -22,12 +22,13 @@ from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig
 from tracekit.errors import ConfigError
 from tracekit.format.journal import Sent
 from tracekit.format.layout import Layout, config_names, write_atomic
-from tracekit.format.manifest import read_plan
+from tracekit.format.manifest import growth_note, read_plan
 from tracekit.hub import HubPath
 from tracekit.read.remote import list_configs
 from tracekit.read.store import TraceStore
 from tracekit.serve.settings import ServerSettings, check_installed
 from tracekit.sizes import filesize
+from tracekit.talk import out, printable_json
 
 __all__ = ["Command", "Diff", "Export", "Merge", "Publish", "Serve", "Show", "Verify"]
 
@@ -51,6 +52,10 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
     """Where the adapter is, if it was a local one."""
     image: str | None = None
     """Where the picture is that was shown with the prompts, if one was."""
+    chat_template: str | None = None
+    """With --image: where the chat template file of the run is, if it had one."""
+    trust_remote_code: bool = False
+    """Run Python code of the model repository that you name with --model. A dataset cannot ask for it."""
     device: str = "auto"
     """Device to replay on."""
     device_map: DeviceMap = "none"
@@ -73,20 +78,21 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
             more = "Run its command again to go on"
             if read_plan(Layout(root, name)).is_growing:
                 more = "It grows while `tracekit serve` runs, which finishes it when it is stopped"
-            print(f"open: {name} is not finished; what is there was checked. {more}")
+            out(f"open: {name} is not finished; what is there was checked. {more}")
+        _say_growth(root, [self.dataset_config] if self.dataset_config else config_names(root))
         for problem in report.problems:
-            print(f"wrong: {problem}")
+            out(f"wrong: {problem}".replace("\n", "\\n"))
         if report.problems:
-            print(f"FAILED: {len(report.problems)} problems in {self.folder}")
+            out(f"FAILED: {len(report.problems)} problems in {self.folder}")
             _next(
                 "restore the file from where it was made or published, or delete it and run the builder's command again"
             )
             return 1
         if report.sent and not self._sent(report.sent):
             return 1
-        print(f"ok: {report.num_samples} samples, {filesize(report.num_bytes)} in finished shards of {self.folder}")
+        out(f"ok: {report.num_samples} samples, {filesize(report.num_bytes)} in finished shards of {self.folder}")
         if self.replay and report.open_configs:
-            print("not replayed: only finished configurations are")
+            out("not replayed: only finished configurations are")
         elif self.replay:
             self._replay(root)
         unasked = " --hub" if report.sent and not self.hub else ""
@@ -100,17 +106,17 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
 
         size = filesize(sum(entry.num_bytes for entry in entries))
         where = sorted({f"{entry.repo} {entry.version}" for entry in entries})
-        print(f"not here: {len(entries)} shards, {size}; by the journal (hub/) they were sent to {', '.join(where)}")
+        out(f"not here: {len(entries)} shards, {size}; by the journal (hub/) they were sent to {', '.join(where)}")
         if not self.hub:
             return True
         lost = lost_files(entries)
         for entry in lost:
-            print(f"wrong: {entry.repo} does not have {entry.path} as it was sent")
+            out(f"wrong: {entry.repo} does not have {entry.path} as it was sent")
         if lost:
-            print(f"FAILED: {len(lost)} of {len(entries)} shards are not on the Hub")
+            out(f"FAILED: {len(lost)} of {len(entries)} shards are not on the Hub")
             _next("delete the journal in hub/ and run the builder's command again, which makes them anew")
             return False
-        print(f"on the Hub: all {len(entries)} shards, each with its SHA-256")
+        out(f"on the Hub: all {len(entries)} shards, each with its SHA-256")
         return True
 
     def _replay(self, root: Path) -> None:
@@ -128,8 +134,10 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
                 max_memory=self.max_memory,
                 offload_folder=self.offload_folder,
                 image=self.image,
+                chat_template=self.chat_template,
+                trust_remote_code=self.trust_remote_code,
             )
-            print("\n".join(verification_lines(result)))
+            out("\n".join(verification_lines(result)))
 
 
 class Show(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,12 +177,14 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
                 self._config(store)
                 if not self.json and len(store):
                     named = f" --dataset-config {self.dataset_config}" if self.dataset_config else ""
-                    _next(f"tracekit show {shlex.quote(self.folder)}{named} --key {store.keys[0]}")
+                    _next(f"tracekit show {shlex.quote(self.folder)}{named} --key {shlex.quote(store.keys[0])}")
         return 0
 
     def _config(self, store: TraceStore) -> None:
+        if HubPath.parse(self.folder) is None:
+            _say_growth(Path(self.folder), store.info().configs)
         if self.json:
-            print(_json(store.info()))
+            out(_json(store.info()))
         else:
             show_config(store, self.examples)
 
@@ -187,7 +197,7 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
                 if not self.json:
                     self._config(store)
         if self.json:
-            print(_json(infos))
+            out(_json(infos))
         _next(f"tracekit show {shlex.quote(self.folder)} --stats")
         return 0
 
@@ -197,9 +207,9 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
         found = stats(self.folder, config=self.dataset_config)
         self._draw(found)
         if self.json:
-            print(_json(found))
+            out(_json(found))
             return 0
-        print("\n\n".join("\n".join(stats_lines(one)) for one in found))
+        out("\n\n".join("\n".join(stats_lines(one)) for one in found))
         _next(f"tracekit show {shlex.quote(self.folder)} --examples 3")
         return 0
 
@@ -212,7 +222,7 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
             for name, data in draw_levels(one.levels).items():
                 path = Path(self.plots) / f"{one.config}-{name}"
                 write_atomic(path, data)
-                print(f"wrote {path}", file=sys.stderr)
+                out(f"wrote {path}", file=sys.stderr)
 
 
 class Diff(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,9 +261,9 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
             progress=True,
         )
         if self.json:
-            print(_json(found))
+            out(_json(found))
         else:
-            print("\n".join(difference_lines(found)))
+            out("\n".join(difference_lines(found)))
         if self.plots is None:
             flags = {"dataset-config": self.dataset_config, "where-a": self.where_a, "where-b": self.where_b}
             given = [word for name, values in flags.items() if values for word in (f"--{name}", *values)]
@@ -265,7 +275,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
         for name, data in draw_difference(found).items():
             path = Path(self.plots, name)
             write_atomic(path, data)
-            print(f"wrote {path}", file=sys.stderr)
+            out(f"wrote {path}", file=sys.stderr)
         return 0
 
 
@@ -275,7 +285,7 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
     folders: tyro.conf.Positional[tuple[str, ...]]
     """Folders of the runs, two or more."""
     out: str
-    """Folder of the joined dataset; must not exist."""
+    """Folder of the joined dataset: a new one, or one in which the same merge was stopped."""
     dataset_config: str | None = None
     """Configuration to join, where there are several."""
 
@@ -285,7 +295,7 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.folders) < 2:
             raise ConfigError(f"merge needs two folders or more, got {len(self.folders)}")
         manifest = merge([Path(folder) for folder in self.folders], Path(self.out), config=self.dataset_config)
-        print(f"{sum(s.num_samples for s in manifest.splits)} samples in {self.out}")
+        out(f"{sum(s.num_samples for s in manifest.splits)} samples in {self.out}")
         _next(f"tracekit verify {shlex.quote(self.out)}")
         return 0
 
@@ -306,7 +316,7 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
         from tracekit.run.export import export_degradation
 
         path = export_degradation(Path(self.folder), config=self.dataset_config, num_samples=self.sample)
-        print(f"wrote {path}, {filesize(path.stat().st_size)}")
+        out(f"wrote {path}, {filesize(path.stat().st_size)}")
         return 0
 
 
@@ -345,25 +355,26 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True):
             settings={name: value for name, value in settings.items() if value is not None},
         )
         for reason in done.change.reasons:
-            print(f"change          {reason}")
+            out(f"change          {reason}")
         if not (done.change.reasons or done.was_there):
-            print("change          none in the data since the latest version")
+            out("change          none in the data since the latest version")
         for note in done.notes:
-            print(f"note: {note}", file=sys.stderr)
+            out(f"note: {note}", file=sys.stderr)
+        _say_growth(Path(self.folder), config_names(Path(self.folder)))
         if done.was_there:
-            print(f"nothing to do: {self.repo} has this content as {done.version}")
+            out(f"nothing to do: {self.repo} has this content as {done.version}")
         elif self.dry_run:
-            print(f"would send      {done.num_files} files, {filesize(done.num_bytes)}, to {self.repo}")
-            print(f"would release   {done.version} (nothing was sent)")
+            out(f"would send      {done.num_files} files, {filesize(done.num_bytes)}, to {self.repo}")
+            out(f"would release   {done.version} (nothing was sent)")
         else:
-            print(f"sent            {done.num_files} files, {filesize(done.num_bytes)}")
-            print(f"released        {self.repo} {done.version} (commit {done.commit})")
+            out(f"sent            {done.num_files} files, {filesize(done.num_bytes)}")
+            out(f"released        {self.repo} {done.version} (commit {done.commit})")
         if self.dry_run:
             return 0
         if self.free_local and (freed := free_shards(Path(self.folder), self.repo)):
-            print(f"freed           {filesize(freed)} here")
+            out(f"freed           {filesize(freed)} here")
         name = config_names(Path(self.folder))[0]
-        _next(f'tracekit.load_dataset("{self.repo}", "{name}", revision="{done.version}")')
+        _next(f"tracekit.load_dataset({self.repo!r}, {name!r}, revision={str(done.version)!r})")
         return 0
 
 
@@ -401,12 +412,12 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True):
             seed=self.seed,
             config=self.dataset_config,
         ) as server:
-            print("\n".join(server.about()), flush=True)
+            out("\n".join(server.about()), flush=True)
             server.run()
         if server.manifest is None:
-            print(f"{self.out} has no sample yet; the same command goes on with it")
+            out(f"{self.out} has no sample yet; the same command goes on with it")
             return 0
-        print(f"{sum(split.num_samples for split in server.manifest.splits)} samples in {self.out}")
+        out(f"{sum(split.num_samples for split in server.manifest.splits)} samples in {self.out}")
         _next(f"tracekit verify {shlex.quote(self.out)}")
         return 0
 
@@ -415,8 +426,15 @@ Command = Verify | Show | Export | Diff | Merge | Publish | Serve
 
 
 def _json(value: Any) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return printable_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _say_growth(root: Path, configs: Sequence[str]) -> None:
+    """Say which configurations of a folder grow."""
+    for name in configs:
+        if (note := growth_note(Layout(root, name))) is not None:
+            out(f"note: {note}", file=sys.stderr)
 
 
 def _next(command: str) -> None:
-    print(f"next: {command}", file=sys.stderr)
+    out(f"next: {command}", file=sys.stderr)

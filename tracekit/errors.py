@@ -23,7 +23,10 @@
 Every message says what was wrong, the value, what was expected, where, and what to do next.
 """
 
+import msgspec
+
 __all__ = [
+    "UNREADABLE",
     "CaptureError",
     "ClientError",
     "ClusterError",
@@ -44,6 +47,10 @@ __all__ = [
     "UnsupportedSiteError",
     "VersionError",
 ]
+
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for a stranger's JSON: no JSON, other types, no UTF-8, a number out of range, lists too deep."""
 
 
 class TracekitError(Exception):

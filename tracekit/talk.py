@@ -5,15 +5,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
 from tracekit.ranks import this_rank
 
-__all__ = ["heard", "logged", "note", "now", "printable", "say"]
+__all__ = ["heard", "logged", "note", "now", "out", "printable", "printable_json", "say"]
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 """Control characters, C0 and C1 with DEL, and what is shown of them."""
+_REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Characters that make a terminal show a text in another order."""
+_WITHOUT_BYTES = range(0xD800, 0xE000)
+"""Halves of characters, as in the name of a file that is not UTF-8: they cannot be written."""
+_IN_JSON = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *_REORDERING, *_WITHOUT_BYTES)}
+_SHOWN = {**_IN_JSON, **_CONTROLS}
 
 _MAX_WAITING = 1000
 """Lines that a log keeps while its file cannot be written."""
@@ -55,7 +62,17 @@ class _Log:
 
 def printable(text: str) -> str:
     """A text as it may go to a terminal: control characters but line feeds and tabs as `\\x1b`, so that none works."""
-    return text.translate(_CONTROLS)
+    return text.translate(_SHOWN)
+
+
+def printable_json(text: str) -> str:
+    """JSON as it may go to a terminal: the same JSON, with control characters as `\\u009b`."""
+    return text.translate(_IN_JSON)
+
+
+def out(text: str = "", *, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print, on stdout unless another file is given; names in it may come from a stranger's data."""
+    print(printable(text), file=file, flush=flush)
 
 
 def now() -> str:

@@ -34,7 +34,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.errors import UNREADABLE, CorruptShardError, DatasetError
 
 __all__ = [
     "DTYPES",
@@ -204,7 +204,7 @@ def read_header(payload: bytes | memoryview, *, where: str = "payload") -> Heade
         raw = msgspec.json.decode(bytes(payload[8 : 8 + size]), type=dict[str, msgspec.Raw])
         raw.pop("__metadata__", None)
         entries = {name: msgspec.json.decode(entry, type=HeaderEntry) for name, entry in raw.items()}
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise CorruptShardError(f"{where}: the safetensors header cannot be read: {error}") from error
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):

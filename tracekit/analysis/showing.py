@@ -17,7 +17,7 @@ from tracekit.read.remote import open_remote
 from tracekit.read.store import TraceStore
 from tracekit.records import Record
 from tracekit.sizes import bar, filesize
-from tracekit.talk import printable
+from tracekit.talk import out, printable, printable_json
 
 __all__ = ["metric_lines", "show_config", "show_samples", "stats_lines", "verification_lines", "warning_lines"]
 
@@ -84,11 +84,11 @@ def show_config(store: TraceStore, num_examples: int) -> None:
         "size": filesize(info["num_bytes"]),
     }
     for name, text in facts.items():
-        print(printable(f"{name:16s} {text}"))
+        out(f"{name:16s} {text}")
     width = max([16, *(len(tensor["name"]) for tensor in info["tensors"])])
     for tensor in info["tensors"]:
         axes = f"({', '.join(tensor['axes'])})"
-        print(
+        out(
             f"{tensor['name']:{width}s} {tensor['dtype']:13s} {axes:16s} {tensor['layout']:7s} "
             f"{filesize(tensor['num_bytes'])}"
         )
@@ -96,13 +96,13 @@ def show_config(store: TraceStore, num_examples: int) -> None:
         hub = HubPath.parse(path)
         manifest = Layout(open_remote(hub, config).root if hub else Path(path), config).manifest
         if manifest.exists():
-            print("\n".join(metric_lines(read_struct(manifest, Manifest))))
-    print()
+            out("\n".join(metric_lines(read_struct(manifest, Manifest))))
+    out()
     for key in store.keys[:num_examples]:
         lines = store.record(key).lines()
-        print(printable("\n".join(lines)))
+        out("\n".join(lines))
         if len(lines) > 1:
-            print()
+            out()
 
 
 def _model_text(model: dict[str, Any]) -> str:
@@ -113,20 +113,19 @@ def _model_text(model: dict[str, Any]) -> str:
 def show_samples(records: list[Record], *, as_json: bool) -> None:
     """Print every field of some samples."""
     if as_json:
-        print(
-            json.dumps(msgspec.to_builtins(records[0] if len(records) == 1 else records), indent=2, ensure_ascii=False)
-        )
+        built = msgspec.to_builtins(records[0] if len(records) == 1 else records)
+        out(printable_json(json.dumps(built, indent=2, ensure_ascii=False)))
         return
     for record in records:
-        print(printable("\n".join(record.lines())))
+        out("\n".join(record.lines()))
         for name in msgspec.structs.fields(type(record)):
             value = getattr(record, name.name)
             if name.name == "tensors":
                 for spec in value:
-                    print(f"  {spec.name:16s} {spec.dtype:9s} {spec.shape} ({', '.join(spec.axes)}) {spec.layout}")
+                    out(f"  {spec.name:16s} {spec.dtype:9s} {spec.shape} ({', '.join(spec.axes)}) {spec.layout}")
             elif name.name not in ("model", "generation"):
                 text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
-                print(printable(f"{name.name:20s} {text if len(text) <= _WIDTH else text[: _WIDTH - 3] + '...'}"))
+                out(f"{name.name:20s} {text if len(text) <= _WIDTH else text[: _WIDTH - 3] + '...'}")
 
 
 def stats_lines(one: ConfigStats) -> list[str]:

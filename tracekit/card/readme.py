@@ -19,6 +19,7 @@ match the manifest's shards and no other number, so that shards of a release tha
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,34 +30,38 @@ import pyarrow as pa
 import yaml
 
 from tracekit.axes import LEGEND
+from tracekit.card.escaping import Markdown, cell, code, escaped, fence, finalize, python
 from tracekit.card.figures import figures_of
-from tracekit.errors import ConfigError, DatasetError
+from tracekit.errors import ConfigError, DatasetError, TracekitError
 from tracekit.format.labels import LabelSummary
-from tracekit.format.layout import shard_name
+from tracekit.format.layout import records_tar_path, shard_name
 from tracekit.format.manifest import Manifest, ShardInfo
 from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
 from tracekit.sizes import filesize
 
-__all__ = ["CardSettings", "card_features", "own_section", "render_card", "settings_of", "shard_globs", "split_card"]
+__all__ = [
+    "MADE_KEYS",
+    "CardSettings",
+    "card_features",
+    "own_section",
+    "render_card",
+    "settings_of",
+    "shard_globs",
+    "split_card",
+]
 
 _BEGIN, _END = "<!-- yours: begin -->", "<!-- yours: end -->"
+_HEAD = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _INVITATION = (
     "*What is this for, and what did you find? Write it here, between the two comment markers in README.md: this part "
     "is yours and stays as it is when tracekit renders the card again.*"
 )
 _MADE_TITLE = "Traces of "
-_MADE_KEYS = (
-    "license",
-    "language",
-    "pretty_name",
-    "tags",
-    "size_categories",
-    "task_categories",
-    "base_model",
-    "source_datasets",
-    "configs",
-    "dataset_info",
-)
+_PLAIN = ("license", "language", "pretty_name")
+_MADE_LISTS = ("tags", "task_categories", "base_model", "source_datasets")
+"""Keys whose entries follow from the manifests, and that a person may add entries to or take entries from."""
+MADE_KEYS = ("size_categories", "configs", "dataset_info")
+"""Keys that follow from the manifests alone: `datasets` reads shards and counts by them."""
 _HIDDEN_STATES = "hidden-states"
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")  # from 1,000 on, each ten times the one before
 _TAGS = ("tracekit", "interpretability", "activations", "webdataset")
@@ -82,7 +87,7 @@ _CURRENT = "str(Path.cwd())"  # datasets 5.2 names a dataset after its folder an
 class CardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a card says that no manifest knows."""
 
-    license: str = "unknown"
+    license: str | list[str] = "unknown"
     """Licence, as the Hub names it (`apache-2.0`, `cc-by-4.0`, `unknown`)."""
     language: list[str] = msgspec.field(default_factory=lambda: ["en"])
     """Languages of the texts, ISO 639 codes."""
@@ -90,6 +95,10 @@ class CardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Title; made from the models by default."""
     tags: list[str] = []
     """Tags besides tracekit's own."""
+    added: dict[str, list[str]] = {}
+    """Entries that a person added to other lists of the head, as `task_categories`, by key."""
+    removed: dict[str, list[str]] = {}
+    """Entries that a person took out of lists of the head, by key."""
     section: str | None = None
     """The person's own Markdown; None leaves an invitation to write some."""
     extra: dict[str, Any] = {}
@@ -127,42 +136,68 @@ def render_card(
             f"card section: it holds {_BEGIN} or {_END}, which mark where it starts and ends; take it out"
         )
     title = _title(manifests, settings)
-    body = _environment().get_template("base.md.j2")
-    text = body.render(
-        title=title,
-        manifests=[_for_template(manifest, labels, has_figures=has_figures) for manifest in manifests],
-        writing=[manifest for manifest in manifests if _generates(manifest)],
-        int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
-        tasks=[_task(name) for name in dict.fromkeys(manifest.task for manifest in manifests)],
-        load=_loading(manifests, here, version),
-        legend=LEGEND,
-        section=section,
-        begin=_BEGIN,
-        end=_END,
-        bibtex=_bibtex(title, here, version),
-    )
-    head = yaml.safe_dump(_metadata(manifests, settings, title), sort_keys=False, allow_unicode=True, width=1000)
+    try:
+        text = (
+            _environment()
+            .get_template("base.md.j2")
+            .render(
+                title=title,
+                manifests=[_for_template(manifest, labels, has_figures=has_figures) for manifest in manifests],
+                writing=[manifest for manifest in manifests if _generates(manifest)],
+                int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
+                tasks=[_task(name) for name in dict.fromkeys(manifest.task for manifest in manifests)],
+                load=_loading(manifests, here, version),
+                legend=LEGEND,
+                section=Markdown(section),
+                begin=Markdown(_BEGIN),
+                end=Markdown(_END),
+                bibtex=_bibtex(title, here, version),
+            )
+        )
+        metadata = _metadata(manifests, settings, title)
+    except TracekitError:
+        raise
+    except (jinja2.UndefinedError, LookupError, TypeError, ValueError, AttributeError) as error:  # `run` has no types
+        names = ", ".join(repr(manifest.config) for manifest in manifests)
+        raise DatasetError(
+            f"no card can be made of the manifests of {names}; one lacks what a run writes: {error}"
+        ) from error
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{head}---\n\n{text.rstrip()}\n"
 
 
-def settings_of(card_text: str) -> CardSettings:
+def settings_of(card_text: str, manifests: Sequence[Manifest] = ()) -> CardSettings:
     """What a card says that no manifest knows; the defaults where it says nothing.
+
+    `manifests` are those that the card was made from: what they do not explain is a person's doing. Without them
+    nobody can tell, and lists other than `tags` are left out.
 
     Raises:
         DatasetError: its head is not YAML, or holds something else than the Hub allows there.
     """
     head, _ = split_card(card_text)
-    found = {key: head[key] for key in ("license", "language", "pretty_name", "tags") if head.get(key) is not None}
-    for key in ("language", "tags"):  # the Hub takes one alone for a list of one
-        found |= {key: [found[key]]} if isinstance(found.get(key), str) else {}
-    if str(found.get("pretty_name", "")).startswith(_MADE_TITLE):  # nobody's choice: made from the models
-        del found["pretty_name"]
-    if isinstance(found.get("tags"), list):
-        found["tags"] = [tag for tag in found["tags"] if tag not in (*_TAGS, _HIDDEN_STATES, *RECORD_TYPES)]
-    extra = {key: value for key, value in head.items() if key not in _MADE_KEYS}
-    kept = {"section": own_section(card_text), "extra": extra, **found}
+    kept = {key: head[key] for key in _PLAIN if head.get(key) is not None}
+    if isinstance(kept.get("language"), str):  # the Hub takes one alone for a list of one
+        kept["language"] = [kept["language"]]
+    if str(kept.get("pretty_name", "")).startswith(_MADE_TITLE):  # nobody's choice: made from the models
+        del kept["pretty_name"]
+    made = _metadata(manifests, CardSettings(), "") if manifests and head else {}
+    if made and head.get("language") is None:
+        kept["language"] = []
+    added: dict[str, Any] = {}
+    removed: dict[str, Any] = {}
+    for key in _MADE_LISTS if made else ("tags",):
+        entries, ours = head.get(key) or [], made.get(key, [])
+        entries = [entries] if isinstance(entries, str) else entries
+        known = (*_TAGS, _HIDDEN_STATES, *RECORD_TYPES) if key == "tags" else ours
+        is_list = isinstance(entries, list)
+        added[key] = [one for one in entries if one not in known] if is_list else entries  # what is none is refused
+        removed[key] = [one for one in ours if one not in entries]
+    kept["tags"] = added.pop("tags")
+    kept["added"], kept["removed"] = ({k: v for k, v in one.items() if v} for one in (added, removed))
+    extra = {key: value for key, value in head.items() if key not in (*_PLAIN, *_MADE_LISTS, *MADE_KEYS)}
     try:
-        return msgspec.convert(kept, CardSettings)
+        return msgspec.convert({"section": own_section(card_text), "extra": extra, **kept}, CardSettings)
     except msgspec.ValidationError as error:
         raise DatasetError(f"the head of the card (README.md): {error}; mend it") from error
 
@@ -174,12 +209,12 @@ def split_card(card_text: str) -> tuple[dict[Any, Any], str]:
         DatasetError: its head is not YAML, or no mapping.
     """
     text = card_text.replace("\r\n", "\n")
-    match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
+    match = _HEAD.match(text)
     if match is None:
         return {}, text
     try:
         head = yaml.safe_load(match[1])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; lists too deep
         raise DatasetError(f"the head of the card (README.md) is not YAML: {error}; mend it") from error
     if head is not None and not isinstance(head, dict):
         raise DatasetError("the head of the card (README.md) is no mapping of names to values; mend it")
@@ -188,8 +223,9 @@ def split_card(card_text: str) -> tuple[dict[Any, Any], str]:
 
 def own_section(card_text: str) -> str | None:
     """The person's own part of a card; None where there is none, or only the invitation to write it."""
-    found = re.search(rf"^{_BEGIN}[ \t]*\r?\n(.*?)^{_END}", card_text, re.DOTALL | re.MULTILINE)
-    text = found[1].replace("\r\n", "\n").strip() if found else ""
+    body = _HEAD.sub("", card_text.replace("\r\n", "\n"), count=1)
+    found = re.search(rf"^{_BEGIN}[ \t]*\n(.*?)^{_END}", body, re.DOTALL | re.MULTILINE)
+    text = found[1].strip() if found else ""
     return text if text not in ("", _INVITATION) else None
 
 
@@ -222,6 +258,7 @@ def shard_globs(config: str, split: str, shards: Sequence[ShardInfo]) -> list[st
     return globs
 
 
+@cache
 def _environment() -> jinja2.Environment:
     packaged = Path(str(files("tracekit"))) / "cards"  # in a wheel; in a checkout they lie beside the package
     folder = packaged if packaged.is_dir() else packaged.parent.parent / "cards"
@@ -231,21 +268,12 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - Markdown, not HTML
+        autoescape=False,  # noqa: S701 - Markdown, not HTML: `finalize` escapes it
+        finalize=finalize,
     )
-    environment.filters |= {"cell": _cell, "fence": _fence, "filesize": filesize}
+    environment.filters |= {"cell": cell, "code": code, "fence": fence, "filesize": filesize, "python": python}
+    environment.filters["markdown"] = Markdown
     return environment
-
-
-def _cell(text: str) -> str:
-    """Text as a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _fence(text: str, language: str) -> str:
-    """Text as a block of code, whatever backticks it holds."""
-    marks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{marks}{language}\n{text}\n{marks}"
 
 
 def _title(manifests: Sequence[Manifest], settings: CardSettings) -> str:
@@ -255,7 +283,7 @@ def _title(manifests: Sequence[Manifest], settings: CardSettings) -> str:
 def _task(name: str) -> dict[str, Any]:
     record_type = RECORD_TYPES[name]
     docs = field_docs(record_type)
-    return {"name": name, "fields": {f.name: docs[f.name] for f in msgspec.structs.fields(record_type)}}
+    return {"name": name, "fields": {f.name: Markdown(docs[f.name]) for f in msgspec.structs.fields(record_type)}}
 
 
 def _for_template(manifest: Manifest, labels: Sequence[LabelSummary], *, has_figures: bool) -> dict[str, Any]:
@@ -323,16 +351,21 @@ def _making(manifest: Manifest) -> list[tuple[str, str]]:
     """How a configuration was made, row by row."""
     model, source, run = manifest.model, manifest.source, manifest.run
     prompt, capture = run.get("prompt", {}), run.get("capture", {})
-    templates = ", ".join(f"`{sha}`" for sha in manifest.templates)
+    templates = ", ".join(code(sha) for sha in manifest.templates)
+    subset = f", {escaped(source.subset)}" if source.subset else ""
     rows = [
-        ("model", f"{_link(model.id, model.revision, '')}, {model.variant}, {model.dtype}"),
-        ("model revision", f"`{model.revision}`"),
-        ("adapter", f"`{model.adapter}`" if model.adapter else "none"),
+        ("model", Markdown(f"{_link(model.id, model.revision, '')}, {escaped(f'{model.variant}, {model.dtype}')}")),
+        ("model revision", code(model.revision)),
+        ("adapter", code(model.adapter) if model.adapter else "none"),
         ("quantisation", model.quantization or "none"),
-        ("source", f"{_link(source.id, source.revision, 'datasets/')}{f', {source.subset}' if source.subset else ''}"),
-        ("source revision", f"`{source.revision}`"),
+        ("source", Markdown(_link(source.id, source.revision, "datasets/") + subset)),
+        ("source revision", code(source.revision)),
         ("rows", f"split {source.split}: {source.num_used} of {source.num_rows} used, {source.left_out}"),
-        ("prompt template", f"chat template, SHA-256 {templates}" if templates else "none: a plain prompt"),
+        *(
+            (name.replace("_", " "), Markdown(", ".join(code(one) for one in made)))
+            for name, made in manifest.made_from.items()
+        ),
+        ("prompt template", Markdown(f"chat template, SHA-256 {templates}") if templates else "none: a plain prompt"),
         ("solved examples", str(prompt.get("num_shots", 0))),
         ("answers", _decoding(run) if _generates(manifest) else "nothing is generated"),
         ("captured", f"layers {' '.join(capture.get('layers', ['?']))}, tokens: {capture.get('tokens', '?')}"),
@@ -343,13 +376,13 @@ def _making(manifest: Manifest) -> list[tuple[str, str]]:
     return [(name, text) for name, text in rows if text]
 
 
-def _link(identity: str, revision: str | None, kind: str) -> str:
+def _link(identity: str, revision: str | None, kind: str) -> Markdown:
     """A Hub id as a link, at its commit where it is known; anything else as it stands."""
     hub_id = _DEMO[1] if identity == _DEMO[0] else identity
     if not _HUB_ID.fullmatch(hub_id):
-        return f"`{identity}`"
+        return code(identity)
     tree = f"/tree/{revision}" if revision and _COMMIT.fullmatch(revision) else ""
-    return f"[{identity}]({_HUB}/{kind}{hub_id}{tree})"
+    return Markdown(f"[{identity}]({_HUB}/{kind}{hub_id}{tree})")
 
 
 def _is_hub(here: str) -> bool:
@@ -360,42 +393,42 @@ def _loading(manifests: Sequence[Manifest], here: str, version: str | None) -> d
     """What stands in the lines for loading."""
     first = manifests[0]
     config, split = first.config, first.splits[0].name
-    revision = f', revision="{version}"' if version else ""
+    revision = f", revision={python(version)}" if version else ""
     store = f"hf://datasets/{here}{f'@{version}' if version else ''}" if _is_hub(here) else here
-    script = f'load_dataset("{here}/load_traces.py", "{config}", trust_remote_code=True)'
+    script = f"load_dataset({python(f'{here}/load_traces.py')}, {python(config)}, trust_remote_code=True)"
     if _is_hub(here):
         script = (
-            f'folder = snapshot_download("{here}", repo_type="dataset"{revision})\n'
-            f'load_dataset(f"{{folder}}/load_traces.py", "{config}", trust_remote_code=True)'
+            f'folder = snapshot_download({python(here)}, repo_type="dataset"{revision})\n'
+            f'load_dataset(f"{{folder}}/load_traces.py", {python(config)}, trust_remote_code=True)'
         )
         script = f"from huggingface_hub import snapshot_download\n\n{script}"
-    others = ", ".join(f"`{manifest.config}`" for manifest in manifests[1:])
+    others = ", ".join(code(manifest.config) for manifest in manifests[1:])
     return {
         "here": here,
-        "quoted": _CURRENT if here == "." else f'"{here}"',
-        "also": "\nfrom pathlib import Path" if here == "." else "",
+        "quoted": Markdown(_CURRENT) if here == "." else python(here),
+        "also": Markdown("\nfrom pathlib import Path") if here == "." else "",
         "config": config,
-        "revision": revision,
+        "revision": Markdown(revision),
         "table": f"records/{config}/{split}.parquet",
         "store": store,
         "read": _reading(first),
         "shards": f"{store}/data/{config}/{_braces(first, split)}.tar",
-        "script": f"from datasets import load_dataset\n{script}",
-        "others": f"; likewise {others}" if others else "",
+        "script": Markdown(f"from datasets import load_dataset\n{script}"),
+        "others": Markdown(f"; likewise {others}") if others else "",
     }
 
 
-def _reading(manifest: Manifest) -> str:
+def _reading(manifest: Manifest) -> Markdown:
     """A line that reads one thing of one sample."""
     names = [tensor.name for tensor in manifest.tensors]
     if "hidden_states" in names:
         layers = manifest.figures.layers or [0]
-        return (
+        return Markdown(
             f"hidden = store.hidden_states(key, layer={layers[len(layers) // 2]})  # (T, D): these bytes and no others"
         )
     if names:
-        return f'values = store.tensor(key, "{names[0].partition(".")[0]}")'
-    return "record = store.record(key)"
+        return Markdown(f"values = store.tensor(key, {python(names[0].partition('.')[0])})")
+    return Markdown("record = store.record(key)")
 
 
 def _braces(manifest: Manifest, split: str) -> str:
@@ -410,8 +443,8 @@ def _braces(manifest: Manifest, split: str) -> str:
 
 def _bibtex(title: str, here: str, version: str | None) -> str:
     owner, _, name = here.partition("/") if _is_hub(here) else ("", "", "")
-    escaped = re.sub(r"([#$%&_{}])", r"\\\1", title)
-    lines = [f'  title = "{{{escaped}}}"']
+    plain = re.sub(r"([#$%&_{}])", r"\\\1", " ".join(title.split()).replace("\\", "/"))
+    lines = [f'  title = "{{{plain}}}"']
     lines += [f'  author = "{{{owner}}}"', f"  howpublished = {{\\url{{{_HUB}/datasets/{here}}}}}"] if owner else []
     lines.append(f"  note = {{{f'Version {version}. ' if version else ''}Recorded with tracekit}}")
     key = re.sub(r"\W+", "_", f"{owner}_{name}" if owner else title).strip("_").lower()
@@ -433,22 +466,26 @@ def _metadata(manifests: Sequence[Manifest], settings: CardSettings, title: str)
             configs.append(_config(manifest, suffix) | ({} if configs else {"default": True}))
             infos.append(_info(manifest, suffix))
     models = dict.fromkeys(_DEMO[1] if m.model.id == _DEMO[0] else m.model.id for m in manifests)
-    optional = {
+    lists = {
+        "tags": list(dict.fromkeys([*_TAGS, *hidden, *tasks, *settings.tags])),
         "task_categories": sorted({_TASK_CATEGORIES[task] for task in tasks if task in _TASK_CATEGORIES}),
         "base_model": [model for model in models if _is_hub(model)],
         "source_datasets": [source for source in dict.fromkeys(m.source.id for m in manifests) if _is_hub(source)],
     }
-    return {
+    for key, entries in lists.items():
+        kept = [one for one in entries if one not in settings.removed.get(key, ())]
+        lists[key] = list(dict.fromkeys([*kept, *settings.added.get(key, ())]))
+    head = {
         "license": settings.license,
         "language": settings.language,
         "pretty_name": title,
-        "tags": list(dict.fromkeys([*_TAGS, *hidden, *tasks, *settings.tags])),
+        "tags": lists.pop("tags"),
         "size_categories": [_size_category(sum(s.num_samples for m in manifests for s in m.splits))],
-        **{name: values for name, values in optional.items() if values},
+        **lists,
         "configs": configs,
         "dataset_info": infos,
-        **settings.extra,
     }
+    return {key: value for key, value in head.items() if value != []} | settings.extra
 
 
 def _size_category(total: int) -> str:
@@ -493,7 +530,7 @@ def _info(manifest: Manifest, suffix: str) -> dict[str, Any]:
 
 
 def _records_tar(manifest: Manifest, split: str) -> str:
-    return f"records/{manifest.config}/{split}.tar"
+    return records_tar_path(manifest.config, split)
 
 
 def _struct_features(fields: Any) -> list[dict[str, Any]]:

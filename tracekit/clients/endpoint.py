@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from tracekit.clients.client import DEFAULT_SETTINGS, ClientConfig, OnReply, Reply, Request, failed_reply, ignore_reply
-from tracekit.errors import ClientError, ConfigError
+from tracekit.errors import UNREADABLE, ClientError, ConfigError
 from tracekit.model.answers import without_thinking
 from tracekit.talk import say
 
@@ -223,7 +223,7 @@ class EndpointClient:
         """What a response says."""
         try:
             completion = msgspec.json.decode(content, type=_Completion)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             return self._failed(f"the endpoint's response is no chat completion: {error}")
         if not completion.choices:
             return self._failed("the endpoint's response holds no choices")

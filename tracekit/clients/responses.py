@@ -27,7 +27,7 @@ from tracekit.clients.client import (
     failed_reply,
     ignore_reply,
 )
-from tracekit.errors import ConfigError, NoSpaceError
+from tracekit.errors import UNREADABLE, ConfigError, NoSpaceError
 from tracekit.format.layout import cut_torn_line, is_no_space
 
 __all__ = ["CachedClient", "Usage"]
@@ -205,7 +205,7 @@ class _File:
                 self._num_read_bytes += len(line)
                 try:
                     lines.append(msgspec.json.decode(line, type=_Line))
-                except (msgspec.DecodeError, UnicodeDecodeError):
+                except UNREADABLE:
                     continue
         return lines
 

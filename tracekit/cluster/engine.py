@@ -20,8 +20,8 @@ from tracekit.cluster.pool import Pool, Slot, called
 from tracekit.cluster.session import Share, connected, share
 from tracekit.cluster.worker import Begin, NodeJob, NodeWorker, own_folder
 from tracekit.config import ClusterConfig, ModelConfig
-from tracekit.format.layout import PARTIAL_SUFFIX, Layout
-from tracekit.format.manifest import Plan
+from tracekit.format.layout import PARTIAL_SUFFIX, Layout, locked
+from tracekit.format.manifest import Plan, read_growth
 from tracekit.ranks import Rank
 from tracekit.run.engine import Job
 from tracekit.run.plan import Devices, Estimate
@@ -164,12 +164,13 @@ class RayWork:
         """
         layout = Layout(self._job.layout.root.absolute(), self._job.layout.config)
         base = Path(self._settings.worker_folder or layout.root)
+        planned = layout.growth if read_growth(layout) == plan else layout.plan
         with _marker(layout) as marker:
             begin = Begin(
                 plan=msgspec.structs.replace(plan, shards=[]),
                 folder=layout.root,
                 marker=marker,
-                own_folder=own_folder(base.absolute(), layout.plan),
+                own_folder=own_folder(base.absolute(), planned),
                 is_apart=self._settings.worker_folder is not None,
             )
             return Pool(self._ray, self._slots, self._job_ref, begin, layout).run(plan, on_shard)
@@ -181,10 +182,11 @@ def _marker(layout: Layout) -> Iterator[str]:
     path = layout.shard("any").parent / f"driver-{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    try:
-        yield path.name
-    finally:
-        path.unlink(missing_ok=True)
+    with locked(path):
+        try:
+            yield path.name
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _words(bundle: dict[str, float]) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from tracekit.format.layout import Layout
+from tracekit.errors import UNREADABLE, DatasetError
+from tracekit.format.layout import Layout, files_inside, inside, read_whole
 
 __all__ = ["Sent", "can_write_journal", "is_last", "is_sent", "read_journal", "sent_shards", "write_journal"]
 
@@ -47,7 +48,7 @@ def write_journal(root: Path, entries: Sequence[Sent]) -> None:
     """Append entries, all of one repository; on return they survive a crash."""
     if not entries:
         return
-    path = root / "hub" / f"{entries[0].repo.replace('/', '--')}.jsonl"
+    path = inside(root, f"hub/{entries[0].repo.replace('/', '--')}.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
     data = b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
     with path.open("ab", buffering=0) as file:
@@ -60,9 +61,10 @@ def write_journal(root: Path, entries: Sequence[Sent]) -> None:
 def can_write_journal(root: Path) -> bool:
     """Whether a journal can be kept in a folder; a dataset may lie where nothing can be written."""
     try:
-        (root / "hub").mkdir(parents=True, exist_ok=True)
-        (root / "hub" / "writable.partial").touch()
-        (root / "hub" / "writable.partial").unlink()
+        probe = inside(root, "hub/writable.partial")
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
     except OSError:
         return False
     return True
@@ -71,11 +73,11 @@ def can_write_journal(root: Path) -> bool:
 def read_journal(root: Path) -> dict[str, list[Sent]]:
     """Everything that was sent from a folder, by path. Lines torn by a crash do not count."""
     entries: dict[str, list[Sent]] = {}
-    for path in sorted((root / "hub").glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
+    for path in files_inside(root, "hub", "*.jsonl"):
+        for line in read_whole(path).splitlines():
             try:
                 entry = msgspec.json.decode(line, type=Sent)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except UNREADABLE:
                 continue
             entries.setdefault(entry.path, []).append(entry)
     return entries
@@ -106,7 +108,11 @@ def sent_shards(layout: Layout) -> set[str]:
         is_elsewhere = folder == f"data/{layout.config}" and not layout.shard(name).exists()
         if not is_elsewhere or not layout.sidecar(name).exists():
             continue
-        made = msgspec.json.decode(layout.sidecar(name).read_bytes(), type=_Made)
+        path = layout.sidecar(name)
+        try:
+            made = msgspec.json.decode(read_whole(path), type=_Made)
+        except UNREADABLE as error:
+            raise DatasetError(f"{path} is not a tracekit sidecar: {error}") from error
         if any(entry.sha256 == made.sha256 for entry in entries):
             names.add(name)
     return names

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from tracekit.errors import DatasetError
-from tracekit.format.layout import Layout, cut_torn_line, write_atomic
+from tracekit.errors import UNREADABLE, DatasetError
+from tracekit.format.layout import Layout, cut_torn_line, files_inside, inside, read_whole, write_atomic
 from tracekit.format.manifest import read_struct, to_bytes
 
 __all__ = [
@@ -112,12 +112,12 @@ class LabelSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 def label_sets(layout: Layout) -> list[str]:
     """Names of the label sets of a configuration, sorted."""
-    return sorted(path.stem for path in layout.labels("any").parent.glob("*.jsonl"))
+    return [path.stem for path in files_inside(layout.root, f"labels/{layout.config}", "*.jsonl")]
 
 
 def summary_path(layout: Layout, name: str) -> Path:
     """Where the summary of a set lies."""
-    return layout.labels(name).with_suffix(".json")
+    return inside(layout.root, f"labels/{layout.config}/{name}.json")
 
 
 def read_labels(path: Path) -> list[Label]:
@@ -128,14 +128,11 @@ def read_labels(path: Path) -> list[Label]:
     """
     decoder = msgspec.json.Decoder(Label)
     found: dict[str, Label] = {}
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    lines = read_whole(path).split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line feed was cut by a crash
         try:
             label = decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise DatasetError(
                 f"{path} line {number} is no label: {error}. Delete the file and judge again; what a model said before "
                 "is in its cache"
@@ -177,7 +174,13 @@ def read_summary(layout: Layout, name: str) -> LabelSummary:
     Raises:
         DatasetError: there is none, or it is not what it should be.
     """
-    return read_struct(summary_path(layout, name), LabelSummary)
+    path = summary_path(layout, name)
+    summary = read_struct(path, LabelSummary)
+    if (summary.name, summary.config) != (name, layout.config):
+        raise DatasetError(
+            f"{path}: its summary is of {summary.name!r} of {summary.config!r}, expected {name!r} of {layout.config!r}"
+        )
+    return summary
 
 
 def read_summaries(layout: Layout) -> list[LabelSummary]:
@@ -186,8 +189,8 @@ def read_summaries(layout: Layout) -> list[LabelSummary]:
     Raises:
         DatasetError: one is not what it should be.
     """
-    paths = sorted(layout.labels("any").parent.glob("*.json"))
-    return [read_struct(path, LabelSummary) for path in paths]
+    paths = files_inside(layout.root, f"labels/{layout.config}", "*.json")
+    return [read_summary(layout, path.stem) for path in paths]
 
 
 def rate_lines(summary: LabelSummary) -> list[str]:

@@ -1,6 +1,7 @@
 """Plan, sidecar and manifest: what a run set out to do, what each shard became, and what the dataset is.
 
-    plan       plans/<config>.json        written first; the shard tasks of the run. Where it grows, more are appended
+    plan       plans/<config>.json        written first; the shard tasks of the run
+    growth     plans/<config>.growth.partial   the same tasks and more, while a dataset grows; at the end it is the plan
     sidecar    sidecars/<config>/*.json   written when its shard is whole; its existence means "done"
     manifest   manifests/<config>.json    written when every shard is; counts, hashes, verification
     index      manifest.json              every manifest of the folder, written last
@@ -9,6 +10,7 @@ None of them holds a clock or an absolute path, so the whole folder is reproduci
 """
 
 import hashlib
+import shlex
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,8 +19,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 
-from tracekit.errors import DatasetError
-from tracekit.format.layout import Layout
+from tracekit.errors import UNREADABLE, DatasetError
+from tracekit.format.layout import Layout, files_inside, read_whole
 from tracekit.records import ModelInfo, check_schema
 from tracekit.storage import StorageLoss
 from tracekit.tensors import TensorIndex
@@ -43,8 +45,11 @@ __all__ = [
     "SplitInfo",
     "TensorSummary",
     "Verification",
+    "growth_note",
     "index_entry",
     "newest_schema",
+    "read_growth",
+    "read_manifest",
     "read_plan",
     "read_struct",
     "shard_info",
@@ -54,11 +59,11 @@ __all__ = [
 ]
 
 
-ShardName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*-\d{5,}$")]
-PlainName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
-FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*(/\w[\w-]*)*(\.\w+)*$")]
-SchemaVersion = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,6}\.[0-9]{1,6}$")]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+ShardName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*-\d{5,9}\Z")]
+PlainName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*\Z")]
+FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]*(/\w[\w-]*)*(\.\w+)*\Z")]
+SchemaVersion = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,6}\.[0-9]{1,6}\Z")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -79,7 +84,7 @@ class SourceInfo(_Stored, frozen=True, kw_only=True):
     """Commit on the Hub, or `sha256:...` of the file."""
     subset: str | None
     """Configuration of the dataset on the Hub; null for a file."""
-    split: str
+    split: PlainName
     """Split."""
     num_rows: int
     """Rows in the split."""
@@ -98,7 +103,7 @@ class SourceInfo(_Stored, frozen=True, kw_only=True):
 class ShardTask(_Stored, frozen=True, kw_only=True):
     """One unit of work: which rows of the source, in which batches, into which shard."""
 
-    name: str
+    name: ShardName
     """Name of the shard, as `train-00000`."""
     number: int
     """Number of the shard in its split."""
@@ -120,7 +125,7 @@ class Plan(_Stored, frozen=True, kw_only=True):
 
     schema_version: SchemaVersion
     """Version of the contract."""
-    config: str
+    config: PlainName
     """Name of the configuration."""
     task: str
     """Name of the builder."""
@@ -256,7 +261,7 @@ class LayerNorms(_Stored, frozen=True, kw_only=True):
 class Sidecar(_Stored, frozen=True, kw_only=True):
     """A finished shard: everything that finishing the dataset needs, so that the shard itself may be gone by then."""
 
-    name: str
+    name: ShardName
     """Name of the shard."""
     number: int
     """Number of the shard in its split."""
@@ -376,7 +381,7 @@ class Manifest(_Stored, frozen=True, kw_only=True):
 
     schema_version: SchemaVersion
     """Version of the contract."""
-    config: str
+    config: PlainName
     """Name of the configuration."""
     task: str
     """Name of the builder."""
@@ -409,6 +414,9 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     merge. Empty in manifests of older versions."""
     templates: list[str] = []
     """SHA-256 of every chat template that prompts were made with, sorted; empty where prompts are plain."""
+    made_from: dict[str, list[str]] = {}
+    """What the questions were made from, by field of the record (`article_source`: id and hash); empty where a task
+    takes them as they are."""
     figures: FigureData = FigureData()
     """The numbers behind the card's figures."""
     losses: list[StorageLoss] = []
@@ -458,6 +466,7 @@ class Index(_Stored, frozen=True, kw_only=True):
 
 
 StoredT = TypeVar("StoredT", bound=msgspec.Struct)
+NamedT = TypeVar("NamedT", Plan, Manifest)
 
 
 def read_struct(path: Path, struct: type[StoredT]) -> StoredT:
@@ -468,12 +477,10 @@ def read_struct(path: Path, struct: type[StoredT]) -> StoredT:
     """
     data = b""
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
         return msgspec.json.decode(data, type=struct)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):  # another major version has other fields
+    except UNREADABLE as error:
+        with suppress(*UNREADABLE):  # another major version has other fields
             check_schema(msgspec.json.decode(data, type=_Versioned).schema_version, where=path)
         raise DatasetError(f"{path} is not a tracekit {struct.__name__.lower()}: {error}") from error
 
@@ -491,15 +498,59 @@ def to_bytes(struct: msgspec.Struct, *, compact: bool = False) -> bytes:
 
 
 def read_plan(layout: Layout) -> Plan:
-    """The plan of a configuration."""
-    return read_struct(layout.plan, Plan)
+    """The plan of a configuration.
+
+    Raises:
+        DatasetError: it is missing, is no plan, or is one of another configuration.
+    """
+    return _of(layout, layout.plan, read_struct(layout.plan, Plan))
+
+
+def read_manifest(layout: Layout) -> Manifest:
+    """The manifest of a configuration.
+
+    Raises:
+        DatasetError: it is missing, is no manifest, or is one of another configuration.
+    """
+    return _of(layout, layout.manifest, read_struct(layout.manifest, Manifest))
+
+
+def _of(layout: Layout, path: Path, stored: NamedT) -> NamedT:
+    """A plan or manifest whose name is that of its file: paths are made of it."""
+    if stored.config != layout.config:
+        raise DatasetError(f"{path} is of the configuration {stored.config!r}, expected {layout.config!r}")
+    return stored
+
+
+def read_growth(layout: Layout) -> Plan | None:
+    """The plan that a configuration grows to; None where it does not grow.
+
+    Its first shards are those of the plan. The others lie beside the dataset until all of them are done.
+    """
+    return _of(layout, layout.growth, read_struct(layout.growth, Plan)) if layout.growth.exists() else None
+
+
+def growth_note(layout: Layout) -> str | None:
+    """What is to be said of a configuration that grows; None where it does not."""
+    growth = read_growth(layout)
+    if growth is None:
+        return None
+    new = growth.shards[len(read_plan(layout).shards) :]
+    sizes = {shard.name: sum(map(len, shard.batches)) for shard in new}
+    num_done = sum(size for name, size in sizes.items() if layout.sidecar(name).exists())
+    return (
+        f"{layout.config} grows: {sum(sizes.values())} more examples are planned, {num_done} of them are in finished "
+        f"shards. They join the dataset when all are done. To resume: {growth.command} --out "
+        f"{shlex.quote(str(layout.root))}"
+    )
 
 
 def shard_names(layout: Layout, plan: Plan) -> list[str]:
     """The shards of a plan, done or not; of a growing one those that have a sidecar, by number."""
     if not plan.is_growing:
         return [shard.name for shard in plan.shards]
-    return sorted((path.stem for path in layout.sidecar("").parent.glob("*.json")), key=shard_number)
+    names = [path.stem for path in files_inside(layout.root, f"sidecars/{layout.config}", "*-[0-9]*.json")]
+    return sorted(names, key=shard_number)
 
 
 def shard_info(sidecar: Sidecar, split: str) -> ShardInfo:

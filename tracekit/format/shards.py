@@ -29,6 +29,7 @@ from typing import BinaryIO, NamedTuple, Self
 import msgspec
 
 from tracekit.errors import (
+    UNREADABLE,
     CorruptShardError,
     DatasetError,
     NoSpaceError,
@@ -36,7 +37,15 @@ from tracekit.errors import (
 )
 from tracekit.format.checksums import checksums_of
 from tracekit.format.layout import Layout, is_no_space, is_same_file, sync_folder, write_atomic
-from tracekit.format.manifest import LayerNorms, SampleIndex, Sidecar, Verification, to_bytes
+from tracekit.format.manifest import (
+    LayerNorms,
+    SampleIndex,
+    Sidecar,
+    Verification,
+    read_struct,
+    shard_number,
+    to_bytes,
+)
 from tracekit.storage import StorageLoss, added_up
 from tracekit.tensors import Payload, TensorIndex, read_header
 
@@ -46,6 +55,7 @@ __all__ = [
     "Member",
     "RawSample",
     "ShardWriter",
+    "discard_shard",
     "index_of",
     "iter_members",
     "iter_samples",
@@ -318,7 +328,7 @@ class ShardWriter:
         for line in self._journal_path.read_bytes().splitlines(keepends=True):
             try:
                 entry = msgspec.json.decode(line, type=JournalLine) if line.endswith(b"\n") else None
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 entry = None
             if entry is None:  # torn by a crash or a full disk: what follows is not to be trusted
                 break
@@ -338,6 +348,24 @@ class ShardWriter:
                 record, payload = read_sample(file, sample)
                 self._records.append(record)
                 self._samples.append(index_of(sample, record, payload))
+
+
+def discard_shard(layout: Layout, name: str) -> int:
+    """Delete a shard, finished or not; returns its samples.
+
+    Raises:
+        ShardLockedError: another process is writing it.
+    """
+    sidecar = layout.sidecar(name)
+    paths = (sidecar, layout.shard(name), layout.partial_shard(name), layout.journal(name))
+    if not any(path.exists() for path in paths):
+        return 0
+    num_samples = len(read_struct(sidecar, Sidecar).samples) if sidecar.exists() else 0
+    with ShardWriter(layout, name, shard_number(name)) as writer:
+        num_samples = num_samples or writer.num_samples
+        for path in paths:  # the sidecar first: without it the shard is not done
+            path.unlink(missing_ok=True)
+    return num_samples
 
 
 def tar_header(name: str, size: int) -> bytes:

@@ -7,13 +7,13 @@ folder takes three; so it is converted on first use. The package is never import
 import importlib.util
 import json
 import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tracekit.cache import cache_folder
 from tracekit.errors import ModelError
+from tracekit.format.layout import PARTIAL_SUFFIX, locked, write_atomic
 from tracekit.model.gguf_file import gguf_type
 
 __all__ = ["DEMO_MODEL_ID", "DEQUANTISED_FIELD", "demo_model_folder", "demo_model_revision"]
@@ -32,7 +32,7 @@ def demo_model_folder() -> Path:
     """
     folder = cache_folder("models") / f"{DEMO_MODEL_ID}-{demo_model_revision()}"
     if not (folder / "config.json").exists():
-        _convert(_find_gguf(), folder)
+        _convert_once(_find_gguf(), folder)
     _note_type(folder / "config.json")
     return folder
 
@@ -59,17 +59,28 @@ def _note_type(path: Path) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     if DEQUANTISED_FIELD not in settings:
         settings[DEQUANTISED_FIELD] = gguf_type(_find_gguf())
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as file:
-            json.dump(settings, file, indent=2)
-        Path(file.name).replace(path)
+        write_atomic(path, json.dumps(settings, indent=2).encode())
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert_once(gguf: Path, folder: Path) -> None:
+    """Convert while other processes wait; what a killed conversion left is converted again."""
+    lock, temporary = folder.with_name(f"{folder.name}.lock"), folder.with_name(folder.name + PARTIAL_SUFFIX)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    with locked(lock):
+        if (folder / "config.json").exists():
+            return
+        for left in (temporary, folder):
+            shutil.rmtree(left, ignore_errors=True)
+        _convert(gguf, temporary)
+        temporary.rename(folder)
+
+
+def _convert(gguf: Path, to: Path) -> None:
     """Load the GGUF file and save a plain float32 model: a GGUF-loaded model itself refuses to be saved."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config: Any = loaded.config
     if hasattr(config, "quantization_config"):
@@ -77,11 +88,5 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".partial"))
-    try:
-        plain.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if not folder.exists():  # another process may have been faster
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    plain.save_pretrained(to)
+    tokenizer.save_pretrained(to)

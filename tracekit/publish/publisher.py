@@ -15,19 +15,20 @@ tracekit.publish.stager stages shards while a run still makes them.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from tracekit.card.readme import CardSettings
 from tracekit.errors import CorruptShardError, DatasetError, VersionError
 from tracekit.format.journal import Sent, can_write_journal, is_sent, read_journal, write_journal
-from tracekit.format.layout import Layout, config_names
-from tracekit.format.manifest import Manifest, read_struct
+from tracekit.format.layout import Layout, config_names, inside, sweep
+from tracekit.format.manifest import read_manifest
 from tracekit.format.release import Change, Step, Version, change_between, check_version
 from tracekit.hub import HubRepo, RemoteFile, StaleParentError, Upload, quiet_client
-from tracekit.publish.contents import Contents, note_section, small_files
+from tracekit.publish.contents import Contents, note_card, small_files
 from tracekit.publish.snapshot import EMPTY, Large, Remote, has_file, merged, read_local, read_remote, state_at
 from tracekit.talk import say
 
@@ -123,6 +124,8 @@ class _Publication:
     def run(self, dry_run: bool) -> Published:
         """Publish, or with `dry_run` say what that would be."""
         repo_id = self._repo.repo_id
+        if self._has_journal and not dry_run:
+            sweep(self._local.root)
         exists = self._repo.check_access(private=self._private)
         for _ in range(MAX_RACES):
             tags = self._repo.refs().tags if exists else {}
@@ -145,7 +148,7 @@ class _Publication:
                 continue
             self._check(commit)
             self._repo.tag(str(self._version), commit)
-            self._note(plan.contents.section)
+            self._note(plan.contents.settings)
             self._clean_up(commit)
             return Published(repo_id, self._version, commit, False, plan.change, *total, plan.contents.notes)
         raise StaleParentError(
@@ -155,17 +158,17 @@ class _Publication:
     def _plan(self, tags: dict[str, str], exists: bool) -> _Plan:
         """Look at the Hub, and check everything that can be checked before something is sent."""
         latest = Version.latest(tags)
-        before = state_at(self._repo, tags[str(latest)]) if latest else EMPTY
+        released = read_remote(self._repo, tags[str(latest)]) if latest else None
         remote = read_remote(self._repo) if exists else Remote("", {}, EMPTY, None)
         after = merged(remote.state, self._local)
-        change = change_between(before, after)
+        change = change_between(released.state if released else EMPTY, after)
         check_version(self._version, list(tags), change)
         large = self._local.large
         missing = {path: info for path, info in large.items() if not has_file(remote.files, path, info.sha256)}
         elsewhere = self._staged_at(missing) if missing and exists else {}
         to_send = {path: info for path, info in missing.items() if path not in elsewhere}
         self._check_here(to_send)
-        contents = small_files(self._repo.repo_id, self._local, self._version, remote, after, self._settings)
+        contents = small_files(self._repo.repo_id, self._local, self._version, remote, released, after, self._settings)
         self._repo.check_card(contents.files["README.md"].decode())
         return _Plan(remote, change, missing, elsewhere, to_send, contents)
 
@@ -178,12 +181,13 @@ class _Publication:
         """
         root, repo_id = self._local.root, self._repo.repo_id
         for path, info in to_send.items():
-            if (root / path).exists() and (root / path).stat().st_size != info.num_bytes:
+            here = inside(root, path)
+            if here.exists() and here.stat().st_size != info.num_bytes:
                 raise CorruptShardError(
-                    f"{root / path} has {(root / path).stat().st_size} bytes, its manifest says {info.num_bytes}; run "
+                    f"{here} has {here.stat().st_size} bytes, its manifest says {info.num_bytes}; run "
                     "`tracekit verify` on the dataset"
                 )
-        gone = [path for path in to_send if not (root / path).exists()]
+        gone = [path for path in to_send if not inside(root, path).exists()]
         if not gone:
             return
         sent = is_sent(read_journal(root), gone[0], to_send[gone[0]].sha256)
@@ -220,9 +224,9 @@ class _Publication:
         if remote.head != commit:
             return []
         after = merged(remote.state, self._local)
-        contents = small_files(self._repo.repo_id, self._local, self._version, remote, after, self._settings)
+        contents = small_files(self._repo.repo_id, self._local, self._version, remote, remote, after, self._settings)
         if contents.files["README.md"].decode() == remote.card:
-            self._note(contents.section)
+            self._note(contents.settings)
             return []
         return [
             f"the card would differ from the published one; to publish it, give --version {newest.after(Step.PATCH)}"
@@ -249,7 +253,7 @@ class _Publication:
             return
         self._repo.create_branch(branch_of(self._version), at="main")
         root = self._local.root
-        uploads = [Upload(path, root / path, info.num_bytes, info.sha256) for path, info in plan.to_send.items()]
+        uploads = [Upload(path, inside(root, path), info.num_bytes, info.sha256) for path, info in plan.to_send.items()]
         total = sum(info.num_bytes for info in plan.missing.values())
         done = total - sum(upload.num_bytes for upload in uploads)
         with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="publish") as bar:
@@ -320,8 +324,8 @@ class _Publication:
                 "somebody else published at the same moment. It was not tagged; run the command again"
             )
 
-    def _note(self, section: str | None) -> None:
-        """Note in the journal whatever the Hub has now, and the card's section, to know who edits it next."""
+    def _note(self, settings: CardSettings) -> None:
+        """Note in the journal whatever the Hub has now, and what the card says, to know who edits it next."""
         if not self._has_journal:
             return
         journal, repo_id = read_journal(self._local.root), self._repo.repo_id
@@ -331,18 +335,21 @@ class _Publication:
             if is_sent(journal, path, info.sha256, repo=repo_id) is None
         ]
         write_journal(self._local.root, entries)
-        note_section(repo_id, self._local, section)
+        note_card(repo_id, self._local, settings)
 
     def _clean_up(self, commit: str) -> None:
         """Delete staging branches all of whose large files are released; what others stage there stays."""
         journal, refs = read_journal(self._local.root), self._repo.refs()
+        versions = [refs.tags[tag] for tag in refs.tags if Version.latest([tag]) and refs.tags[tag] != commit]
         noted = {entry.branch for entries in journal.values() for entry in entries if entry.repo == self._repo.repo_id}
         released = self._repo.files(commit)
         for branch in sorted({branch_of(self._version), *noted} & refs.branches.keys()):
             staged = self._repo.files(refs.branches[branch])
-            left = [path for path, file in staged.items() if file.sha256 and not has_file(released, path, file.sha256)]
+            left = _others(staged, released)
+            while left and versions:  # a branch begins as a copy of main: it holds files of earlier versions too
+                left = _others(left, self._repo.files(versions.pop()))
             if left:
-                say(f"{branch} stays: {len(left)} files on it are not in {self._version}, {left[0]} first")
+                say(f"{branch} stays: {len(left)} files on it are not in {self._version}, {next(iter(left))} first")
             elif branch.startswith("staging/"):
                 self._repo.delete_branch(branch)
 
@@ -352,6 +359,11 @@ class _Publication:
             path.startswith((f"data/{name}/", f"records/{name}/")) or re.fullmatch(rf"figures/{name}-[a-z]+\.png", path)
             for name in self._local.state.manifests
         )
+
+
+def _others(files: Mapping[str, RemoteFile], released: Mapping[str, RemoteFile]) -> dict[str, RemoteFile]:
+    """The large files that are not among those that are released."""
+    return {path: file for path, file in files.items() if file.sha256 and not has_file(released, path, file.sha256)}
 
 
 def branch_of(version: Version) -> str:
@@ -412,7 +424,7 @@ def free_shards(root: Path, repo_id: str) -> int:
     num_bytes = 0
     for name in config_names(root):
         layout = Layout(root, name)
-        for shard in read_struct(layout.manifest, Manifest).shards:
+        for shard in read_manifest(layout).shards:
             path = layout.shard(shard.name)
             sent = is_sent(journal, path.relative_to(root).as_posix(), shard.sha256, repo=repo_id)
             if path.exists() and layout.sidecar(shard.name).exists() and sent is not None:

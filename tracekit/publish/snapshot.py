@@ -1,5 +1,6 @@
 """Two states of a dataset: the folder here, and the repository as it is. Read and compared, never changed."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,13 +8,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tracekit.errors import DatasetError
+from tracekit.errors import UNREADABLE, DatasetError
 from tracekit.format.journal import Sent
 from tracekit.format.labels import LabelSummary, read_summaries, summary_path
-from tracekit.format.layout import MAX_SHARDS, Layout
-from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_struct
+from tracekit.format.layout import MAX_SHARDS, Layout, inside, read_text, read_whole
+from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_manifest
 from tracekit.format.release import State
-from tracekit.format.shards import sha256_file
 from tracekit.hub import HubRepo, Refs, RemoteFile
 from tracekit.records import RECORD_TYPES
 from tracekit.run.finish import is_finished, ordered_names
@@ -56,7 +56,7 @@ class Local(NamedTuple):
 
 
 class Remote(NamedTuple):
-    """main, as it is."""
+    """The repository, as it is at a commit."""
 
     head: str
     files: dict[str, RemoteFile]
@@ -76,7 +76,7 @@ def read_local(root: Path) -> Local:
         layout = Layout(root, name)
         if not is_finished(layout):
             raise DatasetError(f"{root}: {name} is not finished; run its command again, then publish")
-        manifest = manifests[name] = read_struct(layout.manifest, Manifest)
+        manifest = manifests[name] = read_manifest(layout)
         for split in manifest.splits:
             if not re.fullmatch(r"\w+(\.\w+)*", split.name, re.ASCII) or split.name == "all":
                 raise DatasetError(
@@ -87,17 +87,20 @@ def read_local(root: Path) -> Local:
                 f"{root}: {name} has {len(manifest.shards)} shards; the Hub takes {MAX_SHARDS} files in a folder. Make "
                 "it again with more --samples-per-shard"
             )
-        entries[name] = index_entry(manifest, layout.manifest.read_bytes())
-        schemas[name] = msgspec.json.decode(layout.schema.read_bytes())
+        entries[name] = index_entry(manifest, read_whole(layout.manifest))
+        try:
+            schemas[name] = msgspec.json.decode(read_whole(layout.schema))
+        except UNREADABLE as error:
+            raise DatasetError(f"{layout.schema} is not a JSON Schema: {error}") from error
         for shard in manifest.shards:
             large[layout.shard(shard.name).relative_to(root).as_posix()] = Large(shard.num_bytes, shard.sha256)
         beside += _beside(layout, labels)
         for file in manifest.files:
             if file.path.startswith("records/"):
                 large[file.path] = Large(file.num_bytes, file.sha256)
-    card = root / "README.md"
+    card = inside(root, "README.md")
     state = State(entries, manifests, schemas, labels)
-    return Local(root, state, large, beside, card.read_text("utf-8") if card.exists() else None)
+    return Local(root, state, large, beside, read_text(card) if card.exists() else None)
 
 
 def _beside(layout: Layout, labels: dict[str, LabelSummary]) -> list[str]:
@@ -108,13 +111,13 @@ def _beside(layout: Layout, labels: dict[str, LabelSummary]) -> list[str]:
     Raises:
         DatasetError: labels are not those of their summary.
     """
-    questions = [layout.questions, layout.questions.with_suffix(".json")]
+    questions = [layout.questions, layout.question_set]
     paths = [path for path in questions if path.exists()]
     for summary in read_summaries(layout):
         path = layout.labels(summary.name)
         if not path.exists():
             raise DatasetError(f"{path} is gone, its summary is there; run the stage evaluate again")
-        if sha256_file(path) != summary.labels_sha256:
+        if hashlib.sha256(read_whole(path)).hexdigest() != summary.labels_sha256:
             raise DatasetError(f"{path}: its labels are not those of its summary; run the stage evaluate again")
         paths += [path, summary_path(layout, summary.name)]
         labels[summary_path(layout, summary.name).relative_to(layout.root).as_posix()] = summary
@@ -157,21 +160,21 @@ def state_at(repo: HubRepo, revision: str) -> State:
 def _decode(repo: HubRepo, path: str, revision: str, struct: Any) -> Any:
     try:
         return msgspec.json.decode(repo.read(path, revision), type=struct)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise DatasetError(
             f"{path} of {repo.repo_id} cannot be read by this tracekit ({error}); upgrade tracekit, or publish to "
             "another repository"
         ) from error
 
 
-def read_remote(repo: HubRepo) -> Remote:
-    """main as it is now.
+def read_remote(repo: HubRepo, at: str | None = None) -> Remote:
+    """The repository at a commit; main as it is now by default.
 
     Raises:
         DatasetError: the repository holds something that this tracekit did not write, or cannot read.
         HubError: the Hub cannot be reached.
     """
-    head = repo.refs().branches["main"]
+    head = at or repo.refs().branches["main"]
     files = repo.files(head)
     try:
         card = repo.read("README.md", head).decode() if "README.md" in files else None

@@ -15,7 +15,7 @@ from tracekit.config import PublishConfig
 from tracekit.errors import DatasetError, VersionError
 from tracekit.format.journal import Sent, is_sent, read_journal, sent_shards, write_journal
 from tracekit.format.layout import Layout
-from tracekit.format.manifest import Sidecar, read_struct
+from tracekit.format.manifest import Manifest, Sidecar, read_struct
 from tracekit.format.release import Step, Version
 from tracekit.hub import HubRepo, Refs, Upload, quiet_client
 from tracekit.publish.publisher import branch_of, send_group
@@ -49,6 +49,8 @@ class Stager:
         self._waiting: queue.Queue[str | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
         self._failure: BaseException | None = None
         self._there: dict[tuple[str, str], str] = {}  # path and SHA-256 of what the Hub has: its staging branch
+        is_done = is_finished(layout)
+        self._finished = {shard.name for shard in read_struct(layout.manifest, Manifest).shards} if is_done else set()
         self.num_shards = self.num_bytes = 0
         self._thread = threading.Thread(target=self._work, daemon=True, name="tracekit-stager")
 
@@ -58,9 +60,17 @@ class Stager:
         Raises: as the class.
         """
         exists = self._repo.check_access(private=self._settings.private)
-        refs = self._repo.refs() if exists else Refs({}, {})
-        if is_finished(self._layout):
+        if self._finished and not self._layout.growth.exists():
             return exists
+        self._check_version(exists)
+        return exists
+
+    def _check_version(self, exists: bool) -> None:
+        """See what the Hub has, and that the version is free.
+
+        Raises: as the class.
+        """
+        refs = self._repo.refs() if exists else Refs({}, {})
         self._look(refs)
         if str(self._version) in refs.tags:
             latest = Version.latest(refs.tags)
@@ -69,17 +79,19 @@ class Stager:
                 f"{self._repo.repo_id} has {self._version} already, and this run is not finished; the next free "
                 f"versions are {latest.after(Step.MINOR)} and {latest.after(Step.MAJOR)}"
             )
-        return exists
 
     def __enter__(self) -> Self:
-        exists = self.check()
-        if is_finished(self._layout):  # nothing is made any more; publishing sends what is missing
-            return self
-        if not exists:
+        self._exists = self.check()
+        if not self._finished:
+            self._begin()
+        return self
+
+    def _begin(self) -> None:
+        """Start to stage."""
+        if not self._exists:
             self._repo.create(private=self._settings.private)
         self._repo.create_branch(branch_of(self._version), at="main")
         self._thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -96,7 +108,13 @@ class Stager:
             self._raise()
 
     def add(self, name: str) -> None:
-        """Have a finished shard staged; one that was staged before is only freed."""
+        """Have a finished shard staged; one that was staged before is only freed.
+
+        The shards of a finished dataset are left to publishing; a shard that it grows by is staged.
+        """
+        if name not in self._finished and self._thread.ident is None:
+            self._check_version(self._exists)
+            self._begin()
         while self._thread.is_alive() or self._failure is not None:
             self._raise()
             try:

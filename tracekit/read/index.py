@@ -28,6 +28,7 @@ from tracekit.format.manifest import (
     SplitInfo,
     TensorSummary,
     Verification,
+    read_manifest,
     read_plan,
     read_struct,
     shard_names,
@@ -279,7 +280,7 @@ def open_folder(path: Path | HubPath, config: str | None, *, check: bool = False
 
 def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
     """A configuration with a manifest: its rows are in Parquet files."""
-    manifest = read_struct(layout.manifest, Manifest)
+    manifest = read_manifest(layout)
     columns = {"checksums"} if check_contract(manifest, layout.manifest) else set()
     shards = [Shard(layout.shard(one.name), one.split, one.number, one.num_bytes) for one in manifest.shards]
     return Folder(

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from tracekit.errors import ConfigError, CorruptShardError, DatasetError, HubError, SampleNotFoundError
+from tracekit.errors import UNREADABLE, ConfigError, CorruptShardError, DatasetError, HubError, SampleNotFoundError
 from tracekit.format.layout import Layout
-from tracekit.format.manifest import Manifest, ShardInfo, read_plan, read_struct
+from tracekit.format.manifest import Manifest, ShardInfo, read_manifest, read_plan
 from tracekit.format.shards import sha256_file
 from tracekit.hub import HubPath, fetch
 from tracekit.read.accessors import handed_out
@@ -185,7 +185,7 @@ def _decode_member(name: str, data: bytes, *, torch: bool) -> dict[str, Any]:
     if name == ".json":
         try:
             return msgspec.json.decode(data, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise CorruptShardError(f"a member <key>.json is not a record: {error}") from error
     if name == ".safetensors":
         arrays = decode(data, where="member <key>.safetensors")
@@ -238,7 +238,7 @@ def _open_source(path: str | os.PathLike[str], name: str | None, revision: str |
                 raise
             raise type(error)(f"{error}. If a folder is meant: {str(path)!r} is none here") from error
         layout = Layout(remote.root, remote.config)
-        return _Source(remote.path, layout, read_struct(layout.manifest, Manifest))
+        return _Source(remote.path, layout, read_manifest(layout))
     if revision is not None:
         raise ConfigError(f"revision is {revision!r}, but {str(path)!r} is a folder; only the Hub has revisions")
     root = Path(path).absolute()
@@ -252,7 +252,7 @@ def _open_source(path: str | os.PathLike[str], name: str | None, revision: str |
             f"{layout.manifest.relative_to(root)}. To finish it, run the command that began it again: `python -m "
             f"builders.{task} --out {root} ...` with the same flags. TraceStore reads what is there"
         )
-    return _Source(None, layout, read_struct(layout.manifest, Manifest))
+    return _Source(None, layout, read_manifest(layout))
 
 
 def _on_hub(path: str | os.PathLike[str]) -> HubPath | None:

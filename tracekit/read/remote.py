@@ -17,8 +17,8 @@ from typing import NamedTuple
 from tracekit.cache import RangeCache
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.checksums import Pieces
-from tracekit.format.layout import Layout, choose_config, config_names
-from tracekit.format.manifest import Index, Manifest, read_struct
+from tracekit.format.layout import Layout, choose_config, config_names, files_inside, inside
+from tracekit.format.manifest import Index, Manifest, read_manifest, read_struct
 from tracekit.format.shards import sha256_file
 from tracekit.hub import HubFile, HubPath, fetch
 from tracekit.records import check_schema
@@ -73,11 +73,11 @@ def list_configs(path: Path | HubPath) -> Listing:
     if isinstance(path, Path):
         return Listing(path, path, config_names(path))
     root = fetch(path, ["manifest.json", "plans/*.json", "manifests/*.json", "labels/*/*.json"])
-    if not (root / "manifest.json").exists():
+    if not inside(root, "manifest.json").exists():
         raise DatasetError(f"{path} is not a tracekit dataset: it holds no manifest.json")
     pinned = path.at(root.name)  # the client names the folder for the commit
-    listed = {one.name: one.manifest_sha256 for one in read_struct(root / "manifest.json", Index).configs}
-    there = {one.stem for one in (root / "manifests").glob("*.json")}
+    listed = {one.name: one.manifest_sha256 for one in read_struct(inside(root, "manifest.json"), Index).configs}
+    there = {one.stem for one in files_inside(root, "manifests", "*.json")}
     _check_files(pinned, root, {f"manifests/{name}.json": listed.get(name, "") for name in there})
     return Listing(pinned, root, config_names(root))
 
@@ -134,7 +134,7 @@ class RemoteShards:
     """
 
     def __init__(self, remote: Remote, cache: RangeCache) -> None:
-        manifest = read_struct(Layout(remote.root, remote.config).manifest, Manifest)
+        manifest = read_manifest(Layout(remote.root, remote.config))
         self._cache = cache
         self.path = remote.path
         self._files: dict[Path, HubFile] = {}

@@ -11,9 +11,7 @@ Both are made from sidecars alone, one shard in memory at a time, and are sorted
 order, and each is sorted as it is written.
 """
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 
 from tracekit.errors import DatasetError
 from tracekit.format.checksums import specs_of
-from tracekit.format.layout import PARTIAL_SUFFIX, sync_folder
+from tracekit.format.layout import whole_or_not
 from tracekit.format.manifest import Sidecar, TensorSummary
 from tracekit.format.shards import JSON_SUFFIX, tar_header
 from tracekit.records import RECORD_TYPES, arrow_schema
@@ -97,7 +95,7 @@ def tensor_summaries(sidecars: Iterable[Sidecar]) -> list[TensorSummary]:
 def write_records_table(path: Path, task: str, sidecars: Iterable[Sidecar]) -> None:
     """Write the Parquet file of these shards, a row group a shard; whole or not at all."""
     with (
-        _whole_or_not(path) as temporary,
+        whole_or_not(path) as temporary,
         pq.ParquetWriter(temporary, index_schema(task), compression="zstd") as writer,
     ):
         for sidecar in sidecars:
@@ -106,22 +104,10 @@ def write_records_table(path: Path, task: str, sidecars: Iterable[Sidecar]) -> N
 
 def write_records_tar(path: Path, sidecars: Iterable[Sidecar]) -> None:
     """Write the records of these shards as a tar of `<key>.json`; whole or not at all."""
-    with _whole_or_not(path) as temporary, temporary.open("wb") as file:
+    with whole_or_not(path) as temporary, temporary.open("wb") as file:
         for sidecar in sidecars:
             pairs = zip(sidecar.samples, sidecar.records, strict=True)
             for index, raw in sorted(pairs, key=lambda pair: pair[0].key):
                 record = bytes(raw)
                 file.write(tar_header(index.key + JSON_SUFFIX, len(record)) + record + bytes(-len(record) % 512))
         file.write(bytes(1024))
-
-
-@contextmanager
-def _whole_or_not(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the file's name once it is written and synced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + PARTIAL_SUFFIX)
-    yield temporary
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)

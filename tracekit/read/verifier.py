@@ -3,9 +3,11 @@
 Checked: the index against the manifests; every file's size and SHA-256; tar structure; every record against its schema
 and its place; every tensor against its declared dtype and shape; keys and counts; record tables, records tars and
 sidecars, checksums included, against what the shards say (tracekit.read.comparing); label sets against their summaries
-and the keys; nothing undeclared in the folder. An open dataset (a plan, no manifest yet) is checked as far as it goes.
+and the keys; the loading script against those of all released versions; nothing undeclared in the folder. An open
+dataset (a plan, no manifest yet) is checked as far as it goes.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,10 +15,20 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
+from tracekit.card.script import script_problem
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.journal import Sent, is_sent, read_journal
 from tracekit.format.labels import read_labels, read_summary, summary_path
-from tracekit.format.layout import Layout, config_names, is_ignored
+from tracekit.format.layout import (
+    Layout,
+    config_names,
+    files_inside,
+    inside,
+    is_ignored,
+    read_whole,
+    records_tar_path,
+    shard_path,
+)
 from tracekit.format.manifest import (
     Index,
     Manifest,
@@ -27,6 +39,8 @@ from tracekit.format.manifest import (
     Verification,
     index_entry,
     newest_schema,
+    read_growth,
+    read_manifest,
     read_plan,
     read_struct,
     shard_info,
@@ -85,25 +99,29 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
         layout = Layout(root, name)
         try:
             check = _Config(layout, read_plan(layout))
+            if check.manifest is None:
+                open_configs.append(name)
+            for shard in check.shards():
+                if (entry := check.sent(shard)) is not None:
+                    sent.append(entry)
+                    problems += check.from_sidecar(shard)
+                    continue
+                problems += check.shard(shard)
+                num_samples += shard.num_samples
+                num_bytes += shard.num_bytes
+                progress(shard.num_bytes)
+            problems += check.files()
+            problems += check.rest()
+            problems += check.labels(has_all_keys=not problems)
         except DatasetError as error:
             problems.append(str(error))
+    for look in (_index_problems, _script_problems, _strangers):
+        if (look is _index_problems and config is not None) or (look is _strangers and problems):
             continue
-        if check.manifest is None:
-            open_configs.append(name)
-        for shard in check.shards():
-            if (entry := check.sent(shard)) is not None:
-                sent.append(entry)
-                problems += check.from_sidecar(shard)
-                continue
-            problems += check.shard(shard)
-            num_samples += shard.num_samples
-            num_bytes += shard.num_bytes
-            progress(shard.num_bytes)
-        problems += check.files()
-        problems += check.rest()
-        problems += check.labels(has_all_keys=not problems)
-    problems += _index_problems(root, names) if config is None else []
-    problems += _strangers(root, names) if not problems else []
+        try:
+            problems += look(root, names)
+        except DatasetError as error:
+            problems.append(str(error))
     return Report(problems, num_samples, num_bytes, open_configs, sent)
 
 
@@ -113,7 +131,7 @@ class _Config:
     def __init__(self, layout: Layout, plan: Plan) -> None:
         self._layout, self._plan = layout, plan
         self._has_checksums = check_contract(plan, layout.plan)
-        self.manifest = read_struct(layout.manifest, Manifest) if layout.manifest.exists() else None
+        self.manifest = read_manifest(layout) if layout.manifest.exists() else None
         self._tables: dict[str, SplitTables] = {}
         self._unreadable: list[str] = []
         self._keys: set[str] = set()
@@ -132,18 +150,22 @@ class _Config:
 
     def sent(self, shard: ShardInfo) -> Sent | None:
         """Where a shard that is not here was sent to, by the journal."""
-        path = self._layout.shard(shard.name)
-        relative = path.relative_to(self._layout.root).as_posix()
-        return None if path.exists() else is_sent(self._journal, relative, shard.sha256)
+        path = shard_path(self._layout.config, shard.name)
+        return None if os.path.lexists(self._layout.root / path) else is_sent(self._journal, path, shard.sha256)
 
     def shard(self, shard: ShardInfo) -> list[str]:
         """What is wrong with one shard."""
-        path = self._layout.shard(shard.name)
-        where = str(path.relative_to(self._layout.root))
+        where = shard_path(self._layout.config, shard.name)
+        try:
+            path = self._layout.shard(shard.name)
+        except DatasetError as error:
+            return [str(error)]
         if not path.exists():
             return [f"{where}: missing", *self.from_sidecar(shard)]
         problems = []
-        num_bytes, sha256 = path.stat().st_size, sha256_file(path)
+        if (num_bytes := path.stat().st_size) > shard.num_bytes:
+            return [f"{where}: {num_bytes} bytes, the manifest says {shard.num_bytes}"]
+        sha256 = sha256_file(path)
         if num_bytes != shard.num_bytes:
             problems.append(f"{where}: {num_bytes} bytes, the manifest says {shard.num_bytes}")
         elif sha256 != shard.sha256:
@@ -213,9 +235,9 @@ class _Config:
 
     def labels(self, *, has_all_keys: bool) -> list[str]:
         """What is wrong with the label sets; their keys are looked at where those of the samples are known."""
-        folder = self._layout.labels("any").parent
         problems = []
-        for name in sorted({path.stem for path in folder.glob("*.json*")}):
+        found = files_inside(self._layout.root, f"labels/{self._layout.config}", "*.json*")
+        for name in sorted({path.stem for path in found}):
             where = self._layout.labels(name).relative_to(self._layout.root).as_posix()
             try:
                 labels = read_labels(self._layout.labels(name))
@@ -229,8 +251,6 @@ class _Config:
                 problems.append(f"{where}: {len(strange)} labels are of no sample here, the first of {strange[0]!r}")
             if summary is None:
                 continue
-            if (summary.name, summary.config) != (name, self._layout.config):
-                problems.append(f"{where}: its summary is of {summary.name!r} of {summary.config!r}")
             if sha256_file(self._layout.labels(name)) != summary.labels_sha256:
                 problems.append(f"{where}: its labels are not those of its summary; run the stage evaluate again")
         return problems
@@ -241,9 +261,15 @@ class _Config:
         if self.manifest is None:
             return problems
         for file in self.manifest.files:
-            path = self._layout.root / file.path
+            try:
+                path = inside(self._layout.root, file.path)
+            except DatasetError as error:
+                problems.append(str(error))
+                continue
             if not path.exists():
                 problems.append(f"{file.path}: missing")
+            elif (num_bytes := path.stat().st_size) != file.num_bytes:
+                problems.append(f"{file.path}: {num_bytes} bytes, the manifest says {file.num_bytes}")
             elif sha256_file(path) != file.sha256:
                 problems.append(f"{file.path}: SHA-256 is not the manifest's")
         for split in self.manifest.splits:
@@ -357,18 +383,15 @@ def _index_problems(root: Path, names: list[str]) -> list[str]:
     complete = [name for name in names if Layout(root, name).manifest.exists()]
     if not complete:
         return []
-    try:
-        index = read_struct(root / "manifest.json", Index)
-    except DatasetError as error:
-        return [str(error)]
-    if not (root / "README.md").exists():
+    index = read_struct(inside(root, "manifest.json"), Index)
+    if not inside(root, "README.md").exists():
         return ["README.md: missing; without it `datasets` does not know the features"]
     listed = {entry.name: entry for entry in index.configs}
     manifests: list[Manifest] = []
     problems = [f"manifest.json: {name} is listed but not there" for name in listed.keys() - set(names)]
     for name in complete:
-        data = Layout(root, name).manifest.read_bytes()
-        manifests.append(read_struct(Layout(root, name).manifest, Manifest))
+        data = read_whole(Layout(root, name).manifest)
+        manifests.append(read_manifest(Layout(root, name)))
         if listed.get(name) != index_entry(manifests[-1], data):
             problems.append(f"manifest.json: its entry of {name} is not what manifests/{name}.json says")
     if not problems and index.schema_version != newest_schema(manifests):
@@ -376,25 +399,47 @@ def _index_problems(root: Path, names: list[str]) -> list[str]:
     return problems
 
 
+def _script_problems(root: Path, names: list[str]) -> list[str]:
+    """Where the loading script is none that tracekit wrote for these manifests: somebody may run it."""
+    layouts = [Layout(root, name) for name in names]
+    script = layouts[0].script
+    if not script.exists():
+        return []
+    paths: set[str] = set()
+    for layout in layouts:
+        plan = read_plan(layout)
+        shards, splits = shard_names(layout, plan), [plan.source.split]
+        if layout.manifest.exists():
+            manifest = read_manifest(layout)
+            shards, splits = [one.name for one in manifest.shards], [one.name for one in manifest.splits]
+        paths |= {shard_path(layout.config, name) for name in shards}
+        paths |= {records_tar_path(layout.config, name) for name in splits}
+    problem = script_problem(read_whole(script), paths)
+    return [] if problem is None else [f"load_traces.py: {problem}"]
+
+
 def _strangers(root: Path, names: list[str]) -> list[str]:
     """Files where `datasets` would read them, but which no manifest knows; and links."""
     found = sorted(root.rglob("*"))  # before what is declared: a shard may be closed in between
     declared: set[str] = set()
     for layout in (Layout(root, name) for name in names):
-        plan = read_plan(layout)
+        plan, growth = read_plan(layout), read_growth(layout)
         split = plan.source.split
         # a shard that is being closed has its name, and its journal until it has its sidecar: asked in this order
-        paths = [path for path in found if plan.is_growing and layout.journal(path.stem).exists()]
-        paths += [layout.shard(name) for name in shard_names(layout, plan) if layout.sidecar(name).exists()]
+        paths = [path for path in found if layout.journal(path.stem).exists()]
+        names_there = shard_names(layout, plan if growth is None else growth)
+        paths += [layout.shard(name) for name in names_there if layout.sidecar(name).exists()]
         if layout.manifest.exists():
-            paths += [layout.shard(shard.name) for shard in read_struct(layout.manifest, Manifest).shards]
+            paths += [layout.shard(shard.name) for shard in read_manifest(layout).shards]
         paths += [layout.records_table(split), layout.records_tar(split)]
         declared |= {path.relative_to(root).as_posix() for path in paths}
     problems = []
     for path in found:
         relative = path.relative_to(root).as_posix()
-        if path.is_symlink() and (path.is_dir() or not path.exists()):
-            problems.append(f"{relative}: a symbolic link to {'a folder' if path.exists() else 'nothing'}")
+        try:
+            inside(root, relative, is_folder=path.is_dir())
+        except DatasetError as error:
+            problems.append(str(error))
             continue
         is_data = path.is_file() and relative.startswith(("data/", "records/")) and not is_ignored(relative)
         if is_data and relative not in declared:

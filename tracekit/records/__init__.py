@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.errors import UNREADABLE, CorruptShardError, DatasetError
 from tracekit.records.base import (
     NOTHING_GENERATED,
     SCHEMA_VERSION,
@@ -123,7 +123,7 @@ def decode_record(data: bytes | memoryview, *, where: str = "record") -> Record:
             known = ", ".join(RECORD_TYPES)
             raise CorruptShardError(f"{where}: unknown task {task!r}; this tracekit knows: {known}. Upgrade tracekit?")
         record = _DECODERS[task].decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise CorruptShardError(f"{where}: {error}") from error
     if _MAY_BE_LARGE.search(data):
         path = _too_large(msgspec.to_builtins(record), "$")

@@ -123,6 +123,8 @@ class Tallied(NamedTuple):
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid_unknown_fields=True):
     """Fields that every task's record has."""
 
+    made_from: ClassVar[tuple[str, ...]] = ()
+    """Text fields that say what the questions were made from; manifest and card list their values."""
     DRAWN_ARE_EXTRA: ClassVar[bool] = True
     """Whether an answer with a `sample_index` above 0 stands beside a deterministic one to the same question."""
 

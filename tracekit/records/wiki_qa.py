@@ -1,5 +1,7 @@
 """The record of the task wiki_qa: a question that a model wrote about a section of an article, answered without it."""
 
+from typing import ClassVar
+
 from tracekit.records.base import Record, Summary
 
 __all__ = ["WikiQARecord"]
@@ -10,6 +12,8 @@ class WikiQARecord(Record, frozen=True, kw_only=True, tag="wiki_qa", forbid_unkn
 
     Whether the answer is right, wrong or withheld is said by the label sets beside the dataset (`store.labels()`).
     """
+
+    made_from: ClassVar[tuple[str, ...]] = ("article_source", "question_model")
 
     question: str
     """The question."""

@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from tracekit.errors import ConfigError, DatasetError
-from tracekit.format.layout import Layout, choose_config, config_names, write_atomic
-from tracekit.format.manifest import Manifest, ShardTask, Sidecar, read_plan, read_struct
+from tracekit.errors import UNREADABLE, ConfigError, DatasetError
+from tracekit.format.layout import Layout, choose_config, config_names, inside, read_whole, sweep, write_atomic
+from tracekit.format.manifest import ShardTask, Sidecar, read_manifest, read_plan, read_struct
 from tracekit.read.store import TraceStore
 from tracekit.records import DegradationRecord
 
@@ -41,7 +41,7 @@ class _LogLine(msgspec.Struct):
     shard: str
     batch: int
     parts: list[int]
-    num_samples: int
+    num_samples: Annotated[int, msgspec.Meta(ge=1)]
     seconds: float
     device: str
     used_memory_share: float | None = None
@@ -70,16 +70,25 @@ def export_degradation(root: Path, *, config: str | None = None, num_samples: in
         if num_samples is not None and num_samples < len(keys):
             chosen = set(random.Random(0).sample(keys, num_samples))
             keys = [key for key in keys if key in chosen]
-        levels = sorted(read_struct(layout.manifest, Manifest).run.get("levels", []))
+        levels = _levels(layout)
         rows = [_row(store.record(key), logged.get(key, _UNKNOWN), levels) for key in keys]
     first = rows[0]
     parts = (first["degradation_method"], first["model_name"], first["config_name"])
     several = [layout.config] if len(config_names(root)) > 1 else []
     drawn = [] if num_samples is None else [f"sample{len(rows)}"]
     name = "_".join(re.sub(r"[^\w.-]+", "-", part) for part in (*parts, *several, *drawn))
-    path = root / "exports" / f"outputs_{name}.json"
+    path = inside(root, f"exports/outputs_{name}.json")
+    sweep(root)
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1, allow_nan=False).encode())
     return path
+
+
+def _levels(layout: Layout) -> list[float]:
+    """The levels of a run, by size."""
+    try:
+        return sorted(msgspec.convert(read_manifest(layout).run.get("levels", []), list[float]))
+    except msgspec.ValidationError as error:
+        raise DatasetError(f"{layout.manifest}: {error} - at `$.run.levels`") from error
 
 
 def batch_times(layout: Layout) -> dict[str, str]:
@@ -121,10 +130,10 @@ def _logged(layout: Layout, shard: ShardTask) -> Iterator[tuple[str, dict[str, A
 
 def _log_lines(layout: Layout) -> Iterator[_LogLine]:
     """The lines of the run log in order; what a crash cut short is left out: its batch was computed again."""
-    for text in layout.log.read_bytes().splitlines() if layout.log.exists() else []:
+    for text in read_whole(layout.log).splitlines() if layout.log.exists() else []:
         try:
             yield msgspec.json.decode(text, type=_LogLine)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             continue
 
 
@@ -145,6 +154,8 @@ def _row(record: Any, logged: Mapping[str, Any], levels: list[float]) -> dict[st
     if not isinstance(record, DegradationRecord):
         raise ConfigError(f"degradation-json is for the task degradation; this is {record.task_name()}")
     damage, generation, model = record.damage, record.generation, record.model
+    if damage.level not in levels:
+        raise DatasetError(f"sample {record.key} is of level {damage.level}, which is none of the manifest's: {levels}")
     num_out = len(record.generated_token_ids)
     is_4bit = (model.quantization or "").startswith(("nf4", "fp4"))
     return {

@@ -12,7 +12,7 @@ from tracekit.card.readme import CardSettings, render_card, settings_of
 from tracekit.card.script import render_script
 from tracekit.errors import DatasetError
 from tracekit.format.journal import sent_shards
-from tracekit.format.layout import Layout, config_names, write_atomic
+from tracekit.format.layout import Layout, config_names, inside, read_text, read_whole, sweep, write_atomic
 from tracekit.format.manifest import (
     FileInfo,
     Index,
@@ -25,6 +25,7 @@ from tracekit.format.manifest import (
     Verification,
     index_entry,
     newest_schema,
+    read_manifest,
     read_struct,
     shard_info,
     shard_names,
@@ -36,7 +37,7 @@ from tracekit.records import RECORD_TYPES, decode_record, json_schema
 from tracekit.run.metrics import Tally
 from tracekit.storage import StorageLoss, added_up
 
-__all__ = ["done_shards", "finish", "is_finished", "ordered_names", "reopen", "write_index"]
+__all__ = ["check_can_grow", "done_shards", "finish", "is_finished", "ordered_names", "reopen", "write_index"]
 
 _FINITE = "every value is finite"
 INVARIANTS = [
@@ -80,42 +81,51 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
     manifest = _manifest(layout, plan, split, sidecars(), tensor_summaries(sidecars()))
     write_atomic(layout.manifest, to_bytes(manifest))
     write_index(layout.root)
+    sweep(layout.root)
     return manifest
 
 
 def reopen(layout: Layout) -> None:
-    """Make a finished configuration one that goes on, as when samples are added: its shards and sidecars stay.
+    """Make a finished configuration one that is not: its shards and sidecars stay.
+
+    Raises: as `check_can_grow`.
+    """
+    check_can_grow(layout)
+    layout.manifest.unlink(missing_ok=True)
+
+
+def check_can_grow(layout: Layout) -> None:
+    """See that a configuration can be finished again once it holds more.
 
     Raises:
-        DatasetError: sidecars are missing, as of a downloaded dataset: it could not be finished again.
+        DatasetError: sidecars are missing, as of a downloaded dataset.
     """
     if not layout.manifest.exists():
         return
-    shards = read_struct(layout.manifest, Manifest).shards
+    shards = read_manifest(layout).shards
     missing = [shard.name for shard in shards if not layout.sidecar(shard.name).exists()]
     if missing:
         raise DatasetError(
             f"{layout.root}: {layout.config} cannot grow: {layout.sidecar(missing[0])} is not there (a downloaded "
             "dataset has none). Choose another --out, and read both folders as one: TraceStore([one, other])"
         )
-    layout.manifest.unlink()
 
 
 def done_shards(layout: Layout, plan: Plan) -> set[str]:
-    """Names of the shards that need no more work.
+    """Names of the shards of a plan that need no more work.
 
     A shard is done that is here with its sidecar; that the Hub has, by the journal, as its sidecar says; or that is
     here as a finished manifest says (a downloaded dataset has no sidecars).
     """
-    finished = read_struct(layout.manifest, Manifest).shards if is_finished(layout) else []
+    finished = read_manifest(layout).shards if is_finished(layout) else []
     sizes = {shard.name: shard.num_bytes for shard in finished}
-    done = sent_shards(layout)
-    for name in shard_names(layout, plan):
+    names, done = shard_names(layout, plan), set[str]()
+    for name in names:
         path = layout.shard(name)
         is_known = layout.sidecar(name).exists()
         if path.exists() and (is_known or sizes.get(name) == path.stat().st_size):
             done.add(name)
-    return done
+    return done | sent_shards(layout).intersection(names)  # after the others: a shard is sent before it is deleted
 
 
 def is_finished(layout: Layout) -> bool:
@@ -131,7 +141,7 @@ def ordered_names(root: Path) -> list[str]:
 
     The first one's records are the default of `load_dataset`, which must not change when another one is added.
     """
-    index = root / "manifest.json"
+    index = inside(root, "manifest.json")
     known = [entry.name for entry in read_struct(index, Index).configs] if index.exists() else []
     names = config_names(root)
     return [name for name in known if name in names] + [name for name in names if name not in known]
@@ -141,17 +151,17 @@ def write_index(root: Path) -> None:
     """Write the card and the index over every complete configuration of a folder."""
     layouts = [Layout(root, name) for name in ordered_names(root)]
     complete = [layout for layout in layouts if layout.manifest.exists()]
-    manifests = [read_struct(layout.manifest, Manifest) for layout in complete]
-    card = root / "README.md"
-    settings = settings_of(card.read_text("utf-8")) if card.exists() else CardSettings()
+    manifests = [read_manifest(layout) for layout in complete]
+    card, index = inside(root, "README.md"), inside(root, "manifest.json")
+    described = {entry.name for entry in read_struct(index, Index).configs} if index.exists() else set()
+    made_from = [manifest for manifest in manifests if manifest.config in described]
+    settings = settings_of(read_text(card), made_from) if card.exists() else CardSettings()
     write_atomic(card, render_card(manifests, settings=settings).encode())
-    write_atomic(root / "load_traces.py", render_script(manifests).encode())
+    write_atomic(inside(root, "load_traces.py"), render_script(manifests).encode())
     entries = [
-        index_entry(manifest, layout.manifest.read_bytes())
-        for layout, manifest in zip(complete, manifests, strict=True)
+        index_entry(manifest, read_whole(layout.manifest)) for layout, manifest in zip(complete, manifests, strict=True)
     ]
-    index = Index(schema_version=newest_schema(manifests), configs=entries)
-    write_atomic(root / "manifest.json", to_bytes(index))
+    write_atomic(index, to_bytes(Index(schema_version=newest_schema(manifests), configs=entries)))
 
 
 def _manifest(
@@ -195,6 +205,7 @@ def _manifest(
         verification=verification,
         command=plan.command,
         templates=tally.templates(),
+        made_from=tally.made_from(),
         figures=tally.figures(),
         losses=losses,
     )

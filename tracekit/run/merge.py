@@ -1,28 +1,56 @@
 """Merging: runs that differ only in their slice of the source become one dataset.
 
 Shards are rewritten one by one, because a record names its shard: tensors are copied as they are, records get their new
-shard number, and the schema version of today. Slices must not overlap; the result is ordered as the source is.
+shard number, and the schema version of today. Slices must not overlap; the result is ordered as the source is. A killed
+merge resumes when it is run again: the plan in the new folder says what it is made of.
 """
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import msgspec
 
 from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
-from tracekit.format.layout import Layout, config_names, shard_name, write_atomic
+from tracekit.format.layout import PARTIAL_SUFFIX, Layout, config_names, shard_name, write_atomic
 from tracekit.format.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
 from tracekit.format.shards import ShardWriter, sha256_file
 from tracekit.records import SCHEMA_VERSION, decode_record, encode_record
-from tracekit.run.finish import finish
+from tracekit.run.finish import finish, is_finished
 from tracekit.tensors import Payload
 
 __all__ = ["merge"]
 
 _SLICE = ("offset", "limit")
 _SAMPLES_AT_ONCE = 8
+
+
+class _Slice(msgspec.Struct):
+    """What merging needs of `source` in a plan's `run`."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    limit: Annotated[int, msgspec.Meta(ge=1)] | None
+
+
+class _Shards(msgspec.Struct):
+    """What merging needs of `output`."""
+
+    samples_per_shard: int
+
+
+class _Devices(msgspec.Struct):
+    """What merging needs of `model`."""
+
+    device: str
+
+
+class _Run(msgspec.Struct):
+    """The part of a plan's `run` that merging reads; a plan from a stranger may lack it."""
+
+    source: _Slice
+    output: _Shards
+    model: _Devices
 
 
 class _Part(NamedTuple):
@@ -35,26 +63,44 @@ class _Part(NamedTuple):
 
 
 def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> Manifest:
-    """Join complete runs into a new folder.
+    """Join complete runs into a new folder, or finish what the same merge began there.
 
     Raises:
-        DatasetError: a folder is no complete dataset, slices overlap, or `out` exists.
+        DatasetError: a folder is no complete dataset, slices overlap, or `out` holds something else.
         PlanMismatchError: the runs differ in more than their slice; the message shows in what.
+        ShardLockedError: another process merges into `out`.
     """
-    if out.exists() and any(out.iterdir()):
-        raise DatasetError(f"{str(out)!r} exists already; merge writes a new folder")
     parts = sorted(
         (_open(folder, config) for folder in folders), key=lambda part: (_slice_of(part.plan), min(part.rows))
     )
     _check(parts)
     layout = Layout(out, parts[0].layout.config)
     plan = _joined_plan(parts)
-    write_atomic(layout.plan, to_bytes(plan))
+    if not _is_begun(layout, plan):
+        write_atomic(layout.plan, to_bytes(plan))
+    elif is_finished(layout):
+        return read_struct(layout.manifest, Manifest)
     numbers = iter(plan.shards)
     for part in parts:
         for task in part.plan.shards:
             _copy(part.layout, task.name, layout, next(numbers))
     return finish(layout, plan)
+
+
+def _is_begun(layout: Layout, plan: Plan) -> bool:
+    """Whether this merge was begun in its folder.
+
+    Raises:
+        DatasetError: the folder holds something else.
+    """
+    if layout.plan.exists() and read_plan(layout) == plan:
+        return True
+    if any(path.is_file() and path.suffix != PARTIAL_SUFFIX for path in layout.root.rglob("*")):
+        raise DatasetError(
+            f"--out {str(layout.root)!r} exists already, and not by a merge of these folders; merge writes a new "
+            "folder. Choose another --out"
+        )
+    return False
 
 
 def _open(folder: Path, config: str | None) -> _Part:
@@ -70,7 +116,15 @@ def _open(folder: Path, config: str | None) -> _Part:
             f"{str(folder)!r}: {layout.config} grows with what is asked of a server and has no slice of a source to be "
             "joined by. Read several folders as one: TraceStore([one, other])"
         )
-    return _Part(layout, plan, {row for shard in plan.shards for batch in shard.batches for row in batch})
+    try:
+        msgspec.convert(plan.run, _Run)
+        shlex.split(plan.command)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise DatasetError(f"{layout.plan} is not what a run writes: {error} (in `run` or `command`)") from error
+    rows = {row for shard in plan.shards for batch in shard.batches for row in batch}
+    if not rows:
+        raise DatasetError(f"{layout.plan} names no rows of a source, so that there is nothing to merge")
+    return _Part(layout, plan, rows)
 
 
 def _check(parts: Sequence[_Part]) -> None:
@@ -156,12 +210,15 @@ def _runs_of(command: str) -> list[list[str]]:
             runs.append([])
         elif words[position : position + 2] == ["tracekit", "merge"]:
             break
-        runs[-1].append(word)
+        if runs:
+            runs[-1].append(word)
     return [run[:-2] if run[-2] == "--out" else run for run in runs]
 
 
 def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
-    """Copy one shard, its records renumbered."""
+    """Copy one shard, its records renumbered, or what is missing of it."""
+    if target.shard(task.name).exists() and target.sidecar(task.name).exists():
+        return
     sidecar = read_struct(source.sidecar(name), Sidecar)
     if not source.shard(name).exists():
         raise DatasetError(
@@ -174,11 +231,12 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
         )
     pairs = list(zip(sidecar.records, sidecar.samples, strict=True))
     with ShardWriter(target, task.name, task.number) as writer, source.shard(name).open("rb") as file:
-        for start in range(0, len(pairs), _SAMPLES_AT_ONCE):
+        for start in range(writer.num_batches * _SAMPLES_AT_ONCE, len(pairs), _SAMPLES_AT_ONCE):
             samples = [_renumbered(file, raw, index, task.number) for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]]
             norms, losses = (sidecar.hidden_norms, sidecar.losses) if start == 0 else (None, [])
             writer.append(samples, sidecar.verification, norms, losses)
-        writer.finish()
+        if not writer.is_done:
+            writer.finish()
 
 
 def _renumbered(file: BinaryIO, raw: msgspec.Raw, index: SampleIndex, shard: int) -> tuple[str, bytes, Payload]:

@@ -74,6 +74,7 @@ class Tally:
         self._judged = {True: 0, False: 0}
         self._entropies: dict[bool, list[float]] = {True: [], False: []}
         self._templates: set[str] = set()
+        self._made_from: dict[str, set[str]] = {}
         self._norms: LayerNorms | None = None
 
     def add(self, record: Record) -> None:
@@ -91,6 +92,8 @@ class Tally:
         for name, (total, count) in (sums | record.tallied()).items():
             self._sums[name] = self._sums.get(name, 0.0) + total
             self._counts[name] = self._counts.get(name, 0) + count
+        for name in record.made_from:
+            self._made_from.setdefault(name, set()).add(getattr(record, name))
         is_correct: bool | None = getattr(record, "is_correct", None)
         if is_correct is not None:
             self._judged[is_correct] += 1
@@ -112,6 +115,10 @@ class Tally:
     def templates(self) -> list[str]:
         """SHA-256 of every chat template, sorted."""
         return sorted(self._templates)
+
+    def made_from(self) -> dict[str, list[str]]:
+        """What the questions were made from: values of the fields that a record names, sorted."""
+        return {name: sorted(values) for name, values in self._made_from.items()}
 
     def figures(self) -> FigureData:
         """The numbers behind the figures."""

@@ -2,10 +2,14 @@
 
     asked for    a folder that is            what follows
     the same     unfinished, finished        its plan goes on; nothing to do
-    more         unfinished, finished        shards are appended for what is new; of what is stored no byte changes
+    more         unfinished, finished        a second plan, the growth, with shards appended for what is new
     less         finished                    nothing to do
     less         unfinished                  PlanMismatchError, with the command that it goes on with
     other        -                           PlanMismatchError, with every difference
+
+The growth lies beside the plan, and takes its place once all of its shards are done. Until then readers see what was
+there before. A run that asks for no more than the plan leaves it alone; one that asks for all of it resumes it.
+A run that asks for something else beyond the plan replaces the growth, and deletes what only the old one holds.
 
 More and less are differences in settings that the configuration names in `grows`, and in nothing else; examples are
 told apart by `Example.index`. Batches that are planned stay as they are: a smaller setting of `eases` is no difference.
@@ -18,10 +22,11 @@ import msgspec
 
 from tracekit.config import RunConfig
 from tracekit.errors import PlanMismatchError
-from tracekit.format.layout import Layout, create_once, locked, write_atomic
-from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_plan, to_bytes
+from tracekit.format.layout import Layout, create_once, locked, sync_folder, write_atomic
+from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_growth, read_plan, to_bytes
+from tracekit.format.shards import discard_shard
 from tracekit.records import ModelInfo
-from tracekit.run.finish import done_shards, finish, reopen
+from tracekit.run.finish import check_can_grow, done_shards, finish, reopen
 from tracekit.run.plan import (
     Devices,
     Example,
@@ -34,6 +39,7 @@ from tracekit.run.plan import (
     num_shards,
     public_run,
 )
+from tracekit.talk import say
 
 __all__ = ["Asked", "Planner", "Standing", "finish_planned", "in_stored_order"]
 
@@ -52,6 +58,20 @@ class Asked(NamedTuple, Generic[ExampleT]):
     source: SourceInfo
     info: ModelInfo
     devices: Devices
+
+
+class Begun(NamedTuple):
+    """What a folder was begun with."""
+
+    plan: Plan | None
+    """Its plan; None where nothing was begun."""
+    growth: Plan | None
+    """What it grows to; None where it does not grow."""
+
+    @classmethod
+    def read(cls, layout: Layout) -> "Begun":
+        """What a folder holds now."""
+        return cls(read_plan(layout), read_growth(layout)) if layout.plan.exists() else cls(None, None)
 
 
 class Planner(Generic[ExampleT]):
@@ -94,6 +114,10 @@ class Planner(Generic[ExampleT]):
             )
         return "more" if now - there else "less"
 
+    def resumes(self, growth: Plan) -> bool:
+        """Whether a run that asks for more than the plan asks for all of a growth that was begun."""
+        return _indices(growth) <= {example.index for example in self._asked.examples}
+
     def missing(self, stored: Plan | None) -> tuple[list[ExampleT], list[int]]:
         """The examples that a plan does not hold, with their lengths; without a plan all of them."""
         there = set[int]() if stored is None else _indices(stored)
@@ -115,19 +139,20 @@ class Planner(Generic[ExampleT]):
             f"{difference_lines(_only(found, self._growing(found)))}\nRun what it was begun with:\n    {stored.command}"
         )
 
-    def settle(self, stored: Plan | None, batch_size: int) -> Plan:
-        """Write the first plan, or the stored one with what is missing appended; the plan that holds.
+    def settle(self, begun: Begun, stored: Plan | None, batch_size: int) -> Plan:
+        """Write the first plan, or a growth: the stored one with what is missing appended; the plan that holds.
 
-        A configuration that was finished is open from then on. Where another process was first, its plan holds.
+        `begun` is what the folder held when this run looked. Where another process was first, its plan holds.
 
         Raises:
             PlanMismatchError: another process was first, with something else.
+            ShardLockedError: another process works at a growth that this one would replace.
             DatasetError: the configuration was downloaded, and cannot grow.
         """
         plan = self._plan(batch_size) if stored is None else self._grown(stored, batch_size)
-        if create_once(self._layout.plan, to_bytes(plan)) if stored is None else _replace(self._layout, stored, plan):
+        if create_once(self._layout.plan, to_bytes(plan)) if stored is None else _replace(self._layout, begun, plan):
             return plan
-        first = read_plan(self._layout)
+        first = read_growth(self._layout) or read_plan(self._layout)
         if self.standing(first) != "same" or in_stored_order(self._config, first.run) != self._config:
             raise PlanMismatchError(
                 f"another process planned {first.config!r} in {self._layout.root} at the same time; run this again"
@@ -197,22 +222,51 @@ def in_stored_order(config: ConfigT, run: dict[str, Any]) -> ConfigT:
 
 
 def finish_planned(layout: Layout, plan: Plan) -> Manifest | None:
-    """Finish a configuration; None where its plan has grown since, by another process, which has more to do.
+    """Finish a configuration, of a growth the whole; None where another process has changed what is planned.
 
     Raises: as `tracekit.run.finish.finish`.
     """
     with locked(layout.plan):
+        growth = read_growth(layout)
+        if growth is not None and growth.shards == plan.shards:
+            reopen(layout)  # before the plan: a manifest never stands beside a plan that it does not know
+            layout.growth.replace(layout.plan)
+            sync_folder(layout.plan.parent)
+    with locked(layout.plan):  # the lock of what is the plan by now
         return finish(layout, plan) if read_plan(layout).shards == plan.shards else None
 
 
-def _replace(layout: Layout, stored: Plan, plan: Plan) -> bool:
-    """Put a plan in the place of another; False, and nothing changed, where another process was first."""
+def _replace(layout: Layout, begun: Begun, plan: Plan) -> bool:
+    """Write a growth, in the place of one that was begun; False, and nothing changed, where another process was first.
+
+    Raises: as `Planner.settle`.
+    """
     with locked(layout.plan):
-        if read_plan(layout) != stored:
+        if Begun.read(layout) != begun:
             return False
-        reopen(layout)  # before the plan: a manifest never stands beside a plan that it does not know
-        write_atomic(layout.plan, to_bytes(plan))
+        check_can_grow(layout)
+        assert begun.plan is not None, layout
+        _discard_others(layout, begun.plan, begun.growth, plan)
+        write_atomic(layout.growth, to_bytes(plan))
     return True
+
+
+def _discard_others(layout: Layout, plan: Plan, before: Plan | None, growth: Plan) -> None:
+    """Delete the shards beyond a plan that are not those of its growth: of an earlier growth that asked for others.
+
+    Raises: as `tracekit.format.shards.discard_shard`.
+    """
+    tasks = {task.name: task for task in (before.shards if before else ())}
+    if before is not None and Growth(num_shards=len(before.shards), command=before.command) in growth.grown:
+        kept = before.shards  # it grew once more
+    elif before is not None and {**before.run, "source": None} == {**growth.run, "source": None}:
+        kept = [task for task in growth.shards if tasks.get(task.name) == task]
+    else:
+        kept = plan.shards
+    names = {*tasks, *(task.name for task in growth.shards)} - {task.name for task in kept}
+    num_samples = sum(discard_shard(layout, name) for name in sorted(names))
+    if num_samples:
+        say(f"{num_samples} samples of another growth, which this run does not ask for, were deleted")
 
 
 def _batches(plan: Plan) -> list[list[int]]:

@@ -19,14 +19,14 @@ from tracekit.errors import (
     SourceError,
     TracekitError,
 )
-from tracekit.format.layout import MAX_SHARDS, Layout, forget, is_no_space, may_become_dataset
+from tracekit.format.layout import MAX_SHARDS, Layout, forget, is_no_space, may_become_dataset, sweep
 from tracekit.format.manifest import (
     TOO_LONG,
     Manifest,
     Plan,
     SourceInfo,
-    read_plan,
-    read_struct,
+    growth_note,
+    read_manifest,
 )
 from tracekit.model.models import load_tokenizer, max_positions, model_info
 from tracekit.model.prompts import is_surely_longer
@@ -34,7 +34,7 @@ from tracekit.ranks import this_rank
 from tracekit.run.engine import Engine, Job, LocalEngine, Work
 from tracekit.run.finish import done_shards, is_finished
 from tracekit.run.plan import Estimate, Example, check_space
-from tracekit.run.planner import Asked, Planner, finish_planned, in_stored_order
+from tracekit.run.planner import Asked, Begun, Planner, finish_planned, in_stored_order
 from tracekit.run.task import Builder, Task
 from tracekit.run.worker import NUM_MEASURED
 from tracekit.sites import resolve_sites
@@ -117,8 +117,9 @@ def _execute(
 ) -> Outcome:
     layout = Layout(out, config.output.dataset_config or builder.name)
     _check_rank(config)
-    stored = _stored_plan(layout)
-    config = config.settled() if stored is None else in_stored_order(config.settled(), stored.run)
+    begun = _begun(layout)
+    stored, latest = begun.plan, begun.growth or begun.plan
+    config = config.settled() if latest is None else in_stored_order(config.settled(), latest.run)
     say(f"reading {config.source.source}")
     ready = _prepare(builder, config, layout)
     for skipped in ready.source.skipped:
@@ -127,10 +128,13 @@ def _execute(
     asked = Asked(ready.examples, lengths, ready.source, ready.job.info, engine.devices(config.model, stored))
     planner = Planner(builder.name, config, asked, layout)
     standing = None if stored is None else planner.standing(stored)
+    if standing == "more" and begun.growth is not None and planner.resumes(begun.growth):
+        stored, standing = begun.growth, planner.standing(begun.growth)
     output = config.output
     if stored is not None and not output.dry_run:
         open_log(layout.text_log)
-        if (outcome := _what_is_there(layout, stored, planner, is_forced=output.force_run)) is not None:
+        sweep(out)
+        if (outcome := _what_is_there(layout, begun, stored, planner, is_forced=output.force_run)) is not None:
             return outcome
     num_tasks = planner.num_tasks(None if output.force_run else stored)
     estimate = None
@@ -141,7 +145,7 @@ def _execute(
             stored = standing = None
         plan = stored
         if plan is None or standing == "more" or output.dry_run:
-            plan, estimate = _planned(work, planner, stored if standing == "more" else None, config, out)
+            plan, estimate = _planned(work, planner, begun, stored if standing == "more" else None, config, out)
         if plan is None:
             return Outcome(out, layout.config, None, estimate, False, False)
         open_log(layout.text_log)
@@ -191,7 +195,9 @@ class _Planned(NamedTuple):
     estimate: Estimate
 
 
-def _planned(work: Work, planner: Planner[Any], stored: Plan | None, config: RunConfig, out: Path) -> _Planned:
+def _planned(
+    work: Work, planner: Planner[Any], begun: Begun, stored: Plan | None, config: RunConfig, out: Path
+) -> _Planned:
     """Measure what is to be computed, beyond a stored plan if there is one, and plan it."""
     new, lengths = planner.missing(stored)
     say(f"measuring on {min(NUM_MEASURED, len(new))} examples")
@@ -200,11 +206,11 @@ def _planned(work: Work, planner: Planner[Any], stored: Plan | None, config: Run
     if config.output.dry_run:
         return _Planned(None, estimate)
     _check_estimate(estimate, config, out)
-    return _Planned(planner.settle(stored, work.batch_size(config.output.batch_size, new, lengths)), estimate)
+    return _Planned(planner.settle(begun, stored, work.batch_size(config.output.batch_size, new, lengths)), estimate)
 
 
-def _stored_plan(layout: Layout) -> Plan | None:
-    """The plan that a folder was begun with, if it was.
+def _begun(layout: Layout) -> Begun:
+    """What a folder was begun with, if it was.
 
     Raises:
         ConfigError: the folder is a file.
@@ -214,21 +220,23 @@ def _stored_plan(layout: Layout) -> Plan | None:
     in_the_way = next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None)
     if in_the_way is not None:
         raise ConfigError(f"--out {str(out)!r}: {str(in_the_way)!r} is a file; give a folder")
-    if layout.plan.exists():
-        return read_plan(layout)
-    if not may_become_dataset(out):
+    if not (layout.plan.exists() or may_become_dataset(out)):
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
-    return None
+    return Begun.read(layout)
 
 
-def _what_is_there(layout: Layout, stored: Plan, planner: Planner[Any], *, is_forced: bool) -> Outcome | None:
-    """The outcome of a run that has nothing to compute; None where it has.
+def _what_is_there(
+    layout: Layout, begun: Begun, stored: Plan, planner: Planner[Any], *, is_forced: bool
+) -> Outcome | None:
+    """The outcome of a run that has nothing to compute for a plan that is stored; None where it has.
 
     Raises:
         PlanMismatchError: less is asked for than what is planned there, and that is not finished or would be deleted.
     """
     standing = planner.standing(stored)
     is_done = done_shards(layout, stored) >= {shard.name for shard in stored.shards}
+    if is_forced and begun.growth is not None and not planner.resumes(begun.growth):
+        raise planner.too_little(begun.growth, "and --force-run would delete all of it")
     if standing == "less" and is_forced:
         raise planner.too_little(stored, "and --force-run would delete all of it")
     if standing == "less" and not is_done:
@@ -237,8 +245,10 @@ def _what_is_there(layout: Layout, stored: Plan, planner: Planner[Any], *, is_fo
         return None
     if standing == "less":
         say(f"{str(layout.root)!r} holds all that is asked for, and more")
-    was_complete = is_finished(layout)
-    manifest = read_struct(layout.manifest, Manifest) if was_complete else finish_planned(layout, stored)
+    if stored is begun.plan and (note := growth_note(layout)) is not None:
+        say(note)
+    was_complete = is_finished(layout) and stored is begun.plan
+    manifest = read_manifest(layout) if was_complete else finish_planned(layout, stored)
     return Outcome(layout.root, layout.config, manifest, None, was_complete, manifest is None)
 
 

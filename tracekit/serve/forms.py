@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from tracekit.errors import UNREADABLE
 from tracekit.model.messages import MessageError, MessageForm, conversation
 from tracekit.records import Message
 
@@ -257,7 +258,7 @@ def parse_completion(body: bytes) -> Asked:
 def _convert(body: bytes, form: type[Any]) -> Any:
     try:
         data = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from error
     if not isinstance(data, dict):
         raise RequestError(f"the body is JSON of a {type(data).__name__}, expected an object", code="invalid_json")

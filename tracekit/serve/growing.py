@@ -18,7 +18,15 @@ from typing import Self
 
 from tracekit.config import CaptureConfig
 from tracekit.errors import DatasetError, NoSpaceError, ShardLockedError
-from tracekit.format.layout import Layout, is_no_space, is_same_file, may_become_dataset, shard_name, write_atomic
+from tracekit.format.layout import (
+    Layout,
+    files_inside,
+    is_no_space,
+    is_same_file,
+    may_become_dataset,
+    shard_name,
+    write_atomic,
+)
 from tracekit.format.manifest import (
     Manifest,
     Plan,
@@ -249,7 +257,8 @@ class GrowingDataset:
         if not self._layout.plan.exists():
             write_atomic(self._layout.plan, to_bytes(self._plan))
         there = read_plan(self._layout)
-        has_samples = bool(shard_names(self._layout, there)) or any(self._layout.shard("").parent.glob("*.tar*"))
+        begun = files_inside(self._layout.root, f"data/{self._layout.config}", "*.tar*")
+        has_samples = bool(shard_names(self._layout, there)) or bool(begun)
         if has_samples or not there.is_growing:
             if found := differences(there, self._plan):
                 raise mismatch(self._layout.root, there, found)
