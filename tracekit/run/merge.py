@@ -209,8 +209,10 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
     with ShardWriter(target, task.name, task.number) as writer, source.shard(name).open("rb") as file:
         for start in range(writer.num_batches * _SAMPLES_AT_ONCE, len(pairs), _SAMPLES_AT_ONCE):
             samples = [_renumbered(file, raw, index, task.number) for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]]
-            norms, losses = (sidecar.hidden_norms, sidecar.losses) if start == 0 else (None, [])
-            writer.append(samples, sidecar.verification, norms, losses)
+            if start == 0:  # what is said of the shard is said once
+                writer.append(samples, sidecar.verification, sidecar.hidden_norms, sidecar.losses)
+            else:
+                writer.append(samples)
         if not writer.is_done:
             writer.finish()
 
