@@ -191,7 +191,8 @@ def _question(row: Row, request: dict[str, Any], *, has_other: bool) -> str | No
         return _text(request, ("question",))
     if has_other:
         return None
-    found = csqa_questions.parse_row(Row(row.index, row.where, request))
+    asked = {name: value for name, value in request.items() if name not in (*_ANSWERS, "answerKey")}
+    found = csqa_questions.parse_row(row._replace(data=asked))
     return csqa_questions.with_options(found.question, found.choices)
 
 

@@ -346,6 +346,9 @@ FLAT = {"id": "q", "question": "Where?", "choices": {"label": ["A", "B"], "text"
 
 @pytest.mark.parametrize("row", [NESTED, FLAT, FLAT | {"choices": NESTED["question"]["choices"]}])
 def test_commonsense_qa_is_read_in_each_of_its_forms(row: dict[str, Any]):
+    for name in ("answer", "output", "generation"):
+        said = parse_row(Row(0, "here", row | {name: "It is B. Rome"}))
+        assert (said.question, said.answer) == ("Where?\nA. Paris\nB. Rome", "It is B. Rome")
     found = parse_row(Row(0, "here", row | {"generation": "B"}))
     assert (found.example_id, found.question, found.answer) == ("q", "Where?\nA. Paris\nB. Rome", "B")
     asked = parse_row(Row(0, "here", row | {"prompt": "Q", "outputs": [{"text": "B"}]}))
