@@ -16,15 +16,20 @@ text after the prompt, teacher-forced.
     python -m builders.csqa --model Qwen/Qwen3-4B-Instruct-2507 --split validation --limit 1000
 """
 
+from builders.configs import CsqaConfig
+from tracekit.cli import run_builder
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    run_builder("builders.csqa", CsqaConfig)
+
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row, with_options
 from builders.sources import read_examples
-from tracekit.cli import run_builder
-from tracekit.config import GenerationConfig, Positive, RunConfig, SourceConfig
+from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.capture import Text, Trace, capture
@@ -41,16 +46,6 @@ from tracekit.talk import say
 __all__ = ["BUILDER", "CsqaBuilder", "CsqaConfig"]
 
 SYSTEM = "Choose the option that answers the question best. Give its letter alone."
-
-
-class CsqaConfig(RunConfig, frozen=True, kw_only=True):
-    """Questions of CommonsenseQA as prompts, traced, every option scored. Flags of generation change nothing here."""
-
-    generation: GenerationConfig = GenerationConfig(num_beams=1, max_new_tokens=1)
-    """Not used: nothing is generated."""
-    max_seq_len: Positive | Literal["auto"] = "auto"
-    """Most tokens of a prompt and the longest option after it; longer ones lose the beginning of their question.
-    `auto`: what the model has positions for."""
 
 
 class CsqaBuilder:
@@ -261,6 +256,3 @@ def _limit(config: CsqaConfig) -> int | None:
 
 
 BUILDER = CsqaBuilder()
-
-if __name__ == "__main__":
-    run_builder(BUILDER, CsqaConfig)

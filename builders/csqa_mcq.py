@@ -9,15 +9,20 @@ a random one, the same on every run; that is said in the output, in every record
 then mean nothing (the traces are the encoder's own all the same).
 """
 
+from builders.configs import CsqaMcqConfig
+from tracekit.cli import run_builder
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    run_builder("builders.csqa_mcq", CsqaMcqConfig)
+
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, EncodedChoice, encode_choices, parse_row
 from builders.sources import read_examples
-from tracekit.cli import run_builder
-from tracekit.config import GenerationConfig, ModelConfig, Positive, PromptConfig, RunConfig
+from tracekit.config import PromptConfig
 from tracekit.errors import ConfigError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.capture import Text
@@ -33,17 +38,6 @@ from tracekit.talk import say
 __all__ = ["BUILDER", "CsqaMcqBuilder", "CsqaMcqConfig"]
 
 _MAX_AUTO_LENGTH = 512
-
-
-class CsqaMcqConfig(RunConfig, frozen=True, kw_only=True):
-    """Questions of CommonsenseQA, answered by an encoder with a multiple-choice head. Nothing is generated."""
-
-    model: ModelConfig = ModelConfig(model="google-bert/bert-base-uncased")
-    """Which model."""
-    generation: GenerationConfig = GenerationConfig(num_beams=1, max_new_tokens=1)
-    """Not used: nothing is generated."""
-    max_seq_len: Positive | Literal["auto"] = "auto"
-    """Longest sequence of question and option, tokens; `auto`: the model's positions, at most 512."""
 
 
 class CsqaMcqBuilder:
@@ -185,6 +179,3 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 BUILDER = CsqaMcqBuilder()
-
-if __name__ == "__main__":
-    run_builder(BUILDER, CsqaMcqConfig)

@@ -10,6 +10,12 @@ Weights are restored, bit by bit, before every level and repeat. A batch is of o
 depend on the prompt and the repeat alone: at another level of the same repeat only the weights differ.
 """
 
+from builders.degradation_configs import CONFIGS, DegradationConfig
+from tracekit.cli import run_builder
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    run_builder("builders.degradation", DegradationConfig, configs=CONFIGS)
+
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +26,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from builders.cells import Cells, Columns
-from builders.degradation_configs import CONFIGS, DegradationConfig, check_grid
+from builders.degradation_configs import check_grid
 from builders.degradation_prompts import DREAMS, IQ, PICTURE, DegradationPrompt
 from builders.sources import HubSource, Row, read_examples
-from tracekit.cli import run_builder
 from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import SourceInfo
@@ -464,6 +469,3 @@ def _read_text(path: str | None) -> str | None:
 
 
 BUILDER = DegradationBuilder()
-
-if __name__ == "__main__":
-    run_builder(BUILDER, DegradationConfig, configs=CONFIGS)

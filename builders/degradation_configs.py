@@ -15,8 +15,7 @@ import msgspec
 
 from tracekit.config import CaptureConfig, GenerationConfig, Positive, RunConfig, SourceConfig
 from tracekit.errors import ConfigError
-from tracekit.model.damage import METHODS, Method, check_level
-from tracekit.model.weights import GROUPS
+from tracekit.model.methods import GROUPS, METHODS, Method, check_level
 
 __all__ = ["CONFIGS", "LEVELS", "DegradationConfig", "get_config"]
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import msgspec
 from tqdm import tqdm
 
-from builders.judging import Judge, JudgeConfig, Judged, What, open_judge, set_name
+from builders.configs import JudgeConfig, answers_layout
+from builders.judging import Judge, Judged, What, open_judge, set_name
 from builders.rates import GROUP_FIELDS, Rated, definitions, rates_of
 from tracekit.clients.client import ClientConfig
 from tracekit.config import RunConfig
@@ -40,6 +41,7 @@ from tracekit.format.shards import sha256_file
 from tracekit.model.prompts import sha256_text
 from tracekit.read.store import TraceStore
 from tracekit.records import Record
+from tracekit.run.command import stage_line
 from tracekit.run.export import batch_times
 from tracekit.talk import say
 
@@ -68,12 +70,6 @@ class _Sample(NamedTuple):
     question_id: str
     groups: Mapping[str, str]
     is_invented: bool
-
-
-def answers_layout(config: RunConfig, task: str) -> Layout:
-    """The configuration that a run writes, or has written."""
-    assert config.output.out is not None, "stages are called with a folder"
-    return Layout(Path(config.output.out), config.output.dataset_config or task)
 
 
 def output_folder(layout: Layout) -> Path:
@@ -106,7 +102,8 @@ def evaluate(config: RunConfig, evaluation: Evaluation, *, judge: JudgeConfig, c
     with open_judge(judge, evaluation.what, model=config.model, client=client, cache=cache) as opened:
         name = set_name(opened)
         labels = _judge(layout, name, opened, samples)
-        summary = _sum_up(layout, name, opened, evaluation, samples, labels, is_open=is_open)
+        command = stage_line(evaluation.task, config, "evaluate")
+        summary = _sum_up(layout, name, opened, evaluation, samples, labels, is_open=is_open, command=command)
         if opened.summary is not None:
             say(f"{opened.name}: {opened.summary}")
     write_summary(layout, summary)
@@ -216,6 +213,7 @@ def _sum_up(
     labels: Mapping[str, Label],
     *,
     is_open: bool,
+    command: str,
 ) -> LabelSummary:
     rated = [Rated(labels[key], one.question_id, one.groups, one.is_invented) for key, one in samples.items()]
     return LabelSummary(
@@ -230,6 +228,7 @@ def _sum_up(
         is_open=is_open,
         rates=rates_of(rated, evaluation.what),
         definitions=definitions(evaluation.what),
+        command=command,
     )
 
 

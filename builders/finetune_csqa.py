@@ -12,24 +12,30 @@ finished training is left as it is.
     python -m builders.finetune_csqa --model google-bert/bert-base-uncased --out checkpoints/bert-csqa
 """
 
+import sys
+
+from builders.configs import FinetuneConfig
+from tracekit.cli import run_main
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    sys.exit(run_main("builders.finetune_csqa", FinetuneConfig))
+
 import math
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-import tyro
 from transformers.data.data_collator import DataCollatorForMultipleChoice
 
 from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, parse_row
-from builders.mcq_training import Data, Encoder, Metrics, TrainingConfig, draw_curve, encode, load_encoder, train
+from builders.mcq_training import Data, Encoder, Metrics, draw_curve, encode, load_encoder, train
 from builders.sources import read_examples
-from tracekit.config import Positive, SourceConfig, check
-from tracekit.errors import UNREADABLE, ConfigError, DatasetError, PlanMismatchError, SourceError, TracekitError
+from tracekit.config import SourceConfig, check
+from tracekit.errors import UNREADABLE, ConfigError, DatasetError, PlanMismatchError, SourceError
 from tracekit.format.layout import inside, read_whole, write_atomic
 from tracekit.format.manifest import SourceInfo, read_struct
 from tracekit.model.placement import resolve_device
@@ -37,39 +43,10 @@ from tracekit.model.references import resolve
 from tracekit.sizes import duration
 from tracekit.talk import say
 
-__all__ = ["FinetuneConfig", "Outcome", "finetune", "main"]
+__all__ = ["FinetuneConfig", "Outcome", "finetune", "main", "run"]
 
-_INTERRUPTED = 130
 _HELD_OUT = 5
 """Where training and evaluation name one file, every fifth question is kept for evaluation."""
-
-
-class FinetuneConfig(TrainingConfig, frozen=True, kw_only=True):
-    """Fine-tune an encoder on CommonsenseQA's questions, for builders.csqa_mcq."""
-
-    train_source: str = "default"
-    """Questions to train on: `default` (the Hub's train split), a Hub id, a JSONL, Parquet or CSV file, or `sample`."""
-    eval_source: str = "default"
-    """Questions to evaluate on after each epoch: `default` (the Hub's validation split), and so on. The file that is
-    trained on, or `sample` twice: every fifth question is kept for evaluation."""
-    limit: Positive | None = None
-    """Most rows of each source; all by default."""
-    question_column: str | None = None
-    """Column with the question; by default the names that CommonsenseQA's copies have. So for the columns below."""
-    choices_columns: tuple[str, ...] = ()
-    """Column with the list of options, or a column for each option."""
-    label_column: str | None = None
-    """Column with the right option."""
-    id_column: str | None = None
-    """Column with the id of the row."""
-    label_start: Literal[0, 1] | None = None
-    """Number of the first option, where the right option is a number. Default: as the options are numbered."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """What a malformed row does: stop, or be counted, reported and left out."""
-    out: str | None = None
-    """Folder of the checkpoint; a readable name under checkpoints/ by default."""
-    dry_run: bool = False
-    """Print what would be done, with the time of a step measured here, and write nothing."""
 
 
 class Outcome(NamedTuple):
@@ -84,21 +61,12 @@ class Outcome(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
-    config: FinetuneConfig = tyro.cli(
-        FinetuneConfig,
-        prog="python -m builders.finetune_csqa",
-        description=FinetuneConfig.__doc__,
-        default=FinetuneConfig(),
-        args=argv,
-    )
-    try:
-        outcome = finetune(config)
-    except (TracekitError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; every finished epoch is kept. Run the same command again to go on", file=sys.stderr)
-        return _INTERRUPTED
+    return run_main("builders.finetune_csqa", FinetuneConfig, argv)
+
+
+def run(config: FinetuneConfig) -> int:
+    """Train and say what became of it; the exit code, 0."""
+    outcome = finetune(config)
     metrics = outcome.metrics
     if metrics is None:
         return 0
@@ -260,7 +228,3 @@ def _print_plan(config: FinetuneConfig, encoder: Encoder, data: Data, held: Data
 
 def _to_json(data: dict[str, Any]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,6 +12,12 @@ whether the output named one or not. Stated confidence as a distribution over bi
 the expected percent from the probabilities of the bins' letters.
 """
 
+from builders.configs import IntrospectionConfig
+from tracekit.cli import run_builder
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    run_builder("builders.introspection", IntrospectionConfig)
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +29,7 @@ from builders.letter_parsing import name_letter
 from builders.letters import LetterScores, asked_ids, score_letters, spellings_of
 from builders.mcq_questions import McqQuestion, read_questions, shuffled
 from builders.surface import Rarity, surface_of
-from tracekit.cli import run_builder
-from tracekit.config import CaptureConfig, GenerationConfig, RunConfig, SourceConfig
+from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.answers import parse_answer
@@ -38,27 +43,6 @@ from tracekit.run.replay import scored_of
 from tracekit.run.task import Place, Sample, Task, answered_fields
 
 __all__ = ["BUILDER", "IntrospectionBuilder", "IntrospectionConfig", "single_passes"]
-
-
-class IntrospectionConfig(RunConfig, frozen=True, kw_only=True):
-    """Multiple-choice questions: the model's answer, its confidence in itself, and in somebody else; traced."""
-
-    source: SourceConfig = SourceConfig(split="test")
-    """Which data."""
-    generation: GenerationConfig = GenerationConfig(num_beams=1, max_new_tokens=8)
-    """How outputs are generated: one a question, so --num-samples and --trace-samples have no meaning here."""
-    capture: CaptureConfig = CaptureConfig(sites=("hidden_states", "resid_post_mlp"))
-    """What is recorded."""
-    passes: tuple[Pass, ...] = PASSES
-    """What is asked of every question, each pass a configuration of the dataset."""
-    bin_edges: tuple[float, ...] = (0, 5, 10, 20, 40, 60, 80, 90, 100)
-    """Edges of the confidence bins, percent, from 0 to 100."""
-    bin_midpoints: tuple[float, ...] = ()
-    """What each bin counts for, percent; its middle by default."""
-    shuffle_options: bool = False
-    """Show the options of each question in an order drawn by --seed; the same in every pass."""
-    do_sample: bool = False
-    """Draw outputs at --temperature, --top-p and --top-k; otherwise the most probable one is taken."""
 
 
 def single_passes(config: IntrospectionConfig) -> list[IntrospectionConfig]:
@@ -288,6 +272,5 @@ def _key(example: McqQuestion) -> str:
 
 
 BUILDER = IntrospectionBuilder()
-
-if __name__ == "__main__":
-    run_builder(BUILDER, IntrospectionConfig, parts=single_passes)
+PARTS = single_passes
+"""What one configuration is run as: a pass after the other."""

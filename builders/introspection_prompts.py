@@ -17,16 +17,13 @@ share everything up to there:
 import string
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
 
+from builders.configs import PASSES, Pass
 from tracekit.errors import ConfigError
 from tracekit.model.prompts import sha256_text
 from tracekit.records import Choice, ConfidenceBin
 
 __all__ = ["PASSES", "SYSTEM", "Pass", "bins_of", "instruction_sha256", "message"]
-
-Pass = Literal["mcq", "self_confidence", "other_confidence"]
-PASSES: tuple[Pass, ...] = get_args(Pass)
 
 SYSTEM = "Reply to every question with one letter and nothing else."
 

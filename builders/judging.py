@@ -17,12 +17,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
-
-import msgspec
+from typing import Any, Literal, NamedTuple, Protocol
 
 from builders import abstention, comparable, existence, rule_matching
 from builders.abstention import without_abstentions
+from builders.configs import JudgeConfig
 from builders.existence import treats_as_real
 from builders.judge_prompts import ABSTENTION, EXISTENCE, REMINDER, VERDICT, JudgeQuestion, parse_reply, prompts_sha256
 from builders.rule_matching import names_gold
@@ -51,15 +50,6 @@ MAX_REASKS = 2
 REASK_TEMPERATURE = 0.7
 """Re-asked replies are drawn: the most probable one was just seen to be of no use."""
 _CHUNK = 64
-
-
-class JudgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who judges the answers."""
-
-    judge: str = "rules"
-    """`rules` (phrases, no model), or a model that is asked: Hub id, folder, `.gguf` file, endpoint."""
-    judge_max_new_tokens: Annotated[int, msgspec.Meta(ge=8)] = 64
-    """Longest reply of a judge; the JSON object takes about ten. A model that reasons first needs some thousand."""
 
 
 class Judged(NamedTuple):

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,8 +23,9 @@ from torch import nn
 from transformers import AutoModelForMultipleChoice
 from transformers.data.data_collator import DataCollatorForMultipleChoice
 
+from builders.configs import TrainingConfig
 from builders.csqa_questions import CsqaQuestion, encode_choices
-from tracekit.config import ModelConfig, Positive
+from tracekit.config import ModelConfig
 from tracekit.errors import UNREADABLE, ConfigError, ModelError
 from tracekit.format.layout import inside, read_whole
 from tracekit.model.models import is_head_fresh, load_tokenizer
@@ -43,25 +44,6 @@ _WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
 """Files of a whole checkpoint; the first is written last."""
 _CHECKPOINT = re.compile(r"checkpoint-\d+", re.ASCII)
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-
-
-class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which encoder, and how it is trained."""
-
-    model: str = "google-bert/bert-base-uncased"
-    """Encoder: Hub id (`org/name` or `org/name@revision`) or local folder."""
-    max_seq_len: Annotated[int, msgspec.Meta(ge=8)] = 128
-    """Most tokens of a question with one option; longer ones lose the beginning of their question."""
-    batch_size: Positive = 8
-    """Questions a step."""
-    lr: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 2e-5
-    """Learning rate at the start; it falls to 0 in a straight line."""
-    epochs: Positive = 2
-    """Times that every question is seen."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, more time."""
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 41
-    """Seed of the fresh head, of dropout and of the order of the questions."""
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True):

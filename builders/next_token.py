@@ -14,15 +14,20 @@ count, and the first token of a document (without overlap: of every window) is p
     python -m builders.next_token --model demo --source wikitext2 --split test --sites hidden_states
 """
 
+from builders.configs import NextTokenConfig
+from tracekit.cli import run_builder
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    run_builder("builders.next_token", NextTokenConfig)
+
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from builders.texts import Document, Kind, read_documents
-from tracekit.cli import run_builder
-from tracekit.config import GenerationConfig, Positive, PromptConfig, RunConfig
+from builders.texts import Document, read_documents
+from tracekit.config import PromptConfig
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import TOO_LONG, SourceInfo
 from tracekit.model.capture import Text, Trace, capture
@@ -42,25 +47,6 @@ _MAX_CHARACTERS = 2**25
 """Longest document: it is tokenised whole, which takes some 6 GB for so many characters."""
 _WINDOWS_A_DOCUMENT = 10**9
 """Room for window numbers in an index; more tokens than a document can have."""
-
-
-class NextTokenConfig(RunConfig, frozen=True, kw_only=True):
-    """Texts, and how a language model predicts each of their tokens.
-
-    --source: ud_ewt, go_emotions, csqa, wikitext2 (default) or wikitext103 on the Hub; sample or sample:KIND; a
-    CoNLL-U, TSV, JSONL, Parquet, CSV, .txt, .raw or .tokens file; or a Hub id. --limit and --offset count rows: in
-    WikiText lines. Nothing is generated, so the flags of generation change nothing. There is no prompt around a text:
-    of the flags of the prompt only --bos has a meaning.
-    """
-
-    generation: GenerationConfig = GenerationConfig(num_beams=1, max_new_tokens=1)
-    """Not used: nothing is generated."""
-    kind: Kind | Literal["auto"] = "auto"
-    """What the source is, where neither its name nor its columns say so."""
-    max_seq_len: Annotated[int, msgspec.Meta(ge=2)] | Literal["auto"] = "auto"
-    """Most tokens of a window; `auto`: as many as the model has positions, at most 1024."""
-    stride: Positive | None = None
-    """Tokens by which windows of a long text advance; as long as a window by default, so that they do not overlap."""
 
 
 class Tokenized(NamedTuple):
@@ -330,6 +316,3 @@ def place_in_text(window: Window) -> tuple[str, list[list[int]], list[Word]]:
 
 
 BUILDER = NextTokenBuilder()
-
-if __name__ == "__main__":
-    run_builder(BUILDER, NextTokenConfig)

@@ -16,73 +16,37 @@ Names are made in builders/nonsense_names.py of real ones: small lists packaged 
 Each stage reads what the one before wrote, and can be run alone: `--stages evaluate --judge MODEL`.
 """
 
+from builders.configs import NamesConfig, NonsenseConfig
+from tracekit.cli import run_builder
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    run_builder("builders.nonsense_entities", NonsenseConfig)
+
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import msgspec
 
 from builders.answering import AnsweringTask, Asked
-from builders.evaluation import Evaluation, answers_layout, evaluate
-from builders.judging import JudgeConfig, Judged
+from builders.configs import answers_layout
+from builders.evaluation import Evaluation, evaluate
+from builders.judging import Judged
 from builders.nonsense_names import DOMAINS, SAMPLES, Name, draw_real, invent, known_names, read_names
 from builders.nonsense_prompts import SYSTEM, WORDINGS
 from builders.sources import HubSource, Row, read_examples
-from tracekit.cli import run_builder
-from tracekit.clients.client import ClientConfig
-from tracekit.config import GenerationConfig, RunConfig, SourceConfig
 from tracekit.errors import UNREADABLE, ConfigError, DatasetError, SourceError
 from tracekit.format.layout import Layout, read_whole, write_atomic
 from tracekit.format.manifest import SourceInfo, to_bytes
 from tracekit.format.shards import sha256_file
 from tracekit.model.prompts import sha256_text
 from tracekit.records import NonsenseEntitiesRecord, Record
+from tracekit.run.command import stage_asked
 from tracekit.run.plan import Example
 
 __all__ = ["BUILDER", "STAGES", "NamesConfig", "NonsenseBuilder", "NonsenseConfig", "NonsenseExample", "Questions"]
 
 NAME = "nonsense_entities"
-
-
-class NamesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which names are invented; the stage `questions` alone reads it."""
-
-    species: str | None = None
-    """TSV of real animals (class, genus, scientific_name, english_name); a small list of our own by default."""
-    plants: str | None = None
-    """JSON of real plants ({"plants": [{"name", "species"}]}); likewise."""
-    medicines: str | None = None
-    """JSON of real medicines ({"drugs": [...]}); likewise."""
-    num_names: Annotated[int, msgspec.Meta(ge=1)] = 12
-    """Names to invent in each domain."""
-    num_wordings: Annotated[int, msgspec.Meta(ge=1)] = 12
-    """Wordings in which each name is asked about."""
-    controls: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Real names in each domain that are asked about in the same way."""
-
-    def files(self) -> dict[str, Path]:
-        """The list of each domain."""
-        given = {"animals": self.species, "plants": self.plants, "medicines": self.medicines}
-        return {name: SAMPLES[name] if path is None else Path(path).expanduser() for name, path in given.items()}
-
-
-class NonsenseConfig(RunConfig, frozen=True, kw_only=True):
-    """Questions about things that do not exist: invented, answered and traced, judged."""
-
-    not_recorded: ClassVar[tuple[str, ...]] = ("stages", "names", "judge", "client")
-    source: SourceConfig = SourceConfig(split="test")
-    """Which of the questions: --limit and --offset. The names they are about come from lists of names instead."""
-    generation: GenerationConfig = GenerationConfig(num_beams=1, max_new_tokens=96)
-    """How answers are generated: one a question."""
-    stages: tuple[Literal["questions", "answers", "evaluate"], ...] = ("questions", "answers", "evaluate")
-    """What to do, in this order."""
-    names: NamesConfig = NamesConfig()
-    """Which names are invented."""
-    judge: JudgeConfig = JudgeConfig()
-    """Who judges."""
-    client: ClientConfig = ClientConfig()
-    """How a judge that is a model is asked."""
 
 
 class Questions(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +70,8 @@ class Questions(msgspec.Struct, frozen=True, kw_only=True):
     """Invented names by domain."""
     rejected: dict[str, dict[str, int]]
     """Names that were not kept, by domain and reason."""
+    asked: dict[str, Any] = {}
+    """Settings of this stage that are not at their defaults, by path: tracekit.run.command."""
 
 
 class NonsenseExample(Example, frozen=True, kw_only=True):
@@ -167,6 +133,7 @@ def make_questions(config: NonsenseConfig) -> tuple[list[NonsenseExample], Quest
         num_questions=len(examples),
         kept={domain: len(made[domain].names) for domain in DOMAINS},
         rejected={domain: made[domain].rejected for domain in DOMAINS},
+        asked=stage_asked(config, "questions"),
     )
     return examples, how
 
@@ -241,7 +208,7 @@ def _refuse_others(layout: Layout, how: Questions, *, is_forced: bool) -> None:
     except UNREADABLE as error:
         raise DatasetError(f"{layout.question_set}: {error}; delete it and make the questions again") from error
     ours = msgspec.to_builtins(how)
-    fields = [name for name in ours if there.get(name) != ours[name]]
+    fields = [name for name in ours if name != "asked" and there.get(name) != ours[name]]
     what = "; ".join(f"{name} {there.get(name)!r} there, {ours[name]!r} here" for name in fields) or "other lines"
     advice = "or pass --force-run" if not layout.plan.exists() else "for they are being answered"
     raise ConfigError(f"{layout.questions} holds other questions ({what}); choose another --out, {advice}")
@@ -332,6 +299,3 @@ def judge_answers(config: NonsenseConfig) -> int:
 STAGES = {"questions": write_questions, "evaluate": judge_answers}
 """The stages besides running the model."""
 BUILDER = NonsenseBuilder()
-
-if __name__ == "__main__":
-    run_builder(BUILDER, NonsenseConfig, stages=STAGES)

@@ -6,6 +6,12 @@ and records what the other builders record. Forms of the source are described in
     python -m builders.replay --source answers.jsonl --model Qwen/Qwen3-4B-Instruct-2507 --out traces/replayed
 """
 
+from builders.configs import ReplayConfig
+from tracekit.cli import run_builder
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    run_builder("builders.replay", ReplayConfig)
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +19,6 @@ from typing import Any
 from builders.answering import AnsweringTask, Asked
 from builders.answers import AnswerExample, parse_row
 from builders.sources import HubSource, read_examples
-from tracekit.cli import run_builder
-from tracekit.config import RunConfig, SourceConfig
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.answers import end_of_thinking, parse_answer, prompt_of_ids
@@ -28,13 +32,6 @@ from tracekit.records import NOTHING_GENERATED, Record, ReplayRecord
 __all__ = ["BUILDER", "ReplayBuilder", "ReplayConfig"]
 
 _SAMPLE = Path(__file__).parent / "samples" / "replay.jsonl"
-
-
-class ReplayConfig(RunConfig, frozen=True, kw_only=True):
-    """Prompts and answers from elsewhere, traced."""
-
-    source: SourceConfig = SourceConfig(split="train")
-    """Which answers: --source FILE, or `sample`."""
 
 
 class ReplayBuilder:
@@ -228,6 +225,3 @@ class ReplayTask(AnsweringTask[AnswerExample]):
 
 
 BUILDER = ReplayBuilder()
-
-if __name__ == "__main__":
-    run_builder(BUILDER, ReplayConfig)

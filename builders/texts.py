@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from builders.cells import Cells, Columns
+from builders.configs import Kind
 from builders.csqa_questions import COLUMNS as CSQA_COLUMNS
 from builders.csqa_questions import SAMPLE as CSQA_SAMPLE
 from builders.csqa_questions import SOURCE as CSQA
@@ -43,9 +44,6 @@ from tracekit.records import Word
 from tracekit.talk import say
 
 __all__ = ["EMOTIONS", "HUB", "SAMPLES", "Document", "Kind", "Line", "parse_row", "read_documents"]
-
-Kind = Literal["ud_ewt", "go_emotions", "csqa", "wikitext2", "wikitext103", "text"]
-"""What a text is."""
 
 HUB: dict[Kind, HubSource] = {
     "ud_ewt": HubSource("universal-dependencies/universal_dependencies", "en_ewt"),

@@ -9,17 +9,22 @@ One row   {"question": "Which American-born Sinclair won the Nobel Prize for Lit
     python -m builders.trivia_qa --model Qwen/Qwen3-4B-Instruct-2507 --quantize int8 --split train --limit 1000
 """
 
+from builders.configs import TriviaQAConfig
+from tracekit.cli import run_builder
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    run_builder("builders.trivia_qa", TriviaQAConfig)
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import msgspec
 
 from builders.cells import Cells, Columns
 from builders.scoring import exact_match, f1, find_alias
 from builders.sources import HubSource, Row, read_examples
-from tracekit.cli import run_builder
-from tracekit.config import RunConfig, SourceConfig
+from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.answers import Answer, parse_answer
@@ -47,14 +52,6 @@ COLUMNS: Columns = {
 SYSTEM = "Answer the question with the answer alone: a name, a number or a few words. Do not write a sentence."
 
 _PREFIX, _SUFFIX = "Question:", "Answer:"
-
-
-class TriviaQAConfig(RunConfig, frozen=True, kw_only=True):
-    """Questions of TriviaQA, answered and traced."""
-
-    grows: ClassVar[tuple[str, ...]] = ("source.limit",)
-    correctness: Literal["exact_match", "alias_in_answer"] = "exact_match"
-    """What counts as right: the answer is an alias, or an alias occurs in it; both after TriviaQA's normalisation."""
 
 
 class TriviaExample(Example, frozen=True, kw_only=True):
@@ -254,6 +251,3 @@ def _alias_tokens(parsed: Answer, start: int, stop: int) -> list[int]:
 
 
 BUILDER = TriviaQABuilder()
-
-if __name__ == "__main__":
-    run_builder(BUILDER, TriviaQAConfig)

@@ -10,20 +10,26 @@ Each stage reads what the one before wrote, and goes on where it was stopped. Ar
 what the question writer is asked in wiki_prompts.py, judges in judging.py.
 """
 
+from builders.configs import WikiQAConfig
+from tracekit.cli import run_builder
+
+if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
+    run_builder("builders.wiki_qa", WikiQAConfig)
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any
 
 import msgspec
 
 from builders.answering import AnsweringTask, Asked
 from builders.articles import COLUMNS, SAMPLE, SOURCE, Section, draw_sections, parse_article, sections_of
-from builders.evaluation import Evaluation, answers_layout, evaluate
-from builders.judging import JudgeConfig, Judged
+from builders.configs import answers_layout
+from builders.evaluation import Evaluation, evaluate
+from builders.judging import Judged
 from builders.sources import Row, read_examples
 from builders.wiki_prompts import PROMPTS_SHA256
 from builders.wiki_questions import (
-    MAX_NEW_TOKENS,
     QuestionSet,
     Rejection,
     WikiQuestion,
@@ -31,58 +37,19 @@ from builders.wiki_questions import (
     write_questions,
     written,
 )
-from tracekit.cli import run_builder
-from tracekit.clients.client import ClientConfig
 from tracekit.clients.opening import ENDPOINT_PREFIX, open_client
-from tracekit.config import CaptureConfig, GenerationConfig, Positive, RunConfig, SourceConfig
+from tracekit.config import RunConfig
 from tracekit.errors import ConfigError, PlanMismatchError, SourceError
 from tracekit.format.layout import Layout, inside
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.models import load_tokenizer
 from tracekit.model.prompts import is_surely_longer
 from tracekit.records import Record, WikiQARecord
+from tracekit.run.command import stage_asked
 from tracekit.run.plan import Example
 from tracekit.talk import say
 
-__all__ = ["BUILDER", "WikiExample", "WikiQABuilder", "WikiQAConfig", "questions"]
-
-Stage = Literal["questions", "answers", "evaluate"]
-
-
-class WikiQAConfig(RunConfig, frozen=True, kw_only=True):
-    """Questions written about articles, answered without them, and judged."""
-
-    not_recorded: ClassVar[tuple[str, ...]] = (
-        *("stages", "client", "judge", "question_model", "question_max_new_tokens", "num_questions"),
-        *("sections_per_article", "min_section_tokens", "max_section_tokens"),
-    )
-    stages: tuple[Stage, ...] = ("questions", "answers", "evaluate")
-    """What to do, in this order."""
-    question_model: str | None = None
-    """Who writes the questions: a model as --model takes it, or `openai:NAME` at an endpoint; by default --model."""
-    question_max_new_tokens: Positive = MAX_NEW_TOKENS
-    """Longest reply of the question model. One that reasons first needs some thousand."""
-    num_questions: Positive | None = None
-    """Questions wanted, spread evenly over the articles' bins of difficulty; all that can be had by default."""
-    sections_per_article: Positive = 1
-    """Sections drawn of an article, each for one question."""
-    min_section_tokens: Positive = 200
-    """Shortest section, in tokens of the question model (of --model, where an endpoint writes)."""
-    max_section_tokens: Positive = 500
-    """Longest section."""
-    judge: JudgeConfig = JudgeConfig()
-    """Who judges the answers."""
-    client: ClientConfig = ClientConfig()
-    """How question model and judge are asked."""
-    generation: GenerationConfig = GenerationConfig(num_beams=1)
-    """How answers are generated."""
-    capture: CaptureConfig = CaptureConfig()
-    """What is recorded."""
-
-    def settled(self) -> Self:
-        """The run over the questions, wherever they came from: articles are read by the first stage alone."""
-        source = SourceConfig(source=str(_layout(self).questions), split=self.source.split)
-        return msgspec.structs.replace(self, source=source)
+__all__ = ["BUILDER", "STAGES", "WikiExample", "WikiQABuilder", "WikiQAConfig", "questions"]
 
 
 def _check(config: WikiQAConfig) -> None:
@@ -208,6 +175,7 @@ def _about(
         num_kept=0,
         rejected=[],
         by_difficulty=[],
+        asked=stage_asked(config, "questions"),
     )
 
 
@@ -352,7 +320,6 @@ def judge_answers(config: WikiQAConfig) -> int:
     return evaluate(config, EVALUATION, judge=config.judge, client=config.client)
 
 
+STAGES = {"questions": questions, "evaluate": judge_answers}
+"""The stages besides running the model."""
 BUILDER = WikiQABuilder()
-
-if __name__ == "__main__":
-    run_builder(BUILDER, WikiQAConfig, stages={"questions": questions, "evaluate": judge_answers})

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from builders.articles import Section
+from builders.configs import MAX_NEW_TOKENS
 from builders.wiki_prompts import answer_request, question_request, read_answer, read_question
 from tracekit.clients.client import Client
 from tracekit.errors import UNREADABLE, DatasetError, SourceError
@@ -33,8 +34,6 @@ __all__ = [
     "written",
 ]
 
-MAX_NEW_TOKENS = 96
-"""Longest reply of a question writer; one that reasons first needs more."""
 _MAX_ROUND = 512
 """Sections asked about at once: what is kept decides what is asked next."""
 
@@ -96,6 +95,8 @@ class QuestionSet(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the others, the most frequent first."""
     by_difficulty: list[Rejection]
     """Questions kept by bin of difficulty, `reason` being the bin; empty where the source has none."""
+    asked: dict[str, Any] = {}
+    """Settings of this stage that are not at their defaults, by path: tracekit.run.command."""
 
 
 class Written(NamedTuple):

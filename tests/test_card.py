@@ -34,8 +34,9 @@ from tracekit.errors import ConfigError, DatasetError
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Manifest, ShardInfo, read_struct
 from tracekit.records import RECORD_TYPES, arrow_schema
+from tracekit.run.command import command_line
 from tracekit.run.merge import merge
-from tracekit.run.plan import command_line, public_run
+from tracekit.run.plan import public_run
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +393,7 @@ def test_an_older_manifest_has_a_card_too(manifests: list[Manifest]):
     for name in ("command", "templates", "figures"):
         del data[name]
     text = published([msgspec.convert(data, Manifest)])
-    assert "The command," not in text
+    assert "Run this command" not in text
     assert "figures/" not in text
     assert "Class balance" not in text
 
@@ -430,7 +431,7 @@ def test_the_command_makes_the_same_configuration(
     config: TriviaQAConfig, manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch
 ):
     run = public_run(config, manifests[0].model, manifests[0].source)
-    command = command_line("trivia_qa", run, config)
+    command = command_line("trivia_qa", config)
     assert "--out" not in command
     assert public_run(parsed(command, monkeypatch), manifests[0].model, manifests[0].source) == run
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def test_help_lists_the_common_flags():
     [
         (["--model", "./nowhere"], "error: no model at './nowhere'"),
         (["--model", "demo", "--source", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--num-beams", "0"], "`$.generation.num_beams`"),
+        (["--num-beams", "0"], "error: --num-beams 0: Expected `int` >= 1"),
         (["--sites", "hiden"], "unknown site 'hiden'"),
         (["--config", "nowhere.toml"], "'nowhere.toml' cannot be read"),
     ],
@@ -193,3 +194,77 @@ def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(model: Path, tmp_path: 
     done = tracekit("verify", str(tmp_path / "run"))
     assert done.returncode == 0
     assert "open: trivia_qa is not finished" in done.stdout
+
+
+BUILDERS = sorted(
+    path.stem for path in (ROOT / "builders").glob("*.py") if f'"builders.{path.stem}"' in path.read_text("utf-8")
+)
+_LOADED = """
+import runpy, sys
+module, sys.argv = sys.argv[1], sys.argv[1:]
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+except SystemExit as ended:
+    heavy = {"torch", "transformers", "datasets", "peft", "accelerate", "ray", "huggingface_hub"} & sys.modules.keys()
+    print("exit", ended.code, sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        *((f"builders.{name}", words) for name in BUILDERS for words in (["--help"], ["--num-beens", "3"])),
+        *(
+            ("tracekit.cli", words)
+            for words in (
+                ["--help"],
+                ["--hepl"],
+                *([name, "--help"] for name in ("verify", "show", "export", "diff", "merge", "publish", "serve")),
+            )
+        ),
+    ],
+)
+def test_flags_are_read_before_torch_is_imported(module: str, words: list[str]):
+    done = call("-c", _LOADED, module, *words)
+    assert done.stdout.endswith(f"exit {0 if '--help' in words else 2} []\n"), done.stdout[-300:] + done.stderr
+
+
+def test_every_builder_is_there():
+    assert len(BUILDERS) == 10
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "builders.trivia_qa", "--help"],
+        ["-m", "builders.finetune_csqa", "--help"],
+        ["-m", "tracekit.cli", "serve", "--help"],
+        *(
+            ["-m", "tracekit.cli", command, "FOLDER", *flags]
+            for command, flags in (
+                ("verify", []),
+                ("show", []),
+                ("show", ["--json"]),
+                ("show", ["--stats"]),
+                ("diff", ["FOLDER", "--json"]),
+            )
+        ),
+        ["-m", "builders.trivia_qa", "SMALL", "--dry-run"],
+        ["-m", "builders.trivia_qa", "SMALL"],
+    ],
+)
+def test_a_reader_that_leaves_early_is_no_error(words: list[str], finished: Path, small: list[str], tmp_path: Path):
+    """As `| head -1` does, here before the first line."""
+    swapped = {"FOLDER": [str(finished)], "SMALL": [*small, "--out", str(tmp_path / "run")]}
+    command = [sys.executable, *(word for one in words for word in swapped.get(one, [one]))]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0, errors
+    assert not re.search("Traceback|Broken pipe|Exception|error:", errors), errors

@@ -81,8 +81,11 @@ def test_a_toml_file_is_read_section_by_section(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[generation]\nnum_beans = 2", r"unknown field `num_beans` - at `\$.generation`.*Sections: .*\[generation\]"),
-        ("[generation]\nnum_beams = 'two'", r"Expected `int`, got `str` - at `\$.generation.num_beams`"),
+        (
+            "[generation]\nnum_beans = 2",
+            r"run.toml \[generation\] num_beans = 2: .*unknown field `num_beans`.*Sections: .*\[generation\]",
+        ),
+        ("[generation]\nnum_beams = 'two'", r"run.toml \[generation\] num_beams = \"two\": Expected `int`, got `str`"),
         ("nonsense", "not TOML"),
     ],
 )

@@ -29,8 +29,9 @@ from tracekit.cli import run_builder
 from tracekit.config import ModelConfig, SourceConfig
 from tracekit.errors import DatasetError, MemoryPressureError, PlanMismatchError
 from tracekit.format.layout import Layout
-from tracekit.format.manifest import Plan, growth_note, read_plan
+from tracekit.format.manifest import Plan, read_plan
 from tracekit.publish.snapshot import read_local
+from tracekit.run.command import growth_note
 from tracekit.run.export import export_degradation
 from tracekit.run.finish import is_finished
 from tracekit.run.merge import merge

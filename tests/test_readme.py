@@ -63,7 +63,7 @@ def test_the_probe_and_the_patch_of_introspection_run_and_show_something(workpla
 
 def test_every_builder_is_named():
     for path in (ROOT / "builders").glob("*.py"):
-        if "run_builder(BUILDER" in path.read_text("utf-8"):
+        if f'"builders.{path.stem}"' in path.read_text("utf-8"):
             assert f"`{path.stem}`" in BUILDERS
 
 

@@ -3,57 +3,105 @@
 tyro turns Structs into flags; their bounds are checked afterwards, once, by tracekit.config.check.
 """
 
+import os
+import select
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import msgspec
 import tyro
 
-from tracekit.config import RunConfig, check, load_toml
+from tracekit.config import RunConfig, check, load_toml, read_toml
 from tracekit.errors import ConfigError, TracekitError
+from tracekit.flags import Origins, located, settings_of
 from tracekit.format.layout import Layout
 from tracekit.ranks import this_rank
 from tracekit.talk import out
 
-__all__ = ["main", "run_builder"]
+__all__ = ["main", "run_builder", "run_main"]
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 Stage = Callable[[Any], int]
 
 _INTERRUPTED = 130
+_STOPPED = "stopped; everything finished is kept. Run the same command again to go on"
 
 
 def main(argv: list[str] | None = None) -> int:
     """The `tracekit` command; returns its exit code."""
     from tracekit.commands import Command
 
-    command: Any = tyro.cli(
-        Command,  # pyright: ignore[reportArgumentType] - a union of Structs becomes subcommands
-        prog="tracekit",
-        description="Traces of language models as datasets: verify, show, export, diff, merge, publish, serve.",
-        args=argv,
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-    )
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with _readers_may_leave():
+        command: Any = tyro.cli(
+            Command,  # pyright: ignore[reportArgumentType] - a union of Structs becomes subcommands
+            prog="tracekit",
+            description="Traces of language models as datasets: verify, show, export, diff, merge, publish, serve.",
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
+        again = "stopped; run the same command again to go on"
+        return _exit_code(lambda: check(command).run(), Origins(settings_of(command), arguments), again)
+
+
+def run_main(module: str, config_type: type[msgspec.Struct], argv: list[str] | None = None) -> int:
+    """Parse flags, then import a module and call its `run` with the configuration; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with _readers_may_leave():
+        config = _parsed(arguments, config_type(), module, str(config_type.__doc__))
+        origins = Origins(settings_of(config), arguments)
+        return _exit_code(lambda: import_module(module).run(config), origins, _STOPPED)
+
+
+def _parsed(arguments: list[str], default: Any, module: str, description: str) -> Any:
+    """The flags of a builder over defaults."""
+    flags: Any = tyro.conf.OmitArgPrefixes[type(default)]
+    return tyro.cli(flags, default=default, prog=f"python -m {module}", description=description, args=arguments)
+
+
+def _exit_code(do: Callable[[], int], origins: Origins, stopped: str) -> int:
+    """The exit code of what a command does; errors are one line, and name what was typed."""
     try:
-        return command.run()
-    except TracekitError as error:
-        out(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `tracekit show ... | head`
-        sys.stderr.close()
-        return 0
-    except OSError as error:
-        out(f"error: {error}", file=sys.stderr)
+        return do()
+    except BrokenPipeError:
+        raise
+    except (TracekitError, OSError) as error:
+        out(f"error: {located(str(error), origins)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        out("\nstopped; run the same command again to go on", file=sys.stderr)
+        out(f"\n{stopped}", file=sys.stderr)
         return _INTERRUPTED
+
+
+@contextmanager
+def _readers_may_leave() -> Iterator[None]:
+    """Nothing is wrong where whoever reads the output leaves early, as in `tracekit show ... | head -1`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        left = [stream for stream in (sys.stdout, sys.stderr) if _is_left(stream)]
+        if not left:
+            raise
+        for stream in left:  # what is still in a buffer is written when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        ended = error.__context__
+        sys.exit(ended.code if isinstance(ended, SystemExit) else 0)
+
+
+def _is_left(stream: TextIO) -> bool:
+    """Whether nobody reads what a stream writes."""
+    poll = select.poll()
+    poll.register(stream, select.POLLERR)
+    return bool(poll.poll(0))
 
 
 def _one_part(config: ConfigT) -> list[ConfigT]:
@@ -65,34 +113,38 @@ def run_builder(
     config_type: type[ConfigT],
     argv: list[str] | None = None,
     *,
-    parts: Callable[[ConfigT], Sequence[ConfigT]] = _one_part,
+    parts: Callable[[ConfigT], Sequence[ConfigT]] | None = None,
     configs: Mapping[str, ConfigT] = MappingProxyType({}),
-    stages: Mapping[str, Stage] = MappingProxyType({}),
+    stages: Mapping[str, Stage] | None = None,
 ) -> None:
     """Parse flags (over `--config`, over defaults), run the builder, say what became of it, and exit.
 
-    `parts` makes of one configuration those that are run one after the other into the same folder, each with a name of
-    its own in `output.dataset_config`. `configs` are configurations that `--config` knows by name. `stages` are what a
-    configuration with a field `stages` does before and after the model is run, by name: each is called with the
-    configuration, whose `output.out` is set, and returns an exit code; a stage without a function here runs the model.
+    `builder` is a builder, or the name of a module that is imported only once the flags are parsed: it holds BUILDER,
+    and PARTS and STAGES if it has any. `parts` makes of one configuration those that are run one after the other into
+    the same folder, each with a name of its own in `output.dataset_config`. `configs` are configurations that
+    `--config` knows by name. `stages` are what a configuration with a field `stages` does before and after the model is
+    run, by name: each is called with the configuration, whose `output.out` is set, and returns an exit code; a stage
+    without a function here runs the model.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        default = _take_config(arguments, config_type, configs)
-        config: ConfigT = tyro.cli(
-            tyro.conf.OmitArgPrefixes[config_type],  # pyright: ignore[reportInvalidTypeForm]
-            default=default,
-            prog=f"python -m builders.{builder.name}",
-            description=f"{config_type.__doc__}\n\n{_about_configs(configs)}",
-            args=arguments,
-        )
-        sys.exit(_execute_stages(*_as_imported(builder, check(config)), parts, stages))
-    except (TracekitError, OSError) as error:
-        out(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        out("\nstopped; every finished batch is kept. Run the same command again to go on", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+    module = builder if isinstance(builder, str) else f"builders.{builder.name}"
+    with _readers_may_leave():
+        defaults: list[tuple[ConfigT, str | None]] = []
+        take = lambda: defaults.append(_take_config(arguments, config_type, configs)) or 0  # noqa: E731
+        if code := _exit_code(take, Origins({}, arguments), _STOPPED):
+            sys.exit(code)
+        ((default, file),) = defaults
+        config: ConfigT = _parsed(arguments, default, module, f"{config_type.__doc__}\n\n{_about_configs(configs)}")
+        origins = Origins(settings_of(config), arguments, file, {} if file is None else settings_of(read_toml(file)))
+
+        def run() -> int:
+            checked, found = check(config), {"BUILDER": builder, "PARTS": parts, "STAGES": stages}
+            if isinstance(builder, str):
+                found = vars(import_module(builder))
+            ready = _as_imported(found["BUILDER"], checked)
+            return _execute_stages(*ready, found.get("PARTS") or _one_part, found.get("STAGES") or {})
+
+        sys.exit(_exit_code(run, origins, _STOPPED))
 
 
 def _about_configs(configs: Mapping[str, Any]) -> str:
@@ -100,22 +152,24 @@ def _about_configs(configs: Mapping[str, Any]) -> str:
     return f"{names}--config FILE.toml reads settings from a file. Flags override them."
 
 
-def _take_config(arguments: list[str], config_type: type[ConfigT], configs: Mapping[str, ConfigT]) -> ConfigT:
-    """Take `--config NAME` or `--config FILE` out of the arguments; the defaults of all flags."""
+def _take_config(
+    arguments: list[str], config_type: type[ConfigT], configs: Mapping[str, ConfigT]
+) -> tuple[ConfigT, str | None]:
+    """Take `--config NAME` or `--config FILE` out of the arguments; the defaults of all flags, and the file."""
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == "--config":
             if not equals:
                 if position + 1 == len(arguments):
-                    return config_type()
+                    return config_type(), None
                 value = arguments.pop(position + 1)
             arguments.pop(position)
             if value in configs:
-                return configs[value]
+                return configs[value], None
             if configs and "." not in value and not Path(value).exists():
                 raise ConfigError(f"--config {value!r}: no such file, and no name of {', '.join(configs)}")
-            return load_toml(value, config_type)
-    return config_type()
+            return load_toml(value, config_type), value
+    return config_type(), None
 
 
 def _execute_stages(

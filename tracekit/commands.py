@@ -22,10 +22,11 @@ from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig
 from tracekit.errors import ConfigError
 from tracekit.format.journal import Sent
 from tracekit.format.layout import Layout, config_names, write_atomic
-from tracekit.format.manifest import growth_note, read_plan
+from tracekit.format.manifest import read_plan
 from tracekit.hub import HubPath
 from tracekit.read.remote import list_configs
 from tracekit.read.store import TraceStore
+from tracekit.run.command import growth_note
 from tracekit.serve.settings import ServerSettings, check_installed
 from tracekit.sizes import filesize
 from tracekit.talk import out, printable_json

@@ -7,16 +7,16 @@ refused with its path (`Expected int >= 1 - at $.generation.num_beams`), whichev
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 import msgspec
 
 from tracekit.errors import ConfigError
-from tracekit.format.release import Version
+from tracekit.flags import Origins, located, settings_of
 from tracekit.sites import DEFAULT_SITES, resolve_sites
 from tracekit.sizes import parse_size
-from tracekit.storage import QUANTIZED_DTYPES
 
 __all__ = [
     "CaptureConfig",
@@ -33,6 +33,7 @@ __all__ = [
     "check",
     "load_toml",
     "memory_limits",
+    "read_toml",
     "template_kwargs",
 ]
 
@@ -174,6 +175,8 @@ class CaptureConfig(_Part, frozen=True, kw_only=True):
     @property
     def is_quantized(self) -> bool:
         """Whether tensors with channels are stored in few bits, with scales (tracekit.storage)."""
+        from tracekit.storage import QUANTIZED_DTYPES  # numpy, which reading flags does without
+
         return self.store_dtype in QUANTIZED_DTYPES
 
 
@@ -232,6 +235,8 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """A whole run. Builders inherit from it, set their defaults and add parts of their own.
 
     `local_files` names settings of theirs that are paths of files: in the dataset stand name and hash instead.
+    `local_models` names those that are models, which may be local. `stages_read` names, for each stage that runs no
+    model, the settings that it reads.
     `not_recorded` names those that decide nothing of what is traced, as who judges it later: the dataset does not know
     them, and they may differ when a run goes on. `grows` names settings that may grow in a folder that is there, lists
     that get longer and numbers that get larger: the `index` of an example must not depend on them. `eases` names those
@@ -239,6 +244,8 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """
 
     local_files: ClassVar[tuple[str, ...]] = ()
+    local_models: ClassVar[tuple[str, ...]] = ()
+    stages_read: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     not_recorded: ClassVar[tuple[str, ...]] = ()
     grows: ClassVar[tuple[str, ...]] = ()
     eases: ClassVar[tuple[str, ...]] = ("output.batch_size",)
@@ -278,6 +285,7 @@ def check(config: ConfigT) -> ConfigT:
     except msgspec.ValidationError as error:
         raise ConfigError(f"configuration: {error}") from error
     if isinstance(checked, RunConfig):
+        checked = _with_files(checked)
         resolve_sites(checked.capture.sites)
         for layer in checked.capture.layers:
             if not re.fullmatch(r"all|-?\d+|\d+-\d+", layer):
@@ -299,22 +307,58 @@ def check(config: ConfigT) -> ConfigT:
     return checked
 
 
+def _with_files(config: RunConfig) -> Any:
+    """The same, with local files that a dataset's command names by their SHA-256 where they lie here."""
+    whole = msgspec.to_builtins(config)
+    for path, value in settings_of(whole).items():
+        named = re.fullmatch(r"(.+)@sha256:([0-9a-f]{64})", value) if isinstance(value, str) else None
+        if named is None:
+            continue
+        from tracekit.format.shards import sha256_file
+
+        file = Path(named[1]).expanduser()
+        if not file.is_file() or sha256_file(file) != named[2]:
+            why = "is another file" if file.is_file() else "is not here"
+            raise ConfigError(
+                f"{value!r} - at `$.{path}`; it names a local file by its SHA-256, and {named[1]!r} {why}; give the "
+                "path of the file that has this SHA-256"
+            )
+        section, _, key = path.rpartition(".")
+        (whole[section] if section else whole)[key] = str(file)
+    return msgspec.convert(whole, type(config))
+
+
 def load_toml(path: str, config_type: type[ConfigT]) -> ConfigT:
     """Read a configuration from a TOML file with one section a part; what it does not name is the task's default.
 
     Raises:
         ConfigError: no such file, not TOML, or a value is refused.
     """
+    data = read_toml(path)
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         return msgspec.convert(_over(msgspec.to_builtins(config_type()), data), config_type)
-    except OSError as error:
-        raise ConfigError(f"configuration file {path!r} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
     except msgspec.ValidationError as error:
-        sections = ", ".join(f"[{field.name}]" for field in msgspec.structs.fields(config_type))
-        raise ConfigError(f"{path}: {error}. Sections: {sections}") from error
+        found = settings_of(data)
+        known = msgspec.to_builtins(config_type())
+        sections = ", ".join(f"[{name}]" for name, value in known.items() if isinstance(value, dict))
+        message = re.sub(r"field `(\w+)`(?: - at `\$(.*)`)?$", r"field `\1` - at `$\2.\1`", str(error))
+        raise ConfigError(
+            f"{located(message, Origins(found, file=path, in_file=found))}. Sections: {sections}"
+        ) from error
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises:
+        ConfigError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path!r} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path!r} is not TOML: {error}") from error
 
 
 def _over(defaults: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -371,8 +415,11 @@ def memory_limits(model: ModelConfig) -> dict[int | str, int]:
 def _check_placement(model: ModelConfig) -> None:
     limits = memory_limits(model)
     if model.device_map == "none" and (limits or model.offload_folder is not None):
-        flag = "--max-memory" if limits else "--offload-folder"
-        raise ConfigError(f"{flag} says how a model is shared out, and goes with --device-map; add --device-map auto")
+        name = "max_memory" if limits else "offload_folder"
+        raise ConfigError(
+            f"--{name.replace('_', '-')} says how a model is shared out, and goes with --device-map; add --device-map "
+            f"auto - at `$.model.{name}`"
+        )
     if model.device_map != "none" and model.device != "auto":
         raise ConfigError(
             f"--device {model.device} with --device-map {model.device_map} - at `$.model.device`; the first puts the "
@@ -400,11 +447,15 @@ def _check_capture(capture: CaptureConfig) -> None:
 
 def _check_publish(publish: PublishConfig) -> None:
     if publish.publish is not None and publish.version is None:
-        raise ConfigError("--publish needs --version, as in --version v1.0.0")
+        raise ConfigError("--publish needs --version, as in --version v1.0.0 - at `$.publish.publish`")
     others = publish.version is not None or publish.free_local or publish.private or publish.license is not None
     if publish.publish is None and others:
-        raise ConfigError("--version, --private, --free-local and --license go with --publish owner/name")
+        raise ConfigError(
+            "--version, --private, --free-local and --license go with --publish owner/name - at `$.publish`"
+        )
     if publish.version is not None:
+        from tracekit.format.release import Version
+
         Version.parse(publish.version)
 
 

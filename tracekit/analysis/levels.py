@@ -169,7 +169,7 @@ def level_lines(stats: Sequence[LevelStats]) -> list[str]:
                 _cell(one, "accuracy", ".3f"),
                 _cell(one, "mean_entropy", ".3f"),
                 "infinite" if one.is_perplexity_finite is False else _cell(one, "perplexity", ".4g"),
-                _cell(one, "nonfinite_share", ".0%"),
+                _cell(one, "nonfinite_share", ".3f"),
             ]
             lines.append("  " + "".join(f"{cell:>14s}" for cell in cells))
         lines.append("")

@@ -328,7 +328,7 @@ def number_label(name: str, asked_for: str | None) -> str:
     if name == "confidence":
         asked = "expected confidence (from probabilities)"
         return "probability of the most probable letter" if asked_for is None else asked
-    return f"mean {name}"
+    return f"mean {name}, nats" if name in ("entropy", "logprob") else f"mean {name}"
 
 
 def accuracy_of(verdicts: Sequence[bool | None]) -> float | None:

@@ -326,6 +326,7 @@ def _label_set(summary: LabelSummary) -> dict[str, Any]:
         "judge": summary.judge,
         "counted": counted,
         "rates": Markdown("; ".join(rates) or "none"),
+        "command": summary.command,
     }
 
 

@@ -108,6 +108,8 @@ class LabelSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The rates: over all, then by group."""
     definitions: dict[str, str]
     """What each rate is, and how its interval is made."""
+    command: str = ""
+    """What to type to judge the answers again, without `--out`. Empty in sets of older versions."""
 
 
 def label_sets(layout: Layout) -> list[str]:

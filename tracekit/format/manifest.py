@@ -10,7 +10,6 @@ None of them holds a clock or an absolute path, so the whole folder is reproduci
 """
 
 import hashlib
-import shlex
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -45,7 +44,6 @@ __all__ = [
     "SplitInfo",
     "TensorSummary",
     "Verification",
-    "growth_note",
     "index_entry",
     "newest_schema",
     "read_growth",
@@ -410,8 +408,8 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     verification: Verification
     """What replays showed."""
     command: str = ""
-    """What to type to make it again, without `--out`; after a merge the commands of the parts, a line each, and the
-    merge. Empty in manifests of older versions."""
+    """What to type to make it again, without `--out`; two lines where a stage needs a command of its own; after a merge
+    the commands of the parts, a line each, and the merge. Empty in manifests of older versions."""
     templates: list[str] = []
     """SHA-256 of every chat template that prompts were made with, sorted; empty where prompts are plain."""
     made_from: dict[str, list[str]] = {}
@@ -528,21 +526,6 @@ def read_growth(layout: Layout) -> Plan | None:
     Its first shards are those of the plan. The others lie beside the dataset until all of them are done.
     """
     return _of(layout, layout.growth, read_struct(layout.growth, Plan)) if layout.growth.exists() else None
-
-
-def growth_note(layout: Layout) -> str | None:
-    """What is to be said of a configuration that grows; None where it does not."""
-    growth = read_growth(layout)
-    if growth is None:
-        return None
-    new = growth.shards[len(read_plan(layout).shards) :]
-    sizes = {shard.name: sum(map(len, shard.batches)) for shard in new}
-    num_done = sum(size for name, size in sizes.items() if layout.sidecar(name).exists())
-    return (
-        f"{layout.config} grows: {sum(sizes.values())} more examples are planned, {num_done} of them are in finished "
-        f"shards. They join the dataset when all are done. To resume: {growth.command} --out "
-        f"{shlex.quote(str(layout.root))}"
-    )
 
 
 def shard_names(layout: Layout, plan: Plan) -> list[str]:

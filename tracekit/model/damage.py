@@ -29,20 +29,15 @@ import hashlib
 import math
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tracekit.errors import ConfigError
+from tracekit.model.methods import METHODS, Method, check_level
 from tracekit.model.weights import Group, Piece
 
 __all__ = ["METHODS", "DamageStats", "Damaged", "Method", "check_level"]
-
-Method: TypeAlias = Literal["mult_gauss", "ablation", "uni_quant"]
-"""How weights are damaged."""
-
-METHODS: tuple[Method, ...] = get_args(Method)
 
 _CHUNK = 2**24
 """Weights that are worked on at a time: some 300 MB of temporaries in float32."""
@@ -65,20 +60,6 @@ class DamageStats(NamedTuple):
         """Share of the weights with another value than before; of ablation, the share that was realised, except that a
         weight that was zero before does not count."""
         return self.num_changed / self.num_weights
-
-
-def check_level(level: float, *, method: str, at: str) -> None:
-    """See that a level has a meaning; `at` is where it was given.
-
-    Raises:
-        ConfigError: no such method; a level that is negative or not finite, or above 1 for ablation.
-    """
-    if method not in METHODS:
-        raise ConfigError(f"damage method {method!r} - at `{at}`; expected one of {', '.join(METHODS)}")
-    highest = 1.0 if method == "ablation" else math.inf
-    if not (math.isfinite(level) and 0 <= level <= highest):
-        expected = "a share from 0 to 1" if method == "ablation" else "0 (untouched) or more"
-        raise ConfigError(f"level {level} of {method} - at `{at}`; expected {expected}")
 
 
 class Damaged:

@@ -32,16 +32,9 @@ from transformers.pytorch_utils import Conv1D
 from tracekit.errors import ConfigError, ModelError
 from tracekit.model.anatomy import Anatomy
 from tracekit.model.capture import resolve_layers
+from tracekit.model.methods import GROUPS
 
 __all__ = ["GROUPS", "Group", "Piece", "find_group", "find_pieces"]
-
-GROUPS: dict[str, tuple[str, ...]] = {
-    "attn": ("q", "k", "v", "o"),
-    "mlp": ("gate", "up", "down"),
-    "embed": ("embed",),
-    **{part: (part,) for part in ("q", "k", "v", "o", "gate", "up", "down")},
-}
-"""Groups by name, and the parts that each is made of."""
 
 _Arrangement = Literal["one", "per kv", "four", "each"]
 

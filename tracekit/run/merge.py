@@ -5,7 +5,6 @@ shard number, and the schema version of today. Slices must not overlap; the resu
 merge resumes when it is run again: the plan in the new folder says what it is made of.
 """
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
@@ -17,6 +16,7 @@ from tracekit.format.layout import PARTIAL_SUFFIX, Layout, config_names, shard_n
 from tracekit.format.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
 from tracekit.format.shards import ShardWriter, sha256_file
 from tracekit.records import SCHEMA_VERSION, decode_record, encode_record
+from tracekit.run.command import joined_command
 from tracekit.run.finish import finish, is_finished
 from tracekit.tensors import Payload
 
@@ -118,8 +118,8 @@ def _open(folder: Path, config: str | None) -> _Part:
         )
     try:
         msgspec.convert(plan.run, _Run)
-        shlex.split(plan.command)
-    except (msgspec.ValidationError, ValueError) as error:
+        joined_command([plan.command])
+    except (msgspec.ValidationError, DatasetError) as error:
         raise DatasetError(f"{layout.plan} is not what a run writes: {error} (in `run` or `command`)") from error
     rows = {row for shard in plan.shards for batch in shard.batches for row in batch}
     if not rows:
@@ -179,7 +179,7 @@ def _joined_plan(parts: Sequence[_Part]) -> Plan:
             ShardTask(name=shard_name(split, number), number=number, batches=task.batches)
             for number, task in enumerate(tasks)
         ],
-        command=_joined_command([plan.command for plan in plans]),
+        command=joined_command([plan.command for plan in plans]),
         grown=[],
     )
 
@@ -189,30 +189,6 @@ def _slice_of(plan: Plan) -> tuple[int, int]:
     offset, limit = plan.run["source"]["offset"], plan.run["source"]["limit"]
     num_rows = plan.source.num_rows
     return offset, num_rows if limit is None else min(offset + limit, num_rows)
-
-
-def _joined_command(commands: Sequence[str]) -> str:
-    """The commands of all parts, each into a folder of its own, and the merge; empty where a part's is not known."""
-    if not all(commands):
-        return ""
-    runs = [run for command in commands for run in _runs_of(command)]
-    folders = [f"part-{number}" for number in range(len(runs))]
-    lines = [shlex.join([*run, "--out", folder]) for run, folder in zip(runs, folders, strict=True)]
-    return "\n".join([*lines, shlex.join(["tracekit", "merge", *folders, "--out", "merged"])])
-
-
-def _runs_of(command: str) -> list[list[str]]:
-    """The runs of a command, in words: itself, or what was merged before."""
-    runs: list[list[str]] = []
-    words = shlex.split(command)
-    for position, word in enumerate(words):
-        if words[position : position + 2] == ["python", "-m"]:
-            runs.append([])
-        elif words[position : position + 2] == ["tracekit", "merge"]:
-            break
-        if runs:
-            runs[-1].append(word)
-    return [run[:-2] if run[-2] == "--out" else run for run in runs]
 
 
 def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:

@@ -4,7 +4,6 @@ Examples go to shards in the source's order. Within a shard batches are made of 
 first, so that memory runs out at once or not at all, and samples stand in the tar in the order they are computed in.
 """
 
-import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -16,11 +15,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tracekit.config import RunConfig
-from tracekit.errors import ConfigError, NoSpaceError, PlanMismatchError
+from tracekit.errors import NoSpaceError, PlanMismatchError
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Plan, ShardTask, SourceInfo
-from tracekit.format.shards import sha256_file
 from tracekit.records import SCHEMA_VERSION, ModelInfo
+from tracekit.run.command import named_file
 from tracekit.sizes import filesize
 from tracekit.version import __version__
 
@@ -29,7 +28,6 @@ __all__ = [
     "Estimate",
     "Example",
     "check_space",
-    "command_line",
     "deal",
     "difference_lines",
     "differences",
@@ -127,52 +125,11 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
         run["source"]["source"] = source.id
     template = config.prompt.chat_template
     if template is not None and Path(template).is_file():
-        run["prompt"]["chat_template"] = _named(template)
+        run["prompt"]["chat_template"] = named_file(template)
     for name in config.local_files:
-        run[name] = None if run[name] is None else _named(run[name])
+        if name in run:
+            run[name] = None if run[name] is None else named_file(run[name])
     return run
-
-
-def _named(path: str) -> str:
-    """A local file as it is written down.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ConfigError(f"no such file: {path!r}")
-    return f"{file.name}@sha256:{sha256_file(file)}"
-
-
-def command_line(task: str, run: dict[str, Any], config: RunConfig) -> str:
-    """The command that makes a run, from its configuration as it is written down; `--out` is left to whoever types it.
-
-    Only what differs from the defaults of the task's configuration stands in it. Flags are those that tracekit.cli
-    makes: a field's name with dashes, whichever part it is in.
-    """
-    defaults = msgspec.json.decode(msgspec.json.encode(type(config)()))
-    return shlex.join(["python", "-m", f"builders.{task}", *_flags(run, defaults)])
-
-
-def _flags(values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
-    """Flags for what differs from the defaults, in the order of the fields."""
-    flags: list[str] = []
-    for field, value in values.items():
-        name, default = f"--{field.replace('_', '-')}", defaults.get(field)
-        if isinstance(value, dict) and isinstance(default, dict):
-            flags += _flags(value, default)
-        elif value == default:
-            continue
-        elif isinstance(value, bool):
-            flags.append(name if value else f"--no-{name.removeprefix('--')}")
-        elif isinstance(value, list):
-            flags += [name, *map(str, value)]
-        elif str(value).startswith("-"):  # would be taken for a flag
-            flags.append(f"{name}={value}")
-        else:
-            flags += [name, str(value)]
-    return flags
 
 
 def make_plan(
@@ -188,7 +145,7 @@ def make_plan(
     batch_size: int,
     devices: Devices,
 ) -> Plan:
-    """Deal the examples out to shards and batches. `lengths` are prompt tokens, example by example."""
+    """Deal the examples out to shards and batches. `lengths` are prompt tokens, example by example. No command."""
     return Plan(
         schema_version=SCHEMA_VERSION,
         config=name,
@@ -201,7 +158,6 @@ def make_plan(
         num_threads=devices.num_threads,
         versions=versions(),
         shards=deal(examples, lengths, config=config, batch_size=batch_size),
-        command=command_line(task, run, config),
     )
 
 

@@ -16,6 +16,7 @@ told apart by `Example.index`. Batches that are planned stay as they are: a smal
 """
 
 from collections.abc import Sequence
+from textwrap import indent
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -26,11 +27,11 @@ from tracekit.format.layout import Layout, create_once, locked, sync_folder, wri
 from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_growth, read_plan, to_bytes
 from tracekit.format.shards import discard_shard
 from tracekit.records import ModelInfo
+from tracekit.run.command import command_line, with_out
 from tracekit.run.finish import check_can_grow, done_shards, finish, reopen
 from tracekit.run.plan import (
     Devices,
     Example,
-    command_line,
     deal,
     difference_lines,
     differences,
@@ -77,8 +78,11 @@ class Begun(NamedTuple):
 class Planner(Generic[ExampleT]):
     """Plans one run into one configuration of a folder."""
 
-    def __init__(self, task: str, config: RunConfig, asked: Asked[ExampleT], layout: Layout) -> None:
+    def __init__(
+        self, task: str, config: RunConfig, asked: Asked[ExampleT], layout: Layout, typed: RunConfig | None = None
+    ) -> None:
         self._task, self._config, self._asked, self._layout = task, config, asked, layout
+        self._typed = config if typed is None else _with(typed, {name: _get(config, name) for name in config.grows})
         self._run = public_run(config, asked.info, asked.source)
 
     @property
@@ -136,7 +140,8 @@ class Planner(Generic[ExampleT]):
         found = differences(stored, self._plan(stored.batch_size))
         return PlanMismatchError(
             f"{self._layout.root} was begun with more of {stored.config!r} than this run asks for, {why}:\n"
-            f"{difference_lines(_only(found, self._growing(found)))}\nRun what it was begun with:\n    {stored.command}"
+            f"{difference_lines(_only(found, self._growing(found)))}\nRun what it was begun with:\n"
+            + indent(with_out(stored.command, str(self._layout.root)), "    ")
         )
 
     def settle(self, begun: Begun, stored: Plan | None, batch_size: int) -> Plan:
@@ -149,7 +154,11 @@ class Planner(Generic[ExampleT]):
             ShardLockedError: another process works at a growth that this one would replace.
             DatasetError: the configuration was downloaded, and cannot grow.
         """
-        plan = self._plan(batch_size) if stored is None else self._grown(stored, batch_size)
+        if stored is None:
+            command = command_line(self._task, self._typed, self._layout)
+            plan = msgspec.structs.replace(self._plan(batch_size), command=command)
+        else:
+            plan = self._grown(stored, batch_size)
         if create_once(self._layout.plan, to_bytes(plan)) if stored is None else _replace(self._layout, begun, plan):
             return plan
         first = read_growth(self._layout) or read_plan(self._layout)
@@ -175,7 +184,8 @@ class Planner(Generic[ExampleT]):
 
     def _grown(self, stored: Plan, batch_size: int) -> Plan:
         """A plan with what is missing appended: the stored shards first, as they are."""
-        run = _with(self._run, {name: _get(stored.run, name) for name in self._config.eases})
+        eased = {name: _get(stored.run, name) for name in self._config.eases}
+        run = _with(self._run, eased)
         examples, lengths = self.missing(stored)
         first = 1 + max((shard.number for shard in stored.shards), default=-1)
         more = deal(examples, lengths, config=self._config, batch_size=batch_size, first_shard=first)
@@ -185,7 +195,7 @@ class Planner(Generic[ExampleT]):
             source=self._asked.source,
             batch_size=max(stored.batch_size, batch_size),
             shards=[*stored.shards, *more],
-            command=command_line(self._task, run, self._config),
+            command=command_line(self._task, _with(self._typed, eased), self._layout),
             grown=[*stored.grown, Growth(num_shards=len(stored.shards), command=stored.command)],
         )
 

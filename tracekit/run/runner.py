@@ -25,12 +25,12 @@ from tracekit.format.manifest import (
     Manifest,
     Plan,
     SourceInfo,
-    growth_note,
     read_manifest,
 )
 from tracekit.model.models import load_tokenizer, max_positions, model_info
 from tracekit.model.prompts import is_surely_longer
 from tracekit.ranks import this_rank
+from tracekit.run.command import growth_note
 from tracekit.run.engine import Engine, Job, LocalEngine, Work
 from tracekit.run.finish import done_shards, is_finished
 from tracekit.run.plan import Estimate, Example, check_space
@@ -117,7 +117,7 @@ def _execute(
 ) -> Outcome:
     layout = Layout(out, config.output.dataset_config or builder.name)
     _check_rank(config)
-    begun = _begun(layout)
+    typed, begun = config, _begun(layout)
     stored, latest = begun.plan, begun.growth or begun.plan
     config = config.settled() if latest is None else in_stored_order(config.settled(), latest.run)
     say(f"reading {config.source.source}")
@@ -126,7 +126,7 @@ def _execute(
         say(f"skipped: {skipped}")
     lengths = [ready.job.task.length(example) for example in ready.examples]
     asked = Asked(ready.examples, lengths, ready.source, ready.job.info, engine.devices(config.model, stored))
-    planner = Planner(builder.name, config, asked, layout)
+    planner = Planner(builder.name, config, asked, layout, typed)
     standing = None if stored is None else planner.standing(stored)
     if standing == "more" and begun.growth is not None and planner.resumes(begun.growth):
         stored, standing = begun.growth, planner.standing(begun.growth)
