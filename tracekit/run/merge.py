@@ -201,7 +201,8 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
             f"{source.shard(name)} is not here; merging needs the shards. Fetch a published dataset first "
             "(huggingface_hub.snapshot_download)"
         )
-    if sha256_file(source.shard(name)) != sidecar.sha256:
+    has_size = source.shard(name).stat().st_size == sidecar.num_bytes
+    if not has_size or sha256_file(source.shard(name)) != sidecar.sha256:
         raise CorruptShardError(
             f"{source.shard(name)} is not what its sidecar says; run `tracekit verify {source.root}`"
         )
