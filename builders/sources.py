@@ -136,7 +136,7 @@ def _named(config: SourceConfig, columns: Columns) -> Columns:
         if role not in columns:
             flags = " ".join(_flag(setting) for known, setting in ROLES.items() if known in columns) or "none"
             raise ConfigError(
-                f"{_flag(setting)} {given!r} - at `$.source.{setting}`; this task does not read such a column; the "
+                f"columns {given!r} - at `$.source.{setting}`; this task does not read such a column; the "
                 f"flags of columns that it takes: {flags}"
             )
         named[role] = (given,) if isinstance(given, str) else given

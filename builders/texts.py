@@ -139,7 +139,7 @@ def read_documents(config: SourceConfig, kind: Kind | Literal["auto"] = "auto") 
     )
     if reader.kind == "text" and config.label_column is not None:
         raise ConfigError(
-            f"--label-column {config.label_column} - at `$.source.label_column`; texts have no labels here; leave it "
+            f"column {config.label_column!r} - at `$.source.label_column`; texts have no labels here; leave it "
             "out, or pass --kind go_emotions where the labels are GoEmotions'"
         )
     lines = [example for example in found.examples if isinstance(example, Line)]

@@ -308,9 +308,7 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
 
 
 def test_a_column_without_a_meaning_for_the_task_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"--choices-columns .* - at `\$\.source\.choices_columns`.*--question-column"
-    ):
+    with pytest.raises(ConfigError, match=r"columns .* - at `\$\.source\.choices_columns`.*--question-column"):
         read(trivia_qa.parse_row, trivia_qa.COLUMNS, "none.csv", choices_columns=("A", "B"))
 
 

@@ -227,7 +227,7 @@ def test_labels_of_a_flat_file_are_read_where_they_are_asked_for(tmp_path: Path,
     path = write(tmp_path / "x.csv", f'body,emotion\nOh,"{cell}"\n')
     (found,) = documents(path, "go_emotions", text_column="body", label_column="emotion")
     assert (found.text, found.labels) == ("Oh", ["approval", "neutral"])
-    with pytest.raises(ConfigError, match=r"--label-column emotion - at `\$\.source\.label_column`"):
+    with pytest.raises(ConfigError, match=r"column 'emotion' - at `\$\.source\.label_column`"):
         documents(path, text_column="body", label_column="emotion")
 
 
