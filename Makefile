@@ -9,12 +9,13 @@ STAMP := $(VENV)/.installed
 DEMO := traces/demo
 DATASETS3 := .venv-datasets3
 PEERS := .venv-peers
+OLDEST := .venv-oldest
 WORKERS ?= 2
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install demo test lint attack slow bench bench-peers architectures test-datasets3 clean
+.PHONY: install demo test lint attack slow bench bench-peers architectures test-datasets3 test-oldest clean
 
 install: $(STAMP)
 
@@ -60,6 +61,20 @@ $(DATASETS3)/.installed:
 	$(DATASETS3)/bin/python -m pip install --quiet datasets==3.6.0 numpy safetensors
 	touch $@
 
+# reading, running and publishing with the oldest version of each package that pyproject.toml allows
+test-oldest: install $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) -p no:cacheprovider $(OLDEST_TESTS)
+
+OLDEST_TESTS := $(addprefix tests/test_, config.py records.py tensors.py shards.py store.py loading.py trivia_qa.py \
+	run.py merge.py generation.py capture.py models.py card.py publish.py)
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt tests/oldest.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(BIN)/python -m tests.oldest > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt --editable '.[run,publish]' \
+		datasets pytest pytest-timeout pytest-xdist hypothesis psutil
+	touch $@
+
 # with capture beside other libraries where bench-peers has made their environment
 bench: install
 	$(BIN)/python -m benchmarks
@@ -75,4 +90,4 @@ $(PEERS)/.installed: benchmarks/peers.txt constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DATASETS3) $(PEERS) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DATASETS3) $(PEERS) $(OLDEST) build dist .pytest_cache .ruff_cache

@@ -12,6 +12,7 @@ import tracekit.run.merge as merge_module
 from tests.runs_for_tests import hashes, run_trivia
 from tracekit import TraceStore, verify
 from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
+from tracekit.format.manifest import Manifest, read_struct
 from tracekit.run.merge import merge
 
 
@@ -130,3 +131,11 @@ def test_a_shard_that_was_altered_is_not_given_a_new_hash(slices: list[Path], tm
     shard.write_bytes(data)
     with pytest.raises(CorruptShardError, match="is not what its sidecar says"):
         merge([slices[0], damaged], tmp_path / "joined")
+
+
+def test_replays_of_a_shard_are_counted_once(slices: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(merge_module, "_SAMPLES_AT_ONCE", 2)
+    merged = merge(slices, tmp_path / "joined").verification
+    parts = [read_struct(folder / "manifests" / "trivia_qa.json", Manifest).verification for folder in slices]
+    assert merged.num_replayed == sum(part.num_replayed for part in parts)
+    assert merged.num_positions == sum(part.num_positions for part in parts)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tracekit
+from tests.oldest import lower_bounds
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(f"{p.parent.name}.{p.stem}" for n in ("tracekit", "builders") for p in (ROOT / n).glob("[a-z]*.py"))
@@ -102,3 +103,11 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path):
     run(*small, "--max-new-tokens", "2", "--out", "out")
     assert "# Traces of tiny" in (elsewhere / "out/README.md").read_text()
     assert (site / "tracekit/cards/base.md.j2").exists()
+
+
+def test_every_lower_bound_is_tried_by_make_test_oldest():
+    bounds = list(lower_bounds())
+    assert len({bound.partition("==")[0] for bound in bounds}) == len(bounds), "a package has two bounds"
+    (torch,) = [bound for bound in bounds if bound.startswith("torch==")]
+    text = (ROOT / "pyproject.toml").read_text()
+    assert f'"torch>={".".join(torch.removeprefix("torch==").split(".")[:2])}"' in text

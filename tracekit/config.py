@@ -272,6 +272,7 @@ class RunConfig(_Part, frozen=True, kw_only=True):
 
 
 ConfigT = TypeVar("ConfigT", bound=msgspec.Struct)
+RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 
 def check(config: ConfigT) -> ConfigT:
@@ -307,7 +308,7 @@ def check(config: ConfigT) -> ConfigT:
     return checked
 
 
-def _with_files(config: RunConfig) -> Any:
+def _with_files(config: RunConfigT) -> RunConfigT:
     """The same, with local files that a dataset's command names by their SHA-256 where they lie here."""
     whole = msgspec.to_builtins(config)
     for path, value in settings_of(whole).items():

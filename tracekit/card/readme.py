@@ -319,13 +319,13 @@ def _for_template(manifest: Manifest, labels: Sequence[LabelSummary], *, has_fig
 def _label_set(summary: LabelSummary) -> dict[str, Any]:
     """A label set for the template: its rates over all samples, in words."""
     whole = [rate for rate in summary.rates if rate.group is None and rate.value is not None]
-    rates = [f"{r.name} {r.value:.3f} [{r.low:.3f}, {r.high:.3f}] ({r.count} of {r.num})" for r in whole]
+    rates = [f"{escaped(r.name)} {r.value:.3f} [{r.low:.3f}, {r.high:.3f}] ({r.count} of {r.num})" for r in whole]
     counted = f"{summary.num_samples} samples, {summary.num_failures} without a label"
     return {
         "name": summary.name,
         "judge": summary.judge,
         "counted": counted,
-        "rates": "; ".join(rates) or "none",
+        "rates": Markdown("; ".join(rates) or "none"),
         "command": summary.command,
     }
 

@@ -22,6 +22,7 @@ from tracekit.errors import ModelError
 
 __all__ = ["gguf_type"]
 
+_KINDS: dict[int, Kind] = {kind.value: kind for kind in Kind}
 _PLAIN = {Kind.F32, Kind.F16, Kind.BF16, Kind.F64, Kind.I8, Kind.I16, Kind.I32, Kind.I64}
 _FORMS = {
     **{Type.UINT8: "B", Type.INT8: "b", Type.BOOL: "?", Type.UINT16: "H", Type.INT16: "h"},
@@ -77,7 +78,9 @@ def _header(file: BinaryIO) -> tuple[object, Counter[Kind]]:
         if num_axes > _MAX_AXES:
             raise ValueError(f"a tensor has {num_axes} axes")
         *shape, kind, _ = _values(file, f"{num_axes}QIQ")
-        kinds[Kind(kind)] += math.prod(shape)
+        if kind not in _KINDS:
+            raise ValueError(f"a tensor is of type {kind}, which gguf does not know")
+        kinds[_KINDS[kind]] += math.prod(shape)
     return number, kinds
 
 

@@ -159,12 +159,15 @@ class _Config:
         try:
             path = self._layout.shard(shard.name)
         except DatasetError as error:
-            return [str(error)]
+            return [str(error), *self.from_sidecar(shard)]
         if not path.exists():
             return [f"{where}: missing", *self.from_sidecar(shard)]
         problems = []
         if (num_bytes := path.stat().st_size) > shard.num_bytes:
-            return [f"{where}: {num_bytes} bytes, the manifest says {shard.num_bytes}"]
+            return [
+                f"{where}: {num_bytes} bytes, the manifest says {shard.num_bytes}",
+                *self.from_sidecar(shard),
+            ]
         sha256 = sha256_file(path)
         if num_bytes != shard.num_bytes:
             problems.append(f"{where}: {num_bytes} bytes, the manifest says {shard.num_bytes}")
@@ -226,8 +229,8 @@ class _Config:
 
     def _sidecar(self, name: str) -> Sidecar | None:
         """The sidecar of a shard; None where it is not there, or cannot be read, which `rest` tells."""
-        path = self._layout.sidecar(name)
         try:
+            path = self._layout.sidecar(name)
             return read_struct(path, Sidecar) if path.exists() else None
         except DatasetError as error:
             self._unreadable += [str(error)] if str(error) not in self._unreadable else []

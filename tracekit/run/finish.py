@@ -3,6 +3,7 @@
 Writes the records tables, the schema, the manifest, the card, and last the index. Needs no shard to be there.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def is_finished(layout: Layout) -> bool:
     if not (layout.manifest.exists() and layout.dataset_index.exists()):
         return False
     known = {entry.name: entry.manifest_sha256 for entry in read_struct(layout.dataset_index, Index).configs}
-    return known.get(layout.config) == sha256_file(layout.manifest)
+    return known.get(layout.config) == hashlib.sha256(read_whole(layout.manifest)).hexdigest()
 
 
 def ordered_names(root: Path) -> list[str]:

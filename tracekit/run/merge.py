@@ -201,7 +201,8 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
             f"{source.shard(name)} is not here; merging needs the shards. Fetch a published dataset first "
             "(huggingface_hub.snapshot_download)"
         )
-    if sha256_file(source.shard(name)) != sidecar.sha256:
+    has_size = source.shard(name).stat().st_size == sidecar.num_bytes
+    if not has_size or sha256_file(source.shard(name)) != sidecar.sha256:
         raise CorruptShardError(
             f"{source.shard(name)} is not what its sidecar says; run `tracekit verify {source.root}`"
         )
@@ -209,8 +210,10 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
     with ShardWriter(target, task.name, task.number) as writer, source.shard(name).open("rb") as file:
         for start in range(writer.num_batches * _SAMPLES_AT_ONCE, len(pairs), _SAMPLES_AT_ONCE):
             samples = [_renumbered(file, raw, index, task.number) for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]]
-            norms, losses = (sidecar.hidden_norms, sidecar.losses) if start == 0 else (None, [])
-            writer.append(samples, sidecar.verification, norms, losses)
+            if start == 0:  # what is said of the shard is said once
+                writer.append(samples, sidecar.verification, sidecar.hidden_norms, sidecar.losses)
+            else:
+                writer.append(samples)
         if not writer.is_done:
             writer.finish()
 
