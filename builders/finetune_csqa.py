@@ -162,7 +162,7 @@ def _questions(config: FinetuneConfig) -> tuple[list[CsqaQuestion], list[CsqaQue
 
 def _public_run(config: FinetuneConfig, sources: Sequence[SourceInfo]) -> dict[str, Any]:
     """What is trained on what, as it is written down: names and content hashes instead of local paths."""
-    run = msgspec.to_builtins(config)
+    run = msgspec.json.decode(msgspec.json.encode(config))
     for name in ("out", "dry_run"):
         del run[name]
     reference = resolve(config.model)
