@@ -75,7 +75,7 @@ class Accessors:
                 return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
             except (msgspec.ValidationError, KeyError) as error:
                 raise DatasetError(
-                    f"{row.shard}: sample {key!r}: its row holds no record: {error}. Run `tracekit verify` on the dataset"
+                    f"{row.shard}: sample {key!r}: its row is no record: {error}. Run `tracekit verify` on the dataset"
                 ) from error
         raw = self._read(row, row.json_offset, row.json_size)
         record = decode_record(raw, where=f"{row.shard}: record {key!r}")

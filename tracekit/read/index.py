@@ -376,7 +376,7 @@ def _check_tables(layout: Layout, manifest: Manifest) -> None:
         path = inside(layout.root, file.path)
         if not path.exists() or path.stat().st_size != file.num_bytes or sha256_file(path) != file.sha256:
             raise CorruptShardError(
-                f"record table {path} is damaged: its SHA-256 is not the manifest's. Run `tracekit verify` on the dataset"
+                f"record table {path} is damaged: its SHA-256 is not the manifest's. Fetch or make it again"
             )
 
 
@@ -390,10 +390,8 @@ def _open_part(path: Path, num_samples: int, columns: Set[str]) -> Part:
         raise DatasetError(f"{path} is not a record table of tracekit: it has no column {', '.join(sorted(missing))}")
     kinds = {"key": pa.string(), "shard_name": pa.string(), **dict.fromkeys(INDEX_COLUMNS, pa.int64())}
     for name, kind in kinds.items():
-        if schema.field(name).type != kind:
-            raise DatasetError(
-                f"{path} is not a record table of tracekit: column {name!r} is {schema.field(name).type}, expected {kind}"
-            )
+        if (found := schema.field(name).type) != kind:
+            raise DatasetError(f"{path} is not a record table of tracekit: column {name!r} is {found}, expected {kind}")
     if num_rows != num_samples:
         raise DatasetError(
             f"{path} has {num_rows} rows, its manifest says {num_samples}. Run `tracekit verify` on the dataset"

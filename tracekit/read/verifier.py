@@ -260,6 +260,13 @@ class _Config:
                 continue
             if sha256_file(self._layout.labels(name)) != summary.labels_sha256:
                 problems.append(f"{where}: its labels are not those of its summary; run the stage evaluate again")
+            counted = len(labels), sum(label.failure is not None for label in labels)
+            told = [(rate.num, rate.count, rate.value) for rate in summary.rates]
+            are_shares = all(
+                0 <= count <= num and value == (count / num if num else None) for num, count, value in told
+            )
+            if counted != (summary.num_samples, summary.num_failures) or not are_shares:
+                problems.append(f"{where}: its summary says other counts or rates than its labels; judge again")
         return problems
 
     def files(self) -> list[str]:
