@@ -138,6 +138,7 @@ def test_escaped_forms(text: str):
     assert ast.literal_eval(python(text)) == text
     for form in (escaped(text), cell(text), code(text)):
         assert len(lines_of(form)) == 1
+        assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", form)
         assert not re.search(r"(?<!\\)\|", form) or "\\" in text
     assert "<" not in escaped(text)
     opened, *lines, closed = fence(text, "bash").split("\n")
