@@ -12,12 +12,12 @@ import webdataset
 from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.layout import Layout
 from tracekit.format.shards import ShardWriter, iter_members, iter_samples, tar_header
-from tracekit.tensors import encode
+from tracekit.tensors import Payload, encode
 
 GOLDEN = "390f80d2017597670525738ad8a0c215d223e3899f3957c2b75ce47f93c9b334"
 
 
-def sample(key: str) -> tuple[str, bytes, object]:
+def sample(key: str) -> tuple[str, bytes, Payload]:
     tensors = {"hidden_states": np.arange(12, dtype=np.float32).reshape(2, 3, 2), "topk_ids": np.arange(3)}
     return key, b'{"key":"%s"}' % key.encode(), encode(tensors)
 
