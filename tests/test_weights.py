@@ -337,7 +337,9 @@ def test_quantised_weights_are_refused(quantize: Any, model: Path) -> None:
     config = ModelConfig(model=str(model), quantize=quantize, device="cpu")
     loaded = load_model(config, info_of(config, variant="base"), load_tokenizer(config), ())
     kind = "int8" if quantize == "int8" else "uint8"
-    with pytest.raises(ConfigError, match=rf"the weights are quantised \({kind}\): .* Leave --quantize out; .* give the one"):
+    with pytest.raises(
+        ConfigError, match=rf"the weights are quantised \({kind}\): .* Leave --quantize out; .* give the one"
+    ):
         group(loaded, "mlp")
 
 
