@@ -61,7 +61,8 @@ $(DATASETS3)/.installed:
 	$(DATASETS3)/bin/python -m pip install --quiet datasets==3.6.0 numpy safetensors
 	touch $@
 
-# reading, running and publishing with the oldest version of each package that pyproject.toml allows
+# reading, running and publishing with the oldest version of each package that pyproject.toml allows: a subset of the
+# tests (OLDEST_TESTS), and no part of `make test`; torch stays at the version of constraints.txt
 test-oldest: install $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n $(WORKERS) -p no:cacheprovider $(OLDEST_TESTS)
 
