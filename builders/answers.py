@@ -9,7 +9,7 @@
     answer      answer generation response output completion     text
                 token_ids output_token_ids generated_token_ids   its ids
                 outputs choices                                  [{"text" or "message", "token_ids", "finish_reason"}]
-                reasoning_content reasoning                      what the model thought, without its markers
+                reasoning_content reasoning thinking             what the model thought, without its markers
     ended       finish_reason                                    `stop`: it ended by itself; `length`: it was cut
                 stop_reason matched_stop stop_string             the stop string that ended it, or the end token's id
     identity    id key custom_id request_id question_id; model
@@ -46,6 +46,18 @@ _ANSWERS = ("answer", "generation", "response", "output", "completion")
 _IDS = ("token_ids", "output_token_ids", "generated_token_ids")
 _LISTS = ("outputs", "choices")
 _STOPS = ("stop_reason", "matched_stop", "stop_string")
+_PREDICTIONS = (
+    "generated",
+    "generated_answer",
+    "generated_text",
+    "model_answer",
+    "model_output",
+    "model_response",
+    "pred",
+    "predicted_answer",
+    "prediction",
+)
+"""Names for what a model said, beside which `answer` is the right answer of a question."""
 _NAMES = ("id", "key", "custom_id", "request_id", "question_id")
 _PROMPTS = "'messages', 'question', 'prompt' or 'prompt_token_ids', in the row or in a log's 'request' or 'body'"
 _REPLIES = (
@@ -228,10 +240,13 @@ def _answer(holder: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     except (msgspec.ValidationError, TypeError) as error:
         raise SourceError(f"'message' is no message with a text: {error}") from error
     ids, text = _ids(holder, _IDS), _text(holder, names)
+    other = next((name for name in _PREDICTIONS if isinstance(holder.get(name), str)), None)
+    if other is not None and "answer" in names and holder.get("answer") is not None:
+        raise SourceError(f"two answers: 'answer' and {other!r}; leave what the model said, under 'answer'")
     said = _said(form, "message", has_ids=ids is not None)
     beside = {holder[name] for name in REASONING_FIELDS if isinstance(holder.get(name), str) and holder[name]}
     if len(beside) > 1:
-        raise SourceError("'reasoning' and 'reasoning_content' differ; leave one")
+        raise SourceError(f"several texts in {', '.join(map(repr, REASONING_FIELDS))} differ; leave one")
     return {
         "answer": said["answer"] if text is None else text,
         "reasoning": said["reasoning"] or (beside.pop() if beside else None),

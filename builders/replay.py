@@ -155,7 +155,7 @@ class ReplayTask(AnsweringTask[AnswerExample]):
                     "it, so it would be filed as reasoning; give 'reasoning_content' or 'token_ids', or close the "
                     "reasoning in the prompt (--template-kwargs enable_thinking=false)"
                 )
-            return answer
+            return answer if is_as_written or self._turn is None else self._turn.with_lead(prompt, answer)
         whole = None if self._turn is None else self._turn.with_reasoning(prompt, one.reasoning, answer, is_cut=is_cut)
         if whole is None or whole[end_of_thinking(prompt, whole) :].strip() != answer.strip():
             raise SourceError(

@@ -32,6 +32,10 @@ DROPS = HEAD + "{% set content = m.content.split('</think>')[-1] %}" + TAIL
 """One that drops reasoning, as DeepSeek's: its markers are known by the one that it looks for."""
 CHAT = THINKING + TAIL
 OPENED = CHAT.replace("{{ opened }}", "<think>\n")
+CHANNEL = HEAD + "{% if m.role == 'assistant' %}<|channel|>final<|message|>{% endif %}" + TAIL
+"""One that names a channel before every answer, as gpt-oss's."""
+EMPTY = HEAD + "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}" + TAIL
+"""One that writes an empty reasoning before an answer, as Qwen3's."""
 CLOSED = CHAT.replace("{{ opened }}", "<think>\n\n</think>\n\n")
 ANSWER = " Paris, where else?"
 
@@ -233,7 +237,7 @@ def test_a_record_of_this_projects_own_server_is_read_by_its_ids(stop: str | Non
 # ---------------------------------------------------------------- reasoning
 
 
-@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
 @pytest.mark.parametrize("place", ["message", "choice", "row", "conversation", "raw prompt"])
 @pytest.mark.parametrize(
     ("template", "generated"),
@@ -246,7 +250,7 @@ def test_a_record_of_this_projects_own_server_is_read_by_its_ids(stop: str | Non
 )
 def test_reasoning_is_put_back_between_the_markers(template: str, generated: str, place: str, name: str, made: Made):
     text, thought = {"content": "Paris"}, {name: "\nIn France.\n"}
-    other = {"reasoning_content", "reasoning"} - {name}
+    other = {"reasoning_content", "reasoning", "thinking"} - {name}
     empty = dict.fromkeys(other)
     ending = {"finish_reason": "stop"}
     row = {
@@ -259,6 +263,24 @@ def test_reasoning_is_put_back_between_the_markers(template: str, generated: str
     if place == "raw prompt":
         row["prompt"] = opened(made, {"messages": USER, "token_ids": [9]}, template=template)._prompts[0].text
     assert answer_ids(made, row, template) == [*made.ids(generated), made.end]
+
+
+@pytest.mark.parametrize("answer", ["Paris", "<|channel|>final<|message|>Paris"])
+def test_what_a_template_writes_before_every_answer_stands_before_it(answer: str, made: Made):
+    row = {"messages": USER, "choices": [{"message": {"content": answer}, "finish_reason": "stop"}]}
+    assert answer_ids(made, row, CHANNEL) == made.ids("<|channel|>final<|message|>Paris<|im_end|>")
+    assert answer_ids(made, {"prompt": PROMPT, "answer": "Paris"}, CHANNEL) == made.ids("Paris")
+
+
+def test_an_empty_reasoning_is_not_made_up(made: Made):
+    row = {"messages": USER, "choices": [{"message": {"content": "Paris"}, "finish_reason": "stop"}]}
+    assert answer_ids(made, row, EMPTY) == made.ids("Paris<|im_end|>")
+
+
+@pytest.mark.parametrize("name", ["prediction", "generated_answer", "model_output"])
+def test_an_answer_beside_a_prediction_is_refused(name: str):
+    with pytest.raises(SourceError, match=f"two answers: 'answer' and '{name}'"):
+        parse_row(Row(0, "here", {"question": "Where?", "answer": "Paris", name: "Rome"}))
 
 
 @pytest.mark.parametrize("empty", [None, "", "absent"])
