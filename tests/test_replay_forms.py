@@ -219,6 +219,7 @@ def test_a_record_of_this_projects_own_server_is_read_by_its_ids(stop: str | Non
         "model": {"id": "org/m", "revision": "x"},
         "messages": [{"role": "user", "content": "Where?"}],
         "prompt": PROMPT,
+        "spans": [{"name": "user", "start": 1, "stop": 3}, {"name": "answer", "start": 90, "stop": 99}],
         "prompt_length": len(made.ids(PROMPT)),
         "token_ids": made.ids(PROMPT) + new,
         "generated_token_ids": new,
@@ -232,6 +233,7 @@ def test_a_record_of_this_projects_own_server_is_read_by_its_ids(stop: str | Non
     task = opened(made, record)
     assert (task._prompts[0].token_ids, task._answers[0].token_ids) == (made.ids(PROMPT), new)
     assert task._answers[0].eos_included == (stop is None)
+    assert task._prompts[0].spans == [Span(name="user", start=1, stop=3)]
 
 
 # ---------------------------------------------------------------- reasoning
@@ -263,6 +265,43 @@ def test_reasoning_is_put_back_between_the_markers(template: str, generated: str
     if place == "raw prompt":
         row["prompt"] = opened(made, {"messages": USER, "token_ids": [9]}, template=template)._prompts[0].text
     assert answer_ids(made, row, template) == [*made.ids(generated), made.end]
+
+
+def test_a_text_as_the_model_wrote_it_gets_nothing_in_front(made: Made):
+    raw = "<|channel|>analysis<|message|>Hm.<|im_end|><|im_start|>assistant\n<|channel|>final<|message|>Paris"
+    assert answer_ids(made, {"messages": USER, "answer": raw}, CHANNEL) == made.ids(raw)
+
+
+def test_ids_that_begin_with_the_prompt_are_refused_without_a_beginning_of_sequence_too(made: Made):
+    with pytest.raises(SourceError, match="'token_ids' begin with the prompt"):
+        opened(made, {"messages": USER, "token_ids": made.ids(PROMPT + "Paris")})
+    words = {"prompt": "One two", "token_ids": made.ids("One two three")}
+    assert answer_ids(made, words) == made.ids("One two three")
+
+
+@pytest.mark.parametrize(
+    "name", ["tools", "functions", "documents", "system", "system_prompt", "continue_final_message"]
+)
+def test_what_the_request_puts_beside_its_messages_is_not_left_out(name: str, made: Made):
+    body = {"messages": USER, name: ["x"]}
+    reply = {"choices": [{"message": {"content": "Paris"}}]}
+    with pytest.raises(SourceError, match=f"'{name}' stands beside the prompt.*'prompt_token_ids'"):
+        opened(made, {"request": body, "response": reply})
+    ids = {"prompt_token_ids": made.ids(PROMPT)}
+    assert answer_ids(made, {"request": body, "response": reply | ids}) == made.ids("Paris")
+    assert answer_ids(made, {"request": body | {name: None}, "response": reply}) == made.ids("Paris")
+
+
+def test_template_kwargs_of_the_request_have_to_be_those_of_the_run(made: Made):
+    body = {"messages": USER, "chat_template_kwargs": {"enable_thinking": False}}
+    row = {"request": body, "response": {"choices": [{"message": {"content": "Paris"}}]}}
+    with pytest.raises(SourceError, match=r"pass --template-kwargs enable_thinking=false"):
+        opened(made, row)
+    config = ReplayConfig(
+        model=ModelConfig(model=str(made.folder)), prompt=PromptConfig(template_kwargs=("enable_thinking=false",))
+    )
+    task = ReplayBuilder().open(config, made.tokenizer, [parse_row(Row(0, "here", row))])
+    assert task._answers[0].token_ids == made.ids("Paris")
 
 
 @pytest.mark.parametrize("answer", ["Paris", "<|channel|>final<|message|>Paris"])

@@ -4,6 +4,7 @@
 opening                                                  between                  closing
 """
 
+import re
 from collections.abc import Set
 from typing import Any, NamedTuple
 
@@ -33,7 +34,9 @@ class Turn(NamedTuple):
 
     def with_lead(self, prompt: str, answer: str) -> str:
         """What the model wrote after a prompt to give an answer without reasoning."""
-        is_there = not self.lead or answer.lstrip().startswith(self.lead.strip())
+        marker = re.match(r"<[^<>]*>|", self.lead.strip())
+        assert marker is not None, self.lead
+        is_there = not self.lead or answer.lstrip().startswith(marker[0] or self.lead.strip())
         return answer if is_there or not prompt.endswith(self.header) else self.lead + answer.lstrip()
 
     def with_reasoning(self, prompt: str, reasoning: str, answer: str, *, is_cut: bool) -> str | None:
