@@ -88,8 +88,8 @@ def quantization_arguments(
 
 def is_row_coupled(model: Any) -> bool:
     """Whether a layer picks outlier columns over all rows of a call, as int8 with a threshold above 0 does."""
-    layers: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
-    return any(layer.state.threshold > 0 for layer in layers)
+    states = [getattr(module, "state", None) for module in model.modules()]  # of bitsandbytes' 8-bit layers
+    return any(getattr(state, "threshold", 0) > 0 for state in states)
 
 
 def use_plain_4bit_matmul(model: Any) -> None:
