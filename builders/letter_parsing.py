@@ -75,9 +75,9 @@ _VERDICT = re.compile(
 )
 """What denies it without a verb."""
 _NO_CHOICE = re.compile(
-    r"\W*(?i:none of|all of (?:the above|these|them|the options)|(?:both|neither) of"
-    r"|i (?:do not|don['’]t|cannot|can['’]t|am not)|i['’]m (?:not|unsure)"
-    r"|(?:unknown|unclear|unsure|not sure)\b|no\W*$)"
+    r"(?i:\W*(?:(?:none|both|neither) of|all of (?:the above|these|them|the options)"
+    r"|(?:unknown|unclear|unsure|not sure|no)\W*(?:$|[.!\n]))"
+    r"|[^\w,–—-]*(?:i (?:do not|don['’]t|cannot|can['’]t|am not)|i['’]m (?:not|unsure))\b)"
 )
 """What stands after a letter that is no choice."""
 _PAIR = re.compile(r"(?<![A-Za-z0-9])([A-Z])\s*(?:[:=]|\(\s*\d|\d)")
@@ -95,6 +95,8 @@ _UNSAID = re.compile(
 """What says, in a clause, that the option or answer named at its end is not the writer's own."""
 _CLAUSE = re.compile(r"[.!?;:\n]\s|\n|,\s|\b(?i:so|but|therefore|thus|hence|because|since)\b(?=\s+\S)")
 _SENTENCE_END = re.compile(r"(?<![eE]\.g)[.!?\n](?=\W|$)")
+_MAX_SENTENCE = 1000
+"""Characters before a letter that are looked at."""
 _ASKS = re.compile(r"\W*(?i:why|is|are|was|were|what|which|how|do|does|did|would|should|could|can)\b")
 _SUPPOSES = re.compile(r"\b(?i:if|unless|suppose|initially|at first|for example|for instance|e\.g)\b")
 _LINK = re.compile(
@@ -233,11 +235,14 @@ def _is_own(text: str, match: "re.Match[str]", options: Mapping[str, str]) -> bo
 
     "Option B" alone is the topic of any sentence, so that what follows has to choose it.
     """
-    before = text[: match.start()]
+    first = max(0, match.start() - _MAX_SENTENCE)
+    before = text[first : match.start()]
     start = max((end.end() for end in _SENTENCE_END.finditer(before)), default=0)
     end = _SENTENCE_END.search(text, match.end())
     sentence = before[start:]
-    if (end is not None and end[0] == "?" and _ASKS.match(text, start)) or _SUPPOSES.search(sentence):
+    if (end is not None and end[0] == "?" and _ASKS.match(before[start:] or text[match.start() :])) or _SUPPOSES.search(
+        sentence
+    ):
         return False
     clause = max((one.end() for one in _CLAUSE.finditer(before)), default=0)
     if _UNSAID.search(before[max(clause, start) :]) or re.search(r"(?i:\b(?:all|any\w*|every\w*)\s+but\s+$)", before):

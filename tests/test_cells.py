@@ -188,6 +188,18 @@ def test_a_missing_value_of_pandas_is_missing_in_csv_and_a_text_in_json(tmp_path
     assert (found.answers, found.example_id) == ([word, "x"], word)
 
 
+def test_two_sets_of_options_that_differ_are_refused():
+    row = {"question": "Q?", "choices": TEXTS, "answer": "A"}
+    letters = dict(zip("ABCD", TEXTS, strict=True))
+    for parse in (mcq_questions.parse_row, csqa_questions.parse_row):
+        assert parse(Row(0, "here", row | letters)).label_idx == 0
+        assert parse(Row(0, "here", letters | {"question": "Q?", "answer": "B"})).label_idx == 1
+        with pytest.raises(SourceError, match=r"columns A B C D hold other options than 'choices'.*--choices-columns"):
+            parse(Row(0, "here", row | letters | {"C": "other"}))
+        named = Row(0, "here", row | letters | {"C": "other"}, named={"choices": ("choices",)})
+        assert parse(named).label_idx == 0
+
+
 def test_a_row_without_id_does_not_take_the_id_of_another(tmp_path: Path):
     path = tmp_path / "rows.csv"
     path.write_text("id,question,answer\n1.0,Why?,x\n,What?,y\n nan ,Who?,z\n")
