@@ -352,7 +352,9 @@ def test_generation_defaults_of_a_checkpoint_are_ignored(num_beams: int) -> None
 def test_special_tokens_are_those_of_checkpoint_and_tokenizer(
     own: dict[str, Any], tokenizers_eos: int | None, eos: list[int] | None, pad: int
 ) -> None:
-    model = SimpleNamespace(generation_config=HFGenerationConfig(**own, bos_token_id=1))
+    table = SimpleNamespace(weight=torch.empty(8, 1))
+    config = HFGenerationConfig(**own, bos_token_id=1)
+    model = SimpleNamespace(generation_config=config, get_input_embeddings=lambda: table)
     _clean_generation_config(model, SimpleNamespace(eos_token_id=tokenizers_eos))
     cleaned = model.generation_config
     assert (cleaned.bos_token_id, cleaned.eos_token_id, cleaned.pad_token_id) == (1, eos, pad)

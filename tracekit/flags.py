@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import msgspec
@@ -94,8 +95,17 @@ def _place(path: str, origins: Origins) -> str:
         value = json.dumps(origins.in_file[path], ensure_ascii=False, default=str)
         return f"{origins.file} {f'[{section}] ' if section else ''}{key} = {value}"
     value = origins.values[path]
-    words = [] if value is None or isinstance(value, bool) else value if isinstance(value, list) else [value]
-    return shlex.join([_flag(path), *map(str, words)])
+    return shlex.join(_typed(path, origins) or ([_flag(path)] if value is None else flag_words({path: value})))
+
+
+def _typed(path: str, origins: Origins) -> list[str]:
+    """A flag and its values as they were typed; empty where it was not."""
+    for position, word in enumerate(origins.arguments):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == _flag(path):
+            values = takewhile(lambda one: not one.startswith("--"), origins.arguments[position + 1 :])
+            return [_flag(path), *([value] if equals else values)]
+    return []
 
 
 def _quoted(message: str, origins: Origins) -> list[str]:
