@@ -1,6 +1,8 @@
 """Small files against shards: any changed value of a column, a sidecar's field or a tar's member is found and named."""
 
+import contextlib
 import json
+import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.datasets_for_tests import make_sample, write_dataset
 from tracekit import verify
-from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.errors import CorruptShardError, DatasetError, SampleNotFoundError
 from tracekit.format.layout import Layout
-from tracekit.format.manifest import SampleIndex, Sidecar, read_struct, to_bytes
+from tracekit.format.manifest import FileInfo, SampleIndex, Sidecar, read_manifest, read_struct, to_bytes
+from tracekit.format.shards import sha256_file
 from tracekit.read.store import TraceStore
 from tracekit.read.tables import INDEX_COLUMNS, index_schema, write_records_tar
 
@@ -295,3 +299,47 @@ def test_an_entry_of_the_index_that_lies_is_found(finished: Path, tmp_path: Path
     index = json.loads((finished / "manifest.json").read_text()) | {"schema_version": "1.7"}
     (folder / "manifest.json").write_text(json.dumps(index))
     assert any("manifest.json: schema 1.7" in problem for problem in verify(folder).problems)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_damaged_table_is_refused_by_readers_or_changes_nothing_that_is_read_of_a_shard(tmp_path: Path, seed: int):
+    made = [make_sample(f"{number:06d}", sites=SITES) for number in range(2)]
+    layout = write_dataset(tmp_path, {"train-00000": made})
+    path = layout.records_table("train")
+    whole, draw = path.read_bytes(), random.Random(seed)
+    file = FileInfo(path="records/trivia_qa/train.parquet", num_bytes=len(whole), sha256=sha256_file(path))
+    layout.manifest.write_bytes(to_bytes(msgspec.structs.replace(read_manifest(layout), files=[file])))
+    for _ in range(12):
+        start, size = draw.randrange(len(whole)), draw.choice([1, 2, 40])
+        broken = bytearray(whole)
+        broken[start : start + size] = bytes(byte ^ draw.randrange(1, 256) for byte in whole[start : start + size])
+        path.write_bytes(broken)
+        with pytest.raises(CorruptShardError, match=r"train\.parquet is damaged"):
+            TraceStore(tmp_path, check=True)
+        with contextlib.suppress(DatasetError, SampleNotFoundError), TraceStore(tmp_path) as store:
+            for one in made:
+                assert store.record(one.record.key) == one.record
+                for name, array in store.tensors(one.record.key).items():
+                    assert np.array_equal(array, one.stored[name])
+        with contextlib.suppress(DatasetError), TraceStore(tmp_path) as store:
+            assert len(store.records) == len(made)
+        away = layout.shard("train-00000").rename(tmp_path / "away.tar")  # the records are then read from the table
+        with contextlib.suppress(DatasetError, SampleNotFoundError), TraceStore(tmp_path) as store:
+            for one in made:
+                store.record(one.record.key)
+        away.rename(layout.shard("train-00000"))
+    path.write_bytes(whole)
+    TraceStore(tmp_path, check=True).close()
+
+
+@pytest.mark.parametrize("column", ["key", "shard_name", "json_offset", "data_offset", "tensor_index", "token_ids"])
+@pytest.mark.parametrize("change", ["null", "another type"])
+def test_a_column_that_readers_need_is_checked(tmp_path: Path, column: str, change: str):
+    path = two_samples(tmp_path).records_table("train")
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    kind = table.schema.field(column).type if change == "null" else pa.list_(pa.bool_())
+    table = table.set_column(place, pa.field(column, kind), pa.array([None, None], kind))
+    pq.write_table(table, path)
+    with pytest.raises(DatasetError, match=r"train\.parquet|record table|row cannot be read"):
+        TraceStore(tmp_path).tensors("000000")

@@ -15,7 +15,7 @@ from tests.datasets_for_tests import make_sample, write_dataset
 from tracekit.card.escaping import Markdown, cell, code, escaped, fence, finalize, python
 from tracekit.card.readme import CardSettings, own_section, render_card, settings_of, split_card
 from tracekit.card.script import render_script, script_problem
-from tracekit.format.layout import Layout
+from tracekit.format.layout import Layout, config_names
 from tracekit.format.manifest import FileInfo, Manifest, Metric, read_manifest
 from tracekit.read.verifier import verify
 from tracekit.talk import printable, printable_json
@@ -138,6 +138,7 @@ def test_escaped_forms(text: str):
     assert ast.literal_eval(python(text)) == text
     for form in (escaped(text), cell(text), code(text)):
         assert len(lines_of(form)) == 1
+        assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", form)
         assert not re.search(r"(?<!\\)\|", form) or "\\" in text
     assert "<" not in escaped(text)
     opened, *lines, closed = fence(text, "bash").split("\n")
@@ -167,22 +168,52 @@ SCRIPTS = {
     "a call in the literal": lambda script: script.replace('"splits": {', '"splits": print() or {', 1),
     "code behind the literal": lambda script: script.replace("\n}\n", "\n}; import os\n", 1),
     "deep": lambda script: script.replace("Any] = {", "Any] = " + "[" * 100_000, 1),
-    "another path": lambda script: script.replace("data/trivia_qa/train-00000", "../../../etc/passwd"),
     "no UTF-8": lambda script: script + "\udcff",
     "empty": lambda script: "",
 }
 
 
-@pytest.mark.parametrize("change", SCRIPTS)
+LITERALS = {
+    "another path": lambda script: script.replace("data/trivia_qa/train-00000", "../../../etc/passwd"),
+    "a key twice": lambda script: script.replace('"splits": {', '"splits": {}, "splits": {', 1),
+    "another dtype": lambda script: script.replace('"dtype": "float32"', '"dtype": "int32"', 1),
+    "axes in another order": lambda script: script.replace(
+        '"T",\n                    "D"', '"D",\n                    "T"', 1
+    ),
+    "another layout": lambda script: script.replace('"layout": "dense"', '"layout": "full"', 1),
+    "another number of samples": lambda script: script.replace('"num_samples": 1', '"num_samples": 2', 1),
+    "a field of another type": lambda script: script.replace('"question": "string"', '"question": "int64"', 1),
+    "another field": lambda script: script.replace('"question": "string"', '"xuestion": "string"', 1),
+    "another configuration": lambda script: script.replace('"trivia_qa": {', '"trivia_aq": {', 1),
+    "another fingerprint": lambda script: re.sub(
+        r'FINGERPRINT = "(.)', lambda found: f'FINGERPRINT = "{"1" if found[1] == "0" else "0"}', script
+    ),
+}
+
+
+@pytest.mark.parametrize("change", [*SCRIPTS, *LITERALS])
 def test_a_script_with_anything_of_its_own_is_named(manifest: Manifest, change: str):
     script = render_script([manifest])
-    paths = ["data/trivia_qa/train-00000.tar", "records/trivia_qa/train.tar"]
-    assert script_problem(script.encode(), paths) is None
-    changed = SCRIPTS[change](script)
+    assert script_problem(script.encode(), [manifest]) is None
+    changed = (SCRIPTS | LITERALS)[change](script)
     assert changed != script
-    problem = script_problem(changed.encode(errors="surrogateescape"), paths)
+    problem = script_problem(changed.encode(errors="surrogateescape"), [manifest])
     assert problem is not None
-    assert "do not run it" in problem
+    assert "do not run it" in problem or "Fetch it again" in problem
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_released_script_is_right_and_no_other_byte_of_it_is(version: str):
+    root = Path(__file__).parent / "data" / f"schema-{version}"
+    script = (root / "load_traces.py").read_bytes()
+    manifests = [read_manifest(Layout(root, name)) for name in config_names(root)]
+    assert script_problem(script, manifests) is None
+    start = script.index(b"FINGERPRINT = ") + 80  # later versions may have made it of other bytes
+    for at in [*range(0, start - 80, 41), *range(start, len(script), 41)]:
+        broken = bytearray(script)
+        broken[at] ^= 1
+        if not script[at : at + 1].isspace():  # between values of JSON
+            assert script_problem(bytes(broken), manifests) is not None, script[at - 20 : at + 20]
 
 
 def test_verify_says_that_a_script_differs(tmp_path: Path):

@@ -235,7 +235,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
         local = self._local
         remote = Remote("", {}, EMPTY, None)
-        contents = small_files("tester/traces", local, Version(1, 0, 0), remote, merged(EMPTY, local), {})
+        contents = small_files("tester/traces", local, Version(1, 0, 0), remote, None, merged(EMPTY, local), {})
         self._check_here(local.large)
         assert all(SECRET.encode() not in data for data in contents.files.values())
         raise DatasetError("nobody is asked")

@@ -170,35 +170,47 @@ def judged(layout: Layout, *keys: str) -> None:
     """A label set of these samples, with a summary that is its own."""
     path = layout.labels("rules-12345678")
     write_labels(path, [label(key) for key in keys])
-    write_summary(layout, summary(labels_sha256=sha256_file(path)))
+    write_summary(layout, summary(labels_sha256=sha256_file(path), num_samples=len(keys), num_failures=0))
+
+
+def problems_of(layout: Layout) -> list[str]:
+    """What is wrong, but for the index, which this folder has not."""
+    return [problem for problem in verify(layout.root).problems if "manifest.json cannot be read" not in problem]
 
 
 def test_verify_finds_nothing_wrong_with_labels_that_are_right(layout: Layout):
     judged(layout, "a", "b", "c")
     append_labels(layout.labels("model-87654321"), [label("a")])  # not judged to the end
-    assert verify(layout.root, config="trivia_qa").problems == []
+    assert problems_of(layout) == []
 
 
 def test_verify_fails_on_labels_that_are_wrong(layout: Layout):
     path = layout.labels("rules-12345678")
     judged(layout, "a", "x", "y")
-    assert verify(layout.root, config="trivia_qa").problems == [
+    assert problems_of(layout) == [
         "labels/trivia_qa/rules-12345678.jsonl: 2 labels are of no sample here, the first of 'x'"
     ]
     judged(layout, "a")
     append_labels(path, [label("b")])
-    (problem,) = verify(layout.root, config="trivia_qa").problems
+    problem, _ = problems_of(layout)
     assert "its labels are not those of its summary" in problem
+    judged(layout, "a", "b")
+    true = read_summary(layout, "rules-12345678")
+    wrong = msgspec.structs.replace(true.rates[0], value=0.5)
+    for changes in ({"num_samples": 3}, {"num_failures": 1}, {"rates": [wrong]}):
+        write_summary(layout, msgspec.structs.replace(true, **changes))
+        (problem,) = problems_of(layout)
+        assert "its summary says other counts or rates" in problem
     path.write_bytes(b"{}\n")
-    (problem,) = verify(layout.root, config="trivia_qa").problems
+    (problem,) = problems_of(layout)
     assert "line 1 is no label" in problem
     path.unlink()
-    (problem,) = verify(layout.root, config="trivia_qa").problems
+    (problem,) = problems_of(layout)
     assert "cannot be read" in problem
     judged(layout, "a")
     write_summary(layout, summary(labels_sha256=sha256_file(path), config="other"))
-    (problem,) = verify(layout.root, config="trivia_qa").problems
+    (problem,) = problems_of(layout)
     assert "its summary is of 'rules-12345678' of 'other'" in problem
     summary_path(layout, "rules-12345678").write_text("[]")
-    (problem,) = verify(layout.root, config="trivia_qa").problems
+    (problem,) = problems_of(layout)
     assert "rules-12345678.json" in problem

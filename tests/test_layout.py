@@ -113,3 +113,16 @@ def test_nothing_is_written_through_a_link(tmp_path: Path):
         with pytest.raises(DatasetError, match="symbolic link"):
             write()
     assert victim.read_text() == "mine\n"
+
+
+def test_another_name_of_a_file_is_not_written_through(tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "README.md.partial").hardlink_to(victim)
+    write_atomic(root / "README.md", b"a card")
+    assert victim.read_bytes() == b"mine"
+    (root / "plan.json.partial").hardlink_to(root / "README.md")  # as a crash in `create_once` leaves it
+    assert create_once(root / "plan.json", b"{}")
+    assert (root / "README.md").read_bytes() == b"a card"

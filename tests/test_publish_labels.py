@@ -30,6 +30,16 @@ with TraceStore(sys.argv[1]) as store:
 print(json.dumps([found, [one.name for one in stats(sys.argv[1])[0].labels]]))
 """
 
+DAMAGE = """
+import os
+from pathlib import Path
+(path,) = Path(os.environ["HF_HOME"]).rglob("snapshots/*/labels/trivia_qa/*.jsonl")
+whole = path.read_bytes()
+assert b'"incorrect"' in whole
+os.chmod(path, 0o644)
+path.resolve().write_bytes(whole.replace(b'"incorrect"', b'"correct"  '))
+"""
+
 
 def judged_of(record: TriviaQARecord) -> Judged:
     return Judged(record.key, record.question, record.ground_truth_answers, record.generated_answer)
@@ -63,6 +73,8 @@ def test_labels_are_a_minor_step_and_are_read_from_the_hub(folder: Path, xet_hub
     with TraceStore(str(folder)) as store:
         assert found == store.labels("rules").to_pylist()
     assert names == [name]
+    damaged = xet_hub.python(READ + DAMAGE + READ, f"hf://datasets/{REPO}@v1.1.0").stdout
+    assert json.loads(damaged.splitlines()[-1]) == [found, names]  # it was fetched again
 
 
 def test_the_card_names_label_sets_with_their_rates(folder: Path):

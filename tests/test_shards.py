@@ -127,3 +127,20 @@ def test_a_tar_nobody_noted_is_not_overwritten(tmp_path: Path):
     with pytest.raises(DatasetError, match="without its sidecar"), ShardWriter(layout, "train-00000", 0):
         pass
     assert layout.shard("train-00000").read_bytes() == b"someone's"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"batch": 1, "end": 99999}', '{"batch": 7, "end": 99999}', '{"batch": 2, "end": 1}', '{"batch": 2, "end": -1}'],
+)
+def test_a_journal_that_skips_a_batch_is_not_followed(tmp_path: Path, line: str):
+    """A shard that is taken for whole would hold fewer samples than its plan."""
+    layout = Layout(tmp_path, "c")
+    layout.sidecar("train-00000").parent.mkdir(parents=True)
+    with ShardWriter(layout, "train-00000", 0) as writer:
+        writer.append([sample("a")])
+        writer.append([sample("b")])
+    with layout.journal("train-00000").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(CorruptShardError, match="batch"), ShardWriter(layout, "train-00000", 0):
+        pass

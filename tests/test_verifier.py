@@ -252,3 +252,11 @@ def test_choices_are_held_against_the_tokens(tmp_path: Path, changes: dict[str, 
 def test_choices_in_a_task_without_them_are_noticed(tmp_path: Path):
     made = with_spec(make_sample("000000"), 0, choice_offsets=[0, 4, 9])  # type: ignore[arg-type]
     assert [one for one in problems_of(tmp_path, made) if "'hidden_states': holds choices, its record none" in one]
+
+
+def test_the_manifest_of_a_named_configuration_is_compared_with_the_index_too(copy: Path):
+    assert verify(copy, config="trivia_qa").problems == []
+    rewrite_json(copy / "manifests/trivia_qa.json", lambda manifest: manifest["metrics"][0].update(value=0.99))
+    assert any(
+        one.startswith("manifest.json: its entry of trivia_qa") for one in verify(copy, config="trivia_qa").problems
+    )

@@ -11,6 +11,8 @@ Templates print nothing else: `finalize` escapes every value that is not `Markdo
 import re
 from typing import Any
 
+from tracekit.talk import printable
+
 __all__ = ["Markdown", "cell", "code", "escaped", "fence", "finalize", "python"]
 
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -27,7 +29,7 @@ def escaped(text: str) -> Markdown:
     """Text that Markdown shows as it stands, in one line."""
     if isinstance(text, Markdown):
         return text
-    return Markdown(_SPECIAL.sub(lambda found: _HTML.get(found[0], f"\\{found[0]}"), " ".join(text.split())))
+    return Markdown(_SPECIAL.sub(lambda found: _HTML.get(found[0], f"\\{found[0]}"), _line(text)))
 
 
 def finalize(value: Any) -> Any:
@@ -46,7 +48,7 @@ def cell(text: str) -> Markdown:
 
 def code(text: str) -> Markdown:
     """Text as a code span, whatever backticks it holds; in a table too."""
-    line = " ".join(text.split()).replace("|", "\\|")
+    line = _line(text).replace("|", "\\|")
     marks = "`" * _more_than(line, 1)
     pad = " " * line.startswith("`") or " " * line.endswith("`")
     return Markdown(f"{marks}{pad}{line}{pad}{marks}")
@@ -63,6 +65,11 @@ def python(text: str) -> Markdown:
     """Text as a Python literal, in double quotes where it holds none."""
     literal = repr(text)
     return Markdown(f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in text else literal)
+
+
+def _line(text: str) -> str:
+    """A text in one line, its control and reordering characters as `\\x1b`."""
+    return printable(" ".join(text.split()))
 
 
 def _more_than(text: str, least: int) -> int:

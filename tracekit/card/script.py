@@ -22,12 +22,13 @@ import pyarrow as pa
 from tracekit.errors import DatasetError
 from tracekit.format.layout import records_tar_path, shard_path
 from tracekit.format.manifest import Manifest, to_bytes
-from tracekit.records import RECORD_TYPES, arrow_schema
+from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, arrow_schema
 from tracekit.tensors import is_companion
 
 __all__ = ["render_script", "script_problem"]
 
 _FINGERPRINT = '\nFINGERPRINT = ""\n'
+_FILLED_IN = r'\nFINGERPRINT = "([0-9a-f]{64})"\n'
 _DATASET = "\nDATASET: dict[str, Any] = {}\n"
 
 RELEASED_TEMPLATES = {
@@ -56,8 +57,7 @@ def render_script(manifests: Sequence[Manifest]) -> str:
             f"two configurations of load_traces.py would be named {twice[0]!r}: each configuration also has "
             "<config>_records. Choose another --dataset-config"
         )
-    ordered = sorted(manifests, key=lambda manifest: manifest.config)
-    fingerprint = hashlib.sha256(b"".join(to_bytes(manifest) for manifest in ordered)).hexdigest()
+    fingerprint = _fingerprint(manifests)
     # JSON without booleans and null is Python too, and its layout is the same in every version
     described = json.dumps({m.config: _describe(m) for m in manifests}, indent=4, ensure_ascii=False)
     source = _template()
@@ -68,21 +68,55 @@ def render_script(manifests: Sequence[Manifest]) -> str:
     return source
 
 
-def script_problem(script: bytes, paths: Collection[str]) -> str | None:
-    """How a script differs from those of all released versions, or reads a file that is not in `paths`; None where it
-    does neither.
+def script_problem(script: bytes, manifests: Sequence[Manifest], paths: Collection[str] = ()) -> str | None:
+    """How a script differs from those of all released versions, or what its literals say that the manifests do not:
+    another shape, dtype or file would be read from right bytes. None where neither is so.
 
-    Its two literals are blanked before the rest is compared: they have to be JSON, which holds no code.
+    Its two literals are blanked before the rest is compared: they have to be JSON, which holds no code. `paths` are the
+    files of configurations without a manifest; nothing else is known of these.
     """
     different = "differs from the script of every released version; do not run it. Fetch the dataset again"
     try:
-        text, described = _blanked(script.decode())
+        text, fingerprint, described = _blanked(script.decode())
     except (ValueError, RecursionError):
         return different
     if text != _template() and hashlib.sha256(text.encode()).hexdigest() not in RELEASED_TEMPLATES:
         return different
-    strange = sorted(_paths_in(described) - {*paths})
-    return f"reads {strange[0]!r}, which no manifest lists; do not run it" if strange else None
+    listed = {manifest.config: manifest for manifest in manifests}
+    strange = sorted(_paths_in({name: said for name, said in described.items() if name not in listed}) - {*paths})
+    if strange:
+        return f"reads {strange[0]!r}, which no manifest lists; do not run it"
+    for name, manifest in listed.items():
+        field = _wrong_field(manifest, described.get(name))
+        if field is not None:
+            return f"says other {field} of {name!r} than its manifest; do not run it. Fetch the dataset again"
+    is_whole = described.keys() == listed.keys() and {m.schema_version for m in manifests} == {SCHEMA_VERSION}
+    if is_whole and fingerprint != _fingerprint(manifests):  # other versions may have written other bytes
+        return "has the fingerprint of other manifests: `datasets` would take its rows for theirs. Fetch it again"
+    return None
+
+
+def _wrong_field(manifest: Manifest, said: Any) -> str | None:
+    """The first field of a configuration's entry that is not what its manifest says; None where all are."""
+    expected = _describe(manifest)
+    if not isinstance(said, dict) or said.keys() != expected.keys():
+        return "fields"
+    if isinstance(said["features"], dict) and manifest.schema_version != SCHEMA_VERSION:  # records have grown since
+        is_newer = _number(manifest.schema_version) > _number(SCHEMA_VERSION)
+        ours, theirs = expected["features"], said["features"]
+        said = {**said, "features": {n: kind for n, kind in theirs.items() if n in ours or not is_newer}}
+        expected = {**expected, "features": {n: kind for n, kind in ours.items() if n in theirs}}
+    return next((field for field in expected if said[field] != expected[field]), None)
+
+
+def _number(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+def _fingerprint(manifests: Sequence[Manifest]) -> str:
+    """What tells the script of one dataset from that of another."""
+    ordered = sorted(manifests, key=lambda manifest: manifest.config)
+    return hashlib.sha256(b"".join(to_bytes(manifest) for manifest in ordered)).hexdigest()
 
 
 def _template() -> str:
@@ -90,20 +124,29 @@ def _template() -> str:
     return files("tracekit").joinpath("load_traces.py").read_text("utf-8")
 
 
-def _blanked(script: str) -> tuple[str, Any]:
-    """A script with its literals empty, and what its second one says.
+def _blanked(script: str) -> tuple[str, str, dict[str, Any]]:
+    """A script with its literals empty, and what they say.
 
     Raises:
         ValueError: it has no such literals.
     """
-    text, count = re.subn(r'\nFINGERPRINT = "[0-9a-f]{64}"\n', _FINGERPRINT, script)
+    fingerprints = re.findall(_FILLED_IN, script)
+    text = re.sub(_FILLED_IN, _FINGERPRINT, script)
     before, equals, after = text.partition(_DATASET.removesuffix("{}\n"))
-    if count != 1 or not equals:
+    if len(fingerprints) != 1 or not equals:
         raise ValueError("no literals")
-    described, end = json.JSONDecoder().raw_decode(after)
+    described, end = json.JSONDecoder(object_pairs_hook=_without_twins).raw_decode(after)
     if not isinstance(described, dict):
         raise ValueError("no dictionary")
-    return f"{before}{equals}{{}}{after[end:]}", described
+    return f"{before}{equals}{{}}{after[end:]}", fingerprints[0], described
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python and JSON readers may differ in which of two equal names counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice")
+    return found
 
 
 def _paths_in(described: Any) -> set[str]:
@@ -117,15 +160,26 @@ def _paths_in(described: Any) -> set[str]:
 
 
 def _describe(manifest: Manifest) -> dict[str, Any]:
-    """What the script has to know of one configuration."""
+    """What the script has to know of one configuration.
+
+    Raises:
+        DatasetError: the manifest contradicts itself, or is of a task that this tracekit does not know.
+    """
+    where = f"the manifest of {manifest.config!r}"
+    if manifest.task not in RECORD_TYPES:
+        raise DatasetError(f"{where}: task {manifest.task!r}; upgrade: pip install -U tracekit-llm")
     sizes = {file.path: file.num_bytes for file in manifest.files}
     splits: dict[str, Any] = {split.name: [] for split in manifest.splits}
     records: dict[str, Any] = {}
     for shard in manifest.shards:
+        if shard.split not in splits:
+            raise DatasetError(f"{where}: shard {shard.name} is of the split {shard.split!r}, which it does not list")
         path = shard_path(manifest.config, shard.name)
         splits[shard.split].append({"path": path, "num_samples": shard.num_samples, "num_bytes": shard.num_bytes})
     for split in manifest.splits:
         path = records_tar_path(manifest.config, split.name)
+        if path not in sizes:
+            raise DatasetError(f"{where}: it does not list {path}. Run `tracekit verify` on the dataset")
         records[split.name] = [{"path": path, "num_samples": split.num_samples, "num_bytes": sizes[path]}]
     features = {field.name: _plain(field.type) for field in arrow_schema(RECORD_TYPES[manifest.task])}
     tensors = [
@@ -133,7 +187,8 @@ def _describe(manifest: Manifest) -> dict[str, Any]:
         for tensor in manifest.tensors
         if not is_companion(tensor.name)
     ]
-    assert not features.keys() & {tensor.name for tensor in manifest.tensors}, "a tensor is named like a field"
+    if twice := sorted(features.keys() & {tensor.name for tensor in manifest.tensors}):
+        raise DatasetError(f"{where}: a tensor is named {twice[0]!r}, like a field of its records")
     return {"splits": splits, "records": records, "features": features, "tensors": tensors}
 
 

@@ -162,6 +162,8 @@ def check_temporary(path: Path) -> Path:
     inside(path.parent, path.name)
     if path.is_symlink():
         raise DatasetError(f"{path} is a symbolic link; it was not written through. Delete it")
+    if path.exists() and path.stat().st_nlink > 1:  # another name of a file elsewhere, or of what a crash left
+        path.unlink()
     return path
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import Annotated, BinaryIO, NamedTuple, Self
 
 import msgspec
 
@@ -90,9 +90,9 @@ class RawSample(NamedTuple):
 class JournalLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of a journal."""
 
-    batch: int
+    batch: Annotated[int, msgspec.Meta(ge=0)]
     """Number of the batch in the shard."""
-    size: int | None = None
+    size: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Most examples that run at once from here on; a line with an `end` speaks of the batches after it."""
     asked: int | None = None
     """Examples at once that the run asked for: `size` holds for as long as it asks for them."""
@@ -334,6 +334,11 @@ class ShardWriter:
                 break
             known += len(line)
             if entry.end is not None:
+                if entry.batch != self.num_batches or entry.end < end:
+                    raise CorruptShardError(
+                        f"{self._journal_path}: batch {entry.batch} ends at byte {entry.end}, after {self.num_batches} "
+                        f"batches to byte {end}; delete it and {self._partial}, and run again"
+                    )
                 end, self.num_batches = entry.end, entry.batch + 1
             self._take_in(entry)
         os.truncate(self._journal_path, known)

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 import numpy as np
 
-from tracekit.errors import ConfigError, CorruptShardError, SampleNotFoundError
+from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
 from tracekit.read.graphs import Graph, attention_edges
 from tracekit.read.index import ShardBytes
 from tracekit.read.places import Row, Stored, choice_number, extent_of, find_place, layers_of, num_query_heads
@@ -71,7 +71,12 @@ class Accessors:
         if isinstance(self._bytes_of[row.shard], RemoteShards) or not row.shard.exists():
             fields = self._rows.record_fields(key)
             assert fields["key"] == key, (fields["key"], key)
-            return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
+            try:
+                return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
+            except (msgspec.ValidationError, KeyError) as error:
+                raise DatasetError(
+                    f"{row.shard}: sample {key!r}: its row is no record: {error}. Run `tracekit verify` on the dataset"
+                ) from error
         raw = self._read(row, row.json_offset, row.json_size)
         record = decode_record(raw, where=f"{row.shard}: record {key!r}")
         if record.key != key:

@@ -7,7 +7,8 @@ bytes are read for.
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tracekit.cache import RangeCache
-from tracekit.errors import CorruptShardError, DatasetError
+from tracekit.errors import CorruptShardError, DatasetError, TracekitError
 from tracekit.format.checksums import Pieces
 from tracekit.format.journal import read_journal
-from tracekit.format.layout import Layout, choose_config, config_names
+from tracekit.format.layout import Layout, choose_config, config_names, inside
 from tracekit.format.manifest import (
     Manifest,
     Plan,
@@ -33,6 +34,7 @@ from tracekit.format.manifest import (
     read_struct,
     shard_names,
 )
+from tracekit.format.shards import sha256_file
 from tracekit.hub import HubPath
 from tracekit.read.entries import Reader, column_reader
 from tracekit.read.remote import ByteRange, RemoteShards, open_remote
@@ -177,8 +179,9 @@ def _where_sent(path: Path) -> str:
 class Part:
     """The rows of one split of one folder: a Parquet file, or a table in memory. Can be used from several threads."""
 
-    def __init__(self, source: pq.ParquetFile | pa.Table) -> None:
+    def __init__(self, source: pq.ParquetFile | pa.Table, path: Path | None = None) -> None:
         self._source: Any = source
+        self._path = path
         self._lock = threading.Lock()  # a ParquetFile must not be read by two threads at once
         self._groups: dict[int, dict[str, Reader]] = {}
         self._whole_group: tuple[int, pa.Table] | None = None
@@ -193,28 +196,27 @@ class Part:
         """These columns of every row."""
         if isinstance(self._source, pa.Table):
             return self._source.select(columns)
-        with self._lock:
+        with self._lock, _readable(self._path):
             return self._source.read(columns=list(columns))
 
     def entry(self, row: int) -> dict[str, Any]:
         """The entry columns of one row, `num_tokens` in place of the tokens."""
         number, place = self._place(row)
-        with self._lock:
+        with self._lock, _readable(self._path):
             group = self._groups.get(number)
             if group is None:
                 group = self._groups[number] = self._read_group(number)
-        return {name: read(place) for name, read in group.items()}
+            return {name: read(place) for name, read in group.items()}
 
     def record(self, row: int) -> dict[str, Any]:
         """One row with all its columns."""
         if isinstance(self._source, pa.Table):
             return self._source.slice(row, 1).to_pylist()[0]
         number, place = self._place(row)
-        with self._lock:
+        with self._lock, _readable(self._path):
             if self._whole_group is None or self._whole_group[0] != number:
                 self._whole_group = (number, self._source.read_row_group(number))
-            group = self._whole_group[1]
-        return group.slice(place, 1).to_pylist()[0]
+            return self._whole_group[1].slice(place, 1).to_pylist()[0]
 
     def release(self, row: int) -> None:
         """Let go of the entries that were read with this row's; reading them again is another read of the file."""
@@ -282,6 +284,8 @@ def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
     """A configuration with a manifest: its rows are in Parquet files."""
     manifest = read_manifest(layout)
     columns = {"checksums"} if check_contract(manifest, layout.manifest) else set()
+    if check:
+        _check_tables(layout, manifest)
     shards = [Shard(layout.shard(one.name), one.split, one.number, one.num_bytes) for one in manifest.shards]
     return Folder(
         description=manifest,
@@ -290,9 +294,7 @@ def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
         model=manifest.model,
         splits=manifest.splits,
         shards=shards,
-        parts=[
-            Part(_open_parquet(layout.records_table(one.name), one.num_samples, columns)) for one in manifest.splits
-        ],
+        parts=[_open_part(layout.records_table(one.name), one.num_samples, columns) for one in manifest.splits],
         tensors=manifest.tensors,
         verification=manifest.verification,
         is_open=False,
@@ -349,23 +351,52 @@ def check_contract(stored: Manifest | Plan, path: Path) -> bool:
     return has_checksums
 
 
-def _open_parquet(path: Path, num_samples: int, columns: Set[str]) -> pq.ParquetFile:
-    """Open a record table and check its length."""
+@contextmanager
+def _readable(path: Path | None) -> Iterator[None]:
+    """Name the file where Arrow cannot read what is in it."""
     try:
-        table = pq.ParquetFile(path, memory_map=True)
-    except (OSError, pa.ArrowException) as error:
+        yield
+    except TracekitError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DatasetError(
             f"record table {path} cannot be read: {error}. Run `tracekit verify` on the dataset"
         ) from error
-    missing = {"key", "shard_name", *INDEX_COLUMNS, *_ENTRY_COLUMNS, *columns} - {*table.schema_arrow.names}
+
+
+def _check_tables(layout: Layout, manifest: Manifest) -> None:
+    """Compare the record tables with their SHA-256.
+
+    Raises:
+        CorruptShardError: one is another than the manifest's.
+    """
+    for file in manifest.files:
+        if not file.path.startswith("records/") or not file.path.endswith(".parquet"):
+            continue
+        path = inside(layout.root, file.path)
+        if not path.exists() or path.stat().st_size != file.num_bytes or sha256_file(path) != file.sha256:
+            raise CorruptShardError(
+                f"record table {path} is damaged: its SHA-256 is not the manifest's. Fetch or make it again"
+            )
+
+
+def _open_part(path: Path, num_samples: int, columns: Set[str]) -> Part:
+    """Open a record table and check its columns and its length."""
+    with _readable(path):
+        table = pq.ParquetFile(path, memory_map=True)
+        schema, num_rows = table.schema_arrow, table.metadata.num_rows
+    missing = {"key", "shard_name", *INDEX_COLUMNS, *_ENTRY_COLUMNS, *columns} - {*schema.names}
     if missing:
         raise DatasetError(f"{path} is not a record table of tracekit: it has no column {', '.join(sorted(missing))}")
-    if table.metadata.num_rows != num_samples:
+    kinds = {"key": pa.string(), "shard_name": pa.string(), **dict.fromkeys(INDEX_COLUMNS, pa.int64())}
+    for name, kind in kinds.items():
+        if (found := schema.field(name).type) != kind:
+            raise DatasetError(f"{path} is not a record table of tracekit: column {name!r} is {found}, expected {kind}")
+    if num_rows != num_samples:
         raise DatasetError(
-            f"{path} has {table.metadata.num_rows} rows, its manifest says {num_samples}. "
-            "Run `tracekit verify` on the dataset"
+            f"{path} has {num_rows} rows, its manifest says {num_samples}. Run `tracekit verify` on the dataset"
         )
-    return table
+    return Part(table, path)
 
 
 def together(verifications: Iterable[Verification]) -> Verification:

@@ -7,6 +7,7 @@
 The revision is resolved to a commit once, so a store never mixes two states of a branch. Nothing is read unchecked:
 
     manifest.json -> SHA-256 of each manifest -> SHA-256 of plan and record tables -> checksum of each piece of a shard
+    summary of a label set -> SHA-256 of its labels
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from tracekit.format.shards import sha256_file
 from tracekit.hub import HubFile, HubPath, fetch
 from tracekit.records import check_schema
 
-__all__ = ["ByteRange", "Listing", "Remote", "RemoteShards", "list_configs", "open_remote"]
+__all__ = ["ByteRange", "Listing", "Remote", "RemoteShards", "check_files", "list_configs", "open_remote"]
 
 MAX_GAP_BYTES = 64 * 1024
 """Neighbouring ranges with at most so much between them are read at once: a request costs more than these bytes."""
@@ -78,7 +79,7 @@ def list_configs(path: Path | HubPath) -> Listing:
     pinned = path.at(root.name)  # the client names the folder for the commit
     listed = {one.name: one.manifest_sha256 for one in read_struct(inside(root, "manifest.json"), Index).configs}
     there = {one.stem for one in files_inside(root, "manifests", "*.json")}
-    _check_files(pinned, root, {f"manifests/{name}.json": listed.get(name, "") for name in there})
+    check_files(pinned, root, {f"manifests/{name}.json": listed.get(name, "") for name in there})
     return Listing(pinned, root, config_names(root))
 
 
@@ -98,11 +99,11 @@ def open_remote(path: HubPath, config: str | None) -> Remote:
     fetch(pinned, tables)
     sha256 = {file.path: file.sha256 for file in manifest.files}
     plan = layout.plan.relative_to(root).as_posix()
-    _check_files(pinned, root, {name: sha256.get(name, "") for name in (plan, *tables)})
+    check_files(pinned, root, {name: sha256.get(name, "") for name in (plan, *tables)})
     return Remote(root, layout.config, pinned)
 
 
-def _check_files(path: HubPath, root: Path, expected: Mapping[str, str]) -> None:
+def check_files(path: HubPath, root: Path, expected: Mapping[str, str]) -> None:
     """Check the SHA-256 of fetched files; those that have another are fetched once more. Empty: the file is unknown.
 
     Raises:

@@ -37,7 +37,12 @@ class Rows:
         self.shards = [shard for folder in folders for shard in folder.shards]
         self._parts = [part for folder in folders for part in folder.parts]
         self._is_closed = False
-        self._read_index(folders, where)
+        try:
+            self._read_index(folders, where)
+        except UnicodeDecodeError as error:
+            raise DatasetError(
+                f"a record table in {where} holds text that is not UTF-8: {error}. Run `tracekit verify` on the dataset"
+            ) from error
         self._cached_row = lru_cache(maxsize=_CACHED_ROWS)(self._read_row)
 
     def __len__(self) -> int:
@@ -136,6 +141,11 @@ class Rows:
             num_shards += len(folder.shards)
             for part in folder.parts:
                 tables.append(part.read(("key", "shard_name", *INDEX_COLUMNS)))
+                empty = [name for name in tables[-1].column_names if tables[-1][name].null_count]
+                if empty:
+                    raise DatasetError(
+                        f"a record table in {where} has rows without {empty[0]}; run `tracekit verify` on the dataset"
+                    )
                 codes.append(shard_codes(tables[-1]["shard_name"], code_of))
         table = pa.concat_tables(tables)
         self._part_stops: list[int] = np.cumsum([len(one) for one in tables]).tolist()

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
+from tracekit.format.labels import read_summaries
 from tracekit.format.layout import Layout
 from tracekit.hub import HubPath, fetch
 from tracekit.read.accessors import Accessors, handed_out
@@ -34,7 +35,7 @@ from tracekit.read.index import open_folder
 from tracekit.read.info import StoreInfo, meta_of, sum_up
 from tracekit.read.labels import labels_table
 from tracekit.read.places import Row, find_place, layers_of
-from tracekit.read.remote import ByteRange, RemoteShards
+from tracekit.read.remote import ByteRange, RemoteShards, check_files
 from tracekit.read.rows import Rows, ranges_of
 from tracekit.read.sample import Sample
 from tracekit.read.stacking import Stacked, Tokens, check_choice_tokens, is_single, stack_choices, stack_samples
@@ -61,7 +62,8 @@ class TraceStore(Accessors):
 
     Bytes of a published dataset are checked against their checksums when they are fetched, and again when they are read
     from the cache. Bytes of a folder are not: reading maps the shards, and `tracekit verify` checks them all. With
-    `check=True` they are, once, when they are first read.
+    `check=True` the record table is compared with its SHA-256 when the folder is opened, and each piece of a shard with
+    its checksum when it is first read.
 
     Raises:
         DatasetError: no such folder, no dataset, several configurations and none named, folders that do not go
@@ -200,7 +202,9 @@ class TraceStore(Accessors):
         for folder, path in zip(self._folders, self._paths, strict=True):
             shards = folder.bytes_of
             if isinstance(shards, RemoteShards):
-                root = fetch(shards.path, [f"labels/{folder.config}/*.jsonl"])
+                root = fetch(shards.path, [f"labels/{folder.config}/*"])
+                sums = {one.name: one.labels_sha256 for one in read_summaries(Layout(root, folder.config))}
+                check_files(shards.path, root, {f"labels/{folder.config}/{one}.jsonl": sums[one] for one in sums})
             else:
                 root = Path(str(path))
             layouts.append(Layout(root, folder.config))

@@ -9,6 +9,7 @@ dataset (a plan, no manifest yet) is checked as far as it goes.
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -66,6 +67,9 @@ from tracekit.tensors import (
 
 __all__ = ["Report", "verify"]
 
+MAX_SCRIPT_BYTES = 64 << 20
+"""Most bytes of a loading script: one of 10,000 shards has about 1 MB a configuration."""
+
 
 class Report(NamedTuple):
     """What verification found."""
@@ -115,8 +119,8 @@ def verify(root: Path, *, config: str | None = None, progress: Callable[[int], o
             problems += check.labels(has_all_keys=not problems)
         except DatasetError as error:
             problems.append(str(error))
-    for look in (_index_problems, _script_problems, _strangers):
-        if (look is _index_problems and config is not None) or (look is _strangers and problems):
+    for look in (partial(_index_problems, config=config), _script_problems, _strangers):
+        if look is _strangers and problems:
             continue
         try:
             problems += look(root, names)
@@ -256,6 +260,13 @@ class _Config:
                 continue
             if sha256_file(self._layout.labels(name)) != summary.labels_sha256:
                 problems.append(f"{where}: its labels are not those of its summary; run the stage evaluate again")
+            counted = len(labels), sum(label.failure is not None for label in labels)
+            told = [(rate.num, rate.count, rate.value) for rate in summary.rates]
+            are_shares = all(
+                0 <= count <= num and value == (count / num if num else None) for num, count, value in told
+            )
+            if counted != (summary.num_samples, summary.num_failures) or not are_shares:
+                problems.append(f"{where}: its summary says other counts or rates than its labels; judge again")
         return problems
 
     def files(self) -> list[str]:
@@ -381,23 +392,26 @@ def _choice_problems(record: Record) -> list[str]:
     ]
 
 
-def _index_problems(root: Path, names: list[str]) -> list[str]:
-    """Where the index is not what the manifests say."""
-    complete = [name for name in names if Layout(root, name).manifest.exists()]
+def _index_problems(root: Path, names: list[str], *, config: str | None) -> list[str]:
+    """Where the index is not what the manifests say; of one configuration, where one is named."""
+    asked = names if config is None else [config]
+    complete = [name for name in asked if Layout(root, name).manifest.exists()]
     if not complete:
         return []
     index = read_struct(inside(root, "manifest.json"), Index)
     if not inside(root, "README.md").exists():
         return ["README.md: missing; without it `datasets` does not know the features"]
     listed = {entry.name: entry for entry in index.configs}
+    problems = [f"manifest.json: {name} is listed but not there" for name in sorted(listed.keys() - set(names))]
+    if len(listed) < len(index.configs):
+        problems.append("manifest.json: a configuration is listed twice")
     manifests: list[Manifest] = []
-    problems = [f"manifest.json: {name} is listed but not there" for name in listed.keys() - set(names)]
     for name in complete:
         data = read_whole(Layout(root, name).manifest)
         manifests.append(read_manifest(Layout(root, name)))
         if listed.get(name) != index_entry(manifests[-1], data):
             problems.append(f"manifest.json: its entry of {name} is not what manifests/{name}.json says")
-    if not problems and index.schema_version != newest_schema(manifests):
+    if config is None and not problems and index.schema_version != newest_schema(manifests):
         problems.append(f"manifest.json: schema {index.schema_version}, its manifests say {newest_schema(manifests)}")
     return problems
 
@@ -409,15 +423,17 @@ def _script_problems(root: Path, names: list[str]) -> list[str]:
     if not script.exists():
         return []
     paths: set[str] = set()
+    manifests: list[Manifest] = []
     for layout in layouts:
-        plan = read_plan(layout)
-        shards, splits = shard_names(layout, plan), [plan.source.split]
         if layout.manifest.exists():
-            manifest = read_manifest(layout)
-            shards, splits = [one.name for one in manifest.shards], [one.name for one in manifest.splits]
-        paths |= {shard_path(layout.config, name) for name in shards}
-        paths |= {records_tar_path(layout.config, name) for name in splits}
-    problem = script_problem(read_whole(script), paths)
+            manifests.append(read_manifest(layout))
+            continue
+        plan = read_plan(layout)
+        paths |= {shard_path(layout.config, name) for name in shard_names(layout, plan)}
+        paths.add(records_tar_path(layout.config, plan.source.split))
+    if script.stat().st_size > MAX_SCRIPT_BYTES:
+        return [f"load_traces.py: {script.stat().st_size} bytes, expected at most {MAX_SCRIPT_BYTES}; do not run it"]
+    problem = script_problem(read_whole(script), manifests, paths)
     return [] if problem is None else [f"load_traces.py: {problem}"]
 
 
