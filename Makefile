@@ -61,7 +61,8 @@ $(DATASETS3)/.installed:
 	$(DATASETS3)/bin/python -m pip install --quiet datasets==3.6.0 numpy safetensors
 	touch $@
 
-# reading, running and publishing with the oldest version of each package that pyproject.toml allows
+# reading, running and publishing with the oldest version of each package that pyproject.toml allows: a subset of the
+# tests (OLDEST_TESTS), and no part of `make test`; torch stays at the version of constraints.txt
 test-oldest: install $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n $(WORKERS) -p no:cacheprovider $(OLDEST_TESTS)
 
@@ -71,7 +72,7 @@ OLDEST_TESTS := $(addprefix tests/test_, config.py records.py tensors.py shards.
 $(OLDEST)/.installed: pyproject.toml constraints.txt tests/oldest.py
 	$(PYTHON) -m venv $(OLDEST)
 	$(BIN)/python -m tests.oldest > $(OLDEST)/oldest.txt
-	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt --editable '.[run,publish]' \
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt --editable '.[run,publish,webdataset]' \
 		datasets pytest pytest-timeout pytest-xdist hypothesis psutil
 	touch $@
 

@@ -9,7 +9,7 @@
     answer      answer generation response output completion     text
                 token_ids output_token_ids generated_token_ids   its ids
                 outputs choices                                  [{"text" or "message", "token_ids", "finish_reason"}]
-                reasoning_content reasoning                      what the model thought, without its markers
+                reasoning_content reasoning thinking             what the model thought, without its markers
     ended       finish_reason                                    `stop`: it ended by itself; `length`: it was cut
                 stop_reason matched_stop stop_string             the stop string that ended it, or the end token's id
     identity    id key custom_id request_id question_id; model
@@ -37,7 +37,7 @@ from tracekit.model.messages import (
     reasoning_of,
     text_of,
 )
-from tracekit.records import Message
+from tracekit.records import Message, Span
 from tracekit.run.plan import Example
 
 __all__ = ["AnswerExample", "parse_row"]
@@ -46,6 +46,20 @@ _ANSWERS = ("answer", "generation", "response", "output", "completion")
 _IDS = ("token_ids", "output_token_ids", "generated_token_ids")
 _LISTS = ("outputs", "choices")
 _STOPS = ("stop_reason", "matched_stop", "stop_string")
+_BESIDE_MESSAGES = ("tools", "functions", "documents", "system", "system_prompt", "continue_final_message")
+"""What changes the prompt of a conversation besides its messages: with OpenAI's, vLLM's and Anthropic's requests."""
+_PREDICTIONS = (
+    "generated",
+    "generated_answer",
+    "generated_text",
+    "model_answer",
+    "model_output",
+    "model_response",
+    "pred",
+    "predicted_answer",
+    "prediction",
+)
+"""Names for what a model said, beside which `answer` is the right answer of a question."""
 _NAMES = ("id", "key", "custom_id", "request_id", "question_id")
 _PROMPTS = "'messages', 'question', 'prompt' or 'prompt_token_ids', in the row or in a log's 'request' or 'body'"
 _REPLIES = (
@@ -82,6 +96,10 @@ class AnswerExample(Example, frozen=True, kw_only=True):
     """Whether the model ended its turn by itself: not cut, and not stopped by a string."""
     model: str | None = None
     """Who wrote it."""
+    template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Variables that the request set in the chat template."""
+    prompt_spans: list[Span] | None = None
+    """Parts of the prompt, where a record of this project is read; None where they are not known."""
 
     @property
     def text(self) -> str:
@@ -121,6 +139,7 @@ def parse_row(row: Row) -> AnswerExample:
         index=row.index,
         example_id=cells.identity(),
         model=_model(reply) or _model(request),
+        template_kwargs=_template_kwargs(request, prompt),
         **prompt,
         **answer,
         **ending,
@@ -152,7 +171,12 @@ def _of_record(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             f"'prompt_length' is {length!r}: expected a number of the prompt's tokens in 'token_ids', which then holds "
             f"prompt and answer ({len(whole or [])} ids here)"
         )
-    return {"prompt_token_ids": whole[:length]}, {"token_ids": whole[length:]}
+    try:
+        spans = msgspec.convert(data.get("spans"), list[Span] | None)
+    except msgspec.ValidationError as error:
+        raise SourceError(f"'spans' are not those of a record: {error}") from error
+    inside = None if spans is None else [one for one in spans if 0 <= one.start < one.stop <= length]
+    return {"prompt_token_ids": whole[:length], "prompt_spans": inside}, {"token_ids": whole[length:]}
 
 
 def _prompt(
@@ -183,6 +207,24 @@ def _prompt(
         return {**texts, "messages": tuple(conversation(forms)), "prompt_token_ids": ids}, said
     except MessageError as error:
         raise SourceError(str(error)) from error
+
+
+def _template_kwargs(request: dict[str, Any], prompt: dict[str, Any]) -> dict[str, Any]:
+    """What the request set in the chat template.
+
+    Raises:
+        SourceError: it put more into the prompt than its messages say, and the ids of the prompt are not given.
+    """
+    if prompt.get("prompt_token_ids") is not None or not (prompt.get("messages") or prompt.get("question")):
+        return {}
+    more = next((name for name in _BESIDE_MESSAGES if request.get(name)), None)
+    if more is not None:
+        raise SourceError(
+            f"{more!r} stands beside the prompt, and is no part of it here; give 'prompt_token_ids', or all of the "
+            "prompt in 'messages'"
+        )
+    given = request.get("chat_template_kwargs")
+    return given if isinstance(given, dict) else {}
 
 
 def _question(row: Row, request: dict[str, Any], *, has_other: bool) -> str | None:
@@ -228,10 +270,13 @@ def _answer(holder: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     except (msgspec.ValidationError, TypeError) as error:
         raise SourceError(f"'message' is no message with a text: {error}") from error
     ids, text = _ids(holder, _IDS), _text(holder, names)
+    other = next((name for name in _PREDICTIONS if isinstance(holder.get(name), str)), None)
+    if other is not None and "answer" in names and holder.get("answer") is not None:
+        raise SourceError(f"two answers: 'answer' and {other!r}; leave what the model said, under 'answer'")
     said = _said(form, "message", has_ids=ids is not None)
     beside = {holder[name] for name in REASONING_FIELDS if isinstance(holder.get(name), str) and holder[name]}
     if len(beside) > 1:
-        raise SourceError("'reasoning' and 'reasoning_content' differ; leave one")
+        raise SourceError(f"several texts in {', '.join(map(repr, REASONING_FIELDS))} differ; leave one")
     return {
         "answer": said["answer"] if text is None else text,
         "reasoning": said["reasoning"] or (beside.pop() if beside else None),

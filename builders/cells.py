@@ -3,7 +3,7 @@
     in the row                                          is read as
     null, NaN, NaT, pandas.NA                           missing
     an empty cell; in CSV and TSV also nan NaN NaT <NA> missing, as pandas writes it; NA, None and null are texts there
-    1969.0                                              1969, also in the text of a CSV cell; no float past 2**53
+    1969.0                                              1969, also in the text of a CSV cell; no float from 2**53 on
     True                                                "True", as CSV has it
     2020-01-01 00:00:00 (a date of Parquet)             "2020-01-01"
     numpy and pandas values, decimals, bytes            the texts and numbers that they hold
@@ -43,7 +43,8 @@ ROLES = {
 
 _MISSING = (None, "", [], {})
 _MISSING_TEXTS = frozenset(("nan", "NaN", "NaT", "<NA>"))
-_WHOLE = re.compile(r"-?\d+\.0", re.ASCII)
+_WHOLE = re.compile(r"-?(?:0|[1-9]\d*)\.0", re.ASCII)
+"""A whole float as programs write it: `007.0` is none."""
 _MAX_EXACT = 2**53
 _MAX_DEPTH = 64
 _PARTS_OF_ANSWERS = ("value", "text", "aliases")
@@ -68,7 +69,7 @@ class Row(NamedTuple):
 
 def untyped(text: str) -> str | None:
     """A cell of a file that has texts alone; None where it is the mark of a missing value."""
-    return None if text in _MISSING_TEXTS else text
+    return None if text.strip() in _MISSING_TEXTS else text
 
 
 class Cells:
@@ -120,9 +121,10 @@ class Cells:
         return value
 
     def identity(self) -> str:
-        """The source's own id, else the number of the row."""
+        """The source's own id, else the number of the row: `row-7` where others of the source may have an id `7`."""
         name, value = self.first("id")
-        return self.scalar(name, value) or str(self._row.index)
+        is_named = any(name in self.data for name in self.names("id"))
+        return self.scalar(name, value) or (f"row-{self._row.index}" if is_named else str(self._row.index))
 
     def scalar(self, name: str, value: Any) -> str | None:
         """One value as text, or None where it is missing.
@@ -131,7 +133,7 @@ class Cells:
             SourceError: it is a list, an object, or a number that a float cannot hold.
         """
         if isinstance(value, float):
-            if math.isinf(value) or (value.is_integer() and abs(value) > _MAX_EXACT):
+            if math.isinf(value) or (value.is_integer() and abs(value) >= _MAX_EXACT):
                 raise SourceError(f"column {name!r}: the float {value!r} is not exact; write an integer or a text")
             return str(int(value)) if value.is_integer() else repr(value)
         if isinstance(value, str):
@@ -190,8 +192,8 @@ class Cells:
 
 
 def _typed(text: Any) -> Any:
-    """A cell of a file that has texts alone: a whole float where it is written as one."""
-    return float(text) if isinstance(text, str) and _WHOLE.fullmatch(text.strip()) else text
+    """A cell of a file that has texts alone: a whole number where it is written as a whole float."""
+    return int(text.strip()[:-2]) if isinstance(text, str) and _WHOLE.fullmatch(text.strip()) else text
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

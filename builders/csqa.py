@@ -168,8 +168,8 @@ class CsqaTask(Task[CsqaQuestion]):
         if unfit and self._config.max_seq_len != "auto":
             least = max(self._render(example, example.question[-1:]).num_needed for example in unfit)
             raise ConfigError(
-                f"max_seq_len {self._config.max_seq_len} - at `$.max_seq_len`; {len(unfit)} questions do not fit, the "
-                f"first {unfit[0].example_id!r}: options and the words around them are never cut; give {least} at least"
+                f"{len(unfit)} questions do not fit {self._config.max_seq_len} tokens - at `$.max_seq_len`; the first, "
+                f"{unfit[0].example_id!r}: options and the words around them are never cut; give {least} at least"
             )
         cut = [one.num_truncated for one in prepared if one.num_truncated]
         if cut:

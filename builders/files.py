@@ -140,7 +140,8 @@ def _decode_object(line: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("JSON nested too deeply; expected one JSON object a line") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{text:.40} is no JSON object; expected one JSON object a line")
+        how = ", as pandas writes with to_json(orient='records', lines=True)" if isinstance(data, list) else ""
+        raise ValueError(f"{text:.40} is no JSON object; expected one JSON object a line{how}")
     if "\\u" in text:
         check_characters(data)
     return data

@@ -46,7 +46,8 @@ _ANSWER_WORDS = (
 )
 _BETWEEN = (
     r"(?:[\s\"'”’*_`)\]}~#:=>–—→⇒-]|</?\w{1,20}>|是|为|為|は|은|는"
-    r"|(?<![A-Za-z])(?i:is|must be|ist|es|est|è|é)(?![A-Za-z])){0,40}?"
+    r"|(?<![A-Za-z])(?i:is|(?:must|should|would) be|(?:appears|seems) to be|(?:most )?likely|probably|clearly|therefore"
+    r"|ist|es|est|è|é)(?![A-Za-z])){0,40}?"
 )
 """What stands between a word for the answer and its letter: signs of emphasis and quotes, a verb, a colon or a dash."""
 _ALONE = r"([A-Za-z])(?![A-Za-z0-9])(?![-'’./*]\w|[+#])"
@@ -62,7 +63,53 @@ _ANOTHER = re.compile(
     rf"{_OPENING}([A-Z]|[a-z](?=\W*$|\W*[,/.)]|\s+(?:or|and)\b))\b"
 )
 _SETS_OFF = re.compile(r"[.:),;!]+[^\w\s]*_*(?:\s|$)|\s*\n|\s+(?:[-–—:(]|is\b|because\b|since\b)|</")
-_DENIED = re.compile(r"\W*(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|(?:is|was)n['’]t)\b")
+_DENIED = re.compile(
+    r"\W*(?:(?:is|was|seems|looks)\s+(?:(?:also|clearly|obviously|just|simply)\s+)?"
+    r"(?:not|wrong|incorrect|false|impossible|unlikely|invalid|excluded|eliminated|less|too|out)\b"
+    r"|(?:is|was|does|did|can|ca|could|would|wo)n['’]t\b|(?:cannot|fails?|(?:does|did|can|could|would)\s+not)\b"
+    r"|değil|नहीं|[은는이가]?\s*아니|[じで]は?ゃ?な[いく]|不正确|不对|不對|不是|错|錯)"
+)
+"""What denies the letter before it, or the text of its option."""
+_VERDICT = re.compile(
+    r"\W*(?:[✗✘❌×]|(?i:wrong|incorrect|false)\b|(?i:no|out)\b(?=\s*(?:[.,;!]|$))|(?i:not)\s+(?i:correct|right|possible|it)\b)"
+)
+"""What denies it without a verb."""
+_NO_CHOICE = re.compile(
+    r"(?i:\W*(?:(?:none|both|neither) of|all of (?:the above|these|them|the options)"
+    r"|(?:unknown|unclear|unsure|not sure|no)\W*(?:$|[.!\n]))"
+    r"|[^\w,–—-]*(?:i (?:do not|don['’]t|cannot|can['’]t|am not)|i['’]m (?:not|unsure))\b)"
+)
+"""What stands after a letter that is no choice."""
+_PAIR = re.compile(r"(?<![A-Za-z0-9])([A-Z])\s*(?:[:=]|\(\s*\d|\d)")
+"""A letter with a value of its own."""
+_UNSAID = re.compile(
+    r"(?i:\b(?:not|never|neither|nor|avoid|reject|discard|dismiss|exclude|(?:rul|eliminat|exclud|discard|reject|dismiss)\w*"
+    r"|opposite|instead of|rather than|except|other than|consider\w*|look\w*|check\w*|examin\w*|compar\w*|start\w*"
+    r"|begin\w*|review\w*|evaluat\w*|analy[sz]\w*|let['’]?s|let me|tempt\w*|distract\w*|trap|initially|first thought"
+    r"|first guess|first instinct|people|students?|others|someone|they|you (?:might|may|could)|one (?:might|may|could)"
+    r"|for example|for instance|e\.g)\b|n['’]t\b|\b(?:all|any\w*|every\w*|none|nothing|no)\b.*\bbut\s*$"
+    r"|\b(?:wrong|incorrect|false|worst|worse|least\s+\w+|less\s+\w+|second(?:[ -]best)?|other|another|alternative"
+    r"|example|sample|previous|last|earlier|former|unlikely|bad|poor|invalid|falsche\w*|mauvaise)(?:\s+\w+){0,2}\W*$"
+    r"|(?:неправильн|неверн)\w+\s*$|(?:错误的?|錯誤的?|誤った|不|非)\s*$)"
+)
+"""What says, in a clause, that the option or answer named at its end is not the writer's own."""
+_CLAUSE = re.compile(r"[.!?;:\n]\s|\n|,\s|\b(?i:so|but|therefore|thus|hence|because|since)\b(?=\s+\S)")
+_SENTENCE_END = re.compile(r"(?<![eE]\.g)[.!?\n](?=\W|$)")
+_MAX_SENTENCE = 1000
+"""Characters before a letter that are looked at."""
+_ASKS = re.compile(r"\W*(?i:why|is|are|was|were|what|which|how|do|does|did|would|should|could|can)\b")
+_SUPPOSES = re.compile(r"\b(?i:if|unless|suppose|initially|at first|for example|for instance|e\.g)\b")
+_LINK = re.compile(
+    r"[:=>–—→⇒是为為は은는]|\s-+\s|(?<![A-Za-z])(?i:is|be|likely|probably|clearly|ist|es|est|è|é)(?![A-Za-z])"
+)
+"""What ties a letter to the word for the answer before it."""
+_SETTLED = re.compile(
+    r"(?:\W*$|\s*है|[^\w\s]*[.,!;\n]|[^\w\s]*\s*\n|\s*(?i:because|since|as|for)\b"
+    r"|\W*\s(?i:is|was|seems?|looks|appears|fits|must be|should be|would be)\s+"
+    r"(?i:(?:to be|\w+ly|also|the|a|most|my|our)\s+)*"
+    r"(?i:right|correct|best|true|good|better|answer|choice|suitable|appropriate|likely|accurate|one)\b)"
+)
+"""What follows an option that is named and chosen in one."""
 _MARKED = re.compile(r"[.:),!]+[*_`]*(?:\s|$)|\s+[-–—:=]\s")
 _CORRECTED = re.compile(
     r"(?:\b(?i:actually|wait|sorry|or rather|instead|correction|hmm|oops|I mean|on second thought)\b"
@@ -70,7 +117,7 @@ _CORRECTED = re.compile(
     r"|(?:^\W*|[.!?]\s+)(?i:wrong|incorrect|scratch that)\b)\W+"
     r"(?i:(?:it|that|this)(?:\s+is|['’]s)\s+|I\s+(?:think|choose|pick|mean)\s+"
     r"|(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice|letter)\b(?:\s+is\b)?\s*:?\s*)*"
-    rf"{_OPENING}([A-Z]|[a-z](?=\W*$))\b(?=\W*$|[\"'”’*_`)\]}}]*[.,;:!?\n]|\s+(?i:is|was)\s+(?i:right|correct|better|best)\b)"
+    rf"{_OPENING}([A-Z]|[a-z](?=\W*$))\b(?=\W*$|[\"'”’*_`)\]}}]*[.,;:!?)\n]|\s+(?i:is|was)\s+(?i:right|correct|better|best)\b)"
 )
 _HEDGED = re.compile(
     r"\b(?i:but|however|although|though|yet|whereas|while|instead|rather|or|and|also|alternatively|maybe|perhaps"
@@ -100,7 +147,11 @@ _OF_OTHERS = re.compile(
 _TAKEN_BACK = re.compile(
     r"\W*(?i:wrong|incorrect|false|nope|never mind|scratch that|not (?:right|correct|quite|it|this))\W*(?:$|[.!;\n])"
 )
-_ANSWER_KEYS = re.compile(rf"(?i:(?<![a-z])(?:{_ANSWER_WORDS}|option|choice|letter|prediction)(?![a-z]))")
+_ANSWER_KEYS = re.compile(
+    rf"(?i:(?:(?:the|my|your|final|correct|right|best|model|predicted|selected|chosen|most|likely)[\W_]*)*"
+    rf"(?:{_ANSWER_WORDS}|option|choice|letter|prediction|response|correct)(?:[\W_]*(?:letter|key|choice|option|id|label|text))*)"
+)
+"""A name in JSON for the answer that is given: `wrong_answer` and `options` are none."""
 _ANOTHER_QUESTION = re.compile(r"\n\W*(?i:question|q)\s*\d*\W*[:：]")
 
 
@@ -173,9 +224,34 @@ def _statements(text: str, number: int, options: Mapping[str, str]) -> list["re.
         for match in _STATED[number].finditer(text)
         if match[1].upper() in options
         and not _DENIED.match(text, match.end())
+        and (number == 2 or _is_own(text, match, options))
         # "the answer is A cat": an article; after "option", it is none
         and ((match[1] in options and (number or match[1] != "A")) or _follows_letter(text, match, options))
     ]
+
+
+def _is_own(text: str, match: "re.Match[str]", options: Mapping[str, str]) -> bool:
+    """Whether the writer says that a letter is the answer: not whether it may be, what others say, or what it is not.
+
+    "Option B" alone is the topic of any sentence, so that what follows has to choose it.
+    """
+    first = max(0, match.start() - _MAX_SENTENCE)
+    before = text[first : match.start()]
+    start = max((end.end() for end in _SENTENCE_END.finditer(before)), default=0)
+    end = _SENTENCE_END.search(text, match.end())
+    sentence = before[start:]
+    if (end is not None and end[0] == "?" and _ASKS.match(before[start:] or text[match.start() :])) or _SUPPOSES.search(
+        sentence
+    ):
+        return False
+    clause = max((one.end() for one in _CLAUSE.finditer(before)), default=0)
+    if _UNSAID.search(before[max(clause, start) :]) or re.search(r"(?i:\b(?:all|any\w*|every\w*)\s+but\s+$)", before):
+        return False
+    is_linked = _LINK.search(text, match.start(), match.start(1)) is not None
+    rest, letter = _after(text, match), match[1].upper()
+    own = re.match(rf"\W*{re.escape(options[letter])}(?!\w)\W?", rest, re.IGNORECASE)
+    is_settled = _SETTLED.match(rest[own.end() :] if own else rest) is not None
+    return is_linked or is_settled or _text_of_another(letter, rest, options) is not None
 
 
 def _after(text: str, match: "re.Match[str]") -> str:
@@ -193,11 +269,28 @@ def _doubt(letter: str, rest: str, listed: str | None, options: Mapping[str, str
     other = _text_of_another(letter, rest, options)
     if other is not None:
         return f"the letter {letter}, but the text of {other}"
-    other = _weighed(letter, rest, options)
+    other = _weighed(letter, rest, options) or _paired(letter, rest, options)
     if other is not None:
         return f"several letters: {letter}, {other}, ..."
+    if _NO_CHOICE.match(rest) and not _begins(rest, options[letter]):
+        return f"the letter {letter}, but no choice"
+    own = re.match(rf"\W*{re.escape(options[letter])}(?!\w)", rest, re.IGNORECASE) if options[letter].strip() else None
+    is_denied = own is not None and (_DENIED.match(rest, own.end()) or _VERDICT.match(rest, own.end())) is not None
     is_weighed = _ASSERTED.match(rest) is not None and _CONTRAST.search(rest) is not None
-    return f"the letter {letter}, taken back" if is_weighed or _TAKEN_BACK.match(rest) else None
+    return f"the letter {letter}, taken back" if is_weighed or is_denied or _TAKEN_BACK.match(rest) else None
+
+
+def _paired(letter: str, rest: str, options: Mapping[str, str]) -> str | None:
+    """Another letter of the same line that has a value of its own ("A: 10 %, B: 80 %"), or for an A that stands for
+    "answer" ("A: It is Jupiter") one that is named or whose text is given."""
+    line = rest.strip().split("\n", 1)[0]
+    pairs = (match[1] for match in _PAIR.finditer(line))
+    others = options.keys() - {letter}
+    if letter == "A" and re.match(r"\W*:", rest) and not (_begins(rest, options["A"]) or _is_cut(line, options["A"])):
+        named = re.findall(r"(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9'’+#-])", line)
+        texts = (one for one in sorted(others) if options[one].strip() and _plain(options[one]) in _plain(line))
+        return next((one for one in [*named, *texts] if one in others), None)
+    return next((one for one in pairs if one in others), None)
 
 
 def _weighed(letter: str, rest: str, options: Mapping[str, str]) -> str | None:
@@ -239,6 +332,8 @@ def _in_json(text: str, options: Mapping[str, str]) -> Named | None:
     if not isinstance(data, dict):
         return None
     values = _answers_in(data)
+    if any(value is False for value in data.values()):
+        return Named(None, 0, "JSON with an answer that it calls false")
     named = {value: _name(value, options) for value in values}
     letters = {one.letter for one in named.values()}
     if len(letters) != 1 or None in letters:
@@ -257,7 +352,7 @@ def _answers_in(data: dict[str, Any]) -> list[str]:
     """The texts under names for an answer; of a nested object those in it."""
     found: list[str] = []
     for name, value in data.items():
-        if not _ANSWER_KEYS.search(name):
+        if not _ANSWER_KEYS.fullmatch(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)):
             continue
         for one in value if isinstance(value, list) else [value]:
             found += _answers_in(one) if isinstance(one, dict) else [one] if isinstance(one, str) else []

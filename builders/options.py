@@ -48,6 +48,14 @@ def options_of(cells: Cells, *, max_columns: int = 26) -> Options:
         while texts and texts[-1] in (None, ""):
             texts.pop()
         return Options([(None, text) for text in texts])
+    options = _from_choices(cells, max_columns)
+    if not names and cells.first("choices")[1] is not None:
+        _check_columns(cells, options)
+    return options
+
+
+def _from_choices(cells: Cells, max_columns: int) -> Options:
+    """The options of one column, or of several that are lettered or numbered."""
     name, given = cells.first("choices")
     value = cells.structure(name, given)
     if isinstance(value, str) and not value.strip().isdecimal():
@@ -107,6 +115,18 @@ def _from_columns(cells: Cells, max_columns: int) -> Options:
         if not _is_empty(cells, name)
     ]
     return Options(pairs, start if is_numbered else None)
+
+
+def _check_columns(cells: Cells, options: Options) -> None:
+    """Refuse columns A, B, ... that hold other options than the list beside them: a letter may mean either."""
+    names = list(_LETTERS[: len(options.pairs)])
+    beside = [cells.data.get(name) for name in names]
+    if options.pairs and None not in beside and [*map(str, beside)] != [str(text) for _, text in options.pairs]:
+        listed = cells.first("choices")[0]
+        raise SourceError(
+            f"columns {' '.join(names)} hold other options than {listed!r}; expected one set of options; name it by "
+            "--choices-columns"
+        )
 
 
 def _is_empty(cells: Cells, name: str) -> bool:

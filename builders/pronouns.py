@@ -3,6 +3,8 @@
     Where was he born?                              dangling: "he"
     When Marie Curie left Warsaw, where did she go?  "she" is Marie Curie
     Which city lost its walls in 1809?               "its" is the city
+    What did Napoleon do with it?                    dangling: a subject is never the object of its own verb
+    What grows there?                                dangling: "there"
 
 Without a parser this is a rule of thumb, and a strict one: a question that it cannot clear counts as dangling.
 """
@@ -25,6 +27,8 @@ _PLACES_AND_TIMES = frozenset(("in", "at", "to", "from", "near", "during", "on",
 _BEFORE_ASKED = _PLACES_AND_TIMES | {"for", "of", "with", "by", "about", "under", "after", "before"}
 _POSSESSIVES = frozenset(("its", "their", "theirs", "his", "her", "hers"))
 _CONJUNCTIONS = frozenset(("after", "before", "when", "because", "while", "as", "if", "until", "since", "although"))
+_OBJECTS = frozenset(("it", "him", "them"))
+_CLAUSE_OPENERS = _CONJUNCTIONS | {"and", "or", "but", "that", "which", "who", "whom", "where", "how", "why", "what"}
 _MEASURES = frozenset(
     (
         *("year", "month", "day", "date", "decade", "century", "time", "age", "number", "name", "title"),
@@ -52,7 +56,23 @@ def dangling_pronoun(question: str) -> str | None:
         word = token if place else token.lower()  # a capital inside a question is part of a name
         if word in _NEVER_CLEAR or (word in _PERSONS | _OTHERS and not _is_named(tokens, place)):
             return word
+        if _points_back(tokens, place, word):
+            return word
     return None
+
+
+def _points_back(tokens: list[str], place: int, word: str) -> bool:
+    """Whether a word that is no pronoun of a person or thing points at a text before the question."""
+    before, after = tokens[place - 1].lower() if place else "", tokens[place + 1 :]
+    is_last = not after
+    if word == "that":  # "after that"; not "the ship that sank"
+        return is_last or before in _BEFORE_ASKED
+    if word == "there":  # "what grows there"; not "how many are there"
+        return is_last and before not in _AUXILIARIES
+    name, _, owned = word.replace("’", "'").partition("'")
+    if before != "the" or name not in ("latter", "former"):  # not "the former king"
+        return False
+    return name == "latter" or bool(owned) or is_last or after[0] in _AUXILIARIES
 
 
 def _is_named(tokens: list[str], place: int) -> bool:
@@ -60,7 +80,13 @@ def _is_named(tokens: list[str], place: int) -> bool:
     before, pronoun = tokens[:place], tokens[place].lower()
     if before and before[-1].lower() in _AUXILIARIES:  # the subject: what is asked for cannot be meant
         before = before[: max((i for i, mark in enumerate(before) if mark in ",;:"), default=0)]
+    elif pronoun in _OBJECTS and before and not _opens_clause(before[-1]):  # nothing of its own clause can be meant
+        before = before[: max((i for i, word in enumerate(before) if i and _opens_clause(word)), default=0)]
     return any(_is_name(before, i, pronoun) or _is_phrase(before, i, pronoun) for i in range(len(before)))
+
+
+def _opens_clause(word: str) -> bool:
+    return word in ",;:" or word.lower() in _CLAUSE_OPENERS
 
 
 def _is_name(tokens: list[str], place: int, pronoun: str) -> bool:

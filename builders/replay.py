@@ -12,6 +12,7 @@ from tracekit.cli import run_builder
 if __name__ == "__main__":  # flags are read before torch is imported: what follows imports it
     run_builder("builders.replay", ReplayConfig)
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from builders.answering import AnsweringTask, Asked
 from builders.answers import AnswerExample, parse_row
 from builders.sources import HubSource, read_examples
+from tracekit.config import template_kwargs
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.answers import end_of_thinking, parse_answer, prompt_of_ids
@@ -79,6 +81,13 @@ class ReplayTask(AnsweringTask[AnswerExample]):
         """
         one, ids = asked.example, asked.example.prompt_token_ids
         given = None if ids is None else prompt_of_ids(self._tokenizer, self._known(one, ids, "prompt_token_ids"))
+        told = template_kwargs(self._config.prompt)
+        if other := {name: value for name, value in one.template_kwargs.items() if told.get(name) != value}:
+            flags = " ".join(f"{name}={json.dumps(value)}" for name, value in other.items())
+            raise SourceError(
+                f"row {one.index} ({one.example_id}): its request has chat_template_kwargs {other}; pass "
+                f"--template-kwargs {flags}, or give 'prompt_token_ids'"
+            )
         if one.messages:
             prompt = prompter.chat([{"role": m.role, "content": m.content} for m in one.messages])
         elif one.question is not None:
@@ -87,7 +96,7 @@ class ReplayTask(AnsweringTask[AnswerExample]):
             prompt = prompter.plain(one.prompt)
         else:
             assert given is not None, "the row was checked"
-            return given
+            return given if one.prompt_spans is None else given._replace(spans=one.prompt_spans)
         if given is None or given.token_ids == prompt.token_ids:
             return prompt
         if self._without_bos(given.text) != self._without_bos(prompt.text):
@@ -155,7 +164,7 @@ class ReplayTask(AnsweringTask[AnswerExample]):
                     "it, so it would be filed as reasoning; give 'reasoning_content' or 'token_ids', or close the "
                     "reasoning in the prompt (--template-kwargs enable_thinking=false)"
                 )
-            return answer
+            return answer if is_as_written or self._turn is None else self._turn.with_lead(prompt, answer)
         whole = None if self._turn is None else self._turn.with_reasoning(prompt, one.reasoning, answer, is_cut=is_cut)
         if whole is None or whole[end_of_thinking(prompt, whole) :].strip() != answer.strip():
             raise SourceError(
@@ -178,8 +187,10 @@ class ReplayTask(AnsweringTask[AnswerExample]):
     def _check_ids(self, one: AnswerExample, ids: list[int]) -> None:
         """Refuse ids that begin with the prompt, as `generate` of transformers returns them, and those that do not say
         what the text beside them says: all that was written, or the answer alone."""
-        prompt, bos = self._prompts[one.index], self._tokenizer.bos_token_id
-        if bos is not None and ids[:1] == [bos] and ids[: len(prompt.token_ids)] == prompt.token_ids:
+        prompt = self._prompts[one.index]
+        special = {token for token, form in self._tokenizer.added_tokens_decoder.items() if form.special}
+        begins = ids[: len(prompt.token_ids)] == prompt.token_ids
+        if begins and not special.isdisjoint(prompt.token_ids):  # a text of words alone may be said again
             raise SourceError(
                 f"row {one.index} ({one.example_id}): 'token_ids' begin with the prompt; give those of the answer "
                 "alone, or 'prompt_length' beside them"

@@ -47,7 +47,7 @@ from tracekit.model.prompts import is_surely_longer
 from tracekit.records import Record, WikiQARecord
 from tracekit.run.command import stage_asked
 from tracekit.run.plan import Example
-from tracekit.talk import say
+from tracekit.talk import out, say
 
 __all__ = ["BUILDER", "STAGES", "WikiExample", "WikiQABuilder", "WikiQAConfig", "questions"]
 
@@ -219,21 +219,21 @@ def _dry_run(config: WikiQAConfig, about: QuestionSet, layout: Layout) -> int:
         "requests": f"{2 * num_asked} at least (a question, then its answer)",
         "file": f"{layout.questions} (nothing was written)",
     }
-    print("\n".join(f"{name:15s} {value}" for name, value in rows.items()))
+    out("\n".join(f"{name:15s} {value}" for name, value in rows.items()))
     return 0
 
 
 def _print_questions(layout: Layout, about: QuestionSet) -> None:
-    print(f"questions       {about.num_kept} of {about.num_asked} sections, in {layout.questions}")
+    out(f"questions       {about.num_kept} of {about.num_asked} sections, in {layout.questions}")
     if about.num_without_section:
-        print(f"  no section    {about.num_without_section} of {about.num_articles} articles have none of that length")
+        out(f"  no section    {about.num_without_section} of {about.num_articles} articles have none of that length")
     wanted = about.settings["num_questions"]
     if wanted is not None and about.num_kept < wanted:
-        print(f"  fewer         {wanted} were wanted; more articles (--limit) or --sections-per-article give more")
+        out(f"  fewer         {wanted} were wanted; more articles (--limit) or --sections-per-article give more")
     for one in about.rejected:
-        print(f"  rejected      {one.count} {one.reason}")
+        out(f"  rejected      {one.count} {one.reason}")
     for one in about.by_difficulty:
-        print(f"  difficulty    {one.reason}: {one.count}")
+        out(f"  difficulty    {one.reason}: {one.count}")
 
 
 # answers
@@ -243,6 +243,10 @@ class WikiQABuilder:
     """Questions in, answered and traced samples out."""
 
     name = "wiki_qa"
+
+    def can_estimate(self, config: WikiQAConfig) -> bool:
+        """Whether a dry run can measure the answers: not before the stage `questions`, which the same command runs."""
+        return "questions" not in config.stages or read_questions(_layout(config)) is not None
 
     def examples(self, config: WikiQAConfig) -> tuple[Sequence[WikiExample], SourceInfo]:
         """The questions that the stage before wrote.
@@ -255,7 +259,7 @@ class WikiQABuilder:
         if read_questions(layout) is None:
             raise SourceError(
                 f"{layout.questions} is not there; write the questions first: python -m builders.wiki_qa --stages "
-                f"questions --out {layout.root}"
+                f"questions --out {layout.root} (and the flags of the source and of the question model)"
             )
         found = read_examples(config.settled().source, default=SOURCE, sample=SAMPLE, parse=_parse_question)
         return found.examples, found.info

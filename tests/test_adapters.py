@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 
 from tests.tiny_checkpoint import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_tokenizer
 from tracekit.config import ModelConfig
-from tracekit.errors import ModelError
+from tracekit.errors import ConfigError, ModelError
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.traced import TracedModel
+from tracekit.model.weights import find_group
 
 IDS = [3, 5, 20, 7, 9, 6, 30, 41]
 PROJECTIONS = ["q_proj", "v_proj"]
@@ -238,15 +239,80 @@ def test_an_adapter_that_was_trained_and_changes_nothing_is_refused(folder: Path
 
 
 @pytest.mark.parametrize("kind", ["lora", "adalora", "ia3", "loha", "oft", "vera"])
-def test_an_adapter_as_peft_begins_it_is_let_pass(kind: str, folder: Path, tmp_path: Path):
+def test_an_adapter_as_peft_begins_it_is_let_pass_and_said_to_change_nothing(
+    kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     get_peft_model(AutoModelForCausalLM.from_pretrained(folder), INSIDE[kind]()).save_pretrained(tmp_path / "fresh")
     loaded(folder, tmp_path / "fresh")
+    assert "changes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "lora of embeddings and head", "ln tuning"])
+def test_values_that_are_not_finite_are_named_by_their_key(kind: str, value: float, folder: Path, tmp_path: Path):
+    adapter = saved(folder, tmp_path / "adapter", INSIDE[kind])
+    path = adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    last = [*weights][-1]
+    weights[last].view(-1)[-1] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"1 of its \d+ weights .* not finite \({last}\)"):
+        loaded(folder, adapter)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.0.self_attn.q_proj.base_layer.weight",
+        "model.layers.1.mlp.up_proj.weight",
+        "model.norm.weight",
+    ],
+)
+@pytest.mark.parametrize("kind", [name for name in INSIDE if name not in OF_TABLES])
+def test_an_adapter_that_would_replace_weights_of_the_base_is_refused(
+    kind: str, path: str, folder: Path, tmp_path: Path
+):
+    adapter = saved(folder, tmp_path / "adapter", INSIDE[kind])
+    own = AutoModelForCausalLM.from_pretrained(folder).state_dict()[path.replace(".base_layer", "")]
+    file = adapter / "adapter_model.safetensors"
+    save_file(load_file(file) | {f"base_model.model.{path}": own + 0.1}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 keys that the model has no place for"):
+        loaded(folder, adapter)
+
+
+@pytest.mark.parametrize(("trained", "is_said"), [("org/Tiny", False), ("org/other", True), (None, False)])
+def test_an_adapter_of_a_base_with_another_name_is_said_to_be_that(
+    trained: str | None, is_said: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    adapter = saved(folder, tmp_path / "adapter", INSIDE["lora"])
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": trained}))
+    loaded(folder, adapter)
+    assert (f"was trained on {trained!r}" in capsys.readouterr().err) == is_said
+
+
+@pytest.mark.parametrize("group", ["attn", "embed", "mlp"])
+@pytest.mark.parametrize("kind", [name for name in INSIDE if name != "ln tuning"])
+def test_weights_with_any_adapter_beside_them_are_not_damaged(kind: str, group: str, folder: Path, tmp_path: Path):
+    traced = loaded(folder, saved(folder, tmp_path / "adapter", INSIDE[kind]))
+    with pytest.raises(ConfigError, match=r"has an adapter beside its weights, .*--merge-adapter"):
+        find_group(traced.model, traced.anatomy, group)
+
+
+def test_weights_beside_tuned_norms_are_all_there_is_and_are_damaged(folder: Path, tmp_path: Path):
+    traced = loaded(folder, saved(folder, tmp_path / "adapter", INSIDE["ln tuning"]))
+    assert find_group(traced.model, traced.anatomy, "attn").num_weights == 6144
 
 
 # ---------------------------------------------------------------- what an adapter brings beside its weights
 
 
-def test_the_tokenizer_and_chat_template_of_an_adapter_are_used(folder: Path, tmp_path: Path):
+def test_the_tokenizer_and_chat_template_of_an_adapter_are_used(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     adapter = saved(folder, tmp_path / "adapter", INSIDE["lora"])
     own = AutoTokenizer.from_pretrained(folder)
     config = ModelConfig(model=str(folder), adapter=str(adapter))
@@ -257,8 +323,12 @@ def test_the_tokenizer_and_chat_template_of_an_adapter_are_used(folder: Path, tm
     own.add_tokens(["<new>"])
     own.save_pretrained(adapter)
     found = load_tokenizer(config)
+    assert not capsys.readouterr().err
     assert found.chat_template == own.chat_template
     assert found.convert_tokens_to_ids("<new>") == len(own) - 1
+    (adapter / "tokenizer_config.json").unlink()
+    assert load_tokenizer(config).convert_tokens_to_ids("<new>") is None
+    assert "tokenizer of adapter" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("is_merged", [False, True])

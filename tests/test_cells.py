@@ -153,7 +153,7 @@ def test_a_column_with_gaps_is_read_as_the_one_without(tmp_path: Path):
         writer(path, **options)
         found = read(trivia_qa.parse_row, trivia_qa.COLUMNS, str(path)).examples
         assert [one.answers for one in found] == [["1969", "x"], ["y"], ["3.5"]], form
-        assert [one.example_id for one in found] == ["17", "1", "18"], form
+        assert [one.example_id for one in found] == ["17", "row-1", "18"], form
 
 
 @pytest.mark.parametrize("missing", [*MISSING, "", [], {}], ids=lambda value: f"{type(value).__name__} {value}")
@@ -167,7 +167,7 @@ def test_what_is_missing_is_missing_in_every_role(missing: Any):
         if (not isinstance(missing, list | dict))
         else trivia_qa.parse_row(Row(7, "here", {"question": "Q?", "answer": "x", "id": missing}))
     )
-    assert (found.answers, found.example_id) == (["x"], "7")
+    assert (found.answers, found.example_id) == (["x"], "row-7")
     row = {"question": "Q?", "choices": TEXTS, "answer": missing}
     assert mcq_questions.parse_row(Row(0, "here", row)).label_idx is None
     assert csqa_questions.parse_row(Row(0, "here", row)).label_idx is None
@@ -183,9 +183,41 @@ def test_what_is_missing_is_missing_in_every_role(missing: Any):
 def test_a_missing_value_of_pandas_is_missing_in_csv_and_a_text_in_json(tmp_path: Path, word: str):
     row = {"question": "Q?", "answer": word, "aliases": "x", "id": word}
     found = read_one(trivia_qa, tmp_path, "csv", row)
-    assert (found.answers, found.example_id) == (["x"], "0")
+    assert (found.answers, found.example_id) == (["x"], "row-0")
     found = read_one(trivia_qa, tmp_path, "jsonl", row)
     assert (found.answers, found.example_id) == ([word, "x"], word)
+
+
+def test_two_sets_of_options_that_differ_are_refused():
+    row = {"question": "Q?", "choices": TEXTS, "answer": "A"}
+    letters = dict(zip("ABCD", TEXTS, strict=True))
+    for parse in (mcq_questions.parse_row, csqa_questions.parse_row):
+        assert parse(Row(0, "here", row | letters)).label_idx == 0
+        assert parse(Row(0, "here", letters | {"question": "Q?", "answer": "B"})).label_idx == 1
+        with pytest.raises(SourceError, match=r"columns A B C D hold other options than 'choices'.*--choices-columns"):
+            parse(Row(0, "here", row | letters | {"C": "other"}))
+        named = Row(0, "here", row | letters | {"C": "other"}, named={"choices": ("choices",)})
+        assert parse(named).label_idx == 0
+
+
+def test_a_row_without_id_does_not_take_the_id_of_another(tmp_path: Path):
+    path = tmp_path / "rows.csv"
+    path.write_text("id,question,answer\n1.0,Why?,x\n,What?,y\n nan ,Who?,z\n")
+    found = read(trivia_qa.parse_row, trivia_qa.COLUMNS, str(path)).examples
+    assert [one.example_id for one in found] == ["1", "row-1", "row-2"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"), [("9007199254740993.0", "9007199254740993"), ("007.0", "007.0"), ("-0.0", "0"), ("-5.0", "-5")]
+)
+def test_a_whole_float_in_a_text_keeps_all_its_digits(tmp_path: Path, cell: str, text: str):
+    assert read_one(trivia_qa, tmp_path, "csv", {"question": "Q?", "answer": cell}).answers == [text]
+
+
+@pytest.mark.parametrize("value", [2.0**53, -(2.0**53), 2.0**53 + 2])
+def test_a_float_whose_last_digit_may_be_lost_is_refused(value: float):
+    with pytest.raises(SourceError, match="is not exact"):
+        trivia_qa.parse_row(Row(0, "here", {"question": "Q?", "answer": value}))
 
 
 @pytest.mark.parametrize("word", ["None", "NA", "null", "N/A", "-", "2.50", "007", "1e5"])

@@ -268,3 +268,36 @@ def test_a_reader_that_leaves_early_is_no_error(words: list[str], finished: Path
     process.stderr.close()
     assert process.wait() == 0, errors
     assert not re.search("Traceback|Broken pipe|Exception|error:", errors), errors
+
+
+_WITHOUT = """
+import runpy, sys
+class Missing:
+    def find_spec(name, path=None, target=None):
+        if name == {package!r}:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+sys.meta_path.insert(0, Missing)
+sys.argv[1:] = {arguments!r}
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "words"),
+    [
+        ("torch", "run", ["verify", "DIR", "--replay", "1"]),
+        ("huggingface_hub", "publish", ["publish", "DIR", "owner/name", "--version", "v1.0.0"]),
+        ("huggingface_hub", "publish", ["show", "hf://datasets/owner/name@v1.0.0"]),
+        ("torch", "run", ["builders.trivia_qa", "--source", "sample"]),
+        ("torch", "run", ["builders.wiki_qa", "--source", "sample"]),
+        ("transformers", "run", ["builders.finetune_csqa", "--model", "x", "--out", "y"]),
+    ],
+)
+def test_a_plain_installation_says_what_to_install(finished: Path, package: str, extra: str, words: list[str]):
+    module, arguments = ("tracekit.cli", words) if "." not in words[0] else (words[0], words[1:])
+    code = _WITHOUT.format(package=package, arguments=arguments, module=module).replace("DIR", str(finished))
+    done = call("-c", code)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"the package {package} is needed" in done.stderr
+    assert f"pip install 'tracekit-llm[{extra}]'" in done.stderr

@@ -17,7 +17,7 @@ from tests.judges_for_tests import FakeClient, install
 from tests.test_finetune_csqa import save_encoder
 from tests.test_wiki_qa import writer
 from tracekit.cli import main, run_builder
-from tracekit.config import RunConfig, SourceConfig, check
+from tracekit.config import PromptConfig, RunConfig, SourceConfig, check
 from tracekit.errors import ConfigError
 from tracekit.flags import settings_of
 from tracekit.format.layout import Layout, config_names
@@ -315,3 +315,12 @@ def split_flags(words: list[str]) -> dict[str, list[str]]:
         else:
             flag.append(word)
     return found
+
+
+def test_a_margin_stands_before_a_run_and_not_inside_its_texts():
+    command = command_line("trivia_qa", TriviaQAConfig(prompt=PromptConfig(system="one\n  two\n\n'three'")))
+    shown = with_out(f"{command}\n{command}", "a folder", margin="    ")
+    assert [line[:10] for line in shown.splitlines()].count("    python") == 2
+    words = shlex.split(shown)
+    assert words.count("one\n  two\n\n'three'") == 2
+    assert words.count("a folder") == 2

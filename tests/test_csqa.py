@@ -244,7 +244,7 @@ def test_the_beginning_of_the_question_is_cut_and_counted(
 
 
 def test_a_limit_that_leaves_no_question_says_which_would(checkpoints: dict[str, Path], tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"max_seq_len 40 - at `\$\.max_seq_len`; 5 questions do not fit") as caught:
+    with pytest.raises(ConfigError, match=r"5 questions do not fit 40 tokens - at `\$\.max_seq_len`") as caught:
         run_csqa(tmp_path / "run", checkpoints["gpt2"], 40)
     least = int(str(caught.value).split("give ")[1].split()[0])
     assert run_csqa(tmp_path / "run", checkpoints["gpt2"], least).manifest is not None
@@ -363,10 +363,10 @@ def test_a_dry_run_writes_nothing(checkpoints: dict[str, Path], tmp_path: Path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_bad_limit_is_refused_with_its_path(capsys: pytest.CaptureFixture[str]):
+def test_a_bad_limit_is_refused_with_its_flag(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         run_builder(CsqaBuilder(), CsqaConfig, ["--model", "demo", "--source", "sample", "--max-seq-len", "0"])
-    assert "at `$.max_seq_len`" in capsys.readouterr().err
+    assert "--max-seq-len 0: " in capsys.readouterr().err
 
 
 def test_the_command_line_is_the_run_again(checkpoints: dict[str, Path], tmp_path: Path):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.datasets_for_tests import make_sample, write_dataset
-from tracekit.card.escaping import Markdown, cell, code, escaped, fence, python
+from tracekit.card.escaping import Markdown, cell, code, escaped, fence, finalize, python
 from tracekit.card.readme import CardSettings, own_section, render_card, settings_of, split_card
 from tracekit.card.script import render_script, script_problem
 from tracekit.format.layout import Layout, config_names
@@ -220,3 +220,10 @@ def test_verify_says_that_a_script_differs(tmp_path: Path):
     layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000")]})
     Layout(tmp_path, "trivia_qa").script.write_text("import os\n")
     assert any(problem.startswith("load_traces.py: differs") for problem in verify(layout.root).problems)
+
+
+def test_a_separator_of_a_template_keeps_its_space(manifest: Manifest):
+    assert "the embeddings are index 0); T tokens" in render_card([forged(manifest, "x")])
+    assert finalize("; ") == "; "
+    assert finalize(" name ").strip() == "name"
+    assert finalize("\n") == ""

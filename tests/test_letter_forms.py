@@ -262,6 +262,143 @@ def test_lists_questions_and_words_name_none(text: str):
     assert name_letter(text, PLANETS).letter is None
 
 
+@pytest.mark.parametrize("other", "ABCD")
+@pytest.mark.parametrize(
+    "text",
+    [
+        # what an option is not, in front of it
+        *(
+            "Exclude option {}.",
+            "We can rule out option {}",
+            "I would eliminate answer {}",
+            "Discard choice {}",
+            "Not option {}",
+        ),
+        *(
+            "Don't choose option {}",
+            "Never option {}",
+            "All but choice {}",
+            "The opposite of answer {}",
+            "Avoid option {}.",
+        ),
+        *("Incorrect answer: {}", "The wrong answer is {}", "The least likely answer is {}", "The worst choice is {}"),
+        *(
+            "The second best answer is {}",
+            "An alternative answer is {}",
+            "A tempting answer is {}",
+            "Previous answer: {}",
+        ),
+        *("Example answer: {}", "E.g. answer: {}", "For example, the answer is {}", "My first guess was option {}"),
+        *(
+            "Falsche Antwort: {}",
+            "Mauvaise réponse : {}",
+            "Неправильный ответ: {}",
+            "错误答案：{}",
+            "誤った解答: {}",
+            "不正解：{}",
+        ),
+        # what others say, or would be so
+        *("Many people think the answer is {}.", "Students usually answer {}", "You might think the answer is {}"),
+        *(
+            "If you meant rings, the answer is {}",
+            "Unless it is hot, the answer is {}",
+            "Initially, the answer seems to be {}",
+        ),
+        *("Why is the answer {}?", "Is option {} right?", "Let's check answer {}.", "Consider option {}"),
+        # what is said after it
+        *("Option {} fails", "Option {} does not work", "Option {} can't be correct", "Option {} is unlikely"),
+        *(
+            "Option {} refers to a planet.",
+            "Answer {} is less likely",
+            "The letter {} stands for a planet",
+            "({}) cannot be",
+        ),
+        *(
+            "{} is impossible",
+            "{} is too hot",
+            "{} doesn't fit",
+            "{}. None of the above",
+            "{}. I don't know",
+            "{}: I am not sure.",
+        ),
+        *(
+            "{}. No",
+            "{}. Unknown",
+            "Cevap {} değil",
+            "정답은 {}가 아니다",
+            "उत्तर {} नहीं है",
+            "答案{}不正确",
+            "正解は{}ではない",
+        ),
+        *('{{"wrong_answer": "{}"}}', '{{"unlikely_answer": "{}"}}', '{{"option": "{}", "is_correct": false}}'),
+        *(
+            '{{"answer_options": "{}"}}',
+            '{{"student_answer": "{}", "feedback": "wrong"}}',
+            '{{"rejectedChoice": "{}"}}',
+        ),
+    ],
+)
+def test_a_letter_that_is_not_the_writers_own_answer_is_none(text: str, other: str):
+    assert name_letter(text.format(other), PLANETS).letter is None
+
+
+@pytest.mark.parametrize("other", "ABCD")
+@pytest.mark.parametrize(
+    "verdict", [" is wrong.", " is incorrect because", " (wrong)", " ✗", " - incorrect", " is not it", " cannot be"]
+)
+@pytest.mark.parametrize("head", ["", "Answer: ", "Option "])
+def test_an_option_whose_text_is_denied_is_none(head: str, verdict: str, other: str):
+    for sign in (". ", ") ", ": "):
+        assert name_letter(f"{head}{other}{sign}{PLANETS[other]}{verdict}", PLANETS).letter is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B (90%), A (10%)",
+        "A: 10%, B: 80%, C: 5%, D: 5%",
+        "A=Mars, B=Jupiter",
+        "A) Mars\n\nWait, no: B) Jupiter",
+        "A: It is Jupiter.",
+        "A: The largest is B",
+        '{"answer": "A", "correct": "B"}',
+        "Eliminate choice A and choice B",
+    ],
+)
+def test_two_letters_of_one_line_or_a_correction_are_none(text: str):
+    assert name_letter(text, PLANETS).letter is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer should be C",
+        "The answer is probably C",
+        "The answer is most likely (C).",
+        "The correct answer would be: C",
+        "The answer is therefore C",
+        "Option A is wrong, so option C is correct.",
+        "It is not A, the answer is C",
+        "People like Mars. The answer is C.",
+        "A is large, but the answer is C",
+        "I choose option C (Venus).",
+        "Option C, because it has no moon",
+        "Option C is the most suitable",
+        "C. Venus, not Mars",
+        "C. Venus, no doubt",
+        "The answer is C, I don't know why",
+        "C - I'm not joking",
+        "There is no doubt that the answer is C.",
+        "If A were right, it would be red. Hence the answer is C.",
+        "Considering all options, the answer is C.",
+        '{"rejected_choice": "A", "choice": "C"}',
+        '{"finalAnswer": "C"}',
+    ],
+)
+def test_answers_beside_what_is_denied_are_read(text: str):
+    assert read(text) == "C"
+
+
 @pytest.mark.attack
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(

@@ -190,6 +190,7 @@ def test_an_empty_output_names_no_letter(text: str):
         ("The answer is A or B", "A, B, ..."),
         ("Answer: B, C", "B, C, ..."),
         ("Option A is good. Option B is better.", "A, B"),
+        ("The answer is **A**. Hmm, no, the answer should be B or so, no, B", "A, B"),
     ],
 )
 def test_an_output_of_several_letters_names_none_and_says_so(text: str, names: str):
@@ -319,7 +320,6 @@ def test_a_list_of_options_that_is_cut_names_none(text: str, names: str):
         ("A. Actually B is right", "A, B"),
         ("A.\n\nThe correct answer is B.", "A, B"),
         ("The answer is A. Actually B.", "A, B"),
-        ("The answer is **A**. Hmm, no, the answer should be B or so, no, B", "A, B"),
         ("Option A. On second thought: (B).", "A, B"),
     ],
 )

@@ -71,7 +71,7 @@ def test_every_form_gives_the_same_question(data: dict[str, Any]):
         (MMLU, "7", "astronomy"),
         (ARC, "Mercury_1", None),
         (MAPPING, "12", None),
-        (LIST | {"id": ""}, "7", None),
+        (LIST | {"id": ""}, "row-7", None),
         (LIST | {"id": 0}, "0", None),
         (LIST | {"subject": " "}, "7", None),
         (LIST | {"subject": " law "}, "7", "law"),

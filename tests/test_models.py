@@ -106,6 +106,10 @@ def test_an_unknown_device_is_refused():
         RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
         MemoryError(),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("unable to mmap 538090408 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+        RuntimeError("std::bad_alloc"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -93,7 +93,7 @@ def begun(finished: Path, tmp_path: Path) -> Layout:
 
 
 def pool(ray: ScriptedRay, slots: list[Slot], layout: Layout) -> Pool:
-    begin = Begin(read_plan(layout), layout.root, "marker", layout.root / "own", True, None)
+    begin = Begin(read_plan(layout), layout.root, "marker", layout.root / "own", True)
     return Pool(ray, slots, None, begin, layout)
 
 

@@ -198,7 +198,7 @@ def begin(model: Path, finished: Path, tmp_path: Path, publish: PublishConfig, *
     plan = msgspec.structs.replace(plan, shards=[], versions={**plan.versions, **versions})
     config = msgspec.structs.replace(trivia_config(model), publish=publish)
     job = NodeJob("1", TriviaQABuilder(), config, [], plan.model)
-    run = Begin(plan, finished, "not-there.partial", tmp_path / "own", None, False)
+    run = Begin(plan, finished, "not-there.partial", tmp_path / "own", False)
     NodeWorker(Rank(0, 1, 0), str(tmp_path / "away")).begin(job, run)
 
 

@@ -53,7 +53,7 @@ def test_an_answer_is_found_under_any_of_its_names(name: str):
 def test_columns_that_are_missing_in_a_row_are_no_answers_and_whole_ids_are_integers():
     found = parse_row(row(id=17.0, question="Why?", prompt=float("nan"), answer="So.", token_ids=float("nan")))
     assert (found.example_id, found.question, found.prompt, found.answer) == ("17", "Why?", None, "So.")
-    assert parse_row(row(id=float("nan"), question="Why?", answer="So.")).example_id == str(row().index)
+    assert parse_row(row(id=float("nan"), question="Why?", answer="So.")).example_id == f"row-{row().index}"
     assert found.text == "Why?\nSo."
 
 

@@ -32,6 +32,10 @@ DROPS = HEAD + "{% set content = m.content.split('</think>')[-1] %}" + TAIL
 """One that drops reasoning, as DeepSeek's: its markers are known by the one that it looks for."""
 CHAT = THINKING + TAIL
 OPENED = CHAT.replace("{{ opened }}", "<think>\n")
+CHANNEL = HEAD + "{% if m.role == 'assistant' %}<|channel|>final<|message|>{% endif %}" + TAIL
+"""One that names a channel before every answer, as gpt-oss's."""
+EMPTY = HEAD + "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}" + TAIL
+"""One that writes an empty reasoning before an answer, as Qwen3's."""
 CLOSED = CHAT.replace("{{ opened }}", "<think>\n\n</think>\n\n")
 ANSWER = " Paris, where else?"
 
@@ -215,6 +219,7 @@ def test_a_record_of_this_projects_own_server_is_read_by_its_ids(stop: str | Non
         "model": {"id": "org/m", "revision": "x"},
         "messages": [{"role": "user", "content": "Where?"}],
         "prompt": PROMPT,
+        "spans": [{"name": "user", "start": 1, "stop": 3}, {"name": "answer", "start": 90, "stop": 99}],
         "prompt_length": len(made.ids(PROMPT)),
         "token_ids": made.ids(PROMPT) + new,
         "generated_token_ids": new,
@@ -228,12 +233,13 @@ def test_a_record_of_this_projects_own_server_is_read_by_its_ids(stop: str | Non
     task = opened(made, record)
     assert (task._prompts[0].token_ids, task._answers[0].token_ids) == (made.ids(PROMPT), new)
     assert task._answers[0].eos_included == (stop is None)
+    assert task._prompts[0].spans == [Span(name="user", start=1, stop=3)]
 
 
 # ---------------------------------------------------------------- reasoning
 
 
-@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
 @pytest.mark.parametrize("place", ["message", "choice", "row", "conversation", "raw prompt"])
 @pytest.mark.parametrize(
     ("template", "generated"),
@@ -246,7 +252,7 @@ def test_a_record_of_this_projects_own_server_is_read_by_its_ids(stop: str | Non
 )
 def test_reasoning_is_put_back_between_the_markers(template: str, generated: str, place: str, name: str, made: Made):
     text, thought = {"content": "Paris"}, {name: "\nIn France.\n"}
-    other = {"reasoning_content", "reasoning"} - {name}
+    other = {"reasoning_content", "reasoning", "thinking"} - {name}
     empty = dict.fromkeys(other)
     ending = {"finish_reason": "stop"}
     row = {
@@ -259,6 +265,61 @@ def test_reasoning_is_put_back_between_the_markers(template: str, generated: str
     if place == "raw prompt":
         row["prompt"] = opened(made, {"messages": USER, "token_ids": [9]}, template=template)._prompts[0].text
     assert answer_ids(made, row, template) == [*made.ids(generated), made.end]
+
+
+def test_a_text_as_the_model_wrote_it_gets_nothing_in_front(made: Made):
+    raw = "<|channel|>analysis<|message|>Hm.<|im_end|><|im_start|>assistant\n<|channel|>final<|message|>Paris"
+    assert answer_ids(made, {"messages": USER, "answer": raw}, CHANNEL) == made.ids(raw)
+
+
+def test_ids_that_begin_with_the_prompt_are_refused_without_a_beginning_of_sequence_too(made: Made):
+    with pytest.raises(SourceError, match="'token_ids' begin with the prompt"):
+        opened(made, {"messages": USER, "token_ids": made.ids(PROMPT + "Paris")})
+    words = {"prompt": "One two", "token_ids": made.ids("One two three")}
+    assert answer_ids(made, words) == made.ids("One two three")
+
+
+@pytest.mark.parametrize(
+    "name", ["tools", "functions", "documents", "system", "system_prompt", "continue_final_message"]
+)
+def test_what_the_request_puts_beside_its_messages_is_not_left_out(name: str, made: Made):
+    body = {"messages": USER, name: ["x"]}
+    reply = {"choices": [{"message": {"content": "Paris"}}]}
+    with pytest.raises(SourceError, match=f"'{name}' stands beside the prompt.*'prompt_token_ids'"):
+        opened(made, {"request": body, "response": reply})
+    ids = {"prompt_token_ids": made.ids(PROMPT)}
+    assert answer_ids(made, {"request": body, "response": reply | ids}) == made.ids("Paris")
+    assert answer_ids(made, {"request": body | {name: None}, "response": reply}) == made.ids("Paris")
+
+
+def test_template_kwargs_of_the_request_have_to_be_those_of_the_run(made: Made):
+    body = {"messages": USER, "chat_template_kwargs": {"enable_thinking": False}}
+    row = {"request": body, "response": {"choices": [{"message": {"content": "Paris"}}]}}
+    with pytest.raises(SourceError, match=r"pass --template-kwargs enable_thinking=false"):
+        opened(made, row)
+    config = ReplayConfig(
+        model=ModelConfig(model=str(made.folder)), prompt=PromptConfig(template_kwargs=("enable_thinking=false",))
+    )
+    task = ReplayBuilder().open(config, made.tokenizer, [parse_row(Row(0, "here", row))])
+    assert task._answers[0].token_ids == made.ids("Paris")
+
+
+@pytest.mark.parametrize("answer", ["Paris", "<|channel|>final<|message|>Paris"])
+def test_what_a_template_writes_before_every_answer_stands_before_it(answer: str, made: Made):
+    row = {"messages": USER, "choices": [{"message": {"content": answer}, "finish_reason": "stop"}]}
+    assert answer_ids(made, row, CHANNEL) == made.ids("<|channel|>final<|message|>Paris<|im_end|>")
+    assert answer_ids(made, {"prompt": PROMPT, "answer": "Paris"}, CHANNEL) == made.ids("Paris")
+
+
+def test_an_empty_reasoning_is_not_made_up(made: Made):
+    row = {"messages": USER, "choices": [{"message": {"content": "Paris"}, "finish_reason": "stop"}]}
+    assert answer_ids(made, row, EMPTY) == made.ids("Paris<|im_end|>")
+
+
+@pytest.mark.parametrize("name", ["prediction", "generated_answer", "model_output"])
+def test_an_answer_beside_a_prediction_is_refused(name: str):
+    with pytest.raises(SourceError, match=f"two answers: 'answer' and '{name}'"):
+        parse_row(Row(0, "here", {"question": "Where?", "answer": "Paris", name: "Rome"}))
 
 
 @pytest.mark.parametrize("empty", [None, "", "absent"])

@@ -498,6 +498,15 @@ def test_several_prompts_are_admitted_together_or_not_at_all(
             "messages[0].content",
             "'image_url' is not supported",
         ),
+        ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0].images", "only text"),
+        ({"messages": [{"role": "assistant", "content": "x", "prefix": True}]}, "messages[0].prefix", "goes on"),
+        ({"messages": [{"role": "assistant", "content": "x", "partial": True}]}, "messages[0].partial", "goes on"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+            "Invalid enum value",
+        ),
+        ({"stream": True, "stream_options": {"pad": 1}}, "stream_options", "unknown field `pad`"),
         ({"stop": [""]}, "stop[0]", "length >= 1"),
         ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "goes with `stream`"),
@@ -613,7 +622,7 @@ def test_a_parameter_that_the_server_does_not_know_is_refused_by_name(name: str,
         assert len(refused.value.message) < 200
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
 def test_reasoning_of_an_earlier_turn_is_refused_by_name(server: LoggingServer, field: str):
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", field: "c"}]
     error = ask(server.url, messages=[*said, {"role": "user", "content": "d"}]).json()["error"]

@@ -265,3 +265,17 @@ def test_control_characters_of_a_text_do_not_reach_the_terminal(tmp_path: Path, 
     assert "a\\x1b[2J\\x00\\x07\\x7f\\x9b31m" in out
     assert main(["show", root, "--key", "a", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["question"] == text
+
+
+@pytest.mark.parametrize(("share", "is_said"), [(0.2, False), (0.5, True)])
+def test_outputs_without_a_letter_are_warned_about(tmp_path: Path, share: float, is_said: bool):
+    layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000", sites=())]})
+    manifest = msgspec.structs.replace(
+        read_struct(layout.manifest, Manifest),
+        run={"generation": {"max_new_tokens": 8}},
+        metrics=[Metric(name="parse_failure_share", value=share)],
+        figures=FigureData(),
+    )
+    lines = warning_lines(manifest)
+    assert len(lines) == is_said
+    assert all("--max-new-tokens (now 8)" in line and "50%" in line for line in lines)

@@ -281,7 +281,11 @@ BAD_LINES = [
     ('{"é🐎": }'.encode(), "bad JSON at column 8: Expecting value; expected one JSON object a line"),
     (b'{"question": "a"', "bad JSON at column 17: Expecting ',' delimiter; expected one JSON object a line"),
     (b'{"question": "a"} {}', "bad JSON at column 19: Extra data; expected one JSON object a line"),
-    (b'["question"]', '["question"] is no JSON object; expected one JSON object a line'),
+    (
+        b'["question"]',
+        '["question"] is no JSON object; expected one JSON object a line, as pandas writes with '
+        "to_json(orient='records', lines=True)",
+    ),
     (b"null", "null is no JSON object; expected one JSON object a line"),
     (b"[" * 200_000, "JSON nested too deeply; expected one JSON object a line"),
     (b'{"question": "caf\xe9"}', "byte 0xe9 at byte column 18; expected UTF-8"),

@@ -269,3 +269,16 @@ def test_the_whole_pipeline_on_smollm2_and_the_sample(tmp_path: Path, capsys: py
         assert len(store) == store.labels().num_rows == about["num_kept"]
     results = json.loads((tmp_path / "run/output/wiki_qa/SmolLM2-135M-Instruct/eval_results.json").read_text())
     assert results["num_samples"] == about["num_kept"]
+
+
+def test_a_dry_run_of_all_stages_says_which_it_cannot_estimate(
+    model: Path, client: FakeClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["--model", str(model), "--device", "cpu", "--source", "sample", "--limit", "2", "--dry-run"]
+    sizes = ["--min-section-tokens", "100", "--max-section-tokens", "4000"]
+    with pytest.raises(SystemExit) as stopped:
+        run_builder(WikiQABuilder(), WikiQAConfig, [*flags, *sizes, "--out", str(tmp_path / "run")], stages=STAGES)
+    said = capsys.readouterr()
+    assert stopped.value.code == 0, said.err
+    assert "not estimated   --stages answers" in said.out
+    assert not (tmp_path / "run").exists()

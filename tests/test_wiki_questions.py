@@ -115,6 +115,14 @@ def test_an_answer_stands_in_the_section(answer: str, section_text: str, stands:
         "What was the name of the ship in which he sailed?",
         "Its capital is which city?",
         "What caused this event?",
+        "What did Napoleon do with it?",
+        "What did NASA call it?",
+        "Who was the first person to climb it?",
+        "How did the company pay them?",
+        "What did Ada Lovelace do after that?",
+        "Which trees grow there?",
+        "What was the latter named after?",
+        "What was the former's population?",
     ],
 )
 def test_a_question_with_a_dangling_pronoun_is_rejected(question: str):
@@ -133,6 +141,12 @@ def test_a_question_with_a_dangling_pronoun_is_rejected(question: str):
         'Who wrote "As I told her"?',
         "Who wrote Their Eyes Were Watching God?",
         "Who was Elizabeth I?",
+        "After the flood destroyed the bridge, who rebuilt it?",
+        "Who built the mill and sold it in 1820?",
+        "Which ship that sank in 1628 was raised in 1961?",
+        "How many locks are there?",
+        "What did Ada Lovelace do that Babbage did not?",
+        "What was the former king's name?",
     ],
 )
 def test_a_pronoun_that_the_question_explains_is_kept(question: str):

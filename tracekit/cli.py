@@ -30,6 +30,11 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 Stage = Callable[[Any], int]
 
 _INTERRUPTED = 130
+_EXTRAS = {
+    "huggingface_hub": "publish",
+    **dict.fromkeys(("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers"), "run"),
+}
+"""Which extra brings a package that a plain `pip install tracekit-llm` does not install."""
 _STOPPED = "stopped; everything finished is kept. Run the same command again to go on"
 
 
@@ -73,6 +78,13 @@ def _exit_code(do: Callable[[], int], origins: Origins, stopped: str) -> int:
         raise
     except (TracekitError, OSError) as error:
         out(f"error: {located(str(error), origins)}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        missing = f"the package {package} is needed for this, and is not installed"
+        out(f"error: {missing}: pip install 'tracekit-llm[{_EXTRAS[package]}]'", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         out(f"\n{stopped}", file=sys.stderr)
@@ -185,9 +197,13 @@ def _execute_stages(
         raise ConfigError(
             f"--stages {' '.join(alone)}: run in one process; {world_size} were started, for answers alone"
         )
-    out = config.output.out or default_folder(builder.name, config)
-    config = msgspec.structs.replace(config, output=msgspec.structs.replace(config.output, out=out))
+    folder = config.output.out or default_folder(builder.name, config)
+    config = msgspec.structs.replace(config, output=msgspec.structs.replace(config.output, out=folder))
+    can_estimate = getattr(builder, "can_estimate", lambda _: True)
     for name in names:
+        if name not in stages and config.output.dry_run and not can_estimate(config):
+            out(f"not estimated   --stages {name}: a model has to write the questions first")
+            continue
         code = stages[name](config) if name in stages else _execute(builder, config, parts)
         if code:
             return code

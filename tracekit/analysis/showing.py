@@ -48,6 +48,12 @@ def warning_lines(manifest: Manifest) -> list[str]:
         limit = f" (now {manifest.run['generation']['max_new_tokens']})" if is_generated else ""
         advice = f"raise --max-new-tokens{limit}" if is_generated else "make them again with a larger limit"
         lines.append(f"warning: {share:.0%} of the answers were cut before they ended; {advice}")
+    if (share := means.get("parse_failure_share", 0.0)) > _LARGE_TRUNCATED_SHARE:
+        limit = manifest.run["generation"]["max_new_tokens"]
+        lines.append(
+            f"warning: in {share:.0%} of the outputs no letter can be read. Look at some (tracekit show --examples 5); "
+            f"where they are cut, raise --max-new-tokens (now {limit})"
+        )
     counts = (manifest.figures.num_right, manifest.figures.num_wrong)
     if sum(counts) > 1 and 0 in counts:
         rule = manifest.run.get("correctness")

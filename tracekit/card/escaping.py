@@ -33,8 +33,10 @@ def escaped(text: str) -> Markdown:
 
 
 def finalize(value: Any) -> Any:
-    """What a template prints of a value."""
-    return escaped(value) if isinstance(value, str) else value
+    """What a template prints of a value. A space at its end is kept: templates print separators such as `"; "`."""
+    if not isinstance(value, str) or isinstance(value, Markdown):
+        return value
+    return escaped(value) + " " * bool(value.strip() and value[-1] == " ")
 
 
 def cell(text: str) -> Markdown:

@@ -25,6 +25,7 @@ from tracekit.model.placement import input_device
 from tracekit.model.references import LOAD_ERRORS, Reference, load_error, resolve
 from tracekit.model.traced import probe_tokens, tolerance_of
 from tracekit.records import ModelInfo
+from tracekit.talk import say
 
 __all__ = ["adapter_file", "adapter_name", "may_add_rows", "with_adapter"]
 
@@ -91,6 +92,8 @@ def _with_adapter(
     if settings.is_prompt_learning:
         raise _works_outside(name)
     stored = _stored(reference)
+    _check_finite(stored, name)
+    _say_other_base(settings, config, name)
     num_rows = _rows(model)
     _resize(model, stored, name)
     wrapped = _wrapped(model, reference, stored, name)
@@ -170,6 +173,23 @@ def _stored(adapter: Reference) -> Mapping[str, Tensor]:
         raise load_error("adapter", adapter.path, error) from error
 
 
+def _check_finite(stored: Mapping[str, Tensor], name: str) -> None:
+    spoilt = [key for key, value in stored.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if spoilt:
+        raise ModelError(
+            f"{name}: {len(spoilt)} of its {len(stored)} weights hold values that are not finite ({spoilt[0]}). The "
+            "training failed, or the file is damaged; give another checkpoint of the adapter"
+        )
+
+
+def _say_other_base(settings: Any, config: ModelConfig, name: str) -> None:
+    """Name the base that an adapter was trained on, where that is called otherwise: shapes alone do not tell."""
+    trained = str(settings.base_model_name_or_path or "").rstrip("/")
+    given = {resolve(one).id.rpartition("/")[2].casefold() for one in (config.model, config.model_path) if one}
+    if trained and trained.rpartition("/")[2].casefold() not in given:
+        say(f"{name} was trained on {trained!r}, and runs beside {config.model_path or config.model!r}")
+
+
 def _wrapped(model: Any, adapter: Reference, stored: Mapping[str, Tensor], name: str) -> Any:
     """The model in peft's wrapper.
 
@@ -195,9 +215,25 @@ def _wrapped(model: Any, adapter: Reference, stored: Mapping[str, Tensor], name:
         raise load_error("adapter", adapter.path, error) from error
     wrapped.eval()
     lost = _without_value(wrapped, missing, {*result.missing_keys})
-    if lost or result.unexpected_keys:
-        raise _unfit(name, lost, sorted(result.unexpected_keys), len(stored))
+    unexpected = [*result.unexpected_keys, *_of_the_base(wrapped, missing)]
+    if lost or unexpected:
+        raise _unfit(name, lost, sorted(unexpected), len(stored))
     return wrapped
+
+
+def _of_the_base(wrapped: Any, missing: set[str]) -> list[str]:
+    """Weights of the base that an adapter's file replaced, and that peft would not save with such an adapter.
+
+    peft saves embedding tables that were resized, biases that were trained, and modules that are named.
+    """
+    from peft import get_peft_model_state_dict
+
+    values = wrapped.state_dict(keep_vars=True)
+    saved = get_peft_model_state_dict(wrapped, values, adapter_name=_ADAPTER, save_embedding_layers=True)
+    own = {id(value) for value in saved.values()}
+    parameters = [name for name, _ in wrapped.named_parameters(remove_duplicate=False)]
+    given = [name for name in parameters if name not in missing and _ADAPTER not in name.split(".")]
+    return [name for name in given if id(values[name]) not in own]
 
 
 def _without_value(wrapped: Any, missing: set[str], told: set[str]) -> list[str]:
@@ -217,7 +253,10 @@ def _without_value(wrapped: Any, missing: set[str], told: set[str]) -> list[str]
 def _unfit(name: str, missing: list[str], unexpected: list[str], num_stored: int) -> ModelError:
     parts = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})"
-        for keys, what in ((unexpected, "keys that the model has no place for"), (missing, "keys missing"))
+        for keys, what in (
+            (unexpected, "keys that the model has no place for in its adapter"),
+            (missing, "keys missing"),
+        )
         if keys
     ]
     return ModelError(
@@ -234,7 +273,7 @@ def _works_outside(name: str) -> ModelError:
 
 
 def _check_effect(wrapped: Any, seen: _Seen, name: str) -> None:
-    """Refuse an adapter that was trained and changes nothing; one still as peft began it is let pass.
+    """Refuse an adapter that was trained and changes nothing; of one still as peft began it that is said.
 
     peft begins an adapter by setting one kind of its weights to zeros (lora_B), or to ones (IA3), everywhere.
     """
@@ -248,6 +287,7 @@ def _check_effect(wrapped: Any, seen: _Seen, name: str) -> None:
     is_fresh = any(all((w == v).all() for w in weights) for weights in kinds.values() for v in (0.0, 1.0))
     if not is_fresh:
         raise ModelError(f"{name} is loaded but changes nothing; is it for another base model?")
+    say(f"{name} changes nothing: its weights are those of an untrained adapter. Every number is the base model's")
 
 
 def _rows(model: Any) -> int:

@@ -43,7 +43,7 @@ def gguf_type(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             number, kinds = _header(file)
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, struct.error, RecursionError) as error:
         raise ModelError(f"model {str(path)!r} cannot be loaded: it is no readable GGUF file ({error})") from error
     sizes = Counter[str]()
     for kind, size in kinds.items():
@@ -69,7 +69,7 @@ def _header(file: BinaryIO) -> tuple[object, Counter[Kind]]:
     number: object = None
     for _ in range(num_fields):
         name = _text(file)
-        value = _value(file, Type(*_values(file, "I")))
+        value = _value(file, Type(_values(file, "I")[0]))
         number = value if name == b"general.file_type" else number
     kinds = Counter[Kind]()
     for _ in range(num_tensors):

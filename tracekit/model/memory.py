@@ -33,6 +33,14 @@ _STOP_ABOVE = 0.95
 _WARN_ABOVE = 0.90
 _GROW_BELOW = 0.40
 _PAUSE_SECONDS = 1.0
+_OUT_OF_MEMORY = (
+    "error: out of memory",  # CUDA and HIP, where a context finds no room, as on a device that others fill
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
+    "DefaultCPUAllocator: not enough memory",
+    "Cannot allocate memory",  # a mapped checkpoint
+    "std::bad_alloc",
+)
+"""What RuntimeErrors say of missing memory, beside what accelerate knows."""
 
 
 def decide(used_share: float) -> Decision:
@@ -46,11 +54,11 @@ def decide(used_share: float) -> Decision:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a batch did not fit, on the host or on a device."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, Exception) and should_reduce_batch_size(error)
-    )
+    if not isinstance(error, RuntimeError):
+        return False
+    return should_reduce_batch_size(error) or any(part in str(error) for part in _OUT_OF_MEMORY)
 
 
 class MemoryReader(NamedTuple):

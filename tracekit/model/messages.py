@@ -24,8 +24,8 @@ __all__ = [
     "text_of",
 ]
 
-REASONING_FIELDS = ("reasoning_content", "reasoning")
-"""Names under which servers give a model's reasoning beside its answer; the first is the older one."""
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Names under which servers give a model's reasoning beside its answer: vLLM's older and newer one, and Ollama's."""
 
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -64,6 +64,16 @@ class MessageForm(msgspec.Struct, frozen=True):
     """A model's reasoning, without its markers."""
     reasoning: str | None = None
     """The same under another name."""
+    thinking: str | None = None
+    """The same under a third name."""
+    images: list[Any] | None = None
+    """Pictures, as Ollama takes them; refused."""
+    audio: Any = None
+    """Sound, which is refused."""
+    prefix: bool | None = None
+    """Whether the answer is to go on with this message, as Mistral and DeepSeek call it; refused."""
+    partial: bool | None = None
+    """The same, as Qwen and Kimi call it."""
     refusal: str | None = None
     """A text in place of the content, of a model that declines."""
 
@@ -83,6 +93,9 @@ def conversation(forms: Sequence[MessageForm]) -> list[Message]:
         if name is not None:
             why = "reasoning of an earlier turn is not supported here; leave it out, as chat templates do"
             raise MessageError(f"{where}.{name}", why)
+        begun = next((name for name in ("prefix", "partial") if getattr(form, name)), None)
+        if begun is not None:
+            raise MessageError(f"{where}.{begun}", "an answer that goes on with a message is not supported here")
         messages.append(Message(role="system" if form.role == "developer" else form.role, content=text))
     return messages
 
@@ -96,6 +109,9 @@ def text_of(form: MessageForm, where: str) -> str:
     name = "tool_calls" if form.tool_calls else "function_call" if form.function_call else None
     if name is not None:
         raise MessageError(f"{where}.{name}", "calls of tools are not supported here")
+    other = "images" if form.images else "audio" if form.audio else None
+    if other is not None:
+        raise MessageError(f"{where}.{other}", "only text is supported here; leave it out")
     if not isinstance(form.content, list):
         return form.content or ""
     for part in form.content:
@@ -111,7 +127,9 @@ def reasoning_of(form: MessageForm, where: str) -> str | None:
     Raises:
         MessageError: there are two that differ.
     """
-    found = {text for text in (form.reasoning_content, form.reasoning) if text}
+    given = {name: getattr(form, name) for name in REASONING_FIELDS if getattr(form, name)}
+    found = set(given.values())
     if len(found) > 1:
-        raise MessageError(f"{where}.reasoning", "differs from `reasoning_content`; leave one of them")
+        first, second, *_ = given
+        raise MessageError(f"{where}.{second}", f"differs from `{first}`; leave one of them")
     return found.pop() if found else None

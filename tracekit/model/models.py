@@ -47,6 +47,7 @@ from tracekit.model.references import LOAD_ERRORS, Reference, load_error, resolv
 from tracekit.model.traced import Head, Loads, TracedModel
 from tracekit.model.vocabulary import note_num_rows, say_missing_rows
 from tracekit.records import ModelInfo
+from tracekit.talk import say
 
 __all__ = [
     "end_token_ids",
@@ -83,6 +84,11 @@ def load_tokenizer(config: ModelConfig) -> Any:
     adapter = None if config.adapter is None else resolve(config.adapter)
     if adapter is not None and adapter_file(adapter, "tokenizer_config.json") is not None:
         reference = adapter
+    elif adapter is not None and adapter_file(adapter, "tokenizer.json") is not None:
+        say(
+            f"the tokenizer of adapter {config.adapter!r} is not used: it has no tokenizer_config.json. Save it there "
+            "with save_pretrained if the adapter was trained with it"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments

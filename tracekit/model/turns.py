@@ -4,6 +4,7 @@
 opening                                                  between                  closing
 """
 
+import re
 from collections.abc import Set
 from typing import Any, NamedTuple
 
@@ -27,6 +28,16 @@ class Turn(NamedTuple):
     """From the reasoning to the answer; None where the template has no place for reasoning."""
     closing: str
     """After the answer."""
+    lead: str = ""
+    """From the header to an answer without reasoning, where the model writes more there than white space and an empty
+    reasoning: gpt-oss names the channel."""
+
+    def with_lead(self, prompt: str, answer: str) -> str:
+        """What the model wrote after a prompt to give an answer without reasoning."""
+        marker = re.match(r"<[^<>]*>|", self.lead.strip())
+        assert marker is not None, self.lead
+        is_there = not self.lead or answer.lstrip().startswith(marker[0] or self.lead.strip())
+        return answer if is_there or not prompt.endswith(self.header) else self.lead + answer.lstrip()
 
     def with_reasoning(self, prompt: str, reasoning: str, answer: str, *, is_cut: bool) -> str | None:
         """What the model wrote after a prompt, its reasoning between the template's markers; None where there is no
@@ -58,9 +69,19 @@ def turn_of(prompter: Prompter) -> Turn | None:
     header, closing = prompt.rpartition(_USER)[2], plain.rpartition(_ANSWER)[2]
     opening, _, rest = full.rpartition(_USER)[2].partition(_REASONING)
     between, has_answer, _ = rest.partition(_ANSWER)
+    lead = _lead(header, plain.rpartition(_ANSWER)[0].rpartition(_USER)[2])
     if has_answer:
-        return Turn(_unopened(header if opening.startswith(header) else opening), opening, between, closing)
-    return _by_markers(prompter.template, header, closing)
+        return Turn(_unopened(header if opening.startswith(header) else opening), opening, between, closing, lead)
+    return _by_markers(prompter.template, header, closing)._replace(lead=lead)
+
+
+def _lead(header: str, before: str) -> str:
+    """What a template writes between its header and an answer; none where that is an empty reasoning."""
+    lead = before.removeprefix(header) if before.startswith(header) else ""
+    bare = lead
+    for marker in (marker for pair in THINKING[:-1] for marker in pair):
+        bare = bare.replace(marker, "")
+    return lead if bare.strip() else ""
 
 
 def _by_markers(template: str, header: str, closing: str) -> Turn:

@@ -164,7 +164,7 @@ def find_pieces(model: Any, anatomy: Anatomy) -> list[Piece]:
         ModelError: a matrix that no group knows, or a fused tensor whose size contradicts the configuration.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    _check_plain(model, names.values())
+    _check_plain(model)
     pieces = [
         Piece(names[id(table.weight)], None, "embed", table.weight.detach()) for table in _embeddings(model, anatomy)
     ]
@@ -181,7 +181,7 @@ def find_pieces(model: Any, anatomy: Anatomy) -> list[Piece]:
     return pieces
 
 
-def _check_plain(model: Any, names: Sequence[str] | Any) -> None:
+def _check_plain(model: Any) -> None:
     """Weights are numbers that can be changed, and all there is.
 
     Raises:
@@ -192,13 +192,20 @@ def _check_plain(model: Any, names: Sequence[str] | Any) -> None:
         stored = f" ({', '.join(kinds)})" if kinds else ""
         raise ConfigError(
             f"the weights are quantised{stored}: they are stored as codes and scales, so that a damaged weight would "
-            "be quantised once more, and damage of a level would not be that level. Load it with --quantize none"
+            "be quantised once more, and damage of a level would not be that level. Leave --quantize out; where the "
+            "checkpoint itself is stored so, give the one that it was made from"
         )
-    if any(".lora_" in name for name in names):
+    if any(_is_adapter(module) for module in model.modules()):
         raise ConfigError(
-            "the model has a LoRA adapter beside its weights, which damage to them would leave out; load it with "
+            "the model has an adapter beside its weights, which damage to them would leave out; load it with "
             "--merge-adapter"
         )
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    """Whether peft put a module in the place of one of the model's, with matrices in it. Tuned norms have none."""
+    is_of_peft = type(module).__module__.partition(".")[0] == "peft"
+    return is_of_peft and any(parameter.dim() > 1 for parameter in module.parameters())
 
 
 def _embeddings(model: Any, anatomy: Anatomy) -> list[nn.Embedding]:

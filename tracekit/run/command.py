@@ -13,7 +13,6 @@ both (two seeds, say), the dataset has two commands, a line each.
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import indent
 from typing import Any, TypeVar
 
 import msgspec
@@ -107,10 +106,13 @@ def command_line(task: str, config: RunConfig, layout: Layout | None = None) -> 
     return "\n".join([*lines, _line(task, dict(sorted(own.items(), key=lambda pair: order[pair[0]])))])
 
 
-def with_out(command: str, out: str) -> str:
-    """A command that does all its runs in one folder; one that names its folders stays as it is."""
+def with_out(command: str, out: str, *, margin: str = "") -> str:
+    """A command that does all its runs in one folder; one that names its folders stays as it is.
+
+    `margin` stands before each run, and not inside a quoted text of several lines, which it would change.
+    """
     runs = _runs(command)
-    return "\n".join(shlex.join(run if "--out" in run else [*run, "--out", out]) for run in runs)
+    return "\n".join(margin + shlex.join(run if "--out" in run else [*run, "--out", out]) for run in runs)
 
 
 def growth_note(layout: Layout) -> str | None:
@@ -124,7 +126,7 @@ def growth_note(layout: Layout) -> str | None:
     return (
         f"{layout.config} grows: {sum(sizes.values())} more examples are planned, {num_done} of them are in finished "
         f"shards. They join the dataset when all are done. To resume:\n"
-        + indent(with_out(growth.command, str(layout.root)), "    ")
+        + with_out(growth.command, str(layout.root), margin="    ")
     )
 
 

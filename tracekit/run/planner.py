@@ -16,7 +16,6 @@ told apart by `Example.index`. Batches that are planned stay as they are: a smal
 """
 
 from collections.abc import Sequence
-from textwrap import indent
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -141,7 +140,7 @@ class Planner(Generic[ExampleT]):
         return PlanMismatchError(
             f"{self._layout.root} was begun with more of {stored.config!r} than this run asks for, {why}:\n"
             f"{difference_lines(_only(found, self._growing(found)))}\nRun what it was begun with:\n"
-            + indent(with_out(stored.command, str(self._layout.root)), "    ")
+            + with_out(stored.command, str(self._layout.root), margin="    ")
         )
 
     def settle(self, begun: Begun, stored: Plan | None, batch_size: int) -> Plan:

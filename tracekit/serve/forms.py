@@ -174,8 +174,12 @@ class Asked(NamedTuple):
     is_logged: bool
 
 
-class _StreamOptions(msgspec.Struct, frozen=True):
+class _StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    """Whether OpenAI pads its events; none are padded here."""
+    continuous_usage_stats: Literal[False] | None = None
+    """vLLM's usage in every event, which is not there."""
 
 
 _Stop = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
