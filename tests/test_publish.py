@@ -567,15 +567,35 @@ def test_shards_that_are_nowhere_are_named_before_anything_is_made(xet_hub: Test
     assert changes(xet_hub) == []
 
 
+READ_ONLY = """
+from pathlib import Path
+make = Path.mkdir
+def mkdir(self, *args, **kwargs):
+    if self.name == "hub":
+        raise PermissionError(13, "Permission denied", str(self))
+    make(self, *args, **kwargs)
+Path.mkdir = mkdir
+"""
+"""Root, which runs the tests, may write anywhere: the folder only looks as if it could not be written."""
+
+
 def test_a_folder_that_cannot_be_written_is_published_without_a_journal(xet_hub: TestHub, folder: Path):
-    (folder / "hub").write_text("in the way: root may write anywhere else")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    done = publish(xet_hub, folder, "v1.0.0")
+    command = COMMAND.replace("from tracekit.cli", READ_ONLY + "from tracekit.cli")
+    done = xet_hub.python(command, "", "publish", str(folder), REPO, "--version", "v1.0.0")
     assert f"no journal can be kept in {folder}; the Hub is asked about every file instead" in done.stderr
     assert is_released(xet_hub, folder, "v1.0.0")
     assert [*xet_hub.hub.repos[REPO].branches] == ["main"]
-    assert "nothing to do" in publish(xet_hub, folder, "v1.0.0").stdout
+    again = xet_hub.python(command, "", "publish", str(folder), REPO, "--version", "v1.0.0")
+    assert "nothing to do" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_file_in_place_of_the_journals_folder_is_refused(xet_hub: TestHub, folder: Path):
+    (folder / "hub").write_text("in the way")
+    done = publish(xet_hub, folder, "v1.0.0", check=False)
+    assert done.returncode == 1
+    assert f"error: {folder}/hub is a file, expected a folder" in done.stderr
 
 
 # ---------------------------------------------------------------- the card, and what is refused
