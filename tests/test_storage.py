@@ -393,8 +393,8 @@ def test_an_interrupted_run_ends_in_the_same_bytes(model: Path, tmp_path: Path, 
 
     own, calls = ShardWriter.append, iter(range(100))
 
-    def append(self: ShardWriter, *args: Any) -> None:
-        own(self, *args)
+    def append(self: ShardWriter, *args: Any, **more: Any) -> None:
+        own(self, *args, **more)
         if next(calls) == 1:
             raise KeyboardInterrupt
 

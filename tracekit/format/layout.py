@@ -160,10 +160,14 @@ def check_temporary(path: Path) -> Path:
         DatasetError: a link or another thing that is no regular file is there: writing would change another file.
     """
     inside(path.parent, path.name)
-    if path.is_symlink():
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # another process may have given it its name just now
+        return path
+    if stat.S_ISLNK(found.st_mode):
         raise DatasetError(f"{path} is a symbolic link; it was not written through. Delete it")
-    if path.exists() and path.stat().st_nlink > 1:  # another name of a file elsewhere, or of what a crash left
-        path.unlink()
+    if found.st_nlink > 1:  # another name of a file elsewhere, or of what a crash left
+        path.unlink(missing_ok=True)
     return path
 
 
@@ -448,7 +452,7 @@ def create_once(path: Path, data: bytes) -> bool:
         except FileExistsError:
             return False
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
 
