@@ -36,7 +36,7 @@ from benchmarks.measure import (
     store_results,
     table,
 )
-from builders.trivia_qa import SAMPLE, SYSTEM
+from builders.trivia_qa.task import SAMPLE, SYSTEM
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, PromptConfig
 from tracekit.errors import ModelError
 from tracekit.model.capture import Text, Trace, capture

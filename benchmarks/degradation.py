@@ -14,14 +14,14 @@ from typing import Any
 import transformers
 
 from benchmarks.measure import parse_arguments, say, store_results, table
-from builders.degradation_configs import LEVELS
+from builders.degradation.configs import LEVELS
+from builders.degradation.damage import Damaged
+from builders.degradation.perplexity import text_perplexity
+from builders.degradation.weight_groups import find_group
 from tracekit.config import ModelConfig
 from tracekit.errors import ModelError
-from tracekit.model.damage import Damaged
 from tracekit.model.models import load_model, load_tokenizer, model_info
-from tracekit.model.weights import find_group
 from tracekit.plots import BLUE, ORANGE, canvas, grid, png, style
-from tracekit.run.perplexity import text_perplexity
 
 GROUPS = ("attn", "mlp", "embed")
 _TEXT = Path(__file__).parents[1] / "builders" / "samples" / "next_token_wikitext.txt"

@@ -36,7 +36,7 @@ from benchmarks.measure import (
     store_results,
 )
 from benchmarks.next_token import BATCH_SIZE, config_of
-from builders.next_token import NextTokenBuilder
+from builders.next_token.task import NextTokenBuilder
 from tracekit.config import CaptureConfig, OutputConfig, SourceConfig
 from tracekit.errors import ModelError
 from tracekit.model.capture import Text, capture

@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 import transformers
+from tracekit.run.task import Place
 
 from benchmarks.measure import Ratio, compare, interleave, parse_arguments, ratio_table, say, store_results, table
-from builders.next_token import NextTokenBuilder, NextTokenConfig, NextTokenTask, Window
+from builders.next_token.task import NextTokenBuilder, NextTokenConfig, NextTokenTask, Window
 from tracekit.config import CaptureConfig, ModelConfig, SourceConfig
 from tracekit.errors import ModelError
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.traced import TracedModel
 from tracekit.records import encode_record
-from tracekit.run.task import Place
 from tracekit.tensors import encode
 
 BATCH_SIZE = 8

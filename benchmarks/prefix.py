@@ -17,16 +17,16 @@ import msgspec
 import torch
 import transformers
 from torch import Tensor
+from tracekit.run.task import Place
 
 from benchmarks.measure import compare, interleave, parse_arguments, ratio_table, say, store_results
-from builders.introspection import IntrospectionBuilder, IntrospectionConfig, IntrospectionTask, single_passes
-from builders.mcq_questions import McqQuestion
+from builders.introspection.questions import McqQuestion
+from builders.introspection.task import IntrospectionBuilder, IntrospectionConfig, IntrospectionTask, single_passes
 from tracekit.config import ModelConfig, SourceConfig
 from tracekit.errors import ModelError
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.traced import TracedModel
 from tracekit.records import encode_record
-from tracekit.run.task import Place
 from tracekit.tensors import encode
 
 BATCH_SIZE = 8

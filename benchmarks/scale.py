@@ -41,7 +41,7 @@ from benchmarks.measure import (
     store_results,
     table,
 )
-from builders.trivia_qa import TriviaQAConfig
+from builders.trivia_qa.task import TriviaQAConfig
 from tests.datasets_for_tests import MODEL, VERIFICATION, make_record
 from tracekit.config import ModelConfig, SourceConfig
 from tracekit.format.layout import Layout, shard_name, write_atomic

@@ -12,17 +12,17 @@ from typing import Any
 
 import msgspec
 import transformers
+from tracekit.run.task import Place
 
 from benchmarks.measure import compare, interleave, parse_arguments, ratio_table, say, store_results, table
-from builders.trivia_qa import TriviaQABuilder, TriviaQAConfig
+from builders.trivia_qa.task import TriviaQABuilder, TriviaQAConfig
 from tracekit import TraceStore
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, SourceConfig
 from tracekit.errors import ModelError
 from tracekit.model.capture import capture
 from tracekit.model.models import load_model, load_tokenizer, model_info
+from tracekit.run.encode import batch_of
 from tracekit.run.runner import execute
-from tracekit.run.stored import batch_of
-from tracekit.run.task import Place
 from tracekit.storage import StorageLoss
 
 BATCH_SIZE = 8

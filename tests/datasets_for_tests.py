@@ -17,6 +17,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from builders.csqa_mcq.record import CsqaMcqRecord
+from builders.kit.choices import Choice
+from builders.trivia_qa.record import TriviaQARecord
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import (
     Manifest,
@@ -33,17 +36,7 @@ from tracekit.format.manifest import (
 )
 from tracekit.format.shards import ShardWriter
 from tracekit.read.tables import write_records_table
-from tracekit.records import (
-    SCHEMA_VERSION,
-    Choice,
-    CsqaMcqRecord,
-    GenerationSettings,
-    ModelInfo,
-    Record,
-    Span,
-    TriviaQARecord,
-    encode_record,
-)
+from tracekit.records import SCHEMA_VERSION, GenerationSettings, ModelInfo, Record, Span, encode_record
 from tracekit.sites import SITES
 from tracekit.tensors import DTYPES, TensorSpec, encode, positions_of
 

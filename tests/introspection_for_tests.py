@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from builders.introspection.record import ConfidenceBin, IntrospectionRecord
+from builders.kit.choices import Choice
 from tests.datasets_for_tests import D_MODEL, MODEL, NUM_LAYERS, Made, write_dataset
 from tests.sample_records import confidence_record, introspection_record
-from tracekit.records import Choice, ConfidenceBin, IntrospectionRecord
 from tracekit.sites import SITES
 from tracekit.tensors import TensorSpec
 

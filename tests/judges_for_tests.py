@@ -39,7 +39,7 @@ class FakeClient:
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, client: FakeClient, *, where: str = "tracekit.clients.opening"
+    monkeypatch: pytest.MonkeyPatch, client: FakeClient, *, where: str = "tracekit.clients.by_name"
 ) -> list[dict[str, Any]]:
     """Make `open_client` of a module give this client behind the cache of replies; what it is called with."""
     calls: list[dict[str, Any]] = []

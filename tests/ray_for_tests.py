@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import psutil
+from tracekit.run.task import Place, Sample
 
-from builders.trivia_qa import TriviaExample, TriviaQABuilder, TriviaQAConfig, TriviaQATask
+from builders.trivia_qa.task import TriviaExample, TriviaQABuilder, TriviaQAConfig, TriviaQATask
 from tracekit.errors import CaptureError
 from tracekit.model.traced import TracedModel
-from tracekit.run.task import Place, Sample
 
 __all__ = ["BrokenBuilder", "DyingBuilder", "workers"]
 

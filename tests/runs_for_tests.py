@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from builders.trivia_qa import TriviaQABuilder, TriviaQAConfig
+from builders.trivia_qa.task import TriviaQABuilder, TriviaQAConfig
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.run.runner import Outcome, execute
 

@@ -4,29 +4,18 @@ from typing import Any
 
 import msgspec
 
-from tracekit.records import (
-    SCHEMA_VERSION,
-    Choice,
-    ConfidenceBin,
-    CsqaMcqRecord,
-    CsqaRecord,
-    DamageInfo,
-    DegradationRecord,
-    GenerationSettings,
-    IntrospectionRecord,
-    Message,
-    ModelInfo,
-    NextTokenRecord,
-    NonsenseEntitiesRecord,
-    Record,
-    ReplayRecord,
-    SampledAnswer,
-    ServeRecord,
-    Span,
-    TriviaQARecord,
-    WikiQARecord,
-    Word,
-)
+from builders.csqa.record import CsqaRecord
+from builders.csqa_mcq.record import CsqaMcqRecord
+from builders.degradation.record import DamageInfo, DegradationRecord
+from builders.introspection.record import ConfidenceBin, IntrospectionRecord
+from builders.kit.choices import Choice
+from builders.next_token.record import NextTokenRecord, Word
+from builders.nonsense_entities.record import NonsenseEntitiesRecord
+from builders.replay.record import ReplayRecord
+from builders.trivia_qa.record import TriviaQARecord
+from builders.wiki_qa.record import WikiQARecord
+from tracekit.records import SCHEMA_VERSION, GenerationSettings, Message, ModelInfo, Record, SampledAnswer, Span
+from tracekit.serve.record import ServeRecord
 from tracekit.tensors import TensorSpec
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
+from tracekit.run.task import Sample
 
 from tracekit.config import CaptureConfig, ModelConfig, PromptConfig
 from tracekit.format.manifest import Verification
-from tracekit.run.task import Sample
 from tracekit.serve.growing import GrowingDataset
 from tracekit.serve.server import LoggingServer
 from tracekit.serve.settings import ServerSettings

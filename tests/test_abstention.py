@@ -2,7 +2,7 @@
 
 import pytest
 
-from builders.abstention import abstains, without_abstentions
+from builders.judging.abstention import abstains, without_abstentions
 
 ABSTAINING = """
 I don't know.

@@ -14,12 +14,12 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMultipleChoice
 
+from builders.degradation.weight_groups import find_group
 from tests.tiny_checkpoint import CHAT_TEMPLATE, save_tiny_checkpoint, tiny_tokenizer
 from tracekit.config import ModelConfig
 from tracekit.errors import ConfigError, ModelError
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.traced import TracedModel
-from tracekit.model.weights import find_group
 
 IDS = [3, 5, 20, 7, 9, 6, 30, 41]
 PROJECTIONS = ["q_proj", "v_proj"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from builders.articles import SAMPLE, SOURCE, Article, draw_sections, parse_article, sections_of
-from builders.sources import Row, read_examples
+from builders.kit.sources import Row, read_examples
+from builders.wiki_qa.articles import SAMPLE, SOURCE, Article, draw_sections, parse_article, sections_of
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
 

@@ -284,10 +284,10 @@ def test_next_token_numbers_are_those_of_the_models_logits(name: str) -> None:
         answer = torch.tensor(text.token_ids[text.prompt_length :])
         predicting_nV = logprobs_TV[before_answer]
         picked = predicting_nV[range(len(answer)), answer]
-        np.testing.assert_allclose(trace.logprobs, picked, atol=1e-5)
+        np.testing.assert_allclose(trace.next_tokens.logprobs, picked, atol=1e-5)
         entropies = -(predicting_nV.exp() * predicting_nV).sum(-1)
-        np.testing.assert_allclose(trace.entropies, entropies, atol=1e-5)
-        np.testing.assert_array_equal(trace.predicted_ids, predicting_nV.argmax(-1))
+        np.testing.assert_allclose(trace.next_tokens.entropies, entropies, atol=1e-5)
+        np.testing.assert_array_equal(trace.next_tokens.predicted_ids, predicting_nV.argmax(-1))
         ids, values = trace.tensors["topk_ids"], trace.tensors["topk_logprobs"]
         np.testing.assert_allclose(values, logprobs_TV.topk(TOPK).values, atol=1e-5)
         np.testing.assert_allclose(values, logprobs_TV.gather(1, torch.from_numpy(ids)), atol=1e-5)
@@ -413,7 +413,7 @@ def test_a_batch_in_bfloat16_is_near_the_lone_run(name: str) -> None:
         for mine, expected in zip(layers_of(trace, "hidden_states"), output.hidden_states, strict=True):
             assert_close(mine, expected[0].float().numpy(), 0.03)
         assert {trace.tensors[site].dtype for site in QKV_SITES} == {np.dtype(ml_dtypes.bfloat16)}
-        assert trace.logprobs.dtype == trace.tensors["topk_logprobs"].dtype == np.float32
+        assert trace.next_tokens.logprobs.dtype == trace.tensors["topk_logprobs"].dtype == np.float32
 
 
 @pytest.mark.parametrize(("dtype", "store"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float16")])
@@ -572,7 +572,12 @@ def test_kept_positions_are_cut_out_of_every_site(name: str, tokens: str) -> Non
 def test_a_text_without_answer_has_no_answer_positions() -> None:
     texts = [Text(TEXTS[0].token_ids, len(TEXTS[0].token_ids)), TEXTS[1]]
     trace = capture(traced("llama"), texts, CaptureConfig(sites=("all",), tokens="answer"))[0]
-    assert trace.logprobs.shape == trace.entropies.shape == trace.predicted_ids.shape == (0,)
+    assert (
+        trace.next_tokens.logprobs.shape
+        == trace.next_tokens.entropies.shape
+        == trace.next_tokens.predicted_ids.shape
+        == (0,)
+    )
     assert {tuple(spec.positions) for spec in trace.specs} == {()}
     shapes = {site: tensor.shape for site, tensor in trace.tensors.items()}
     assert shapes == {
@@ -629,7 +634,7 @@ def test_no_site_leaves_the_answers_numbers() -> None:
     ):
         assert trace.tensors == {}
         assert trace.specs == []
-        np.testing.assert_allclose(trace.logprobs, whole.logprobs, atol=1e-5)
+        np.testing.assert_allclose(trace.next_tokens.logprobs, whole.logprobs, atol=1e-5)
 
 
 def test_k_of_topk_is_chosen() -> None:
@@ -645,8 +650,8 @@ def test_the_head_may_run_over_any_number_of_rows_at_once(rows: int, monkeypatch
     monkeypatch.setattr("tracekit.model.capture._HEAD_ROWS", rows)
     for trace, whole in zip(capture(traced("gemma2"), TEXTS, ALL_SITES), family("gemma2").traces, strict=True):
         np.testing.assert_allclose(trace.tensors["topk_logprobs"], whole.tensors["topk_logprobs"], atol=1e-5)
-        np.testing.assert_allclose(trace.logprobs, whole.logprobs, atol=1e-5)
-        np.testing.assert_allclose(trace.entropies, whole.entropies, atol=1e-5)
+        np.testing.assert_allclose(trace.next_tokens.logprobs, whole.logprobs, atol=1e-5)
+        np.testing.assert_allclose(trace.next_tokens.entropies, whole.entropies, atol=1e-5)
 
 
 # ---------------------------------------------------------------- layers that differ

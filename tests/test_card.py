@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import DatasetCard
 
 import tracekit.cli
-from builders.trivia_qa import TriviaQABuilder, TriviaQAConfig
+from builders.trivia_qa.task import TriviaQABuilder, TriviaQAConfig
 from tests.runs_for_tests import run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore

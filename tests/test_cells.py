@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from builders import csqa_questions, mcq_questions, trivia_qa
-from builders.cells import Cells, Row
-from builders.sources import Examples, read_examples
+from builders.kit.cells import Cells, Row
+from builders.kit.sources import Examples, read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, SourceError
 

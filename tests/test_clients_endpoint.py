@@ -296,7 +296,7 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 from tracekit.clients.client import ClientConfig, Message, Request
-from tracekit.clients.opening import open_client
+from tracekit.clients.by_name import open_client
 from tracekit.config import ModelConfig
 
 settings = ClientConfig(concurrency=2, max_retries=0, timeout=60)

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tracekit.clients.local
 from tests.tiny_checkpoint import CHAT_TEMPLATE, save_tiny_checkpoint, save_tiny_gpt2
+from tracekit.clients.by_name import open_client
 from tracekit.clients.client import ClientConfig, Message, Reply, Request
 from tracekit.clients.local import LocalClient
-from tracekit.clients.opening import open_client
 from tracekit.config import ModelConfig
 from tracekit.errors import ConfigError, ModelError
 from tracekit.model.generation import Generated

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from builders.introspection import single_passes
-from builders.trivia_qa import BUILDER, TriviaQAConfig
+from builders.introspection.task import single_passes
+from builders.trivia_qa.task import BUILDER, TriviaQAConfig
 from tests.judges_for_tests import FakeClient, install
 from tests.test_finetune_csqa import save_encoder
 from tests.test_wiki_qa import writer

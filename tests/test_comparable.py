@@ -2,7 +2,7 @@
 
 import pytest
 
-from builders.comparable import tokens_of
+from builders.judging.comparable import tokens_of
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from builders.introspection import IntrospectionConfig
-from builders.trivia_qa import TriviaQAConfig
+from builders.introspection.task import IntrospectionConfig
+from builders.trivia_qa.task import TriviaQAConfig
 from tracekit.config import (
     CaptureConfig,
     GenerationConfig,

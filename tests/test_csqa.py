@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 
 import tracekit.run.worker as worker_module
-from builders.csqa import CsqaBuilder, CsqaConfig
+from builders.csqa.task import CsqaBuilder, CsqaConfig
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2, tiny_tokenizer
 from tracekit import TraceStore, verify
@@ -23,7 +23,7 @@ from tracekit.errors import CaptureError, ConfigError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.model.continuations import answer_joint, continuation_ids
 from tracekit.model.prompts import Prompter
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 from tracekit.run.runner import Outcome, execute
 
 

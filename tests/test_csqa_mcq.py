@@ -21,15 +21,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from builders.csqa_mcq import BUILDER, CsqaMcqConfig
-from builders.csqa_questions import SAMPLE
+from builders.csqa_mcq.record import CsqaMcqRecord
+from builders.csqa_mcq.task import BUILDER, CsqaMcqConfig
+from builders.kit.csqa_questions import SAMPLE
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import ConfigError, ModelError
 from tracekit.format.layout import Layout
-from tracekit.records import CsqaMcqRecord
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 from tracekit.run.runner import Outcome, execute
 
 SITES = ("hidden", "attn", "qkv", "resid")

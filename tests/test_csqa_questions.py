@@ -8,12 +8,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from builders.csqa_questions import SAMPLE, SOURCE, cut_to_fit, encode_choices, parse_row
-from builders.sources import Row, read_examples
+from builders.kit.choices import Choice
+from builders.kit.csqa_questions import SAMPLE, SOURCE, cut_to_fit, encode_choices, parse_row
+from builders.kit.sources import Row, read_examples
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, SourceError
-from tracekit.records import Choice
 
 NESTED: dict[str, Any] = {
     "answerKey": "B",

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.degradation.damage import METHODS, Damaged, DamageStats, Method, check_level
+from builders.degradation.weight_groups import Group, find_group
 from tests.tiny_models import model_info, tiny_model
 from tracekit.errors import ConfigError
 from tracekit.model import damage
-from tracekit.model.damage import METHODS, Damaged, DamageStats, Method, check_level
 from tracekit.model.traced import TracedModel
-from tracekit.model.weights import Group, find_group
 
 DTYPES = ("float32", "bfloat16", "float16")
 FAMILIES = ("llama", "gpt2", "gpt_neox", "falcon_new", "gpt_oss", "mixtral")

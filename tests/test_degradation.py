@@ -12,10 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import builders.degradation as degradation
+import builders.degradation.task as degradation
 import tracekit.run.worker as worker_module
-from builders.degradation import DegradationBuilder, gives
-from builders.degradation_configs import CONFIGS, LEVELS, DegradationConfig, get_config
+from builders.degradation.configs import CONFIGS, LEVELS, DegradationConfig, get_config
+from builders.degradation.damage import METHODS
+from builders.degradation.export import export_degradation
+from builders.degradation.task import DegradationBuilder, gives
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
@@ -24,11 +26,9 @@ from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, Output
 from tracekit.errors import CaptureError, ConfigError, DtypeOverflowError, MemoryPressureError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
-from tracekit.model.damage import METHODS
 from tracekit.model.memory import MemoryReader
 from tracekit.run.engine import LocalEngine
-from tracekit.run.export import export_degradation
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 from tracekit.run.runner import Outcome, execute
 
 PROMPTS = [
@@ -96,9 +96,9 @@ def made(
 
 def damaged_by_hand(checkpoint: Path, record: Any) -> Any:
     """Plain transformers with the damage that a record tells of, done weight by weight."""
+    from builders.degradation.damage import Damaged
+    from builders.degradation.weight_groups import find_group
     from tracekit.model.anatomy import examine
-    from tracekit.model.damage import Damaged
-    from tracekit.model.weights import find_group
 
     plain = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
     anatomy = examine(plain, lambda: plain(torch.tensor([[1, 2, 3]])))

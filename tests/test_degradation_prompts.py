@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from builders.degradation_prompts import DREAMS, IQ, IQ_KINDS, PICTURE, DegradationPrompt, PromptKind
+from builders.degradation.prompts import DREAMS, IQ, IQ_KINDS, PICTURE, DegradationPrompt, PromptKind
 
 ALL = (*DREAMS, *IQ, *PICTURE)
 

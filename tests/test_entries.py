@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.datasets_for_tests import make_choices, make_sample
-from tracekit.read.entries import column_reader
+from tracekit.read.arrow_rows import column_reader
 from tracekit.read.tables import index_schema
 from tracekit.records import encode_record
 

@@ -15,10 +15,10 @@ from tests.datasets_for_tests import make_sample, write_dataset
 from tracekit.card.escaping import Markdown, cell, code, escaped, fence, finalize, python
 from tracekit.card.readme import CardSettings, own_section, render_card, settings_of, split_card
 from tracekit.card.script import render_script, script_problem
+from tracekit.console import printable, printable_json
 from tracekit.format.layout import Layout, config_names
 from tracekit.format.manifest import FileInfo, Manifest, Metric, read_manifest
 from tracekit.read.verifier import verify
-from tracekit.talk import printable, printable_json
 
 pytestmark = pytest.mark.attack
 

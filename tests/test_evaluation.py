@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from builders.evaluation import Evaluation, answers_layout, evaluate, output_folder
-from builders.judge_prompts import ABSTENTION
-from builders.judging import JudgeConfig, Judged, RuleJudge, set_name
-from builders.trivia_qa import TriviaQAConfig
+from builders.judging.evaluation import Evaluation, answers_layout, evaluate, output_folder
+from builders.judging.judges import JudgeConfig, Judged, RuleJudge, set_name
+from builders.judging.prompts import ABSTENTION
+from builders.trivia_qa.record import TriviaQARecord
+from builders.trivia_qa.task import TriviaQAConfig
 from tests.judges_for_tests import FakeClient, install
 from tests.runs_for_tests import hashes, run_trivia, trivia_config
 from tracekit import TraceStore, verify
@@ -20,7 +21,6 @@ from tracekit.errors import ClientError, DatasetError
 from tracekit.format.labels import label_sets, read_labels, read_summary
 from tracekit.format.layout import Layout
 from tracekit.model.prompts import sha256_text
-from tracekit.records import TriviaQARecord
 
 
 def judged_of(record: TriviaQARecord) -> Judged:
@@ -142,7 +142,7 @@ def test_labels_of_one_class_are_warned_about(
 
 
 def test_a_crash_in_the_middle_loses_nothing_and_leaves_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("builders.judging._CHUNK", 4)
+    monkeypatch.setattr("builders.judging.judges._CHUNK", 4)
     whole = folder.with_name("whole")
     shutil.copytree(folder, whole)
     client = FakeClient(label_of)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from builders.existence import treats_as_real
+from builders.judging.existence import treats_as_real
 
 REJECTED = """
 There is no such species as Felis glaber.

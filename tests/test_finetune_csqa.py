@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForMultipleChoice, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.trainer import Trainer
 
-import builders.mcq_training as training
-from builders.csqa_questions import SAMPLE, SOURCE, encode_choices, parse_row
-from builders.finetune_csqa import FinetuneConfig, finetune, main
-from builders.sources import read_examples
+import builders.finetune_csqa.training as training
+from builders.finetune_csqa.command import FinetuneConfig, finetune, main
+from builders.kit.csqa_questions import SAMPLE, SOURCE, encode_choices, parse_row
+from builders.kit.sources import read_examples
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, DatasetError, ModelError, PlanMismatchError, SourceError
@@ -202,7 +202,7 @@ import torch
 torch.set_num_threads(1)
 import msgspec
 from transformers.trainer import Trainer
-from builders.finetune_csqa import FinetuneConfig, finetune
+from builders.finetune_csqa.command import FinetuneConfig, finetune
 
 save = Trainer._save_rng_state
 def killed_in_the_second_checkpoint(self, folder):

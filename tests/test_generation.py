@@ -111,7 +111,7 @@ def test_captured_logprobs_make_the_scores_of_the_beams(name: str, ends_early: b
     texts = [Text(prompt + answer.token_ids, len(prompt)) for prompt, answer in zip(PROMPTS, answers, strict=True)]
     traces = capture(made, texts, CaptureConfig(sites=("none",)))
     scores = [lone_run(model, prompt, 5).sequences_scores.item() for prompt in PROMPTS]
-    np.testing.assert_allclose([trace.logprobs.mean() for trace in traces], scores, atol=1e-4)
+    np.testing.assert_allclose([trace.next_tokens.logprobs.mean() for trace in traces], scores, atol=1e-4)
 
 
 def test_beams_find_what_greedy_search_does_not() -> None:
@@ -120,7 +120,9 @@ def test_beams_find_what_greedy_search_does_not() -> None:
     for num_beams in (1, 5):
         answers = answer_deterministically(made, PROMPTS, settings(num_beams=num_beams))
         texts = [Text(prompt + answer.token_ids, len(prompt)) for prompt, answer in zip(PROMPTS, answers, strict=True)]
-        scores.append([trace.logprobs.mean() for trace in capture(made, texts, CaptureConfig(sites=("none",)))])
+        scores.append(
+            [trace.next_tokens.logprobs.mean() for trace in capture(made, texts, CaptureConfig(sites=("none",)))]
+        )
     assert (np.array(scores[1]) >= np.array(scores[0])).all()
     assert scores[0] != scores[1]
 
@@ -130,7 +132,7 @@ def test_greedy_answers_are_what_the_captured_pass_predicts() -> None:
     answers = answer_deterministically(made, PROMPTS, settings())
     texts = [Text(prompt + answer.token_ids, len(prompt)) for prompt, answer in zip(PROMPTS, answers, strict=True)]
     for answer, trace in zip(answers, capture(made, texts, CaptureConfig(sites=("none",))), strict=True):
-        assert trace.predicted_ids.tolist() == answer.token_ids
+        assert trace.next_tokens.predicted_ids.tolist() == answer.token_ids
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

@@ -14,13 +14,14 @@ import msgspec
 import numpy as np
 import pytest
 
-import builders.degradation as degradation
+import builders.degradation.task as degradation
 import tracekit.run.engine as engine_module
 import tracekit.run.planner as planner_module
 import tracekit.run.runner as run_module
 import tracekit.run.worker as worker_module
-from builders.degradation import DegradationBuilder
-from builders.degradation_configs import DegradationConfig
+from builders.degradation.configs import DegradationConfig
+from builders.degradation.export import export_degradation
+from builders.degradation.task import DegradationBuilder
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.test_degradation import PROMPTS, Memory, config_for
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -32,7 +33,6 @@ from tracekit.format.layout import Layout
 from tracekit.format.manifest import Plan, read_plan
 from tracekit.publish.snapshot import read_local
 from tracekit.run.command import growth_note
-from tracekit.run.export import export_degradation
 from tracekit.run.finish import is_finished
 from tracekit.run.merge import merge
 from tracekit.run.runner import Outcome, execute

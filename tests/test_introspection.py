@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import builders.introspection as introspection
+import builders.introspection.task as introspection
 import tracekit.run.worker as worker_module
-from builders.introspection import IntrospectionBuilder, IntrospectionConfig, single_passes
-from builders.introspection_prompts import PASSES
+from builders.introspection.prompts import PASSES
+from builders.introspection.task import IntrospectionBuilder, IntrospectionConfig, single_passes
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, publish
 from tests.runs_for_tests import hashes, log_lines
@@ -28,7 +28,7 @@ from tracekit.errors import CaptureError, ConfigError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.model.generation import Generated
 from tracekit.run.engine import LocalEngine
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 from tracekit.run.runner import Outcome, execute
 
 QUESTIONS = [

@@ -4,9 +4,9 @@ from itertools import pairwise, product
 
 import pytest
 
-from builders.introspection_prompts import PASSES, SYSTEM, Pass, bins_of, instruction_sha256, message
+from builders.introspection.prompts import PASSES, SYSTEM, Pass, bins_of, instruction_sha256, message
+from builders.kit.choices import Choice
 from tracekit.errors import ConfigError
-from tracekit.records import Choice
 
 EDGES = (0, 5, 10, 20, 40, 60, 80, 90, 100)
 BINS = bins_of(EDGES)

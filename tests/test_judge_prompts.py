@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from builders.judge_prompts import ABSTENTION, EXISTENCE, VERDICT, JudgeQuestion, parse_reply, prompts_sha256
+from builders.judging.prompts import ABSTENTION, EXISTENCE, VERDICT, JudgeQuestion, parse_reply, prompts_sha256
 
 
 @pytest.mark.parametrize(

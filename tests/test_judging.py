@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.judge_prompts import ABSTENTION, EXISTENCE, REMINDER, VERDICT
-from builders.judging import (
+from builders.judging.judges import (
     MAX_REASKS,
     RULES_SHA256,
     JudgeConfig,
@@ -17,6 +16,7 @@ from builders.judging import (
     open_judge,
     set_name,
 )
+from builders.judging.prompts import ABSTENTION, EXISTENCE, REMINDER, VERDICT
 from tests.judges_for_tests import FakeClient, install, reply
 from tracekit.clients.client import ClientConfig, Reply, Request
 from tracekit.config import ModelConfig

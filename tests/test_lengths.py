@@ -134,7 +134,7 @@ def check_capture(traced: TracedModel, rule: Rule, lengths: Sequence[int]) -> No
         np.testing.assert_allclose(attention, torch.stack(alone.attentions)[:, 0].numpy(), rtol=0, atol=2e-4)
         logprobs = alone.logits[0, text.scored.start : -1].log_softmax(-1)
         wanted = logprobs.gather(1, torch.tensor(text.token_ids[text.scored.start + 1 :])[:, None])[:, 0].numpy()
-        np.testing.assert_allclose(trace.logprobs, wanted, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(trace.next_tokens.logprobs, wanted, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from builders.letter_parsing import name_letter
+from builders.kit.letter_parsing import name_letter
 
 PLANETS = {"A": "Mars", "B": "Jupiter", "C": "Venus", "D": "Earth"}
 WORDS = ("Answer", "ANSWER", "The answer", "Final answer", "The correct answer", "Option", "Choice")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from builders.introspection_prompts import bins_of
-from builders.letter_parsing import name_letter
+from builders.introspection.prompts import bins_of
+from builders.kit.letter_parsing import name_letter
 
 LETTERS = list("ABCD")
 PLANETS = {"A": "Mars", "B": "Jupiter", "C": "Venus", "D": "Earth"}

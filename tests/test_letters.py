@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from builders.letters import LetterScores, Spelling, asked_ids, score_letters, spellings_of
+from builders.kit.letters import LetterScores, Spelling, asked_ids, score_letters, spellings_of
 from tests.tiny_checkpoint import tiny_tokenizer
 from tests.tiny_models import tiny_model, token_ids, traced
 from tracekit.config import CaptureConfig

@@ -5,9 +5,9 @@ import statistics
 import msgspec
 import pytest
 
+from builders.degradation.levels import distinct, draw_levels, level_lines, level_stats
+from builders.degradation.record import DegradationRecord
 from tests.sample_records import degradation_record
-from tracekit.analysis.levels import distinct, draw_levels, level_lines, level_stats
-from tracekit.records import DegradationRecord
 
 
 def answer(text: str, group: str = "mlp", level: float = 0.1, **changes: object) -> DegradationRecord:

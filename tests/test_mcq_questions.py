@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from builders.mcq_questions import McqQuestion, parse_row, read_questions, shuffled
-from builders.sources import Row
+from builders.introspection.questions import McqQuestion, parse_row, read_questions, shuffled
+from builders.kit.choices import Choice
+from builders.kit.sources import Row
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
-from tracekit.records import Choice
 
 TEXTS = ["Mars", "Jupiter", "Venus", "Earth"]
 QUESTION = "Which planet is the largest?"

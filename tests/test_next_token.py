@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-import builders.next_token
-from builders.next_token import (
+import builders.next_token.task
+from builders.next_token.task import (
     BUILDER,
     NextTokenBuilder,
     NextTokenConfig,
@@ -24,7 +24,7 @@ from builders.next_token import (
     place_in_text,
     tokenize,
 )
-from builders.texts import Document, read_documents
+from builders.next_token.texts import Document, read_documents
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
 from tracekit import TraceStore, verify
@@ -33,7 +33,7 @@ from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConf
 from tracekit.errors import CaptureError, ConfigError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.run.merge import merge
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 from tracekit.run.runner import Outcome, execute
 
 

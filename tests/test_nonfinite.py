@@ -94,8 +94,11 @@ def test_where_it_is_allowed_it_is_what_plain_transformers_gives(name: str, valu
         length = len(text.token_ids)
         same(unpack_causal(trace.tensors["attentions"], np.arange(length), spec.num_keys), probs.tril())
         logprobs = reference.logits[0].float().log_softmax(-1)[text.scored.start : text.scored.stop]
-        same(trace.logprobs, logprobs.gather(1, torch.tensor(text.token_ids[text.prompt_length :])[:, None])[:, 0])
-        same(trace.entropies, torch.special.entr(logprobs.exp()).sum(-1))
+        same(
+            trace.next_tokens.logprobs,
+            logprobs.gather(1, torch.tensor(text.token_ids[text.prompt_length :])[:, None])[:, 0],
+        )
+        same(trace.next_tokens.entropies, torch.special.entr(logprobs.exp()).sum(-1))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -126,8 +129,8 @@ def test_neither_padding_nor_other_texts_of_a_batch_spoil_a_text(token: int, sit
     together = capture(ready, TEXTS, config, allow_nonfinite=True)
     for text, trace in zip(TEXTS, together, strict=True):
         alone = capture(ready, [text], config, allow_nonfinite=True)[0]
-        assert np.isfinite(trace.logprobs).all() == (token not in text.token_ids)
-        np.testing.assert_allclose(trace.logprobs, alone.logprobs, atol=1e-5)
+        assert np.isfinite(trace.next_tokens.logprobs).all() == (token not in text.token_ids)
+        np.testing.assert_allclose(trace.next_tokens.logprobs, alone.logprobs, atol=1e-5)
         for site, tensor in trace.tensors.items():
             np.testing.assert_allclose(tensor, alone.tensors[site], atol=1e-5)
 
@@ -146,10 +149,15 @@ def test_logits_that_are_not_finite_come_out_as_they_are(sites: tuple[str, ...])
         ready.model.lm_head.weight[11] = torch.nan
     text = TEXTS[0]._replace(asked_ids=(11, 12))
     trace = capture(ready, [text], CaptureConfig(sites=sites), allow_nonfinite=True, num_best=2)[0]
-    for numbers in (trace.logprobs, trace.entropies, trace.best_logprobs, trace.asked_logprobs):
+    for numbers in (
+        trace.next_tokens.logprobs,
+        trace.next_tokens.entropies,
+        trace.next_tokens.best_logprobs,
+        trace.next_tokens.asked_logprobs,
+    ):
         assert len(numbers)
         assert np.isnan(numbers).all()
-    assert np.isnan(trace.asked_logits).tolist() == [True, False]
+    assert np.isnan(trace.next_tokens.asked_logits).tolist() == [True, False]
     assert "hidden_states" not in trace.tensors or np.isfinite(trace.tensors["hidden_states"]).all()
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from builders.judge_prompts import EXISTENCE
-from builders.judging import JudgeConfig
-from builders.nonsense_entities import BUILDER, STAGES, NamesConfig, NonsenseConfig
-from builders.nonsense_prompts import WORDINGS
+from builders.judging.judges import JudgeConfig
+from builders.judging.prompts import EXISTENCE
+from builders.nonsense_entities.prompts import WORDINGS
+from builders.nonsense_entities.record import NonsenseEntitiesRecord
+from builders.nonsense_entities.task import BUILDER, STAGES, NamesConfig, NonsenseConfig
 from tests.judges_for_tests import FakeClient, install
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
@@ -19,7 +20,6 @@ from tracekit.cli import run_builder
 from tracekit.clients.client import Request
 from tracekit.format.labels import label_sets, read_summary
 from tracekit.format.layout import Layout
-from tracekit.records import NonsenseEntitiesRecord
 
 SMALL = ["--num-names", "2", "--num-wordings", "2", "--controls", "1", "--max-new-tokens", "4", "--sites", "hidden"]
 SMALL += ["--layers", "1", "--tokens", "last", "--num-replays", "0", "--device", "cpu"]

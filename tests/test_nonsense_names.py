@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from builders.nonsense_names import DOMAINS, SAMPLES, Name, RealNames, draw_real, invent, known_names, read_names
+from builders.nonsense_entities.names import (
+    DOMAINS,
+    SAMPLES,
+    Name,
+    RealNames,
+    draw_real,
+    invent,
+    known_names,
+    read_names,
+)
 from tracekit.errors import SourceError
 
 FILES = {"animals": "species_names_dataset.tsv", "plants": "plants_plants.json", "medicines": "medicine_drugs.json"}

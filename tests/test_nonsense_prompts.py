@@ -2,8 +2,8 @@
 
 import pytest
 
-from builders.nonsense_names import DOMAINS
-from builders.nonsense_prompts import WORDINGS
+from builders.nonsense_entities.names import DOMAINS
+from builders.nonsense_entities.prompts import WORDINGS
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

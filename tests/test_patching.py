@@ -461,7 +461,7 @@ def test_steering_at_the_last_hidden_state_reaches_the_head_once():
         logprobs = logits_of(model).log_softmax(-1)
         trace = capture(made, [text], CaptureConfig(sites=("hidden_states",)))[0]
     expected = logprobs[0, :-1].gather(1, IDS[0, 1:, None])[:, 0]
-    assert np.allclose(trace.logprobs, expected.numpy(), atol=1e-5)
+    assert np.allclose(trace.next_tokens.logprobs, expected.numpy(), atol=1e-5)
 
 
 def test_sinks_of_nested_records_are_both_called():

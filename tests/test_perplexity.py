@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from builders.next_token import cut
+from builders.degradation.perplexity import text_perplexity, token_perplexity
+from builders.next_token.task import cut
 from tests.tiny_models import model_info, tiny_model, token_ids, traced
 from tracekit.config import CaptureConfig, ModelConfig
 from tracekit.errors import ConfigError, SourceError
@@ -16,7 +17,6 @@ from tracekit.model.capture import Text, capture
 from tracekit.model.models import load_model, load_tokenizer
 from tracekit.model.models import model_info as info_of
 from tracekit.model.traced import TracedModel
-from tracekit.run.perplexity import text_perplexity, token_perplexity
 
 IDS = token_ids(50)
 WINDOWS = [(50, 50), (64, 16), (16, 16), (16, 5), (16, 1), (12, 11), (2, 1), (10, 10), (49, 49)]
@@ -58,7 +58,7 @@ def test_it_is_that_of_next_token(max_length: int, stride: int) -> None:
     for start, stop, num_context in cut(len(IDS), max_length, stride):
         text = Text(IDS[start:stop], stop - start, scored_from=1)
         trace = capture(made, [text], CaptureConfig(sites=("none",)))[0]
-        scored = trace.logprobs[max(num_context - 1, 0) :].astype(np.float64)
+        scored = trace.next_tokens.logprobs[max(num_context - 1, 0) :].astype(np.float64)
         total -= scored.sum()
         num_scored += len(scored)
     found = token_perplexity(made, IDS, max_length=max_length, stride=stride)

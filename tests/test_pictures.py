@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from builders.degradation import DegradationBuilder
-from builders.degradation_configs import DegradationConfig, get_config
+from builders.degradation.configs import DegradationConfig, get_config
+from builders.degradation.damage import Damaged
+from builders.degradation.task import DegradationBuilder
+from builders.degradation.weight_groups import find_group
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_vision import draw_picture, save_tiny_gemma3, save_tiny_llava
 from tracekit import TraceStore, verify
@@ -19,12 +21,10 @@ from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, Output
 from tracekit.errors import ConfigError, ModelError
 from tracekit.format.layout import Layout
 from tracekit.format.shards import sha256_file
-from tracekit.model.damage import Damaged
 from tracekit.model.models import load_processor, load_tokenizer
 from tracekit.model.pictures import read_picture
 from tracekit.model.prompts import Prompter
-from tracekit.model.weights import find_group
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 from tracekit.run.runner import execute
 
 PROMPTS = ["What is in it?", "Describe the picture in as many words as you like, please."]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMultipleChoice, BertConfig, XLNetConfig, XLNetLMHeadModel
 
+from builders.degradation.damage import Damaged
+from builders.degradation.weight_groups import find_group
 from tests.pretend_devices import PretendDevices, spread
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -22,14 +24,12 @@ from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, RunCon
 from tracekit.errors import ConfigError, ModelError
 from tracekit.model.capture import Text, capture
 from tracekit.model.choices import Choices, capture_choices
-from tracekit.model.damage import Damaged
 from tracekit.model.generation import answer_deterministically, answer_sampled
 from tracekit.model.memory import memory_reader, num_fitting
 from tracekit.model.models import load_model, model_info
 from tracekit.model.patching import patch
 from tracekit.model.placement import computing_device, input_device, watch_offloaded
 from tracekit.model.traced import Loads, TracedModel
-from tracekit.model.weights import find_group
 from tracekit.ranks import has_own_devices
 from tracekit.run.runner import Outcome
 
@@ -65,7 +65,7 @@ def everything(made: TracedModel, sites: tuple[str, ...]) -> list[np.ndarray]:
     """All that is captured of texts and generated after them."""
     arrays: list[np.ndarray] = []
     for trace in capture(made, TEXTS, CaptureConfig(sites=sites)):
-        arrays += [*trace.tensors.values(), trace.logprobs, trace.entropies]
+        arrays += [*trace.tensors.values(), trace.next_tokens.logprobs, trace.next_tokens.entropies]
     prompts = [text.token_ids for text in TEXTS]
     for beams in (1, 3):
         answers = answer_deterministically(made, prompts, GenerationConfig(num_beams=beams, max_new_tokens=4))

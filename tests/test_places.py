@@ -10,8 +10,8 @@ import pytest
 from tests.datasets_for_tests import D_MODEL, NUM_LAYERS, make_choices, make_sample, write_dataset
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
 from tracekit.format.checksums import Pieces
+from tracekit.read.byte_ranges import Row, Stored, extent_of
 from tracekit.read.index import open_folder
-from tracekit.read.places import Row, Stored, extent_of
 from tracekit.read.remote import ByteRange
 from tracekit.read.rows import Rows, ranges_of
 from tracekit.read.store import TraceStore

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from builders.evaluation import Evaluation, evaluate
-from builders.judging import JudgeConfig, Judged
+from builders.judging.evaluation import Evaluation, evaluate
+from builders.judging.judges import JudgeConfig, Judged
+from builders.trivia_qa.record import TriviaQARecord
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, publish
 from tests.runs_for_tests import trivia_config
@@ -19,7 +20,6 @@ from tracekit.format.labels import label_sets, read_summaries
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, read_struct
 from tracekit.publish.snapshot import read_local
-from tracekit.records import TriviaQARecord
 
 READ = """
 import json, sys

@@ -28,7 +28,7 @@ from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.quantisation import _name
 from tracekit.model.traced import TracedModel, is_quantized, tolerance_of
 from tracekit.records import ModelInfo
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 
 INT8 = BitsAndBytesConfig(load_in_8bit=True)
 EXACT_INT8 = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from builders.nonsense_entities import BUILDER, STAGES, NonsenseConfig
-from builders.trivia_qa import TriviaQABuilder
+from builders.nonsense_entities.task import BUILDER, STAGES, NonsenseConfig
+from builders.trivia_qa.task import TriviaQABuilder
 from tests.runs_for_tests import hashes, log_lines, trivia_config
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import verify

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from builders.rates import Rated, definitions, interval, rates_of
+from builders.judging.rates import Rated, definitions, interval, rates_of
 from tracekit.format.labels import Label, Rate
 
 

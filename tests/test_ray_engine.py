@@ -21,7 +21,7 @@ import pytest
 
 import tracekit.cluster.pool as pool_module
 import tracekit.errors as errors
-from builders.trivia_qa import TriviaQABuilder, TriviaQAConfig
+from builders.trivia_qa.task import TriviaQABuilder, TriviaQAConfig
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, large_files
 from tests.ray_for_tests import BrokenBuilder, DyingBuilder, workers
@@ -309,7 +309,7 @@ def test_clusters_at_addresses_give_the_bytes_of_one_process(
         code = f"""
 from pathlib import Path
 import msgspec
-from builders.trivia_qa import TriviaQABuilder
+from builders.trivia_qa.task import TriviaQABuilder
 from tests.runs_for_tests import trivia_config
 from tracekit.cluster import RayEngine
 from tracekit.config import ClusterConfig

@@ -8,15 +8,7 @@ import pytest
 
 from tests.sample_records import record_of, trivia_record
 from tracekit.errors import CorruptShardError, DatasetError
-from tracekit.records import (
-    RECORD_TYPES,
-    Record,
-    arrow_schema,
-    decode_record,
-    encode_record,
-    field_docs,
-    json_schema,
-)
+from tracekit.records import RECORD_TYPES, Record, arrow_schema, decode_record, encode_record, field_docs, json_schema
 
 
 def test_a_record_survives_the_round_trip():

@@ -14,7 +14,7 @@ from tracekit.errors import DatasetError, ModelError
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import read_manifest, to_bytes
 from tracekit.run import replay
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 
 pytestmark = pytest.mark.attack
 

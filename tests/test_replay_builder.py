@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.answers import parse_row
-from builders.replay import ReplayBuilder, ReplayConfig
-from builders.sources import Row
+from builders.kit.sources import Row
+from builders.replay.answers import parse_row
+from builders.replay.record import ReplayRecord
+from builders.replay.task import ReplayBuilder, ReplayConfig
+from builders.trivia_qa.record import TriviaQARecord
 from tests.runs_for_tests import run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, SourceConfig
 from tracekit.errors import ConfigError, SourceError
-from tracekit.records import Message, ReplayRecord, TriviaQARecord
+from tracekit.records import Message
 from tracekit.run.runner import Outcome, execute
 
 

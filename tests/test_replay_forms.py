@@ -8,16 +8,18 @@ import msgspec
 import pytest
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from builders.answers import parse_row
-from builders.replay import ReplayBuilder, ReplayConfig, ReplayTask
-from builders.sources import Row
+from builders.kit.sources import Row
+from builders.replay.answers import parse_row
+from builders.replay.record import ReplayRecord
+from builders.replay.task import ReplayBuilder, ReplayConfig, ReplayTask
 from tests.serving_for_tests import ask, serving
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit import TraceStore, verify
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
 from tracekit.errors import SourceError
-from tracekit.records import ReplayRecord, ServeRecord, Span
+from tracekit.records import Span
 from tracekit.run.runner import execute
+from tracekit.serve.record import ServeRecord
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n{{ opened }}{% endif %}"

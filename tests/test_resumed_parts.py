@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import builders.degradation as degradation
-from builders.degradation import DegradationBuilder
-from builders.trivia_qa import TriviaQABuilder, TriviaQATask
+import builders.degradation.task as degradation
+from builders.degradation.task import DegradationBuilder
+from builders.trivia_qa.task import TriviaQABuilder, TriviaQATask
 from tests.runs_for_tests import hashes, log_lines, trivia_config
 from tests.test_degradation import Memory, config_for
 from tests.tiny_checkpoint import save_tiny_checkpoint

@@ -2,8 +2,8 @@
 
 import pytest
 
-from builders.comparable import tokens_of
-from builders.rule_matching import names_gold
+from builders.judging.comparable import tokens_of
+from builders.judging.rule_matching import names_gold
 
 NAMED = [
     ("Paris", "It is Paris."),

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import tracekit.run.planner
-from builders.trivia_qa import TriviaQATask
+from builders.trivia_qa.task import TriviaQATask
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
@@ -403,7 +403,7 @@ def test_what_was_said_is_in_the_log_and_no_generated_text_is(model: Path, tmp_p
 
 def test_an_error_is_in_the_log_of_a_run_that_was_begun(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        "tracekit.run.stored.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
+        "tracekit.run.encode.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
     )
     with pytest.raises(CaptureError):
         run_trivia(tmp_path / "none", model)
@@ -411,7 +411,7 @@ def test_an_error_is_in_the_log_of_a_run_that_was_begun(model: Path, tmp_path: P
     monkeypatch.undo()
     run_trivia(tmp_path / "run", model)
     monkeypatch.setattr(
-        "tracekit.run.stored.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
+        "tracekit.run.encode.encode_record", lambda record: (_ for _ in ()).throw(CaptureError("it broke"))
     )
     with pytest.raises(CaptureError):
         run_trivia(tmp_path / "run", model, output={"force_run": True})

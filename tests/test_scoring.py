@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders.scoring import AliasMatch, exact_match, f1, find_alias, normalize_answer
+from builders.kit.scoring import AliasMatch, exact_match, f1, find_alias, normalize_answer
 
 SAMPLE = Path(__file__).parents[1] / "builders/samples/trivia_qa.jsonl"
 TRIVIAQA = Path(__file__).parents[2] / "shared/data/triviaqa/triviaqa_300.jsonl"

@@ -746,8 +746,8 @@ FULL_PLACES = {
     "journal": ("tracekit.format.shards.ShardWriter._note",),
     "new shard": ("tracekit.format.shards.ShardWriter._open",),
     "keys": ("tracekit.serve.growing._KeysFile.write",),
-    "request log": ("tracekit.serve.engine.append_line",),
-    "text log": ("tracekit.talk.Path.open",),
+    "request log": ("tracekit.serve.batcher.append_line",),
+    "text log": ("tracekit.console.Path.open",),
 }
 """What a full disk may hit, and whether a request needs it."""
 NOT_NEEDED = ("request log", "text log")

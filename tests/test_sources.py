@@ -22,8 +22,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import builders.files
-from builders.sources import Examples, HubSource, Row, read_examples
+import builders.kit.files
+from builders.kit.sources import Examples, HubSource, Row, read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
 from tracekit.format.manifest import SourceInfo
@@ -266,7 +266,7 @@ def test_a_tsv_file_has_a_header_where_it_names_a_column_that_is_read(tmp_path: 
 
 
 def test_a_line_that_is_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builders.files, "_MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(builders.kit.files, "_MAX_LINE_BYTES", 100)
     path = write(tmp_path, "rows.jsonl", '{"question": "a"}\n{"question": "' + "b" * 100 + '"}\n')
     assert error_of(path) == "rows.jsonl line 2 is longer than 100 bytes; write shorter lines, or Parquet"
     path = write(tmp_path, "rows.csv", 'question\n"' + "b\n" * 100 + '"\n')
@@ -624,7 +624,7 @@ def test_no_network(tmp_path: Path, source: str) -> None:
     # In a process of its own: the libraries read HF_HUB_OFFLINE when they are imported.
     code = f"""
 from pathlib import Path
-from builders.sources import HubSource, read_examples
+from builders.kit.sources import HubSource, read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
 try:
@@ -649,7 +649,7 @@ def test_datasets_is_imported_only_for_the_hub() -> None:
     code = f"""
 import sys
 from pathlib import Path
-from builders.sources import HubSource, read_examples
+from builders.kit.sources import HubSource, read_examples
 from tracekit.config import SourceConfig
 default = HubSource("org/name", None)
 read_examples(SourceConfig(source="sample"), default=default, sample=Path({str(SAMPLE)!r}), parse=str)

@@ -24,7 +24,7 @@ import json, sys, torch
 torch.set_num_threads(1)
 import tracekit.hub
 tracekit.hub.FIRST_WAIT_SECONDS = 0.02
-from builders.trivia_qa import BUILDER, TriviaQAConfig
+from builders.trivia_qa.task import BUILDER, TriviaQAConfig
 from tracekit.cli import run_builder
 command_lines = json.loads(sys.argv[1])
 for command_line in command_lines:

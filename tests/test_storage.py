@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tracekit
-from builders.degradation import DegradationBuilder, DegradationConfig
+from builders.degradation.task import DegradationBuilder, DegradationConfig
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import publish
 from tests.runs_for_tests import hashes, run_trivia
@@ -31,7 +31,7 @@ from tracekit.format.shards import iter_samples
 from tracekit.model.choices import check_choice_config
 from tracekit.read.verifier import verify
 from tracekit.run.merge import merge
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 from tracekit.run.runner import preflight
 from tracekit.storage import (
     QUANTIZED_DTYPES,

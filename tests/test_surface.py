@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
-import builders.surface as surface_module
-from builders.surface import Rarity, Surface, surface_of
+import builders.introspection.surface as surface_module
+from builders.introspection.surface import Rarity, Surface, surface_of
 
 MERGES = [("l", "o"), ("lo", "w"), ("e", "r"), ("low", "er")]
 """Ranks 1 to 4."""

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import builders.files
-import builders.sources
-from builders.sources import HubSource, Row
-from builders.texts import EMOTIONS, HUB, SAMPLES, Document, Line, parse_row, read_documents
-from builders.treebanks import UPOS, sentence_text, words_of
+import builders.kit.files
+import builders.kit.sources
+from builders.kit.sources import HubSource, Row
+from builders.next_token.record import Word
+from builders.next_token.texts import EMOTIONS, HUB, SAMPLES, Document, Line, parse_row, read_documents
+from builders.next_token.treebanks import UPOS, sentence_text, words_of
 from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, SourceError
-from tracekit.records import Word
 
 # They didn't go home. The 4.1 is understood: it stands nowhere.
 SENTENCE = [
@@ -341,9 +341,9 @@ def test_names_stand_for_the_originals_on_the_hub(monkeypatch: pytest.MonkeyPatc
 
     def open_hub(hub: HubSource, revision: str | None, split: str) -> Any:
         asked.append((hub, revision, split))
-        return builders.files.Table(hub.id, "r", hub.subset, 1, lambda window: iter([Row(0, "x", {"text": "x\n"})]))
+        return builders.kit.files.Table(hub.id, "r", hub.subset, 1, lambda window: iter([Row(0, "x", {"text": "x\n"})]))
 
-    monkeypatch.setattr(builders.sources, "_open_hub", open_hub)
+    monkeypatch.setattr(builders.kit.sources, "_open_hub", open_hub)
     for name in ("wikitext2", "wikitext103", "default"):
         assert documents(name, split="test")[0].kind == ("wikitext2" if name == "default" else name)
     assert [hub.subset for hub, _, _ in asked] == ["wikitext-2-raw-v1", "wikitext-103-raw-v1", "wikitext-2-raw-v1"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from builders.sources import Row
-from builders.trivia_qa import SAMPLE, TriviaQABuilder, parse_row
+from builders.kit.sources import Row
+from builders.trivia_qa.task import SAMPLE, TriviaQABuilder, parse_row
 from tests.runs_for_tests import hashes, run_trivia, trivia_config
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify

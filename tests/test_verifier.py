@@ -17,7 +17,7 @@ from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import verify
 from tracekit.errors import CaptureError, DatasetError, ModelError
 from tracekit.format.layout import Layout
-from tracekit.run.replay import replay_stored
+from tracekit.run.recheck import replay_stored
 
 SHARD = "data/trivia_qa/validation-00001.tar"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from builders.next_token import NextTokenBuilder, NextTokenConfig
+from builders.next_token.task import NextTokenBuilder, NextTokenConfig
 from tests.runs_for_tests import run_trivia
 from tests.serving_for_tests import ask, post, serving
 from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import CodeGenConfig, GPTBigCodeConfig, PersimmonConfig, Phi3Config
 
+from builders.degradation.weight_groups import GROUPS, Group, find_group, find_pieces
 from tests import tiny_models
 from tests.tiny_models import FAMILIES, OTHERS, model_info, tiny_model
 from tracekit.config import ModelConfig
@@ -19,7 +20,6 @@ from tracekit.model.hooks import record
 from tracekit.model.models import load_model, load_tokenizer
 from tracekit.model.models import model_info as info_of
 from tracekit.model.traced import TracedModel
-from tracekit.model.weights import GROUPS, Group, find_group, find_pieces
 
 _SIZES: dict[str, Any] = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _WIDTHS: dict[str, Any] = {

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from builders.judging import JudgeConfig
-from builders.wiki_qa import WikiQABuilder, WikiQAConfig, judge_answers, questions
+from builders.judging.judges import JudgeConfig
+from builders.wiki_qa.record import WikiQARecord
+from builders.wiki_qa.task import WikiQABuilder, WikiQAConfig, judge_answers, questions
 from tests.judges_for_tests import FakeClient, install, reply
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
@@ -18,7 +19,6 @@ from tracekit.cli import run_builder
 from tracekit.clients.client import Request
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, SourceConfig
 from tracekit.errors import ConfigError, PlanMismatchError, SourceError
-from tracekit.records import WikiQARecord
 from tracekit.run.runner import execute
 
 STAGES = {"questions": questions, "evaluate": judge_answers}

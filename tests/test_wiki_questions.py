@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from builders.articles import Article, Section
-from builders.wiki_prompts import answer_request, question_request, read_answer, read_question
-from builders.wiki_questions import Written, written
+from builders.wiki_qa.articles import Article, Section
+from builders.wiki_qa.prompts import answer_request, question_request, read_answer, read_question
+from builders.wiki_qa.questions import Written, written
 from tests.judges_for_tests import FakeClient, reply
 from tracekit.clients.client import ClientConfig, Reply, Request
 from tracekit.clients.responses import CachedClient

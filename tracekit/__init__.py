@@ -9,27 +9,60 @@ from typing import TYPE_CHECKING, Any
 from tracekit.version import __version__
 
 if TYPE_CHECKING:
+    from tracekit.cli import run_task as main
+    from tracekit.config import AnswersConfig, RunConfig
     from tracekit.model.patching import patch
     from tracekit.read.loading import load_dataset, wds_decoder
     from tracekit.read.store import Sample, TraceStore
     from tracekit.read.verifier import verify
+    from tracekit.records import AnsweredRecord, Outcome, Record, answered
+    from tracekit.task import Example, Examples, Task
 
-__all__ = ["Sample", "TraceStore", "__version__", "load_dataset", "patch", "verify", "wds_decoder"]
+__all__ = [
+    "AnsweredRecord",
+    "AnswersConfig",
+    "Example",
+    "Examples",
+    "Outcome",
+    "Record",
+    "RunConfig",
+    "Sample",
+    "Task",
+    "TraceStore",
+    "__version__",
+    "answered",
+    "load_dataset",
+    "main",
+    "patch",
+    "verify",
+    "wds_decoder",
+]
 
 _HOMES = {
+    "AnsweredRecord": "tracekit.records",
+    "AnswersConfig": "tracekit.config",
+    "Example": "tracekit.task",
+    "Examples": "tracekit.task",
+    "Outcome": "tracekit.records",
+    "Record": "tracekit.records",
+    "RunConfig": "tracekit.config",
     "Sample": "tracekit.read.store",
+    "Task": "tracekit.task",
     "TraceStore": "tracekit.read.store",
+    "answered": "tracekit.records",
     "load_dataset": "tracekit.read.loading",
+    "main": "tracekit.cli",
     "patch": "tracekit.model.patching",
     "verify": "tracekit.read.verifier",
     "wds_decoder": "tracekit.read.loading",
 }
+_OTHER_NAMES = {"main": "run_task"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tracekit' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES[name]), _OTHER_NAMES.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Command lines: `tracekit ...`, and `python -m builders.<task>` through `run_builder`.
+"""Command lines: `tracekit ...`, and those of tasks through `run_task`, which is `tracekit.main`.
 
 tyro turns Structs into flags; their bounds are checked afterwards, once, by tracekit.config.check.
 """
@@ -11,23 +11,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TextIO, TypeVar
 
 import msgspec
 import tyro
 
 from tracekit.config import RunConfig, check, load_toml, read_toml
+from tracekit.console import out
 from tracekit.errors import ConfigError, TracekitError
 from tracekit.flags import Origins, located, settings_of
 from tracekit.format.layout import Layout
 from tracekit.ranks import this_rank
-from tracekit.talk import out
+from tracekit.task import Task, import_file, task_in
 
-__all__ = ["main", "run_builder", "run_main"]
+__all__ = ["main", "run_main", "run_task"]
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
-Stage = Callable[[Any], int]
 
 _INTERRUPTED = 130
 _EXTRAS = {
@@ -55,19 +54,19 @@ def main(argv: list[str] | None = None) -> int:
         return _exit_code(lambda: check(command).run(), Origins(settings_of(command), arguments), again)
 
 
-def run_main(module: str, config_type: type[msgspec.Struct], argv: list[str] | None = None) -> int:
+def run_main(program: str, module: str, config_type: type[msgspec.Struct], argv: list[str] | None = None) -> int:
     """Parse flags, then import a module and call its `run` with the configuration; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _readers_may_leave():
-        config = _parsed(arguments, config_type(), module, str(config_type.__doc__))
+        config = _parsed(arguments, config_type(), f"python -m {program}", str(config_type.__doc__))
         origins = Origins(settings_of(config), arguments)
         return _exit_code(lambda: import_module(module).run(config), origins, _STOPPED)
 
 
-def _parsed(arguments: list[str], default: Any, module: str, description: str) -> Any:
-    """The flags of a builder over defaults."""
+def _parsed(arguments: list[str], default: Any, program: str, description: str) -> Any:
+    """The flags of a command over defaults."""
     flags: Any = tyro.conf.OmitArgPrefixes[type(default)]
-    return tyro.cli(flags, default=default, prog=f"python -m {module}", description=description, args=arguments)
+    return tyro.cli(flags, default=default, prog=program, description=description, args=arguments)
 
 
 def _exit_code(do: Callable[[], int], origins: Origins, stopped: str) -> int:
@@ -116,47 +115,32 @@ def _is_left(stream: TextIO) -> bool:
     return bool(poll.poll(0))
 
 
-def _one_part(config: ConfigT) -> list[ConfigT]:
-    return [config]
-
-
-def run_builder(
-    builder: Any,
-    config_type: type[ConfigT],
-    argv: list[str] | None = None,
-    *,
-    parts: Callable[[ConfigT], Sequence[ConfigT]] | None = None,
-    configs: Mapping[str, ConfigT] = MappingProxyType({}),
-    stages: Mapping[str, Stage] | None = None,
-) -> None:
-    """Parse flags (over `--config`, over defaults), run the builder, say what became of it, and exit.
-
-    `builder` is a builder, or the name of a module that is imported only once the flags are parsed: it holds BUILDER,
-    and PARTS and STAGES if it has any. `parts` makes of one configuration those that are run one after the other into
-    the same folder, each with a name of its own in `output.dataset_config`. `configs` are configurations that
-    `--config` knows by name. `stages` are what a configuration with a field `stages` does before and after the model is
-    run, by name: each is called with the configuration, whose `output.out` is set, and returns an exit code; a stage
-    without a function here runs the model.
-    """
+def run_task(task: Task[Any, Any], argv: list[str] | None = None) -> None:
+    """Run a task by its command line: parse flags (over `--config`, over defaults), do its stages, say what became of
+    it, and exit. `tracekit.main(TASK)` under `if __name__ == "__main__"` makes a file a builder."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    module = builder if isinstance(builder, str) else f"builders.{builder.name}"
     with _readers_may_leave():
-        defaults: list[tuple[ConfigT, str | None]] = []
-        take = lambda: defaults.append(_take_config(arguments, config_type, configs)) or 0  # noqa: E731
-        if code := _exit_code(take, Origins({}, arguments), _STOPPED):
+        found: list[Any] = []
+
+        def begin() -> int:
+            own = _as_imported(task)
+            found.extend((own, *_take_config(arguments, own.config, own.configs)))
+            return 0
+
+        if code := _exit_code(begin, Origins({}, arguments), _STOPPED):
             sys.exit(code)
-        ((default, file),) = defaults
-        config: ConfigT = _parsed(arguments, default, module, f"{config_type.__doc__}\n\n{_about_configs(configs)}")
-        origins = Origins(settings_of(config), arguments, file, {} if file is None else settings_of(read_toml(file)))
+        own, default, file = found
+        config = _parsed(arguments, default, own.command, f"{own.config.__doc__}\n\n{_about_configs(own.configs)}")
+        in_file = {} if file is None else settings_of(read_toml(file))
+        origins = Origins(settings_of(config), arguments, file, in_file)
+        sys.exit(_exit_code(lambda: _execute_stages(own, check(config)), origins, _STOPPED))
 
-        def run() -> int:
-            checked, found = check(config), {"BUILDER": builder, "PARTS": parts, "STAGES": stages}
-            if isinstance(builder, str):
-                found = vars(import_module(builder))
-            ready = _as_imported(found["BUILDER"], checked)
-            return _execute_stages(*ready, found.get("PARTS") or _one_part, found.get("STAGES") or {})
 
-        sys.exit(_exit_code(run, origins, _STOPPED))
+def _as_imported(task: Task[Any, Any]) -> Task[Any, Any]:
+    """A task of the file that is run, as every other process finds it: its module is called `__main__` here."""
+    if task.module != "__main__":
+        return task
+    return task_in(import_file(Path(str(sys.modules["__main__"].__file__))), task.name)
 
 
 def _about_configs(configs: Mapping[str, Any]) -> str:
@@ -184,43 +168,37 @@ def _take_config(
     return config_type(), None
 
 
-def _execute_stages(
-    builder: Any,
-    config: ConfigT,
-    parts: Callable[[ConfigT], Sequence[ConfigT]],
-    stages: Mapping[str, Stage],
-) -> int:
+def _execute_stages(task: Task[ConfigT, Any], config: ConfigT) -> int:
     """Do the stages that a configuration names, in their order; the exit code of the first that does not end well."""
     names: Sequence[str] = getattr(config, "stages", ("",))
-    alone = [name for name in names if name in stages]
+    alone = [name for name in names if name in task.stages]
     if alone and (world_size := this_rank().world_size) > 1:
         raise ConfigError(
             f"--stages {' '.join(alone)}: run in one process; {world_size} were started, for answers alone"
         )
-    folder = config.output.out or default_folder(builder.name, config)
+    folder = config.output.out or default_folder(task.name, config)
     config = msgspec.structs.replace(config, output=msgspec.structs.replace(config.output, out=folder))
-    can_estimate = getattr(builder, "can_estimate", lambda _: True)
     for name in names:
-        if name not in stages and config.output.dry_run and not can_estimate(config):
-            out(f"not estimated   --stages {name}: a model has to write the questions first")
+        if name not in task.stages and config.output.dry_run and not task.can_estimate(config):
+            out(f"not estimated   --stages {name}: an earlier stage has to write the examples first")
             continue
-        code = stages[name](config) if name in stages else _execute(builder, config, parts)
+        code = task.stages[name](config) if name in task.stages else _execute(task, config)
         if code:
             return code
     return 0
 
 
-def _execute(builder: Any, config: ConfigT, parts: Callable[[ConfigT], Sequence[ConfigT]]) -> int:
+def _execute(task: Task[ConfigT, Any], config: ConfigT) -> int:
     from tracekit.run.runner import preflight
 
     assert config.output.out is not None
     folder = Path(config.output.out)
-    all_parts = parts(config)
+    all_parts = task.parts(config)
     for part in all_parts[1:]:  # before hours go into the first
-        preflight(builder, part)
+        preflight(task, part)
     with _opened_engine(config) as engine:
         for part in all_parts:
-            code = _execute_part(builder, part, folder, engine)
+            code = _execute_part(task, part, folder, engine)
             if code:
                 return code
     if config.output.dry_run:
@@ -253,35 +231,25 @@ def _opened_engine(config: RunConfig) -> AbstractContextManager[Any]:
     return nullcontext(LocalEngine())
 
 
-def _as_imported(builder: Any, config: ConfigT) -> tuple[Any, ConfigT]:
-    """Builder and configuration as workers import them: in `python -m builders.x` their module is called __main__."""
-    spec = sys.modules["__main__"].__spec__
-    if config.cluster.engine == "local" or type(builder).__module__ != "__main__" or spec is None:
-        return builder, config
-    module = import_module(spec.name)
-    config_type = getattr(module, type(config).__name__)
-    return module.BUILDER, msgspec.convert(msgspec.to_builtins(config), config_type)
-
-
-def _execute_part(builder: Any, config: RunConfig, folder: Path, engine: Any) -> int:
+def _execute_part(task: Task[Any, Any], config: RunConfig, folder: Path, engine: Any) -> int:
     """Run one configuration and say what became of it; the exit code, 0 where it was finished."""
     from tracekit.run.runner import execute
     from tracekit.sizes import filesize
 
-    layout = Layout(folder, config.output.dataset_config or builder.name)
+    layout = Layout(folder, config.output.dataset_config or task.name)
     stager = None
     if config.publish.publish is None:
-        outcome = execute(builder, config, folder, engine=engine)
+        outcome = execute(task, config, folder, engine=engine)
     else:
         from tracekit.publish.stager import Stager
 
         stager = Stager(layout, config.publish)
         if config.output.dry_run:
             stager.check()
-            outcome = execute(builder, config, folder, engine=engine)
+            outcome = execute(task, config, folder, engine=engine)
         else:
             with stager:
-                outcome = execute(builder, config, folder, on_shard=stager.add, engine=engine)
+                outcome = execute(task, config, folder, on_shard=stager.add, engine=engine)
     if outcome.estimate is not None and config.output.dry_run:
         _print_estimate(outcome, folder)
         return 0
@@ -308,7 +276,7 @@ def default_folder(task: str, config: RunConfig) -> str:
         parts.append(Path(config.model.adapter).name + "-merged" * config.model.merge_adapter)
     if config.model.quantize != "none":
         parts.append(config.model.quantize)
-    source = config.source.source
+    source = getattr(config.source, "source", "default")
     parts.append(config.source.split if source == "default" else Path(source).stem)
     return "traces/" + "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import tyro
@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from tracekit.analysis.diff_table import difference_lines
 from tracekit.analysis.distances import COMPARED_SITES
-from tracekit.analysis.levels import draw_levels
 from tracekit.analysis.showing import show_config, show_samples, stats_lines, verification_lines
-from tracekit.analysis.stats import ConfigStats, stats
+from tracekit.analysis.stats import ConfigStats, reports, stats
 from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig
+from tracekit.console import out, printable_json
 from tracekit.errors import ConfigError
 from tracekit.format.journal import Sent
-from tracekit.format.layout import Layout, config_names, write_atomic
+from tracekit.format.layout import Layout, choose_config, config_names, write_atomic
 from tracekit.format.manifest import read_plan
 from tracekit.hub import HubPath
 from tracekit.read.remote import list_configs
@@ -29,7 +29,7 @@ from tracekit.read.store import TraceStore
 from tracekit.run.command import growth_note
 from tracekit.serve.settings import ServerSettings, check_installed
 from tracekit.sizes import filesize
-from tracekit.talk import out, printable_json
+from tracekit.task import the_task
 
 __all__ = ["Command", "Diff", "Export", "Merge", "Publish", "Serve", "Show", "Verify"]
 
@@ -121,7 +121,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
         return True
 
     def _replay(self, root: Path) -> None:
-        from tracekit.run.replay import replay_stored
+        from tracekit.run.recheck import replay_stored
 
         for name in [self.dataset_config] if self.dataset_config else config_names(root):
             result = replay_stored(
@@ -134,8 +134,11 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
                 device_map=self.device_map,
                 max_memory=self.max_memory,
                 offload_folder=self.offload_folder,
-                image=self.image,
-                chat_template=self.chat_template,
+                files={
+                    flag: path
+                    for flag, path in (("--image", self.image), ("--chat-template", self.chat_template))
+                    if path is not None
+                },
                 trust_remote_code=self.trust_remote_code,
             )
             out("\n".join(verification_lines(result)))
@@ -157,9 +160,9 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
     json: bool = False
     """Print JSON."""
     stats: bool = False
-    """Sum the run up: accuracy, calibration, confidence, parse failures, sizes; answers by level of damage."""
+    """Sum the run up: accuracy, calibration, confidence, parse failures, sizes; and what its task says besides."""
     plots: str | None = None
-    """Folder for pictures of the answers by level of damage; with --stats."""
+    """Folder for the pictures that the task draws of it, as answers by level of damage; with --stats."""
 
     def run(self) -> int:
         if self.stats:
@@ -171,9 +174,10 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
             return self._every(names)
         with TraceStore(self.folder, config=self.dataset_config) as store:
             if self.key is not None:
-                show_samples([store.record(self.key)], as_json=self.json)
+                show_samples([store.record(self.key)], store.about.outcome, as_json=self.json)
             elif self.prompt_sha256 is not None:
-                show_samples([sample.record for sample in store.by_prompt(self.prompt_sha256)], as_json=self.json)
+                samples = store.by_prompt(self.prompt_sha256)
+                show_samples([one.record for one in samples], store.about.outcome, as_json=self.json)
             else:
                 self._config(store)
                 if not self.json and len(store):
@@ -217,13 +221,14 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
     def _draw(self, found: Sequence[ConfigStats]) -> None:
         if self.plots is None:
             return
-        if not any(one.levels for one in found):
-            raise ConfigError("--plots draws answers by level of damage; nothing was damaged here")
-        for one in found:
-            for name, data in draw_levels(one.levels).items():
-                path = Path(self.plots) / f"{one.config}-{name}"
-                write_atomic(path, data)
-                out(f"wrote {path}", file=sys.stderr)
+        drawn = {one.config: reports(self.folder, one.config) for one in found}
+        pictures = {f"{name}-{file}": data for name, one in drawn.items() if one for file, data in one.draw().items()}
+        if not pictures:
+            raise ConfigError("--plots draws what the task of a dataset has to draw; this one has nothing")
+        for name, data in pictures.items():
+            path = Path(self.plots) / name
+            write_atomic(path, data)
+            out(f"wrote {path}", file=sys.stderr)
 
 
 class Diff(msgspec.Struct, frozen=True, kw_only=True):
@@ -302,21 +307,27 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):
-    """Write a dataset in the form that other tools read, into its folder exports/."""
+    """Write a dataset in a form that other tools read, into its folder exports/."""
 
     folder: tyro.conf.Positional[str]
     """Folder of the dataset."""
-    format: Literal["degradation-json"] = "degradation-json"
-    """The form: one JSON list of a degradation run, with what the run log knows of every sample."""
+    format: str | None = None
+    """The form, one of those that the dataset's task has; by default the only one."""
     dataset_config: str | None = None
     """Configuration, where there are several."""
     sample: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """So many samples alone, drawn over the whole run."""
 
     def run(self) -> int:
-        from tracekit.run.export import export_degradation
-
-        path = export_degradation(Path(self.folder), config=self.dataset_config, num_samples=self.sample)
+        root = Path(self.folder)
+        config = choose_config(config_names(root), self.dataset_config, root)
+        task = the_task(read_plan(Layout(root, config)).task, where=root, to_do="export")
+        formats = ", ".join(task.exports) or "none"
+        name = self.format or (next(iter(task.exports)) if len(task.exports) == 1 else None)
+        if name is None or name not in task.exports:
+            given = f"--format {self.format}" if self.format else "export"
+            raise ConfigError(f"{given}: the task {task.name} has these forms: {formats}; name one with --format")
+        path = task.exports[name](root, config=config, num_samples=self.sample)
         out(f"wrote {path}, {filesize(path.stat().st_size)}")
         return 0
 

@@ -19,16 +19,24 @@ from tracekit.sites import DEFAULT_SITES, resolve_sites
 from tracekit.sizes import parse_size
 
 __all__ = [
+    "AnswersConfig",
     "CaptureConfig",
     "ClusterConfig",
     "DeviceMap",
+    "DrawConfig",
+    "FileSource",
     "GenerationConfig",
     "ModelConfig",
     "OutputConfig",
     "Positive",
     "PromptConfig",
+    "PromptedConfig",
     "PublishConfig",
+    "ReadingConfig",
     "RunConfig",
+    "SamplesConfig",
+    "ShotsConfig",
+    "SiteConfig",
     "SourceConfig",
     "check",
     "load_toml",
@@ -81,10 +89,8 @@ class ModelConfig(_Part, frozen=True, kw_only=True):
 
 
 class SourceConfig(_Part, frozen=True, kw_only=True):
-    """Which data, and how much of it."""
+    """Which examples. A task with a source of its own reads no file."""
 
-    source: str = "default"
-    """`default` (the task's own dataset on the Hub), another Hub id, a JSONL, Parquet, CSV or TSV file, or `sample`."""
     split: str = "validation"
     """Split of the source; for a local file just the name that is written down."""
     limit: Positive | None = None
@@ -94,20 +100,15 @@ class SourceConfig(_Part, frozen=True, kw_only=True):
     on_bad_row: Literal["error", "skip"] = "error"
     """What a row that is malformed, or too long for the model, does: stop the run, or be counted, reported and left
     out."""
-    question_column: str | None = None
-    """Column with the question; by default the names that the task knows. So for the columns below."""
-    answer_column: str | None = None
-    """Column with the accepted answers (of multiple choice: with the right option)."""
-    choices_columns: tuple[str, ...] = ()
-    """Column with the list of options, or a column for each option."""
-    label_column: str | None = None
-    """Column with the right option (of multiple choice) or with the labels (of a text)."""
-    text_column: str | None = None
-    """Column with the text, where a row is a text or an article."""
+
+
+class FileSource(SourceConfig, frozen=True, kw_only=True):
+    """Which data, and how much of it. Tasks add the columns that they read."""
+
+    source: str = "default"
+    """`default` (the task's own dataset on the Hub), another Hub id, a JSONL, Parquet, CSV or TSV file, or `sample`."""
     id_column: str | None = None
-    """Column with the id of the row."""
-    label_start: Literal[0, 1] | None = None
-    """Number of the first option, where the right option is a number. Default: 0, or as the options are numbered."""
+    """Column with the id of the row; by default the names that the task knows."""
 
 
 class PromptConfig(_Part, frozen=True, kw_only=True):
@@ -122,52 +123,60 @@ class PromptConfig(_Part, frozen=True, kw_only=True):
     with, and no system text but a given one; `auto`: `chat` where there is a template, else `question`."""
     template_kwargs: tuple[str, ...] = ()
     """Arguments for the chat template, `name=value` (`enable_thinking=false`)."""
-    num_shots: NonNegative = 0
-    """Solved examples before the question, drawn by seed from the task's packaged sample."""
     bos: Literal["auto", "always", "never"] = "auto"
     """Beginning-of-sequence token: `auto` does what tokenizer and template do, never two."""
     template_date: str = "2026-01-01"
     """The date that chat templates see as today, so that the same run gives the same bytes."""
 
 
+class ShotsConfig(PromptConfig, frozen=True, kw_only=True):
+    """How a question becomes a prompt, with solved examples before it."""
+
+    num_shots: NonNegative = 0
+    """Solved examples before the question, drawn by seed from the task's packaged sample."""
+
+
 class GenerationConfig(_Part, frozen=True, kw_only=True):
-    """How answers are generated."""
+    """How deterministic answers are generated."""
 
     num_beams: Positive = 5
     """Beams of the deterministic answer; 1 is greedy."""
     max_new_tokens: Positive = 64
     """Longest answer, in tokens."""
-    num_samples: Positive = 1
-    """Answers a question in all. Answer 0 is the deterministic one, the others are sampled."""
+
+
+class DrawConfig(GenerationConfig, frozen=True, kw_only=True):
+    """How answers are generated, drawn ones too."""
+
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     """Temperature of the sampled answers."""
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Nucleus mass of the sampled answers."""
     top_k: NonNegative = 0
     """Most likely tokens kept for the sampled answers; 0 keeps all."""
+
+
+class SamplesConfig(DrawConfig, frozen=True, kw_only=True):
+    """How answers are generated, several a question."""
+
+    num_samples: Positive = 1
+    """Answers a question in all. Answer 0 is the deterministic one, the others are sampled."""
     trace_samples: bool = False
     """Trace the sampled answers too, each as a sample of its own."""
 
 
-class CaptureConfig(_Part, frozen=True, kw_only=True):
-    """What is recorded."""
+class SiteConfig(_Part, frozen=True, kw_only=True):
+    """What is recorded of whole texts."""
 
     sites: tuple[str, ...] = DEFAULT_SITES
     """Sites (see README) or groups: hidden attn qkv resid topk all none."""
     layers: tuple[str, ...] = ("all",)
     """Layers to keep: `all`, numbers (`0 12 -1`) or ranges (`4-8`). hidden_states counts the embeddings as 0."""
-    tokens: Literal["all", "prompt", "answer", "last"] = "all"
-    """Positions to keep: all, the prompt's, the answer's, or the last prompt token. For attention: query rows."""
     store_dtype: Literal["same", "float32", "bfloat16", "float16", "float8", "int8"] = "same"
     """dtype of the stored tensors; `same` is what the model computes in. A value that overflows stops the run, in a
     damaged model becomes inf. `float8` (e4m3fn) and `int8` come with scales for channels and tokens of each layer of a
     sample and read as float32: a quarter of float32's bytes, with an error of a few percent and about one percent
     that is measured and written down; attention keeps the model's dtype."""
-    attention_top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    """Share of each attention row's mass to keep: the fewest largest weights that reach it, the others read as 0. 1
-    keeps all. A kept weight takes its own bytes and two more."""
-    topk: Positive = 5
-    """k of the sites topk_ids and topk_logprobs."""
     num_replays: NonNegative = 2
     """Samples of the first and of the last batch of each shard that are run again alone, in plain eager transformers,
     and compared; of the batches between, rows that are padded more than any before are, too. 0 leaves all out."""
@@ -178,6 +187,30 @@ class CaptureConfig(_Part, frozen=True, kw_only=True):
         from tracekit.storage import QUANTIZED_DTYPES  # numpy, which reading flags does without
 
         return self.store_dtype in QUANTIZED_DTYPES
+
+    @property
+    def whole(self) -> "CaptureConfig":
+        """The same, of all positions."""
+        return self if isinstance(self, CaptureConfig) else CaptureConfig(**msgspec.structs.asdict(self))
+
+
+class CaptureConfig(SiteConfig, frozen=True, kw_only=True):
+    """What is recorded."""
+
+    tokens: Literal["all", "prompt", "answer", "last"] = "all"
+    """Positions to keep: all, the prompt's, the answer's, or the last prompt token. For attention: query rows."""
+    attention_top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Share of each attention row's mass to keep: the fewest largest weights that reach it, the others read as 0. 1
+    keeps all. A kept weight takes its own bytes and two more."""
+    topk: Positive = 5
+    """k of the sites topk_ids and topk_logprobs."""
+
+
+class ReadingConfig(CaptureConfig, frozen=True, kw_only=True):
+    """What is recorded of texts to which nothing is added."""
+
+    tokens: Literal["all", "prompt", "last"] = "all"
+    """Positions to keep: all, the prompt's, which are the same, or the last. For attention: query rows."""
 
 
 class OutputConfig(_Part, frozen=True, kw_only=True):
@@ -232,7 +265,8 @@ class ClusterConfig(_Part, frozen=True, kw_only=True):
 
 
 class RunConfig(_Part, frozen=True, kw_only=True):
-    """A whole run. Builders inherit from it, set their defaults and add parts of their own.
+    """A whole run. Tasks inherit from it: they have the sections that they use, with defaults of their own, and no
+    others.
 
     `local_files` names settings of theirs that are paths of files: in the dataset stand name and hash instead.
     `local_models` names those that are models, which may be local. `stages_read` names, for each stage that runs no
@@ -253,11 +287,7 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     """Which model."""
     source: SourceConfig = SourceConfig()
     """Which data."""
-    prompt: PromptConfig = PromptConfig()
-    """How a question becomes a prompt."""
-    generation: GenerationConfig = GenerationConfig()
-    """How answers are generated."""
-    capture: CaptureConfig = CaptureConfig()
+    capture: SiteConfig = SiteConfig()
     """What is recorded."""
     output: OutputConfig = OutputConfig()
     """Where it goes."""
@@ -269,6 +299,23 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     def settled(self) -> Self:
         """The same run, with settings that follow from others filled in: what is written down."""
         return self
+
+
+class PromptedConfig(RunConfig, frozen=True, kw_only=True):
+    """A run in which a model reads prompts."""
+
+    prompt: PromptConfig = PromptConfig()
+    """How a question becomes a prompt."""
+    capture: CaptureConfig = CaptureConfig()
+    """What is recorded."""
+
+
+class AnswersConfig(PromptedConfig, frozen=True, kw_only=True):
+    """A run in which a model answers questions, each once or several times."""
+
+    grows: ClassVar[tuple[str, ...]] = ("source.limit",)
+    generation: SamplesConfig = SamplesConfig()
+    """How answers are generated."""
 
 
 ConfigT = TypeVar("ConfigT", bound=msgspec.Struct)
@@ -291,7 +338,8 @@ def check(config: ConfigT) -> ConfigT:
         for layer in checked.capture.layers:
             if not re.fullmatch(r"all|-?\d+|\d+-\d+", layer):
                 raise ConfigError(f"layer {layer!r} - at `$.capture.layers`; expected all, 12, -1 or 4-8")
-        template_kwargs(checked.prompt)
+        if isinstance(prompt := getattr(checked, "prompt", None), PromptConfig):
+            template_kwargs(prompt)
         _check_adapter(checked.model)
         _check_capture(checked.capture)
         _check_placement(checked.model)
@@ -438,8 +486,8 @@ def _check_adapter(model: ModelConfig) -> None:
         )
 
 
-def _check_capture(capture: CaptureConfig) -> None:
-    if capture.is_quantized and capture.tokens == "last":
+def _check_capture(capture: SiteConfig) -> None:
+    if capture.is_quantized and capture.whole.tokens == "last":
         raise ConfigError(
             f"--store-dtype {capture.store_dtype} with --tokens last - at `$.capture.store_dtype`; of a single token "
             "every value has a scale of its own, which takes more room than float32; use --store-dtype bfloat16"

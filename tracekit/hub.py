@@ -19,8 +19,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from tracekit.console import say
 from tracekit.errors import CorruptShardError, HubAccessError, HubError
-from tracekit.talk import say
 
 __all__ = [
     "HubFile",

@@ -60,7 +60,7 @@ _BLOCK_VALUES = 1 << 21
 """Weights that are sorted at once: what that takes is some twenty times their size."""
 
 
-class StorageLoss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StorageLoss(msgspec.Struct, frozen=True, kw_only=True):
     """What storing a tensor in another form than it was captured in has cost, over all samples."""
 
     name: str

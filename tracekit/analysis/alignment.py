@@ -9,9 +9,6 @@ from tracekit.errors import DatasetError
 
 __all__ = ["Alignment", "align", "differing_conditions"]
 
-_OF_PASS = ("prompt_type", "instruction_sha256")
-"""What differs by design between the pass that asks for self_confidence and the one for other_confidence."""
-
 
 class Alignment(NamedTuple):
     """Samples of two sides, pair by pair."""
@@ -33,7 +30,7 @@ def align(a: Outcomes, b: Outcomes, *, where: str, is_filtered: bool = False) ->
 
     Where a question was answered on several occasions (levels, groups of weights, repeats), samples of the same
     occasion are paired. An occasion that is another on each side, as one group here and one there, does not count. A
-    pass that asks for self_confidence and one that asks for other_confidence align where their bins are equal.
+    pass that asks for one confidence and one that asks for another align where their bins are equal.
 
     Args:
         a: One side.
@@ -85,7 +82,7 @@ def differing_conditions(a: Outcomes, b: Outcomes) -> list[str]:
         notes.append(f"asked for {a.asked_for} in a and {b.asked_for} in b: their prompts differ by design")
     for name in a.conditions:
         values = [_distinct(side.conditions.get(name, [])) for side in (a, b)]
-        if values[0] != values[1] and (name not in _OF_PASS or a.asked_for == b.asked_for):
+        if values[0] != values[1] and (name not in a.differ_by_pass or a.asked_for == b.asked_for):
             notes.append(f"{name} is {' and '.join(values[0])} in a, {' and '.join(values[1])} in b")
     return notes
 
@@ -131,7 +128,7 @@ def _differs(a: Outcomes, row_a: int, b: Outcomes, row_b: int) -> str:
     is_other_confidence = None not in (a.asked_for, b.asked_for) and a.asked_for != b.asked_for
     for name, value in a.same[row_a].items():
         other = b.same[row_b].get(name)
-        if value != other and not (is_other_confidence and name in _OF_PASS):
+        if value != other and not (is_other_confidence and name in a.differ_by_pass):
             return f"{name} is {_text(value)} in a and {_text(other)} in b"
     if a.inputs[row_a] != b.inputs[row_b]:
         return f"input_sha256 is {a.inputs[row_a][:12]}... in a and {b.inputs[row_b][:12]}... in b"

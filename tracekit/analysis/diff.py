@@ -32,8 +32,6 @@ from tracekit.analysis.difference import (
 )
 from tracekit.analysis.distances import COMPARED_SITES, compare_activations
 from tracekit.analysis.outcomes import (
-    FIELDS,
-    Fields,
     Outcomes,
     accuracy_most_probable,
     accuracy_of,
@@ -119,6 +117,7 @@ class _Opened:
         self.listing, self.config, self.store, self.where = listing, config, store, where
         info = store.info()
         self.task, self.is_open, self.num_samples = info.task, info.is_open, info.num_samples
+        self.outcome = store.about.outcome
         self.model = "; ".join(
             ", ".join(
                 part
@@ -195,7 +194,7 @@ def _compare(
         answers=_answer_changes(
             (common_a.answers, common_b.answers),
             (common_a.verdicts, common_b.verdicts),
-            has_letters=FIELDS.get(a.task, Fields()).has_letters,
+            has_letters=a.outcome.has_letters,
         ),
         most_probable=_answer_changes(
             (common_a.most_probable, common_b.most_probable),
@@ -254,7 +253,7 @@ def _scores(side: _Opened, outcomes: Outcomes, others: Outcomes) -> Scores:
         num_judged=num_judged,
         num_unjudged=len(outcomes.verdicts) - num_judged if outcomes.has_verdicts else 0,
         accuracy=accuracy_of([verdict for verdict, is_both in zip(outcomes.verdicts, both, strict=True) if is_both]),
-        accuracy_most_probable=accuracy_most_probable(outcomes, FIELDS.get(side.task, Fields())),
+        accuracy_most_probable=accuracy_most_probable(outcomes, side.outcome),
         num_without_answer=0 if outcomes.answers is None else sum(answer is None for answer in outcomes.answers),
         calibration=calibration,
         calibration_against=outcomes.calibrated_against(),

@@ -1,11 +1,12 @@
 """Outcomes: what a model made of each sample of a configuration, as columns whatever the task.
 
-Which of a task's fields says what stands in one table, `FIELDS`; a task that is not in it has inputs and nothing else.
+Which of a task's fields says what stands in the dataset (`TraceStore.about`); a dataset that does not say it has inputs
+and nothing else.
 
 Confidence is calibrated against the most probable letter, everywhere: it is there for every labelled question, whether
-the output named a letter or not. The confidence passes of introspection ask about the pass `mcq`, another configuration
-of the same dataset, and are judged by its most probable letter, joined by question. Accuracy of what the outputs named
-is a number of its own.
+the output named a letter or not. Passes that ask for confidence ask about another pass, another configuration of the
+same dataset (`Outcome.judged_in`), and are judged by its most probable letter, joined by question. Accuracy of what
+the outputs named is a number of its own.
 
 Drawn answers beside a deterministic one (`--trace-samples`) do not count, unless a filter chooses a `sample_index`.
 """
@@ -17,15 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.card.calibration import NUM_BINS, Calibration, calibrate
-from tracekit.errors import ConfigError
+from tracekit.errors import ConfigError, DatasetError
 from tracekit.read.filters import dig, parse_filter, rows_where
 from tracekit.read.remote import Listing
 from tracekit.read.store import TraceStore
-from tracekit.records import RECORD_TYPES
+from tracekit.records import Outcome
 
 __all__ = [
-    "FIELDS",
-    "Fields",
     "Outcomes",
     "accuracy_most_probable",
     "accuracy_of",
@@ -34,108 +33,7 @@ __all__ = [
     "read_outcomes",
 ]
 
-_JUDGING_CONFIG = "mcq"
 _PERCENT = 100.0
-
-
-class Fields(NamedTuple):
-    """Names of a task's fields, by what they say."""
-
-    same: tuple[str, ...] = ()
-    """What has to be equal where two samples are of the same question, beside `input_sha256`."""
-    occasions: tuple[str, ...] = ()
-    """Dotted paths of what tells answers to the same question apart, beside `sample_index`."""
-    verdict: str | None = None
-    """Whether the answer is right; null where nothing was judged."""
-    answer: str | None = None
-    """The answer."""
-    has_letters: bool = False
-    """True where answers are letters, of which there are few."""
-    numbers: tuple[tuple[str, str], ...] = ()
-    """Numbers with their fields; of a field with a list its mean."""
-    probs: str | None = None
-    """Distribution over the options; its largest value is the confidence."""
-    most_probable: str | None = None
-    """The option with the largest; None where that is the answer."""
-    probs_verdict: str | None = None
-    """Whether the option with the largest is right."""
-    confidences: tuple[str, ...] = ()
-    """Expected confidence in percent, one field a pass; null in the other passes."""
-    bins: str | None = None
-    """What each letter of a confidence pass counts for."""
-    conditions: tuple[str, ...] = ()
-    """Dotted paths of what samples were made under, beside the model's arithmetic and how answers were generated."""
-
-
-_ANSWERED = Fields(answer="generated_answer", numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs")))
-"""Of a task that records answers and judges none of them."""
-
-FIELDS: dict[str, Fields] = {
-    "trivia_qa": Fields(
-        same=("question",),
-        verdict="is_correct",
-        answer="generated_answer",
-        numbers=(("entropy", "token_entropies"), ("logprob", "token_logprobs"), ("f1", "f1")),
-    ),
-    "replay": _ANSWERED,
-    "wiki_qa": _ANSWERED._replace(same=("question", "ground_truth_answers")),
-    "nonsense_entities": _ANSWERED._replace(same=("question",)),
-    "next_token": Fields(
-        same=("text",),
-        numbers=(
-            ("loss", "loss"),
-            ("perplexity", "perplexity"),
-            ("entropy", "next_entropy"),
-            ("next_token_accuracy", "next_correct"),
-        ),
-    ),
-    "csqa": Fields(
-        same=("question", "choices", "label_idx"),
-        verdict="is_correct",
-        answer="pred_label",
-        has_letters=True,
-        numbers=(("entropy", "entropy"), ("margin", "margin")),
-        probs="letter_probs",
-        probs_verdict="is_correct",
-    ),
-    "csqa_mcq": Fields(
-        same=("question", "choices", "label_idx"),
-        verdict="is_correct",
-        answer="pred_label",
-        has_letters=True,
-        numbers=(("entropy", "entropy"), ("margin", "margin")),
-        probs="choice_probs",
-        probs_verdict="is_correct",
-    ),
-    "introspection": Fields(
-        same=("prompt_type", "question_text", "options", "correct_answer_letter", "bins"),
-        verdict="is_correct",
-        answer="parsed_answer",
-        has_letters=True,
-        numbers=(("entropy", "entropy"), ("allowed_mass", "allowed_mass"), ("logit_margin", "logit_margin")),
-        probs="probs",
-        most_probable="pred_letter",
-        probs_verdict="is_pred_correct",
-        confidences=("self_confidence", "other_confidence"),
-        bins="bins",
-        conditions=("instruction_sha256",),
-    ),
-    "degradation": Fields(
-        same=("prompt_text", "image_sha256", "expected_answer"),
-        occasions=("damage.level", "damage.group", "repeat"),
-        verdict="is_correct",
-        answer="generated_answer",
-        numbers=(
-            ("entropy", "token_entropies"),
-            ("logprob", "token_logprobs"),
-            ("perplexity", "perplexity"),
-            ("truncated_share", "is_truncated"),
-        ),
-        conditions=("damage.method", "damage.group", "damage.level", "damage.seed"),
-    ),
-    "serve": _ANSWERED._replace(same=("prompt",), numbers=(*_ANSWERED.numbers, ("truncated_share", "is_truncated"))),
-}
-"""What the fields of each task say."""
 
 _CONDITIONS = (
     *("model.dtype", "model.quantization"),
@@ -180,6 +78,8 @@ class Outcomes(NamedTuple):
     """Why calibration cannot be told; None where it can."""
     conditions: dict[str, list[Any]]
     """What each sample was made under, by dotted path."""
+    differ_by_pass: tuple[str, ...]
+    """Paths that differ by design between two passes that ask for confidence."""
     num_extra: int
     """Drawn answers beside deterministic ones, which are not among the samples."""
 
@@ -225,23 +125,23 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
     Raises:
         ConfigError: a filter cannot be read, names no field, or lets nothing through.
     """
-    fields = FIELDS.get(store.info().task, Fields())
+    fields = store.about.outcome
     rows = rows_where(store, where)
     counted = rows if any(parse_filter(text)[0] == ["sample_index"] for text in where) else _not_extra(store, rows)
     columns = _columns(store, fields, counted)
     questions = list(zip(columns["question_id"], columns["sample_index"], strict=True))
     asked_for = next((name for name in fields.confidences if any(v is not None for v in columns[name])), None)
-    numbers = {name: _numbers(columns[field]) for name, field in fields.numbers}
+    numbers = {one.name: _numbers(columns[one.field]) for one in fields.numbers}
     note: str | None = None
     nothing: list[bool | None] = [None] * len(questions)
-    verdicts = columns[fields.verdict] if fields.verdict is not None else nothing
-    probable_verdicts = columns[fields.probs_verdict] if fields.probs_verdict is not None else nothing
+    verdicts = columns[fields.correct] if fields.correct is not None else nothing
+    probable_verdicts = columns[fields.most_probable_correct] if fields.most_probable_correct is not None else nothing
     judged, confidences, stated = nothing, np.full(len(questions), np.nan), None
     if asked_for is not None:
         confidences = _numbers(columns[asked_for]) / _PERCENT
         stated = _stated(columns, fields) / _PERCENT
         judged, note = _joined_verdicts(listing, config, asked_for, fields, questions, where)
-    elif fields.probs is not None and fields.probs_verdict is not None:
+    elif fields.probs is not None and fields.most_probable_correct is not None:
         confidences = np.array([max(probs, default=np.nan) for probs in columns[fields.probs]], dtype=np.float64)
         judged = probable_verdicts
     else:
@@ -253,7 +153,7 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         occasions=_at_paths(columns, fields.occasions),
         inputs=columns["input_sha256"],
         same=[{name: columns[name][row] for name in fields.same} for row in range(len(questions))],
-        has_verdicts=fields.verdict is not None and asked_for is None,
+        has_verdicts=fields.correct is not None and asked_for is None,
         verdicts=verdicts,
         answers=columns[fields.answer] if fields.answer else None,
         numbers={name: values for name, values in numbers.items() if not np.isnan(values).all()},
@@ -264,13 +164,14 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         confidence_verdicts=judged,
         confidence_note=note,
         conditions=_at_paths(columns, (*_CONDITIONS, *fields.conditions)),
+        differ_by_pass=(*([fields.kind] if fields.kind else []), *fields.conditions),
         num_extra=len(rows) - len(counted),
     )
 
 
 def _not_extra(store: TraceStore, rows: Sequence[int]) -> Sequence[int]:
     """The rows that are no drawn answers beside deterministic ones, see `Record.is_extra`."""
-    if not RECORD_TYPES[store.info().task].DRAWN_ARE_EXTRA:
+    if not store.about.outcome.drawn_are_extra:
         return rows
     indices = store.columns(["sample_index"])["sample_index"].to_numpy()
     return [row for row in rows if indices[row] == 0]
@@ -283,13 +184,19 @@ def _at_paths(columns: dict[str, list[Any]], paths: Sequence[str]) -> dict[str, 
     }
 
 
-def _columns(store: TraceStore, fields: Fields, rows: Sequence[int]) -> dict[str, list[Any]]:
+def _columns(store: TraceStore, fields: Outcome, rows: Sequence[int]) -> dict[str, list[Any]]:
     """All that the table of fields names, of these rows."""
-    single = (fields.verdict, fields.answer, fields.probs, fields.most_probable, fields.probs_verdict, fields.bins)
+    single = (
+        *(fields.correct, fields.answer, fields.probs, fields.most_probable, fields.most_probable_correct),
+        *(fields.bins, fields.kind),
+    )
+    known = {*store.schema.names}
+    if unknown := [path for path in fields.paths() if path.split(".")[0] not in known]:
+        raise DatasetError(f"{store!r}: its manifest names the field {unknown[0]!r}, which its records do not have")
     wanted = (
         *("key", "question_id", "sample_index", "input_sha256"),
         *(*fields.same, *fields.confidences),
-        *[field for _, field in fields.numbers],
+        *[one.field for one in fields.numbers],
         *[name for name in single if name],
         *[path.split(".")[0] for path in (*_CONDITIONS, *fields.conditions, *fields.occasions)],
     )
@@ -297,7 +204,7 @@ def _columns(store: TraceStore, fields: Fields, rows: Sequence[int]) -> dict[str
     return {name: table[name].to_pylist() for name in table.column_names}
 
 
-def _stated(columns: dict[str, list[Any]], fields: Fields) -> np.ndarray:
+def _stated(columns: dict[str, list[Any]], fields: Outcome) -> np.ndarray:
     """(N,) midpoint, percent, of the bin that each output named; nan where it named none."""
     if fields.bins is None or fields.answer is None:
         return np.full(len(columns["key"]), np.nan)
@@ -337,9 +244,9 @@ def accuracy_of(verdicts: Sequence[bool | None]) -> float | None:
     return sum(judged) / len(judged) if judged else None
 
 
-def accuracy_most_probable(outcomes: Outcomes, fields: Fields) -> float | None:
+def accuracy_most_probable(outcomes: Outcomes, fields: Outcome) -> float | None:
     """Accuracy of the most probable answer; None where it is the answer itself, or where none is judged."""
-    if fields.probs_verdict in (None, fields.verdict) or not outcomes.has_verdicts:
+    if fields.most_probable_correct in (None, fields.correct) or not outcomes.has_verdicts:
         return None
     return accuracy_of(outcomes.most_probable_verdicts)
 
@@ -359,22 +266,26 @@ def _joined_verdicts(
     listing: Listing,
     config: str,
     asked_for: str,
-    fields: Fields,
+    fields: Outcome,
     questions: Sequence[tuple[str, int]],
     where: Sequence[str],
 ) -> tuple[list[bool | None], str | None]:
-    """Whether the most probable letter of the pass `mcq` is right, by question; and why that cannot be told, if so."""
+    """Whether the most probable letter of the judging pass is right, by question; and why that cannot be told, if
+    so."""
     nothing: list[bool | None] = [None] * len(questions)
+    judge, kind = fields.judged_in, fields.kind
+    if judge is None or kind is None:
+        return nothing, "the dataset does not say which pass says whether the model is right"
     if not config.endswith(asked_for):
-        return nothing, f"configuration {config!r} is not named ...{asked_for}, so that its pass mcq is not known"
-    judging = config.removesuffix(asked_for) + _JUDGING_CONFIG
+        return nothing, f"configuration {config!r} is not named ...{asked_for}, so that its pass {judge} is not known"
+    judging = config.removesuffix(asked_for) + judge
     if judging not in listing.configs:
         return nothing, f"the dataset has no configuration {judging!r} that says whether the model is right"
-    assert fields.probs_verdict is not None, fields
+    assert fields.most_probable_correct is not None, fields
     with TraceStore(str(listing.path), config=judging) as store:
-        if _JUDGING_CONFIG not in store.columns(["prompt_type"])["prompt_type"].to_pylist()[:1]:
-            return nothing, f"configuration {judging!r} is not the pass {_JUDGING_CONFIG!r}"
-        names = ["question_id", "sample_index", fields.probs_verdict]
+        if judge not in store.columns([kind])[kind].to_pylist()[:1]:
+            return nothing, f"configuration {judging!r} is not the pass {judge!r}"
+        names = ["question_id", "sample_index", fields.most_probable_correct]
         table = store.columns(names)
         judged = list(zip(*[table[name].to_pylist() for name in names], strict=True))
         if where and len({row[:2] for row in judged}) < len(judged):

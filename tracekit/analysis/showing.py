@@ -6,63 +6,119 @@ from typing import Any
 
 import msgspec
 
-from tracekit.analysis.levels import level_lines
 from tracekit.analysis.outcomes import number_label
 from tracekit.analysis.stats import Bar, ConfigStats, Lengths, Mean
+from tracekit.console import out, printable, printable_json
 from tracekit.format.labels import rate_lines
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, read_struct
 from tracekit.hub import HubPath
 from tracekit.read.remote import open_remote
 from tracekit.read.store import TraceStore
-from tracekit.records import Record
+from tracekit.records import Outcome, Record
 from tracekit.sizes import bar, filesize
-from tracekit.talk import out, printable, printable_json
+from tracekit.task import about_of
 
-__all__ = ["metric_lines", "show_config", "show_samples", "stats_lines", "verification_lines", "warning_lines"]
+__all__ = [
+    "metric_lines",
+    "record_lines",
+    "show_config",
+    "show_samples",
+    "stats_lines",
+    "verification_lines",
+    "warning_lines",
+]
 
-_LARGE_TRUNCATED_SHARE = 0.2
-"""Above this share of answers that were cut, labels say more of the limit than of the model."""
 _WIDTH = 100
 _LABEL = 42
+_MAX_CHARS = 70  # of a text in a line
 
 
 def metric_lines(manifest: Manifest) -> list[str]:
     """The task's numbers, a line each, accuracy with the rule behind it; and what storing in smaller forms has cost."""
-    rule = manifest.run.get("correctness")
+    outcome = about_of(manifest).outcome
+    of_correct = {mean.name for mean in outcome.means if mean.field == outcome.correct}
     lines = []
     for metric in manifest.metrics:
-        note = f"  (by {rule})" if metric.name == "accuracy" and rule else ""
-        if metric.name == "fresh_head_share" and metric.value:
-            note = "  (the multiple-choice head was drawn at random: predictions mean nothing)"
+        rule = manifest.run.get(outcome.rule or "") if metric.name in of_correct else None
+        note = f"  (by {rule})" if rule else ""
+        if metric.warn_above is not None and metric.value > metric.warn_above:
+            note = f"  ({metric.warning})"
         lines.append(f"{metric.name:18s} {metric.value:.4g}{note}")
     return lines + [f"{loss.name:18s} stored as {loss.form}: {loss.in_words()}" for loss in manifest.losses]
 
 
 def warning_lines(manifest: Manifest) -> list[str]:
-    """What a person should know before they use the labels: answers that were cut, and labels of one class."""
-    lines = []
-    means = {metric.name: metric.value for metric in manifest.metrics}
-    if (share := means.get("truncated_share", 0.0)) > _LARGE_TRUNCATED_SHARE:
-        is_generated = "mean_answer_tokens" in means  # else the answers were cut before they came here
-        limit = f" (now {manifest.run['generation']['max_new_tokens']})" if is_generated else ""
-        advice = f"raise --max-new-tokens{limit}" if is_generated else "make them again with a larger limit"
-        lines.append(f"warning: {share:.0%} of the answers were cut before they ended; {advice}")
-    if (share := means.get("parse_failure_share", 0.0)) > _LARGE_TRUNCATED_SHARE:
-        limit = manifest.run["generation"]["max_new_tokens"]
-        lines.append(
-            f"warning: in {share:.0%} of the outputs no letter can be read. Look at some (tracekit show --examples 5); "
-            f"where they are cut, raise --max-new-tokens (now {limit})"
-        )
+    """What a person should know before they use the labels: what the task warns of, and labels of one class."""
+    lines = [
+        f"warning: {metric.value:.0%} {metric.warning}"
+        for metric in manifest.metrics
+        if metric.warn_above is not None and metric.value > metric.warn_above
+    ]
     counts = (manifest.figures.num_right, manifest.figures.num_wrong)
     if sum(counts) > 1 and 0 in counts:
-        rule = manifest.run.get("correctness")
-        other = f", or try another --correctness than {rule}" if rule else ""
+        setting = about_of(manifest).outcome.rule
+        rule = manifest.run.get(setting or "")
+        other = f", or try another --{setting} than {rule}" if rule else ""
         lines.append(
             f"warning: all {sum(counts)} judged answers are {'wrong' if counts[0] == 0 else 'right'}. A probe needs "
             f"both classes: raise --limit, choose another model{other}"
         )
     return lines
+
+
+def record_lines(record: Record, outcome: Outcome) -> list[str]:
+    """A sample as text for people: as its task likes it, else in a line: key, verdict, what was asked, answer."""
+    own = record.lines()
+    if own:
+        return own
+    is_correct = _field(record, outcome.correct)
+    verdict = "" if is_correct is None else "right" if is_correct else "wrong"
+    occasions = ", ".join(f"{path.rpartition('.')[2]} {_field(record, path)}" for path in outcome.occasions)
+    asked = (f"[{occasions}] " if occasions else "") + (_text(_field(record, outcome.asked)) or record.prompt)
+    gold = _text(_labelled(record, outcome, outcome.gold)) if is_correct is not True else ""
+    accepted = f"  (accepted: {gold})" if gold else ""
+    return [f"{record.key}  {verdict:5s}  {_short(asked)}  ->  {_short(_outcome_text(record, outcome))}{accepted}"]
+
+
+def _outcome_text(record: Record, outcome: Outcome) -> str:
+    """The answer; of a task without, its first number."""
+    if outcome.answer is not None:
+        return _text(_labelled(record, outcome, outcome.answer)) or "(no answer)"
+    for number in outcome.numbers:
+        value = _field(record, number.field)
+        if isinstance(value, int | float):
+            return f"{number.name} {value:.4g}{number.unit and ' ' + number.unit}"
+    return ""
+
+
+def _labelled(record: Record, outcome: Outcome, path: str | None) -> Any:
+    """A field; of a letter also what it stands for."""
+    value = _field(record, path)
+    options = msgspec.to_builtins(_field(record, outcome.options)) if outcome.options else []
+    texts = {one.get("label"): one.get("text") for one in options or []}
+    return f"{value} {texts[value]}" if outcome.has_letters and value in texts else value
+
+
+def _field(record: Record, path: str | None) -> Any:
+    """What a record says at a dotted path; None where there is none."""
+    value: Any = record
+    for name in path.split(".") if path else ():
+        value = getattr(value, name, None)
+    return None if path is None else value
+
+
+def _text(value: Any) -> str:
+    """A value as text: of a list its first, of a conversation the last message."""
+    if isinstance(value, list):
+        last = getattr(value[-1], "content", None) if value else ""
+        return last if last is not None else _text(value[0])
+    return "" if value is None else str(value)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 3] + "..."
 
 
 def verification_lines(verification: Any) -> list[str]:
@@ -105,7 +161,7 @@ def show_config(store: TraceStore, num_examples: int) -> None:
             out("\n".join(metric_lines(read_struct(manifest, Manifest))))
     out()
     for key in store.keys[:num_examples]:
-        lines = store.record(key).lines()
+        lines = record_lines(store.record(key), store.about.outcome)
         out("\n".join(lines))
         if len(lines) > 1:
             out()
@@ -116,14 +172,14 @@ def _model_text(model: dict[str, Any]) -> str:
     return f"{model['id']} at {model['revision'][:23]}, {', '.join(extra for extra in extras if extra)}"
 
 
-def show_samples(records: list[Record], *, as_json: bool) -> None:
+def show_samples(records: list[Record], outcome: Outcome, *, as_json: bool) -> None:
     """Print every field of some samples."""
     if as_json:
         built = msgspec.to_builtins(records[0] if len(records) == 1 else records)
         out(printable_json(json.dumps(built, indent=2, ensure_ascii=False)))
         return
     for record in records:
-        out("\n".join(record.lines()))
+        out("\n".join(record_lines(record, outcome)))
         for name in msgspec.structs.fields(type(record)):
             value = getattr(record, name.name)
             if name.name == "tensors":
@@ -167,8 +223,8 @@ def stats_lines(one: ConfigStats) -> list[str]:
         for subject in one.subjects:
             share = "    -" if subject.accuracy is None else f"{bar(subject.accuracy)} {subject.accuracy:5.3f}"
             lines.append(f"    {subject.subject:{width}s}  {share}  of {subject.num}")
-    if one.levels:
-        lines += ["", *level_lines(one.levels)]
+    if one.report_lines:
+        lines += ["", *one.report_lines]
     if one.metrics and one.accuracy is None and not one.confidence:
         lines += [_row(metric.name, f"{metric.value:.4g}") for metric in one.metrics]
     for summary in one.labels:

@@ -8,7 +8,6 @@ count in sizes and lengths alone. Nothing but the record tables is read.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -17,10 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tracekit.analysis.levels import LevelStats, level_stats
 from tracekit.analysis.outcomes import (
-    FIELDS,
-    Fields,
     Outcomes,
     accuracy_most_probable,
     accuracy_of,
@@ -35,9 +31,10 @@ from tracekit.format.manifest import Manifest, Metric, read_struct
 from tracekit.hub import HubPath
 from tracekit.read.remote import Listing, list_configs
 from tracekit.read.store import TraceStore
-from tracekit.records import RECORD_TYPES, ConfidenceBin, DegradationRecord
+from tracekit.records import Outcome
+from tracekit.task import Report, find_task
 
-__all__ = ["Bar", "ConfigStats", "Count", "Lengths", "LetterCount", "Mean", "SubjectAccuracy", "stats"]
+__all__ = ["Bar", "ConfigStats", "Count", "Lengths", "LetterCount", "Mean", "SubjectAccuracy", "reports", "stats"]
 
 _NUM_SUBJECTS = 10
 _NUM_BINS = 10
@@ -164,8 +161,10 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Answers by letter; empty where answers are no letters."""
     subjects: list[SubjectAccuracy]
     """The ten largest subjects; empty for a source without."""
-    levels: list[LevelStats]
-    """Answers by level of damage; empty where nothing was damaged."""
+    report: Any
+    """What the task itself says of the configuration; null where it says nothing more, or is not installed."""
+    report_lines: list[str]
+    """The same for people."""
     metrics: list[Metric]
     """The manifest's numbers; empty where the run is not finished."""
     labels: list[LabelSummary]
@@ -193,7 +192,8 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
     manifest = Layout(listing.root, config).manifest
     with TraceStore(str(listing.path), config=config) as store:
         info = store.info()
-        fields = FIELDS.get(info.task, Fields())
+        fields = store.about.outcome
+        report = _report(store)
         outcomes = read_outcomes(store, listing, config)
         calibration, note = calibration_of(outcomes, num_bins=_NUM_BINS)
         lengths = store.columns(["prompt_length", "token_ids"])
@@ -213,32 +213,37 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
             accuracy=accuracy_of(outcomes.verdicts),
             accuracy_most_probable=accuracy_most_probable(outcomes, fields),
             num_without_answer=sum(answer is None for answer in outcomes.answers or []),
-            failures=_failures(store),
+            failures=_failures(store, fields),
             asked_for=outcomes.asked_for,
             calibration=calibration,
             calibration_against=outcomes.calibrated_against(),
             calibration_note=note,
-            confidence=_confidence(store, outcomes),
+            confidence=_confidence(store, outcomes, fields),
             means=_means(outcomes),
             letters=_letters(store, outcomes, fields),
-            subjects=_subjects(store, outcomes),
-            levels=level_stats(_damaged(store)) if info.task == "degradation" else [],
+            subjects=_subjects(store, outcomes, fields),
+            report=None if report is None else report.data,
+            report_lines=[] if report is None else report.lines,
             metrics=read_struct(manifest, Manifest).metrics if manifest.exists() else [],
             labels=read_summaries(Layout(listing.root, config)),
         )
 
 
-def _damaged(store: TraceStore) -> Iterator[DegradationRecord]:
-    """The records of a damaged model's answers."""
-    for sample in store:
-        assert isinstance(sample.record, DegradationRecord), sample.key
-        yield sample.record
+def _report(store: TraceStore) -> Report | None:
+    """What the task says of a configuration, where it is installed and says anything."""
+    task = find_task(store.info().task)
+    return None if task is None or task.report is None else task.report(store)
 
 
-def _column(store: TraceStore, name: str) -> list[Any] | None:
+def reports(path: str | PathLike[str], config: str) -> Report | None:
+    """What the task of a configuration says of it besides, with pictures; None where it says nothing."""
+    with TraceStore(path, config=config) as store:
+        return _report(store)
+
+
+def _column(store: TraceStore, name: str | None) -> list[Any] | None:
     """A field of all records; None for a task without it."""
-    known = RECORD_TYPES[store.info().task].__struct_fields__
-    return store.columns([name])[name].to_pylist() if name in known else None
+    return None if name is None else store.columns([name])[name].to_pylist()
 
 
 def _lengths(values: np.ndarray) -> Lengths | None:
@@ -247,17 +252,17 @@ def _lengths(values: np.ndarray) -> Lengths | None:
     return Lengths(shortest=int(values.min()), mean=float(values.mean()), longest=int(values.max()))
 
 
-def _failures(store: TraceStore) -> list[Count]:
-    reasons = Counter(reason for reason in _column(store, "parse_failure") or [] if reason is not None)
+def _failures(store: TraceStore, fields: Outcome) -> list[Count]:
+    reasons = Counter(reason for reason in _column(store, fields.failure) or [] if reason is not None)
     return [Count(value=reason, count=count) for reason, count in reasons.most_common()]
 
 
-def _confidence(store: TraceStore, outcomes: Outcomes) -> list[Bar]:
+def _confidence(store: TraceStore, outcomes: Outcomes, fields: Outcome) -> list[Bar]:
     """Confidence by the bins that were asked for, else by tenths."""
     values = outcomes.confidences[~np.isnan(outcomes.confidences)]
     if not len(values):
         return []
-    asked = (_column(store, "bins") or [[]])[0]
+    asked = (_column(store, fields.bins) or [[]])[0]
     if not asked:
         edges = np.arange(_NUM_BINS + 1) / _NUM_BINS
         counts = _counts_between(values, edges)
@@ -266,22 +271,29 @@ def _confidence(store: TraceStore, outcomes: Outcomes) -> list[Bar]:
             Bar(label=label, num_expected=count, num_answered=None, mean_probability=None)
             for label, count in zip(labels, counts, strict=True)
         ]
-    if any(bins != asked for bins in _column(store, "bins") or []):
+    if any(bins != asked for bins in _column(store, fields.bins) or []):
         raise DatasetError(
             f"{store!r}: samples have different bins of confidence; run `tracekit verify` on the dataset"
         )
     counts = _counts_between(values, np.array([one["low"] for one in asked] + [asked[-1]["high"]]) / 100)
-    probs_NB = np.array(_column(store, "probs"), dtype=np.float64)
+    probs_NB = np.array(_column(store, fields.probs), dtype=np.float64)
     answered = Counter(outcomes.answers or [])
     return [
         Bar(
-            label=f"{one.label}  {one.text()}",
+            label=f"{one['label']}  {_range_text(one['low'], one['high'])}",
             num_expected=counts[number],
-            num_answered=answered[one.label],
+            num_answered=answered[one["label"]],
             mean_probability=float(probs_NB[:, number].mean()),
         )
-        for number, one in enumerate(msgspec.convert(asked, list[ConfidenceBin]))
+        for number, one in enumerate(asked)
     ]
+
+
+def _range_text(low: float, high: float) -> str:
+    """A range of percent in words: `under 5 %`, `5 to 10 %`, `over 90 %`."""
+    if low <= 0:
+        return f"under {high:.12g} %"
+    return f"over {low:.12g} %" if high >= 100 else f"{low:.12g} to {high:.12g} %"
 
 
 def _counts_between(values: np.ndarray, edges: np.ndarray) -> list[int]:
@@ -299,13 +311,13 @@ def _means(outcomes: Outcomes) -> list[Mean]:
     return found
 
 
-def _letters(store: TraceStore, outcomes: Outcomes, fields: Fields) -> list[LetterCount]:
+def _letters(store: TraceStore, outcomes: Outcomes, fields: Outcome) -> list[LetterCount]:
     """How often each letter is the answer, the most probable one, and the right one."""
     if not fields.has_letters or outcomes.answers is None:
         return []
     answered = Counter(answer for answer in outcomes.answers if answer is not None)
-    probable = _column(store, "pred_letter")
-    right = (_column(store, "correct_answer_letter") or _column(store, "gold_label")) if outcomes.has_verdicts else None
+    probable = _column(store, fields.most_probable)
+    right = _column(store, fields.gold) if outcomes.has_verdicts else None
     counted = [Counter(letter for letter in letters or [] if letter is not None) for letters in (probable, right)]
     return [
         LetterCount(
@@ -318,11 +330,11 @@ def _letters(store: TraceStore, outcomes: Outcomes, fields: Fields) -> list[Lett
     ]
 
 
-def _subjects(store: TraceStore, outcomes: Outcomes) -> list[SubjectAccuracy]:
+def _subjects(store: TraceStore, outcomes: Outcomes, fields: Outcome) -> list[SubjectAccuracy]:
     """The largest subjects, with their accuracy."""
     by_subject: dict[str, list[bool | None]] = defaultdict(list)
     if outcomes.has_verdicts:
-        for subject, verdict in zip(_column(store, "subject") or [], outcomes.verdicts, strict=False):
+        for subject, verdict in zip(_column(store, fields.group) or [], outcomes.verdicts, strict=False):
             if subject is not None:
                 by_subject[subject].append(verdict)
     largest = sorted(by_subject, key=lambda subject: (-len(by_subject[subject]), subject))[:_NUM_SUBJECTS]

@@ -3,6 +3,7 @@
     escaped    in a sentence, a heading or a cell      a<b> | `c`   ->  a&lt;b&gt; \\| \\`c\\`
     code       a code span                             a`b          ->  ``a`b``
     fence      a block of code
+    prose      a docstring, its `code` as code
     python     a literal in a snippet                  x"); y(      ->  'x"); y('
 
 Templates print nothing else: `finalize` escapes every value that is not `Markdown`.
@@ -11,9 +12,9 @@ Templates print nothing else: `finalize` escapes every value that is not `Markdo
 import re
 from typing import Any
 
-from tracekit.talk import printable
+from tracekit.console import printable
 
-__all__ = ["Markdown", "cell", "code", "escaped", "fence", "finalize", "python"]
+__all__ = ["Markdown", "cell", "code", "escaped", "fence", "finalize", "prose", "python"]
 
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _SPECIAL = re.compile(r"[\\`*\[\]|~&<>]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -52,6 +53,20 @@ def code(text: str) -> Markdown:
     marks = "`" * _more_than(line, 1)
     pad = " " * line.startswith("`") or " " * line.endswith("`")
     return Markdown(f"{marks}{pad}{line}{pad}{marks}")
+
+
+def prose(text: str) -> Markdown:
+    """A sentence of a docstring in a cell: what stands between backticks is code, the rest is shown as it stands."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one is left over
+        return escaped(text)
+    return Markdown(
+        "".join(code(part) if number % 2 and part else _escaped_part(part) for number, part in enumerate(parts))
+    )
+
+
+def _escaped_part(text: str) -> str:
+    return " " * text[:1].isspace() + escaped(text) + " " * (text.strip() != "" and text[-1:].isspace())
 
 
 def fence(text: str, language: str) -> Markdown:

@@ -18,7 +18,7 @@ match the manifest's shards and no other number, so that shards of a release tha
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -30,14 +30,15 @@ import pyarrow as pa
 import yaml
 
 from tracekit.axes import LEGEND
-from tracekit.card.escaping import Markdown, cell, code, escaped, fence, finalize, python
+from tracekit.card.escaping import Markdown, cell, code, escaped, fence, finalize, prose, python
 from tracekit.card.figures import figures_of
 from tracekit.errors import ConfigError, DatasetError, TracekitError
 from tracekit.format.labels import LabelSummary
 from tracekit.format.layout import records_tar_path, shard_name
 from tracekit.format.manifest import Manifest, ShardInfo
-from tracekit.records import RECORD_TYPES, arrow_schema, field_docs
+from tracekit.records import RecordSchema
 from tracekit.sizes import filesize
+from tracekit.task import about_of, find_task
 
 __all__ = [
     "MADE_KEYS",
@@ -66,17 +67,6 @@ _HIDDEN_STATES = "hidden-states"
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")  # from 1,000 on, each ten times the one before
 _TAGS = ("tracekit", "interpretability", "activations", "webdataset")
 _AGENT_TRACES = "agent-traces"  # on the Hub these are sessions of agents, with a viewer of their own
-_TASK_CATEGORIES = {
-    "trivia_qa": "question-answering",
-    "csqa": "multiple-choice",
-    "csqa_mcq": "multiple-choice",
-    "introspection": "multiple-choice",
-    "degradation": "text-generation",
-    "wiki_qa": "question-answering",
-    "nonsense_entities": "question-answering",
-    "serve": "text-generation",
-    "replay": "text-generation",
-}
 _DEMO = ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")  # its package is no repository on the Hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -107,6 +97,7 @@ class CardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 def render_card(
     manifests: Sequence[Manifest],
+    schemas: Mapping[str, RecordSchema],
     *,
     here: str = ".",
     version: str | None = None,
@@ -118,6 +109,7 @@ def render_card(
 
     Args:
         manifests: Its configurations; records of the first are the default.
+        schemas: Schema of the records of each, by the configuration's name.
         here: What `load_dataset` is to be given: `owner/name` on the Hub, or a folder (`.`, `./name`, `/path`).
         version: Tag on the Hub that every line for loading names.
         settings: What no manifest knows.
@@ -145,7 +137,7 @@ def render_card(
                 manifests=[_for_template(manifest, labels, has_figures=has_figures) for manifest in manifests],
                 writing=[manifest for manifest in manifests if _generates(manifest)],
                 int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
-                tasks=[_task(name) for name in dict.fromkeys(manifest.task for manifest in manifests)],
+                tasks=[_task(name, schemas[config]) for name, config in _first_of_each_task(manifests).items()],
                 load=_loading(manifests, here, version),
                 legend=LEGEND,
                 section=Markdown(section),
@@ -154,7 +146,7 @@ def render_card(
                 bibtex=_bibtex(title, here, version),
             )
         )
-        metadata = _metadata(manifests, settings, title)
+        metadata = _metadata(manifests, schemas, settings, title)
     except TracekitError:
         raise
     except (jinja2.UndefinedError, LookupError, TypeError, ValueError, AttributeError) as error:  # `run` has no types
@@ -181,7 +173,7 @@ def settings_of(card_text: str, manifests: Sequence[Manifest] = ()) -> CardSetti
         kept["language"] = [kept["language"]]
     if str(kept.get("pretty_name", "")).startswith(_MADE_TITLE):  # nobody's choice: made from the models
         del kept["pretty_name"]
-    made = _metadata(manifests, CardSettings(), "") if manifests and head else {}
+    made = _made_lists(manifests, CardSettings()) if manifests and head else {}
     if made and head.get("language") is None:
         kept["language"] = []
     added: dict[str, Any] = {}
@@ -189,7 +181,7 @@ def settings_of(card_text: str, manifests: Sequence[Manifest] = ()) -> CardSetti
     for key in _MADE_LISTS if made else ("tags",):
         entries, ours = head.get(key) or [], made.get(key, [])
         entries = [entries] if isinstance(entries, str) else entries
-        known = (*_TAGS, _HIDDEN_STATES, *RECORD_TYPES) if key == "tags" else ours
+        known = (*_TAGS, _HIDDEN_STATES, *ours) if key == "tags" else ours
         is_list = isinstance(entries, list)
         added[key] = [one for one in entries if one not in known] if is_list else entries  # what is none is refused
         removed[key] = [one for one in ours if one not in entries]
@@ -229,9 +221,9 @@ def own_section(card_text: str) -> str | None:
     return text if text not in ("", _INVITATION) else None
 
 
-def card_features(task: str, *, with_tensors: bool) -> list[dict[str, Any]]:
+def card_features(schema: RecordSchema, *, with_tensors: bool) -> list[dict[str, Any]]:
     """Features of a configuration as the card declares them."""
-    features: list[dict[str, Any]] = [{"name": "json", "struct": _struct_features(arrow_schema(RECORD_TYPES[task]))}]
+    features: list[dict[str, Any]] = [{"name": "json", "struct": _struct_features(schema.arrow)}]
     if with_tensors:
         features.append({"name": "safetensors", "dtype": "binary"})
     return [*features, {"name": "__key__", "dtype": "string"}, {"name": "__url__", "dtype": "string"}]
@@ -271,7 +263,14 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # noqa: S701 - Markdown, not HTML: `finalize` escapes it
         finalize=finalize,
     )
-    environment.filters |= {"cell": cell, "code": code, "fence": fence, "filesize": filesize, "python": python}
+    environment.filters |= {
+        "cell": cell,
+        "code": code,
+        "fence": fence,
+        "filesize": filesize,
+        "prose": prose,
+        "python": python,
+    }
     environment.filters["markdown"] = Markdown
     return environment
 
@@ -280,10 +279,25 @@ def _title(manifests: Sequence[Manifest], settings: CardSettings) -> str:
     return settings.pretty_name or _MADE_TITLE + ", ".join(sorted({m.model.id for m in manifests}))
 
 
-def _task(name: str) -> dict[str, Any]:
-    record_type = RECORD_TYPES[name]
-    docs = field_docs(record_type)
-    return {"name": name, "fields": {f.name: Markdown(docs[f.name]) for f in msgspec.structs.fields(record_type)}}
+def _first_of_each_task(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """The first configuration of each task, by the task's name."""
+    first: dict[str, str] = {}
+    for manifest in manifests:
+        first.setdefault(manifest.task, manifest.config)
+    return first
+
+
+def _task(name: str, schema: RecordSchema) -> dict[str, Any]:
+    return {"name": name, "fields": {field: prose(doc) for field, doc in schema.docs.items()}}
+
+
+def _template_of(manifest: Manifest) -> jinja2.Template:
+    """The card's part about a configuration: the installed task's, or one that names the task alone."""
+    task = find_task(manifest.task)
+    card = None if task is None else task.card
+    if isinstance(card, Path):
+        return _environment().from_string(card.read_text(encoding="utf-8"))
+    return _environment().get_template(card or "task.md.j2")
 
 
 def _for_template(manifest: Manifest, labels: Sequence[LabelSummary], *, has_figures: bool) -> dict[str, Any]:
@@ -297,7 +311,8 @@ def _for_template(manifest: Manifest, labels: Sequence[LabelSummary], *, has_fig
         "num_samples": num_samples,
         "num_bytes": num_bytes,
         "bytes_per_sample": num_bytes / max(1, num_samples),
-        "template": f"{manifest.task}.md.j2",
+        "template": _template_of(manifest),
+        "title": about_of(manifest).title,
         "model_link": _link(manifest.model.id, None, ""),
         "decoding": _decoding(manifest.run),
         "balance": f"Class balance: {figures.num_right} right, {figures.num_wrong} wrong, which is "
@@ -457,30 +472,20 @@ def _bibtex(title: str, here: str, version: str | None) -> str:
     return f"@misc{{{key},\n" + ",\n".join(lines) + "\n}"
 
 
-def _metadata(manifests: Sequence[Manifest], settings: CardSettings, title: str) -> dict[str, Any]:
+def _metadata(
+    manifests: Sequence[Manifest], schemas: Mapping[str, RecordSchema], settings: CardSettings, title: str
+) -> dict[str, Any]:
     """The YAML head."""
     if _AGENT_TRACES in settings.tags:
         raise ConfigError(
             f"card tag {_AGENT_TRACES!r}: on the Hub it means logs of agents, not activations; take it out"
         )
-    tensors = {tensor.name.partition(".")[0] for manifest in manifests for tensor in manifest.tensors}
-    tasks = list(dict.fromkeys(manifest.task for manifest in manifests))
-    hidden = ["hidden-states"] if "hidden_states" in tensors else []
     configs, infos = [], []
     for manifest in manifests:
         for suffix in ("_records", ""):
             configs.append(_config(manifest, suffix) | ({} if configs else {"default": True}))
-            infos.append(_info(manifest, suffix))
-    models = dict.fromkeys(_DEMO[1] if m.model.id == _DEMO[0] else m.model.id for m in manifests)
-    lists = {
-        "tags": list(dict.fromkeys([*_TAGS, *hidden, *tasks, *settings.tags])),
-        "task_categories": sorted({_TASK_CATEGORIES[task] for task in tasks if task in _TASK_CATEGORIES}),
-        "base_model": [model for model in models if _is_hub(model)],
-        "source_datasets": [source for source in dict.fromkeys(m.source.id for m in manifests) if _is_hub(source)],
-    }
-    for key, entries in lists.items():
-        kept = [one for one in entries if one not in settings.removed.get(key, ())]
-        lists[key] = list(dict.fromkeys([*kept, *settings.added.get(key, ())]))
+            infos.append(_info(manifest, schemas[manifest.config], suffix))
+    lists = _made_lists(manifests, settings)
     head = {
         "license": settings.license,
         "language": settings.language,
@@ -492,6 +497,24 @@ def _metadata(manifests: Sequence[Manifest], settings: CardSettings, title: str)
         "dataset_info": infos,
     }
     return {key: value for key, value in head.items() if value != []} | settings.extra
+
+
+def _made_lists(manifests: Sequence[Manifest], settings: CardSettings) -> dict[str, list[str]]:
+    """Lists of the head that follow from the manifests, with what a person added and took out."""
+    tensors = {tensor.name.partition(".")[0] for manifest in manifests for tensor in manifest.tensors}
+    tasks = list(dict.fromkeys(manifest.task for manifest in manifests))
+    hidden = ["hidden-states"] if "hidden_states" in tensors else []
+    models = dict.fromkeys(_DEMO[1] if m.model.id == _DEMO[0] else m.model.id for m in manifests)
+    lists = {
+        "tags": list(dict.fromkeys([*_TAGS, *hidden, *tasks, *settings.tags])),
+        "task_categories": sorted({category for m in manifests if (category := about_of(m).category)}),
+        "base_model": [model for model in models if _is_hub(model)],
+        "source_datasets": [source for source in dict.fromkeys(m.source.id for m in manifests) if _is_hub(source)],
+    }
+    for key, entries in lists.items():
+        kept = [one for one in entries if one not in settings.removed.get(key, ())]
+        lists[key] = list(dict.fromkeys([*kept, *settings.added.get(key, ())]))
+    return lists
 
 
 def _size_category(total: int) -> str:
@@ -515,7 +538,7 @@ def _config(manifest: Manifest, suffix: str) -> dict[str, Any]:
     return {"config_name": manifest.config + suffix, "data_files": data_files}
 
 
-def _info(manifest: Manifest, suffix: str) -> dict[str, Any]:
+def _info(manifest: Manifest, schema: RecordSchema, suffix: str) -> dict[str, Any]:
     """Features, counts and sizes of a configuration; `datasets` checks the counts."""
     sizes = {file.path: file.num_bytes for file in manifest.files}
     splits: list[dict[str, Any]] = []
@@ -528,7 +551,7 @@ def _info(manifest: Manifest, suffix: str) -> dict[str, Any]:
     total = sum(split["num_bytes"] for split in splits)
     return {
         "config_name": manifest.config + suffix,
-        "features": card_features(manifest.task, with_tensors=not suffix),
+        "features": card_features(schema, with_tensors=not suffix),
         "splits": splits,
         "download_size": total,
         "dataset_size": total,

@@ -13,7 +13,7 @@ The script is tracekit/load_traces.py itself, read as text and never imported, w
 import hashlib
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 from tracekit.errors import DatasetError
 from tracekit.format.layout import records_tar_path, shard_path
 from tracekit.format.manifest import Manifest, to_bytes
-from tracekit.records import RECORD_TYPES, SCHEMA_VERSION, arrow_schema
+from tracekit.records import SCHEMA_VERSION, RecordSchema
 from tracekit.tensors import is_companion
 
 __all__ = ["render_script", "script_problem"]
@@ -44,8 +44,9 @@ RELEASED_TEMPLATES = {
 its released text is added here."""
 
 
-def render_script(manifests: Sequence[Manifest]) -> str:
-    """The loading script of a dataset of these configurations; records of the first are the default.
+def render_script(manifests: Sequence[Manifest], schemas: Mapping[str, RecordSchema]) -> str:
+    """The loading script of a dataset of these configurations; records of the first are the default. `schemas` are of
+    their records, by the configuration's name.
 
     Raises:
         DatasetError: two configurations would share a name in the script.
@@ -59,7 +60,7 @@ def render_script(manifests: Sequence[Manifest]) -> str:
         )
     fingerprint = _fingerprint(manifests)
     # JSON without booleans and null is Python too, and its layout is the same in every version
-    described = json.dumps({m.config: _describe(m) for m in manifests}, indent=4, ensure_ascii=False)
+    described = json.dumps({m.config: _describe(m, schemas[m.config]) for m in manifests}, indent=4, ensure_ascii=False)
     source = _template()
     for old, new in ((_FINGERPRINT, f'"{fingerprint}"'), (_DATASET, described)):
         assert source.count(old) == 1, old
@@ -68,7 +69,9 @@ def render_script(manifests: Sequence[Manifest]) -> str:
     return source
 
 
-def script_problem(script: bytes, manifests: Sequence[Manifest], paths: Collection[str] = ()) -> str | None:
+def script_problem(
+    script: bytes, manifests: Sequence[Manifest], schemas: Mapping[str, RecordSchema], paths: Collection[str] = ()
+) -> str | None:
     """How a script differs from those of all released versions, or what its literals say that the manifests do not:
     another shape, dtype or file would be read from right bytes. None where neither is so.
 
@@ -87,7 +90,7 @@ def script_problem(script: bytes, manifests: Sequence[Manifest], paths: Collecti
     if strange:
         return f"reads {strange[0]!r}, which no manifest lists; do not run it"
     for name, manifest in listed.items():
-        field = _wrong_field(manifest, described.get(name))
+        field = _wrong_field(manifest, schemas[name], described.get(name))
         if field is not None:
             return f"says other {field} of {name!r} than its manifest; do not run it. Fetch the dataset again"
     is_whole = described.keys() == listed.keys() and {m.schema_version for m in manifests} == {SCHEMA_VERSION}
@@ -96,21 +99,12 @@ def script_problem(script: bytes, manifests: Sequence[Manifest], paths: Collecti
     return None
 
 
-def _wrong_field(manifest: Manifest, said: Any) -> str | None:
+def _wrong_field(manifest: Manifest, schema: RecordSchema, said: Any) -> str | None:
     """The first field of a configuration's entry that is not what its manifest says; None where all are."""
-    expected = _describe(manifest)
+    expected = _describe(manifest, schema)
     if not isinstance(said, dict) or said.keys() != expected.keys():
         return "fields"
-    if isinstance(said["features"], dict) and manifest.schema_version != SCHEMA_VERSION:  # records have grown since
-        is_newer = _number(manifest.schema_version) > _number(SCHEMA_VERSION)
-        ours, theirs = expected["features"], said["features"]
-        said = {**said, "features": {n: kind for n, kind in theirs.items() if n in ours or not is_newer}}
-        expected = {**expected, "features": {n: kind for n, kind in ours.items() if n in theirs}}
     return next((field for field in expected if said[field] != expected[field]), None)
-
-
-def _number(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")]
 
 
 def _fingerprint(manifests: Sequence[Manifest]) -> str:
@@ -159,15 +153,13 @@ def _paths_in(described: Any) -> set[str]:
     return found | ({str(described["path"])} if "path" in described else set())
 
 
-def _describe(manifest: Manifest) -> dict[str, Any]:
+def _describe(manifest: Manifest, schema: RecordSchema) -> dict[str, Any]:
     """What the script has to know of one configuration.
 
     Raises:
-        DatasetError: the manifest contradicts itself, or is of a task that this tracekit does not know.
+        DatasetError: the manifest contradicts itself.
     """
     where = f"the manifest of {manifest.config!r}"
-    if manifest.task not in RECORD_TYPES:
-        raise DatasetError(f"{where}: task {manifest.task!r}; upgrade: pip install -U tracekit-llm")
     sizes = {file.path: file.num_bytes for file in manifest.files}
     splits: dict[str, Any] = {split.name: [] for split in manifest.splits}
     records: dict[str, Any] = {}
@@ -181,7 +173,7 @@ def _describe(manifest: Manifest) -> dict[str, Any]:
         if path not in sizes:
             raise DatasetError(f"{where}: it does not list {path}. Run `tracekit verify` on the dataset")
         records[split.name] = [{"path": path, "num_samples": split.num_samples, "num_bytes": sizes[path]}]
-    features = {field.name: _plain(field.type) for field in arrow_schema(RECORD_TYPES[manifest.task])}
+    features = {field.name: _plain(field.type) for field in schema.arrow}
     tensors = [
         {"name": tensor.name, "dtype": tensor.dtype, "axes": tensor.axes, "layout": tensor.layout}
         for tensor in manifest.tensors

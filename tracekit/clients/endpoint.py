@@ -19,9 +19,9 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from tracekit.clients.client import DEFAULT_SETTINGS, ClientConfig, OnReply, Reply, Request, failed_reply, ignore_reply
+from tracekit.console import say
 from tracekit.errors import UNREADABLE, ClientError, ConfigError
 from tracekit.model.answers import without_thinking
-from tracekit.talk import say
 
 __all__ = ["EndpointClient"]
 

@@ -25,7 +25,8 @@ from tracekit.clients.client import (
     failed_reply,
     ignore_reply,
 )
-from tracekit.config import GenerationConfig, ModelConfig, PromptConfig
+from tracekit.config import DrawConfig, ModelConfig, PromptConfig
+from tracekit.console import say
 from tracekit.errors import ConfigError
 from tracekit.model.answers import parse_answer
 from tracekit.model.generation import Generated, answer_once
@@ -34,7 +35,6 @@ from tracekit.model.models import load_model, load_tokenizer, max_positions, mod
 from tracekit.model.prompts import Prompt, Prompter
 from tracekit.model.traced import TracedModel
 from tracekit.records import ModelInfo
-from tracekit.talk import say
 
 __all__ = ["LocalClient"]
 
@@ -154,7 +154,7 @@ class LocalClient:
         """Replies to questions of equal settings; None where memory ran out."""
         first = batch[0]
         is_drawn = first.temperature > 0
-        config = GenerationConfig(
+        config = DrawConfig(
             num_beams=1, max_new_tokens=first.max_new_tokens, temperature=first.temperature if is_drawn else 1.0
         )
         seeds = [question.seed for question in batch] if is_drawn else None

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tracekit.cluster.engine import RayEngine
+    from tracekit.cluster.ray_engine import RayEngine
 
 __all__ = ["RayEngine"]
 
@@ -11,6 +11,6 @@ __all__ = ["RayEngine"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'tracekit.cluster' has no attribute {name!r}")
-    from tracekit.cluster.engine import RayEngine
+    from tracekit.cluster.ray_engine import RayEngine
 
     return RayEngine

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tracekit.cluster.worker import Begin, Begun, Made, Reply
+from tracekit.console import say
 from tracekit.errors import ClusterError
 from tracekit.format.journal import write_journal
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import Plan, ShardTask
 from tracekit.run.engine import log_step, progress_bar, stop_flag
 from tracekit.run.finish import done_shards
-from tracekit.talk import say
 
 __all__ = ["Pool", "Slot", "called"]
 
@@ -96,7 +96,7 @@ class Pool:
     def run(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it.
 
-        Raises: as `tracekit.cluster.engine.RayWork.shards`.
+        Raises: as `tracekit.cluster.ray_engine.RayWork.shards`.
         """
         done = done_shards(self._layout, plan)
         self._todo.extend(shard for shard in plan.shards if shard.name not in done)

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tracekit.answering import open_tracer
 from tracekit.config import RunConfig
-from tracekit.errors import ConfigError, ShardLockedError
+from tracekit.console import heard
+from tracekit.errors import ConfigError, ShardLockedError, TracekitError
 from tracekit.format.journal import Sent, read_journal, sent_shards
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Plan, ShardTask
@@ -34,7 +36,7 @@ from tracekit.records import ModelInfo
 from tracekit.run.plan import Estimate, versions
 from tracekit.run.worker import Loader, Step, Worker
 from tracekit.sites import resolve_sites
-from tracekit.talk import heard
+from tracekit.task import TaskRef
 
 __all__ = ["Begin", "Begun", "Made", "NodeJob", "NodeWorker", "Reply", "is_staging", "own_folder"]
 
@@ -44,7 +46,7 @@ class NodeJob(NamedTuple):
 
     key: str
     """Tells jobs apart."""
-    builder: Any
+    task: TaskRef
     config: RunConfig
     """Its device is a kind of device, not one of them."""
     examples: Sequence[Any]
@@ -104,12 +106,17 @@ def is_staging(config: RunConfig) -> bool:
 class NodeWorker:
     """One model on one node. Every method but the first needs a worker that is open, as a new process is not."""
 
-    def __init__(self, rank: Rank, driver_folder: str) -> None:
+    def __init__(self, rank: Rank, driver_folder: str, task: TaskRef) -> None:
         if Path(driver_folder).is_dir():  # so that relative paths mean what they mean to the driver
             os.chdir(driver_folder)
+        self._error: TracekitError | None = None
+        try:
+            task.found()  # before a job with examples of its types arrives
+        except TracekitError as error:
+            self._error = error  # raised where the driver hears it
         self._rank, self._loader = rank, Loader()
         self._job: NodeJob | None = None
-        self._task: Any = None
+        self._tracer: Any = None
         self._traced: Any = None
         self._layout = Layout(Path(), "")
         self._stager: Stager | None = None
@@ -128,13 +135,13 @@ class NodeWorker:
         if self._job is not None and self._job.key == job.key:
             return ()
         self.end()
-        if self._task is not None:
-            self._task.close()
+        if self._tracer is not None:
+            self._tracer.close()
         with heard() as said:
             tokenizer = load_tokenizer(job.config.model)
-            self._task = job.builder.open(job.config, tokenizer, job.examples)
+            self._tracer = open_tracer(job.task.found(), job.config, tokenizer, job.examples)
             sites = resolve_sites(job.config.capture.sites)
-            self._traced = self._loader.load(job.config.model, job.info, tokenizer, sites, self._task.loads)
+            self._traced = self._loader.load(job.config.model, job.info, tokenizer, sites, self._tracer.loads)
         self._job = job
         return tuple(said)
 
@@ -214,7 +221,7 @@ class NodeWorker:
 
     def _made_worker(self, layout: Layout) -> Worker[Any]:
         assert self._job is not None
-        return Worker(self._traced, self._task, self._job.examples, self._job.config, layout, self._rank)
+        return Worker(self._traced, self._tracer, self._job.examples, self._job.config, layout, self._rank)
 
     def _next(self, worker: Worker[Any], shard: ShardTask) -> Step:
         if self._stager is not None and shard.name in sent_shards(self._layout):  # by a process that died since

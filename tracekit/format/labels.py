@@ -41,7 +41,7 @@ Verdict = Literal["correct", "incorrect", "unverifiable", "accepted", "rejected"
 the model takes it for real, or rejected."""
 
 
-class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Label(msgspec.Struct, frozen=True, kw_only=True):
     """What a judge said of one sample."""
 
     key: str
@@ -64,7 +64,7 @@ class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """False where the judge gave no reply, as when a request failed: the next run asks it again."""
 
 
-class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Rate(msgspec.Struct, frozen=True, kw_only=True):
     """A share of the samples that a judge labelled."""
 
     name: str
@@ -83,7 +83,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Upper end."""
 
 
-class LabelSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LabelSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A label set, summed up."""
 
     name: str

@@ -20,7 +20,7 @@ import msgspec
 
 from tracekit.errors import UNREADABLE, DatasetError
 from tracekit.format.layout import Layout, files_inside, read_whole
-from tracekit.records import ModelInfo, check_schema
+from tracekit.records import About, ModelInfo, RecordSchema, check_schema
 from tracekit.storage import StorageLoss
 from tracekit.tensors import TensorIndex
 
@@ -49,6 +49,7 @@ __all__ = [
     "read_growth",
     "read_manifest",
     "read_plan",
+    "read_schema",
     "read_struct",
     "shard_info",
     "shard_names",
@@ -65,8 +66,9 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Stored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of everything that is written as a JSON file."""
+class _Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything that is written as a JSON file. Readers ignore fields that they do not know; whatever
+    continues a dataset refuses them (`read_plan(..., to_continue=True)`)."""
 
 
 TOO_LONG = "too long"
@@ -125,8 +127,8 @@ class Plan(_Stored, frozen=True, kw_only=True):
     """Version of the contract."""
     config: PlainName
     """Name of the configuration."""
-    task: str
-    """Name of the builder."""
+    task: PlainName
+    """Name of the task."""
     run: dict[str, Any]
     """The checked, merged run configuration, without `out` and `dry_run`."""
     model: ModelInfo
@@ -148,6 +150,10 @@ class Plan(_Stored, frozen=True, kw_only=True):
     plan that grew: of the whole, which in an empty folder makes the same samples, dealt out to other shards."""
     grown: list[Growth] = []
     """How the plan grew, step by step; the same commands, one after the other, make the same shards."""
+    about: About | None = None
+    """What reading needs to know of the task; null in plans of schema 1.x."""
+    code: str | None = None
+    """SHA-256 of the file that defines the task, where it is one file; null for a task in a package."""
     is_growing: bool = False
     """Whether samples come as they are asked for, as a server's do: its shards are then those that have a sidecar."""
 
@@ -340,6 +346,14 @@ class Metric(_Stored, frozen=True, kw_only=True):
     """What it is."""
     value: float
     """Its value."""
+    unit: str = ""
+    """Its unit."""
+    definition: str = ""
+    """What it says, in a sentence; empty in manifests of schema 1.x."""
+    warn_above: float | None = None
+    """A person is warned where it is larger; null where it is never worrying."""
+    warning: str = ""
+    """What they are told, after the share in percent."""
 
 
 class FigureData(_Stored, frozen=True, kw_only=True):
@@ -358,7 +372,7 @@ class FigureData(_Stored, frozen=True, kw_only=True):
     entropy_edges: list[float] = []
     """Edges of the histogram's bins, one more than there are bins, in nats."""
     entropy_right: list[int] = []
-    """Right answers by the mean of their `token_entropies`, a count a bin."""
+    """Right answers by the mean entropy of their tokens, a count a bin."""
     entropy_wrong: list[int] = []
     """Wrong answers, likewise."""
 
@@ -381,8 +395,8 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     """Version of the contract."""
     config: PlainName
     """Name of the configuration."""
-    task: str
-    """Name of the builder."""
+    task: PlainName
+    """Name of the task."""
     model: ModelInfo
     """The model."""
     source: SourceInfo
@@ -420,6 +434,8 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     losses: list[StorageLoss] = []
     """What storing tensors in smaller forms has cost, measured on every sample; empty where they stand as they were
     captured."""
+    about: About | None = None
+    """What reading needs to know of the task; null in manifests of schema 1.x."""
 
 
 class ConfigEntry(_Stored, frozen=True, kw_only=True):
@@ -427,8 +443,8 @@ class ConfigEntry(_Stored, frozen=True, kw_only=True):
 
     name: PlainName
     """Name."""
-    task: str
-    """Builder."""
+    task: PlainName
+    """Task."""
     num_samples: int
     """Samples."""
     num_bytes: int
@@ -467,20 +483,46 @@ StoredT = TypeVar("StoredT", bound=msgspec.Struct)
 NamedT = TypeVar("NamedT", Plan, Manifest)
 
 
-def read_struct(path: Path, struct: type[StoredT]) -> StoredT:
+def read_struct(path: Path, struct: type[StoredT], *, to_continue: bool = False) -> StoredT:
     """Read and check one of these files.
 
+    Args:
+        path: The file.
+        struct: What it holds.
+        to_continue: Whether it is read to continue what it describes: fields that a later version added are refused
+            then, because a version that does not know them would not do what they say.
+
     Raises:
-        DatasetError: the file is missing or is not what it should be.
+        DatasetError: the file is missing or is not what it should be, or holds fields that are not known here.
     """
     data = b""
     try:
         data = read_whole(path)
-        return msgspec.json.decode(data, type=struct)
+        found = msgspec.json.decode(data, type=struct)
     except UNREADABLE as error:
         with suppress(*UNREADABLE):  # another major version has other fields
             check_schema(msgspec.json.decode(data, type=_Versioned).schema_version, where=path)
         raise DatasetError(f"{path} is not a tracekit {struct.__name__.lower()}: {error}") from error
+    if to_continue and (unknown := _unknown(msgspec.json.decode(data), msgspec.to_builtins(found), "$")):
+        raise DatasetError(
+            f"{path}: a later tracekit wrote the field `{unknown}`, which this one does not know; the dataset "
+            "can be read, verified and published. To continue it: pip install -U tracekit-llm"
+        )
+    return found
+
+
+def _unknown(stored: Any, known: Any, path: str) -> str | None:
+    """The path of the first field that is stored and not known."""
+    if isinstance(stored, dict) and isinstance(known, dict):
+        for name, value in stored.items():
+            if name not in known:
+                return f"{path}.{name}"
+            if (found := _unknown(value, known[name], f"{path}.{name}")) is not None:
+                return found
+    if isinstance(stored, list) and isinstance(known, list):
+        pairs = enumerate(zip(stored, known, strict=True))
+        return next((found for i, (a, b) in pairs if (found := _unknown(a, b, f"{path}[{i}]"))), None)
+    return None
 
 
 class _Versioned(msgspec.Struct):
@@ -495,13 +537,13 @@ def to_bytes(struct: msgspec.Struct, *, compact: bool = False) -> bytes:
     return data if compact else msgspec.json.format(data, indent=2) + b"\n"
 
 
-def read_plan(layout: Layout) -> Plan:
+def read_plan(layout: Layout, *, to_continue: bool = False) -> Plan:
     """The plan of a configuration.
 
     Raises:
-        DatasetError: it is missing, is no plan, or is one of another configuration.
+        DatasetError: it is missing, is no plan, or is one of another configuration; as `read_struct`.
     """
-    return _of(layout, layout.plan, read_struct(layout.plan, Plan))
+    return _of(layout, layout.plan, read_struct(layout.plan, Plan, to_continue=to_continue))
 
 
 def read_manifest(layout: Layout) -> Manifest:
@@ -520,12 +562,23 @@ def _of(layout: Layout, path: Path, stored: NamedT) -> NamedT:
     return stored
 
 
-def read_growth(layout: Layout) -> Plan | None:
+def read_growth(layout: Layout, *, to_continue: bool = False) -> Plan | None:
     """The plan that a configuration grows to; None where it does not grow.
 
     Its first shards are those of the plan. The others lie beside the dataset until all of them are done.
     """
-    return _of(layout, layout.growth, read_struct(layout.growth, Plan)) if layout.growth.exists() else None
+    if not layout.growth.exists():
+        return None
+    return _of(layout, layout.growth, read_struct(layout.growth, Plan, to_continue=to_continue))
+
+
+def read_schema(layout: Layout) -> RecordSchema:
+    """The schema of a configuration's records.
+
+    Raises:
+        DatasetError: it is missing, or describes no records.
+    """
+    return RecordSchema.read(read_whole(layout.schema), where=str(layout.schema))
 
 
 def shard_names(layout: Layout, plan: Plan) -> list[str]:

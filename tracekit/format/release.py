@@ -8,14 +8,15 @@ In 0.x a minor step may break, as semantic versioning has it.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tracekit.errors import VersionError
 from tracekit.format.labels import LabelSummary
 from tracekit.format.manifest import ConfigEntry, Manifest
+from tracekit.records.schema import Field, Node, RecordSchema
 
 __all__ = ["Change", "State", "Step", "Version", "change_between", "check_version"]
 
@@ -75,8 +76,8 @@ class State(NamedTuple):
     """Entry of every configuration in the index."""
     manifests: Mapping[str, Manifest]
     """Manifest of every configuration."""
-    schemas: Mapping[str, Any]
-    """JSON Schema of every configuration's record."""
+    schemas: Mapping[str, RecordSchema]
+    """Schema of every configuration's record."""
     labels: Mapping[str, LabelSummary] = MappingProxyType({})
     """Summary of every label set, by its path."""
 
@@ -155,8 +156,8 @@ def _config_changes(name: str, old: Manifest, new: Manifest) -> list[tuple[Step,
     return [(Step.PATCH, f"what is said about {name} changed, no shard did")]
 
 
-def _schema_changes(name: str, old: Any, new: Any) -> list[tuple[Step, str]]:
-    before, after = _fields(old), _fields(new)
+def _schema_changes(name: str, old: RecordSchema, new: RecordSchema) -> list[tuple[Step, str]]:
+    before, after = dict(_kinds("", old.fields)), dict(_kinds("", new.fields))
     broken = [field for field, kind in before.items() if after.get(field) != kind]
     if broken:
         return [(Step.MAJOR, f"record field {broken[0]} of {name} changed or went")]
@@ -164,10 +165,12 @@ def _schema_changes(name: str, old: Any, new: Any) -> list[tuple[Step, str]]:
     return [(Step.MINOR, f"record field {added[0]} of {name} is new")] if added else []
 
 
-def _fields(schema: Any) -> dict[str, str]:
-    """Type of every field of every Struct in a JSON Schema, descriptions left out."""
-    found: dict[str, str] = {}
-    for struct, body in schema.get("$defs", {}).items():
-        for field, kind in body.get("properties", {}).items():
-            found[f"{struct}.{field}"] = repr(sorted((k, v) for k, v in kind.items() if k != "description"))
-    return found
+def _kinds(path: str, fields: Iterable[Field]) -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Type of every field, and of what is inside it, by dotted path; whatever is said of it is left out."""
+    for field in fields:
+        node: Node | None = field.node
+        where = f"{path}{field.name}"
+        while node is not None:
+            yield where, (node.kind, node.is_nullable)
+            yield from _kinds(f"{where}.", node.fields)
+            node, where = node.items, f"{where}[]"

@@ -87,7 +87,7 @@ class RawSample(NamedTuple):
     payload: Member
 
 
-class JournalLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class JournalLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One line of a journal."""
 
     batch: Annotated[int, msgspec.Meta(ge=0)]

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from tracekit.config import ModelConfig
+from tracekit.console import say
 from tracekit.errors import ModelError
 from tracekit.model.memory import is_out_of_memory
 from tracekit.model.placement import input_device
 from tracekit.model.references import LOAD_ERRORS, Reference, load_error, resolve
 from tracekit.model.traced import probe_tokens, tolerance_of
 from tracekit.records import ModelInfo
-from tracekit.talk import say
 
 __all__ = ["adapter_file", "adapter_name", "may_add_rows", "with_adapter"]
 

@@ -5,7 +5,7 @@ while the tensors are copied into buffers of their final shape, layer by layer, 
 numbers come from the raw logits at the positions that need them: the model runs once without its head, then the head
 alone runs over chunks of those rows, so (B, T, V) never exists.
 
-Values that are not finite stop a capture, unless they are allowed: damaged models have them. What a text gives would
+Values that are not finite stop a capture, unless its policy allows them, as of damaged models. What a text gives would
 then depend on its batch (a masked value that is not finite still spoils the sum in which it has weight 0, and kernels
 differ in what they skip), so where anything in a batch is not finite, each text runs again alone, in eager attention.
 A finite value beyond the dtype it is stored in stops a capture too, unless overflow is allowed: it becomes inf.
@@ -31,12 +31,14 @@ from tracekit.errors import (
 )
 from tracekit.model.hooks import eager_attention, record
 from tracekit.model.traced import SiteLayout, TracedModel
+from tracekit.model.values import FINITE, ValuePolicy
 from tracekit.sites import ATTENTION_SITES, SITES, resolve_sites
 from tracekit.tensors import TensorSpec, num_packed, pack_indices
 
 __all__ = [
     "ROW_SUM_TOLERANCE",
     "Buffers",
+    "NextTokens",
     "Rows",
     "Text",
     "Trace",
@@ -76,6 +78,29 @@ class Text(NamedTuple):
         return range(first - 1, len(self.token_ids) - 1)
 
 
+class NextTokens(NamedTuple):
+    """How each scored token (the answer's) was predicted by the raw model."""
+
+    logprobs: np.ndarray = np.zeros(0, np.float32)
+    """Log-probability of each, nats, float32 (num_scored,)."""
+    entropies: np.ndarray = np.zeros(0, np.float32)
+    """Entropy of the distribution of each, nats, float32 (num_scored,)."""
+    predicted_ids: np.ndarray = np.zeros(0, np.int64)
+    """Most likely token in the place of each, int64 (num_scored,)."""
+    best_ids: np.ndarray = np.zeros((0, 0), np.int64)
+    """Most likely tokens in the place of each, best first, int64 (num_scored, num_best)."""
+    best_logprobs: np.ndarray = np.zeros((0, 0), np.float32)
+    """Their log-probabilities, nats, float32 (num_scored, num_best)."""
+    topk_ids: np.ndarray = np.zeros((0, 0), np.int64)
+    """Most likely tokens after each kept position, int64 (num_kept, topk)."""
+    topk_logprobs: np.ndarray = np.zeros((0, 0), np.float32)
+    """Their log-probabilities, nats, float32 (num_kept, topk)."""
+    asked_logits: np.ndarray = np.zeros(0, np.float32)
+    """Raw logits of `asked_ids` in the place of the first token after the prompt, float32 (num_asked,)."""
+    asked_logprobs: np.ndarray = np.zeros(0, np.float32)
+    """Their log-probabilities, nats, float32 (num_asked,)."""
+
+
 class Trace(NamedTuple):
     """What was captured of one text."""
 
@@ -83,20 +108,10 @@ class Trace(NamedTuple):
     """Stored tensors by name."""
     specs: list[TensorSpec]
     """What each of them is."""
-    logprobs: np.ndarray
-    """Log-probability of each scored token (the answer's) under the raw model, nats, float32 (num_scored,)."""
-    entropies: np.ndarray
-    """Entropy of the distribution of each scored token, nats, float32 (num_scored,)."""
-    predicted_ids: np.ndarray
-    """Most likely token in the place of each scored one, int64 (num_scored,)."""
-    best_ids: np.ndarray
-    """Most likely tokens in the place of each scored one, best first, int64 (num_scored, num_best)."""
-    best_logprobs: np.ndarray
-    """Their log-probabilities, nats, float32 (num_scored, num_best)."""
-    asked_logits: np.ndarray
-    """Raw logits of `asked_ids`, float32 (num_asked,)."""
-    asked_logprobs: np.ndarray
-    """Their log-probabilities, nats, float32 (num_asked,)."""
+    next_tokens: NextTokens = NextTokens()
+    """How its scored tokens were predicted."""
+    policy: ValuePolicy = FINITE
+    """Which values there may be."""
     num_overflowed: int = 0
     """Values of the model that were finite and stand in the tensors as inf: their dtype does not reach so far."""
 
@@ -107,14 +122,12 @@ def capture(
     config: CaptureConfig,
     *,
     num_best: int = 0,
-    allow_nonfinite: bool = False,
-    allow_overflow: bool = False,
+    policy: ValuePolicy = FINITE,
 ) -> list[Trace]:
     """Run texts through the model once and keep what the configuration asks for.
 
-    `num_best` most likely tokens are kept in the place of each scored one. With `allow_nonfinite` values that are not
-    finite are stored as they are in a lone eager pass, next-token numbers too; with `allow_overflow`, which only has a
-    meaning beside it, finite ones that do not fit `store_dtype` are stored as inf and counted.
+    `num_best` most likely tokens are kept in the place of each scored one. `policy` says which values may be, of
+    tensors and of next-token numbers.
 
     Texts that would influence one another (int8 with outliers, tracekit.model.lengths) run apart.
 
@@ -127,7 +140,7 @@ def capture(
     traces: dict[int, Trace] = {}
     for group in traced.groups([len(text.token_ids) for text in texts]):
         together = [texts[i] for i in group]
-        made = _captured(traced, together, config, num_best, allow_nonfinite, allow_overflow)
+        made = _captured(traced, together, config, num_best, policy)
         traces |= zip(group, made, strict=True)
     return [traces[i] for i in range(len(texts))]
 
@@ -137,32 +150,19 @@ def _captured(
     texts: Sequence[Text],
     config: CaptureConfig,
     num_best: int,
-    allow_nonfinite: bool,
-    allow_overflow: bool,
+    policy: ValuePolicy,
 ) -> list[Trace]:
     """The same of texts that may run together."""
-    rows = run_rows(traced, texts, config, allow_nonfinite=allow_nonfinite, allow_overflow=allow_overflow)
-    if allow_nonfinite and not (rows.buffers.is_finite and rows.output.last_hidden_state.isfinite().all()):
+    rows = run_rows(traced, texts, config, policy=policy)
+    parts = [(rows, texts)]
+    if policy.may_be_nonfinite and not (rows.buffers.is_finite and rows.output.last_hidden_state.isfinite().all()):
         with eager_attention(traced.model, traced.anatomy):
-            alone = [
-                (text, run_rows(traced, [text], config, allow_nonfinite=True, allow_overflow=allow_overflow))
-                for text in texts
-            ]
-        return [trace for text, row in alone for trace in _traces(traced, row, [text], config, num_best, True)]
-    return _traces(traced, rows, texts, config, num_best, allow_nonfinite)
-
-
-def _traces(
-    traced: TracedModel,
-    rows: "Rows",
-    texts: Sequence[Text],
-    config: CaptureConfig,
-    num_best: int,
-    allow_nonfinite: bool,
-) -> list[Trace]:
-    """What was captured in a pass, with the next-token numbers."""
-    numbers = _next_tokens(traced, rows.output, texts, config, num_best, allow_nonfinite=allow_nonfinite)
-    return [rows.buffers.trace(i, number) for i, number in enumerate(numbers)]
+            parts = [(run_rows(traced, [text], config, policy=policy), [text]) for text in texts]
+    return [
+        part.buffers.trace(i, numbers)
+        for part, some in parts
+        for i, numbers in enumerate(_next_tokens(traced, part.output, some, config, num_best, policy))
+    ]
 
 
 class Rows(NamedTuple):
@@ -177,12 +177,11 @@ def run_rows(
     texts: Sequence[Text],
     config: CaptureConfig,
     *,
-    allow_nonfinite: bool = False,
-    allow_overflow: bool = False,
+    policy: ValuePolicy = FINITE,
 ) -> Rows:
     """Run texts as rows of one batch and capture what the configuration asks for, next-token numbers left out.
 
-    With `allow_nonfinite` values that are not finite are stored as they are in this batch.
+    Values that are not finite, where there may be any, are stored as they are in this batch.
 
     Raises: as `capture`.
     """
@@ -190,7 +189,7 @@ def run_rows(
     missing = [site for site in sites if site not in traced.layouts and SITES[site].source != "head"]
     if missing:
         raise UnsupportedSiteError(_cannot_give(traced, missing))
-    buffers = Buffers(traced, texts, sites, config, allow_nonfinite=allow_nonfinite, allow_overflow=allow_overflow)
+    buffers = Buffers(traced, texts, sites, config, policy)
     inputs = _right_pad(texts, traced.device)
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
     wants_hidden = "hidden_states" in sites
@@ -277,20 +276,6 @@ def head_logits(traced: TracedModel, rows: Tensor, output_type: Callable[..., An
         yield logits.float()
 
 
-class _NextTokens(NamedTuple):
-    """Next-token numbers of one text."""
-
-    logprobs: np.ndarray
-    entropies: np.ndarray
-    predicted_ids: np.ndarray
-    best_ids: np.ndarray
-    best_logprobs: np.ndarray
-    topk_ids: np.ndarray
-    topk_logprobs: np.ndarray
-    asked_logits: np.ndarray
-    asked_logprobs: np.ndarray
-
-
 class _Scores(NamedTuple):
     """Numbers of rows of logits, one each."""
 
@@ -314,9 +299,8 @@ def _next_tokens(
     texts: Sequence[Text],
     config: CaptureConfig,
     num_best: int,
-    *,
-    allow_nonfinite: bool,
-) -> list[_NextTokens]:
+    policy: ValuePolicy,
+) -> list[NextTokens]:
     """Numbers of each text's scored tokens, and the top-k of its kept positions where asked for.
 
     The rows of all texts go through the head together, in chunks: texts may be short, and the head's weights large.
@@ -346,7 +330,7 @@ def _next_tokens(
         done += len(logits)
     scores = _Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
     is_finite = all(bool(torch.isfinite(part).all()) for part in scores if part.is_floating_point())
-    if not is_finite and not allow_nonfinite:
+    if not is_finite and not policy.may_be_nonfinite:
         raise CaptureError(
             f"log-probabilities of the next token: not finite in a {traced.info.dtype} model; use another --dtype"
         )
@@ -389,7 +373,7 @@ def _scores(logits_nV: Tensor, targets: Tensor, asked_nA: Tensor, width: int) ->
 
 def _numbers_of(
     scores: _Scores | None, text: Text, positions: list[int], kept: range, config: CaptureConfig, num_best: int
-) -> _NextTokens:
+) -> NextTokens:
     """One text's share of the rows."""
     if scores is None:
         none = torch.zeros(0)
@@ -399,7 +383,7 @@ def _numbers_of(
     topk = [row for row, position in enumerate(positions) if position in kept]
     asked = positions.index(text.prompt_length - 1) if text.asked_ids else None
     count = len(text.asked_ids)
-    return _NextTokens(
+    return NextTokens(
         scores.logprobs[scored].numpy().astype(np.float32),
         scores.entropies[scored].numpy().astype(np.float32),
         scores.best[scored, 0].numpy().astype(np.int64),
@@ -480,12 +464,9 @@ class Buffers:
         texts: Sequence[Text],
         sites: tuple[str, ...],
         config: CaptureConfig,
-        *,
-        allow_nonfinite: bool = False,
-        allow_overflow: bool = False,
+        policy: ValuePolicy = FINITE,
     ) -> None:
-        self._traced, self._texts, self._config = traced, texts, config
-        self._allow_nonfinite, self._allow_overflow = allow_nonfinite, allow_overflow
+        self._traced, self._texts, self._config, self._policy = traced, texts, config, policy
         self._num_overflowed = [0] * len(texts)
         self._is_causal = traced.is_causal and not texts[0].inputs  # parts of a picture may see one another
         self.is_finite = True
@@ -571,11 +552,11 @@ class Buffers:
         kept = value[start:stop] if site not in ATTENTION_SITES else value[:, start:stop]
         kept = kept[..., : len(self._texts[i].token_ids)] if site == "attentions" else kept
         is_finite = torch.isfinite(kept)
-        if self._allow_nonfinite:
+        if self._policy.may_be_nonfinite:
             kept = kept[is_finite]
         elif not is_finite.all():
             raise CaptureError(f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype")
-        if self._allow_overflow:
+        if self._policy.may_overflow:
             self._num_overflowed[i] += int((~torch.isfinite(kept.to(stored))).sum())
         elif kept.numel() and kept.abs().amax() > torch.finfo(stored).max:
             raise DtypeOverflowError(
@@ -588,7 +569,7 @@ class Buffers:
         slack = ROW_SUM_TOLERANCE[value_BHTT.dtype]
         for i, text in enumerate(self._texts):
             real, rows_HTT = sums_BHT[i, :, : len(text.token_ids)], value_BHTT[i]
-            if self._allow_nonfinite and not self.is_finite:
+            if self._policy.may_be_nonfinite and not self.is_finite:
                 rows_HTT = rows_HTT.masked_fill(~sums_BHT[i, ..., None].isfinite(), 0)
                 real = real[real.isfinite()]
                 if not real.numel():
@@ -615,7 +596,7 @@ class Buffers:
             specs.append(_spec(name, tensors[name], axes, target.layers, positions, target.layout, keys))
         return tensors, specs
 
-    def trace(self, i: int, numbers: _NextTokens) -> Trace:
+    def trace(self, i: int, numbers: NextTokens) -> Trace:
         """Everything of text `i`."""
         tensors, specs = self.tensors(i)
         start, stop = self._ranges[i]
@@ -625,18 +606,7 @@ class Buffers:
                 array = getattr(numbers, name).reshape(stop - start, self._config.topk)
                 tensors[name] = array
                 specs.append(_spec(name, array, ["T", "k"], [], positions, "dense", 0))
-        return Trace(
-            tensors,
-            specs,
-            numbers.logprobs,
-            numbers.entropies,
-            numbers.predicted_ids,
-            numbers.best_ids,
-            numbers.best_logprobs,
-            numbers.asked_logits,
-            numbers.asked_logprobs,
-            self._num_overflowed[i],
-        )
+        return Trace(tensors, specs, numbers, self._policy, self._num_overflowed[i])
 
 
 def _spec(

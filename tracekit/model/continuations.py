@@ -126,8 +126,8 @@ def score_continuations(
 
 def _sums(trace: Trace) -> Iterator[float]:
     """Log-probability of the stem with each of the last tokens that were asked for."""
-    stem = trace.logprobs.sum(dtype=np.float64)
-    return (float(stem + logprob) for logprob in trace.asked_logprobs.astype(np.float64))
+    stem = trace.next_tokens.logprobs.sum(dtype=np.float64)
+    return (float(stem + logprob) for logprob in trace.next_tokens.asked_logprobs.astype(np.float64))
 
 
 def softmax(values: Sequence[float]) -> np.ndarray:

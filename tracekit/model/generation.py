@@ -25,7 +25,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tracekit.config import GenerationConfig
+from tracekit.config import DrawConfig, GenerationConfig
 from tracekit.model.lengths import groups_within
 from tracekit.model.traced import TracedModel
 from tracekit.model.vocabulary import check_rows
@@ -133,7 +133,7 @@ def answer_deterministically(
 
 
 def answer_sampled(
-    traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, seeds: Sequence[str], **further: Any
+    traced: TracedModel, prompts: Sequence[list[int]], config: DrawConfig, seeds: Sequence[str], **further: Any
 ) -> list[Generated]:
     """One sampled answer to each prompt; `seeds` decide the draw, whatever the batch. `further` as in `answer_once`."""
     return answer_once(traced, prompts, config, seeds, **further)
@@ -154,12 +154,16 @@ def answer_once(
     """
 
     def answer(rows: list[int]) -> list[Generated]:
+        processors = LogitsProcessorList()
+        if seeds is not None:
+            assert isinstance(config, DrawConfig), "what is drawn needs a temperature"
+            processors = _draws(config, [seeds[row] for row in rows])
         return _generate(
             traced,
             [prompts[row] for row in rows],
             config,
             num_beams=config.num_beams if seeds is None else 1,
-            processors=LogitsProcessorList() if seeds is None else _draws(config, [seeds[row] for row in rows]),
+            processors=processors,
             inputs=[inputs[row] for row in rows] if inputs else (),
             segments=[segments[row] for row in rows] if segments else (),
         )
@@ -184,14 +188,15 @@ def _in_groups(
 
 
 def settings_of(config: GenerationConfig, *, do_sample: bool) -> GenerationSettings:
-    """What a record says of how its answer was generated."""
+    """What a record says of how its answer was generated; a drawn one by a DrawConfig."""
+    draw = config if do_sample and isinstance(config, DrawConfig) else DrawConfig()
     return GenerationSettings(
         do_sample=do_sample,
         num_beams=1 if do_sample else config.num_beams,
         max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature if do_sample else 1.0,
-        top_p=config.top_p if do_sample else 1.0,
-        top_k=config.top_k if do_sample else 0,
+        temperature=draw.temperature,
+        top_p=draw.top_p,
+        top_k=draw.top_k,
     )
 
 
@@ -208,7 +213,7 @@ class _GumbelNoise(LogitsProcessor):
         return scores + gumbel.to(device=scores.device, dtype=torch.float32)
 
 
-def _draws(config: GenerationConfig | Decoding, seeds: Sequence[str]) -> LogitsProcessorList:
+def _draws(config: DrawConfig | Decoding, seeds: Sequence[str]) -> LogitsProcessorList:
     """What makes of scores noisy ones, so that their argmax is a draw."""
     processors = LogitsProcessorList([TemperatureLogitsWarper(config.temperature)])
     if config.top_k > 0:

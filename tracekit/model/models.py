@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from tracekit.config import ModelConfig
+from tracekit.console import say
 from tracekit.errors import ModelError
 from tracekit.model.adapters import adapter_file, adapter_name, may_add_rows, with_adapter
 from tracekit.model.families import OFF_INTERFACE
@@ -47,7 +48,6 @@ from tracekit.model.references import LOAD_ERRORS, Reference, load_error, resolv
 from tracekit.model.traced import Head, Loads, TracedModel
 from tracekit.model.vocabulary import note_num_rows, say_missing_rows
 from tracekit.records import ModelInfo
-from tracekit.talk import say
 
 __all__ = [
     "end_token_ids",
@@ -375,13 +375,12 @@ def _check_head(settings: Any, info: ModelInfo, head: Head, is_fresh: bool, conf
     if is_fresh and config.device_map != "none":
         raise ModelError(
             f"{info.id}: the checkpoint has no multiple-choice head, and with --device-map a random one would be "
-            "another than on one device; fine-tune it first (python -m builders.finetune_csqa), or use --device"
+            "another than on one device; fine-tune it first, or use --device"
         )
     names = settings.architectures or []
     if head == "choices" and not is_fresh and names and not any(name.endswith("ForMultipleChoice") for name in names):
         raise ModelError(
-            f"{info.id} is a checkpoint of {names[0]}, whose head is none for multiple choice; fine-tune it first "
-            "(python -m builders.finetune_csqa)"
+            f"{info.id} is a checkpoint of {names[0]}, whose head is none for multiple choice; fine-tune it first"
         )
 
 

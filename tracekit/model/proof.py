@@ -324,25 +324,23 @@ def replay(
     text: Text | Choices,
     trace: Trace | ChoiceTrace,
     config: CaptureConfig,
-    *,
-    allow_nonfinite: bool = False,
 ) -> Verification:
     """Compare captured tensors with the same text, or each of the options, run alone, unpadded, eager.
 
     hidden_states and attentions are compared with transformers' own output, every other site with a lone capture.
     Tensors may be in the forms of tracekit.storage; of sparse attention the weights that were kept are compared.
-    With `allow_nonfinite` (not for options) values of a text may be not finite, where both are in the same way; or of
-    one alone, where the other is beyond what the stored dtype holds, or within the tolerance of it.
+    Where the trace's policy allows values that are not finite (of options it does not), both have to be so in the same
+    way; or one alone, where the other is beyond what the stored dtype holds, or within the tolerance of it.
 
     Raises:
         CaptureError: an error is past the tolerance of the model's dtype.
     """
     if isinstance(text, Choices):
         assert isinstance(trace, ChoiceTrace), type(trace)
-        assert not allow_nonfinite, "options of a question"
         return _replay_choices(traced, key, text, trace, config)
     assert isinstance(trace, Trace), type(trace)
-    lone = capture(traced, [text], config, allow_nonfinite=allow_nonfinite, allow_overflow=allow_nonfinite)[0]
+    allow_nonfinite = trace.policy.may_be_nonfinite
+    lone = capture(traced, [text], config, policy=trace.policy._replace(may_overflow=allow_nonfinite))[0]
     further = {name: value.to(traced.device) for name, value in text.inputs.items()}
     if text.token_type_ids is not None:
         further["token_type_ids"] = _row(traced, text.token_type_ids)
@@ -366,13 +364,12 @@ def replay(
     for name, mine, reference in _answer_numbers(plain, text, trace):
         result = result.with_more(compared(name, mine, reference, tolerance_of(traced.info), by_layer=False))
     predicted = plain.logits[0, text.scored.start : -1].argmax(-1).cpu().numpy()
+    own = trace.next_tokens.predicted_ids
     return msgspec.structs.replace(
         result,
         num_replayed=1,
         num_positions=len(predicted),
-        num_agreeing=int(
-            (predicted == (trace.predicted_ids if len(trace.predicted_ids) else lone.predicted_ids)).sum()
-        ),
+        num_agreeing=int((predicted == (own if len(own) else lone.next_tokens.predicted_ids)).sum()),
     )
 
 
@@ -387,12 +384,8 @@ def replay_scored(
     key: str,
     prompt_ids: Sequence[int],
     scored: Sequence[Scored],
-    *,
-    allow_nonfinite: bool = False,
 ) -> Verification:
     """Compare scores of continuations of a prompt with plain transformers, each alone, eager.
-
-    With `allow_nonfinite` scores may be not finite, where both are in the same way.
 
     Raises:
         CaptureError: an error is past the tolerance of the model's dtype.
@@ -408,15 +401,7 @@ def replay_scored(
         reference.append(picked.double().sum().item())
     result = Verification.nothing()
     for name, (mine, reference) in found.items():
-        values = _compared(
-            key,
-            name,
-            np.array(mine),
-            np.array(reference),
-            tolerance_of(traced.info),
-            by_layer=False,
-            allow_nonfinite=allow_nonfinite,
-        )
+        values = _compared(key, name, np.array(mine), np.array(reference), tolerance_of(traced.info), by_layer=False)
         result = result.with_more(values)
     return result
 
@@ -468,13 +453,14 @@ def _has_attentions(trace: Trace | ChoiceTrace) -> bool:
 
 def _answer_numbers(plain: _Reference, text: Text, trace: Trace) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Log-probabilities and entropies of the answer tokens: name, captured, by plain transformers."""
-    if not len(trace.logprobs):
+    own = trace.next_tokens
+    if not len(own.logprobs):
         return []
     logprobs = plain.logits[0, text.scored.start : -1].float().log_softmax(-1)
     answer = torch.tensor(text.token_ids[text.scored.start + 1 :], device=logprobs.device)
     picked = logprobs.gather(1, answer[:, None])[:, 0]
     entropies = torch.special.entr(logprobs.exp()).sum(-1)
-    pairs = (("token_logprobs", trace.logprobs, picked), ("token_entropies", trace.entropies, entropies))
+    pairs = (("token_logprobs", own.logprobs, picked), ("token_entropies", own.entropies, entropies))
     return [(name, _bare(mine), _bare(reference.cpu().numpy())) for name, mine, reference in pairs]
 
 

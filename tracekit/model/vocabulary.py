@@ -7,8 +7,8 @@ row without a token     padding of the table, which a model may draw: it stays a
 from collections.abc import Sequence
 from typing import Any
 
+from tracekit.console import say
 from tracekit.errors import ConfigError
-from tracekit.talk import say
 
 __all__ = ["check_rows", "note_num_rows", "say_missing_rows", "token_strings", "without_row"]
 

@@ -64,12 +64,13 @@ def small_files(
             files[path.relative_to(local.root).as_posix()] = read_whole(path)
         files |= draw(manifest)
     files |= {path: read_whole(inside(local.root, path)) for path in local.beside}
-    files["load_traces.py"] = render_script(manifests).encode()
+    files["load_traces.py"] = render_script(manifests, after.schemas).encode()
     schema_version = newest_schema(manifests)
     files["manifest.json"] = to_bytes(Index(schema_version=schema_version, configs=list(after.entries.values())))
     settings, notes = _settings(repo_id, local, remote, released, asked)
     card = render_card(
         manifests,
+        after.schemas,
         here=repo_id,
         version=str(version),
         settings=settings,
@@ -141,7 +142,7 @@ def _not_kept(local: Local, here: CardSettings, remote: Remote, released: Remote
     if remote.card and re.match(r"---\s*\n(?:(?!---).*\n)*?#", remote.card):
         notes.append("the head of the published card holds comments, which are not kept")
     manifests = list(local.state.manifests.values())
-    if local.card and split_card(local.card) != split_card(render_card(manifests, settings=here)):
+    if local.card and split_card(local.card) != split_card(render_card(manifests, local.state.schemas, settings=here)):
         notes.append(
             "README.md here holds text that tracekit did not write, outside the part between the two comment markers; "
             "only that part is published"

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from tracekit.card.readme import CardSettings
+from tracekit.console import say
 from tracekit.errors import CorruptShardError, DatasetError, VersionError
 from tracekit.format.journal import Sent, can_write_journal, is_sent, read_journal, write_journal
 from tracekit.format.layout import Layout, config_names, inside, sweep
@@ -30,7 +31,6 @@ from tracekit.format.release import Change, Step, Version, change_between, check
 from tracekit.hub import HubRepo, RemoteFile, StaleParentError, Upload, quiet_client
 from tracekit.publish.contents import Contents, note_card, small_files
 from tracekit.publish.snapshot import EMPTY, Large, Remote, has_file, merged, read_local, read_remote, state_at
-from tracekit.talk import say
 
 __all__ = ["Published", "branch_of", "free_shards", "publish", "send_group"]
 

@@ -12,10 +12,10 @@ from tracekit.errors import UNREADABLE, DatasetError
 from tracekit.format.journal import Sent
 from tracekit.format.labels import LabelSummary, read_summaries, summary_path
 from tracekit.format.layout import MAX_SHARDS, Layout, inside, read_text, read_whole
-from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_manifest
+from tracekit.format.manifest import ConfigEntry, Index, Manifest, index_entry, read_manifest, read_schema
 from tracekit.format.release import State
 from tracekit.hub import HubRepo, Refs, RemoteFile
-from tracekit.records import RECORD_TYPES
+from tracekit.records import RecordSchema, check_schema
 from tracekit.run.finish import is_finished, ordered_names
 
 __all__ = [
@@ -68,7 +68,7 @@ def read_local(root: Path) -> Local:
     """Everything that publishing needs to know of the folder, the shards themselves left alone."""
     entries: dict[str, ConfigEntry] = {}
     manifests: dict[str, Manifest] = {}
-    schemas: dict[str, Any] = {}
+    schemas: dict[str, RecordSchema] = {}
     labels: dict[str, LabelSummary] = {}
     beside: list[str] = []
     large: dict[str, Large] = {}
@@ -88,10 +88,7 @@ def read_local(root: Path) -> Local:
                 "it again with more --samples-per-shard"
             )
         entries[name] = index_entry(manifest, read_whole(layout.manifest))
-        try:
-            schemas[name] = msgspec.json.decode(read_whole(layout.schema))
-        except UNREADABLE as error:
-            raise DatasetError(f"{layout.schema} is not a JSON Schema: {error}") from error
+        schemas[name] = read_schema(layout)
         for shard in manifest.shards:
             large[layout.shard(shard.name).relative_to(root).as_posix()] = Large(shard.num_bytes, shard.sha256)
         beside += _beside(layout, labels)
@@ -140,10 +137,13 @@ def _state(repo: HubRepo, revision: str, files: Mapping[str, RemoteFile]) -> Sta
         return EMPTY
     index = _decode(repo, "manifest.json", revision, Index)
     manifests = {e.name: _decode(repo, f"manifests/{e.name}.json", revision, Manifest) for e in index.configs}
-    unknown = [manifest.task for manifest in manifests.values() if manifest.task not in RECORD_TYPES]
-    if unknown:
-        raise DatasetError(f"{repo.repo_id} holds records of the task {unknown[0]!r}, unknown here; upgrade tracekit")
-    schemas = {name: _decode(repo, f"schemas/{name}.json", revision, dict) for name in manifests}
+    for name, manifest in manifests.items():
+        check_schema(manifest.schema_version, where=f"{repo.repo_id}, configuration {name}")
+    paths = {name: f"schemas/{name}.json" for name in manifests}
+    schemas = {
+        name: RecordSchema.read(repo.read(path, revision), where=f"{path} of {repo.repo_id}")
+        for name, path in paths.items()
+    }
     summaries = [path for path in files if re.fullmatch(r"labels/[^/]+/[^/]+\.json", path)]
     labels = {path: _decode(repo, path, revision, LabelSummary) for path in summaries}
     return State({entry.name: entry for entry in index.configs}, manifests, schemas, labels)

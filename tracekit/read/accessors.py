@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
+from tracekit.read.byte_ranges import Row, Stored, choice_number, extent_of, find_place, layers_of, num_query_heads
 from tracekit.read.graphs import Graph, attention_edges
 from tracekit.read.index import ShardBytes
-from tracekit.read.places import Row, Stored, choice_number, extent_of, find_place, layers_of, num_query_heads
 from tracekit.read.remote import ByteRange, RemoteShards
 from tracekit.read.rows import Rows
 from tracekit.read.stacking import (
@@ -40,7 +40,7 @@ from tracekit.read.stacking import (
     take_single,
     token_positions,
 )
-from tracekit.records import RECORD_TYPES, Record, decode_record
+from tracekit.records import Record, decode_record
 from tracekit.storage import spread, upscale
 from tracekit.tensors import TensorSpec, choice_spans, positions_of
 
@@ -56,9 +56,10 @@ _STAGES = ("embed", "pre_attn", "post_attn", "post_mlp")
 class Accessors:
     """Reads samples of opened rows; `TraceStore` is one, and `Sample` has its methods without their `key`."""
 
-    def __init__(self, rows: Rows, bytes_of: Mapping[Path, ShardBytes]) -> None:
+    def __init__(self, rows: Rows, bytes_of: Mapping[Path, ShardBytes], types: Mapping[Path, type[Record]]) -> None:
         self._rows = rows
         self._bytes_of = bytes_of
+        self._record_type = types
 
     def record(self, key: str) -> Record:
         """The typed record of a sample, from its shard; where that is not here, from the record table.
@@ -72,13 +73,13 @@ class Accessors:
             fields = self._rows.record_fields(key)
             assert fields["key"] == key, (fields["key"], key)
             try:
-                return msgspec.convert(fields, RECORD_TYPES[fields["task"]])
-            except (msgspec.ValidationError, KeyError) as error:
+                return msgspec.convert(fields, self._record_type[row.shard])
+            except msgspec.ValidationError as error:
                 raise DatasetError(
                     f"{row.shard}: sample {key!r}: its row is no record: {error}. Run `tracekit verify` on the dataset"
                 ) from error
         raw = self._read(row, row.json_offset, row.json_size)
-        record = decode_record(raw, where=f"{row.shard}: record {key!r}")
+        record = decode_record(raw, self._record_type[row.shard], where=f"{row.shard}: record {key!r}")
         if record.key != key:
             raise CorruptShardError(
                 f"{row.shard}: found the record of {record.key!r}, the index says it is {key!r}. "

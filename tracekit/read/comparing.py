@@ -16,7 +16,8 @@ from tracekit.errors import CorruptShardError, DatasetError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import SampleIndex, Sidecar
 from tracekit.format.shards import JSON_SUFFIX, Member, iter_members
-from tracekit.read.tables import records_table
+from tracekit.read.tables import CHECKSUMS, OLD_NAMES, SHARD, records_table
+from tracekit.records import RecordSchema
 
 __all__ = ["SplitTables", "sidecar_problems"]
 
@@ -48,8 +49,8 @@ class SplitTables:
     A file that is not there is not compared: the manifest says whether it should be.
     """
 
-    def __init__(self, layout: Layout, task: str, split: str, *, has_checksums: bool) -> None:
-        self._task, self._has_checksums = task, has_checksums
+    def __init__(self, layout: Layout, schema: RecordSchema, split: str, *, has_checksums: bool) -> None:
+        self._schema, self._has_checksums = schema, has_checksums
         self._table, self._tar = layout.records_table(split), layout.records_tar(split)
         self._root = layout.root
         self._has_table = self._table.exists()
@@ -108,8 +109,11 @@ class SplitTables:
 
     def _expected(self, made: Sidecar) -> pa.Table:
         """The rows of a shard, made again."""
-        expected = records_table(self._task, [made])
-        return expected if self._has_checksums else expected.drop_columns("checksums")
+        expected = records_table(self._schema, [made])
+        if self._has_checksums:
+            return expected
+        old = expected.drop_columns(CHECKSUMS)  # of schema 1.x
+        return old.rename_columns([OLD_NAMES.get(name, name) for name in old.column_names])
 
     def _records(self, members: Iterator[tuple[Member, bytes]], made: Sidecar) -> list[str]:
         """Where the records tar is not what the shard says."""
@@ -140,7 +144,7 @@ class SplitTables:
 def _differences(where: str, found: pa.Table, expected: pa.Table) -> list[str]:
     """Where rows differ, a line for each column: the first sample in which it does."""
     if len(found) != len(expected):
-        shard: object = expected["shard_name"][0].as_py() if len(expected) else "an empty shard"
+        shard: object = expected[_shard_column(expected)][0].as_py() if len(expected) else "an empty shard"
         return [f"{where}: {len(found)} rows of shard {shard}, which has {len(expected)} samples"]
     problems = [f"{where}: column {name!r} is missing" for name in _without(expected.column_names, found.column_names)]
     problems += [f"{where}: column {name!r} is unknown" for name in _without(found.column_names, expected.column_names)]
@@ -155,6 +159,10 @@ def _differences(where: str, found: pa.Table, expected: pa.Table) -> list[str]:
             else f"{where}: {name} of sample {key!r} is not what its shard says"
         )
     return problems
+
+
+def _shard_column(table: pa.Table) -> str:
+    return SHARD if SHARD in table.column_names else OLD_NAMES[SHARD]
 
 
 def _without(names: Iterable[str], others: list[str]) -> list[str]:

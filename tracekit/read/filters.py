@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from tracekit.errors import ConfigError
 from tracekit.read.store import TraceStore
-from tracekit.records import RECORD_TYPES, arrow_schema
 
 __all__ = ["dig", "parse_filter", "rows_where"]
 
@@ -45,7 +44,7 @@ def rows_where(store: TraceStore, where: Sequence[str]) -> list[int]:
         try:
             values = store.columns(path[:1])[path[0]].to_pylist()
         except ConfigError as error:
-            raise _no_field(store.info().task, path, text) from error
+            raise _no_field(store.schema, path, text) from error
         found = [dig(values[row], path[1:], where=f"the filter {text!r}") for row in rows]
         kept = [row for row, value in zip(rows, found, strict=True) if _is_same(value, wanted)]
         if not kept:
@@ -77,9 +76,8 @@ def dig(value: Any, path: Sequence[str], *, where: str) -> Any:
     return value
 
 
-def _no_field(task: str, path: Sequence[str], text: str) -> ConfigError:
+def _no_field(schema: pa.Schema, path: Sequence[str], text: str) -> ConfigError:
     """What to say of a filter whose first name is no field: the fields that are meant perhaps."""
-    schema = arrow_schema(RECORD_TYPES[task])
     nested = list(_nested(schema))
     inside = [name for name in nested if name.split(".")[-1] == path[0]]
     near = difflib.get_close_matches(".".join(path), [*schema.names, *nested], n=3)

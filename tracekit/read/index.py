@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tracekit.cache import RangeCache
+from tracekit.console import say
 from tracekit.errors import CorruptShardError, DatasetError, TracekitError
 from tracekit.format.checksums import Pieces
 from tracekit.format.journal import read_journal
@@ -31,16 +32,25 @@ from tracekit.format.manifest import (
     Verification,
     read_manifest,
     read_plan,
+    read_schema,
     read_struct,
     shard_names,
 )
 from tracekit.format.shards import sha256_file
 from tracekit.hub import HubPath
-from tracekit.read.entries import Reader, column_reader
+from tracekit.read.arrow_rows import Reader, column_reader
 from tracekit.read.remote import ByteRange, RemoteShards, open_remote
-from tracekit.read.tables import INDEX_COLUMNS, records_table, tensor_summaries
-from tracekit.records import RECORD_TYPES, ModelInfo, check_schema
-from tracekit.talk import say
+from tracekit.read.tables import (
+    CHECKSUMS,
+    INDEX_COLUMNS,
+    OLD_NAMES,
+    SHARD,
+    TENSOR_INDEX,
+    records_table,
+    tensor_summaries,
+)
+from tracekit.records import About, ModelInfo, Record, RecordSchema, check_schema
+from tracekit.task import about_of, record_type_of, the_task
 
 __all__ = [
     "Folder",
@@ -48,15 +58,15 @@ __all__ = [
     "Part",
     "Shard",
     "ShardBytes",
-    "check_contract",
     "open_folder",
+    "schema_of",
     "shard_codes",
     "together",
 ]
 
 _ENTRY_COLUMNS = (
     "tensors",
-    "tensor_index",
+    TENSOR_INDEX,
     "token_ids",
     "prompt_length",
     "last_prompt_index",
@@ -190,6 +200,11 @@ class Part:
             self.schema, lengths = source.schema_arrow, [source.metadata.row_group(i).num_rows for i in groups]
         else:
             self.schema, lengths = source.schema, [source.num_rows]
+        old = OLD_NAMES if SHARD not in self.schema.names else {}
+        self._new_of = {stored: name for name, stored in old.items()}
+        self._old_of = old
+        names = [self._new_of.get(name, name) for name in self.schema.names]
+        self.schema = pa.schema([one.with_name(name) for one, name in zip(self.schema, names, strict=True)])
         self._stops: list[int] = np.cumsum(lengths).tolist()
 
     def read(self, columns: Sequence[str]) -> pa.Table:
@@ -197,7 +212,14 @@ class Part:
         if isinstance(self._source, pa.Table):
             return self._source.select(columns)
         with self._lock, _readable(self._path):
-            return self._source.read(columns=list(columns))
+            return self._named(self._source.read(columns=self._stored(columns)))
+
+    def _stored(self, columns: Iterable[str]) -> list[str]:
+        return [self._old_of.get(name, name) for name in columns]
+
+    def _named(self, table: pa.Table) -> pa.Table:
+        """A table of schema 1.x with the columns' names of today."""
+        return table.rename_columns([self._new_of.get(name, name) for name in table.column_names])
 
     def entry(self, row: int) -> dict[str, Any]:
         """The entry columns of one row, `num_tokens` in place of the tokens."""
@@ -215,7 +237,7 @@ class Part:
         number, place = self._place(row)
         with self._lock, _readable(self._path):
             if self._whole_group is None or self._whole_group[0] != number:
-                self._whole_group = (number, self._source.read_row_group(number))
+                self._whole_group = (number, self._named(self._source.read_row_group(number)))
             return self._whole_group[1].slice(place, 1).to_pylist()[0]
 
     def release(self, row: int) -> None:
@@ -234,11 +256,11 @@ class Part:
         return number, row - (self._stops[number - 1] if number else 0)
 
     def _read_group(self, number: int) -> dict[str, Reader]:
-        columns = [name for name in (*_ENTRY_COLUMNS, "checksums") if name in self.schema.names]
+        columns = [name for name in (*_ENTRY_COLUMNS, CHECKSUMS) if name in self.schema.names]
         if isinstance(self._source, pa.Table):
             group = self._source.select(columns)
         else:
-            group = self._source.read_row_group(number, columns=columns)
+            group = self._named(self._source.read_row_group(number, columns=self._stored(columns)))
         num_tokens = pc.call_function("list_value_length", [group["token_ids"]])
         group = group.drop_columns("token_ids").append_column("num_tokens", num_tokens)
         return {name: column_reader(group[name].combine_chunks()) for name in group.column_names}
@@ -251,6 +273,11 @@ class Folder(NamedTuple):
     """Its manifest; of an open one its plan."""
     config: str
     task: str
+    about: About
+    schema: RecordSchema
+    """Of its records as they are stored."""
+    record_type: type[Record]
+    """As what its records are read."""
     model: ModelInfo
     splits: list[SplitInfo]
     shards: list[Shard]
@@ -283,7 +310,8 @@ def open_folder(path: Path | HubPath, config: str | None, *, check: bool = False
 def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
     """A configuration with a manifest: its rows are in Parquet files."""
     manifest = read_manifest(layout)
-    columns = {"checksums"} if check_contract(manifest, layout.manifest) else set()
+    columns = {CHECKSUMS} if check_schema(manifest.schema_version, where=layout.manifest) else set()
+    schema = schema_of(layout, manifest.task)
     if check:
         _check_tables(layout, manifest)
     shards = [Shard(layout.shard(one.name), one.split, one.number, one.num_bytes) for one in manifest.shards]
@@ -291,6 +319,9 @@ def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
         description=manifest,
         config=layout.config,
         task=manifest.task,
+        about=about_of(manifest),
+        schema=schema,
+        record_type=record_type_of(manifest.task, schema),
         model=manifest.model,
         splits=manifest.splits,
         shards=shards,
@@ -305,7 +336,8 @@ def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
 def _open_unfinished(layout: Layout, *, check: bool = False) -> Folder:
     """A configuration without a manifest: its rows are in the sidecars of those shards that are done."""
     plan = read_plan(layout)
-    has_checksums = check_contract(plan, layout.plan)
+    has_checksums = check_schema(plan.schema_version, where=layout.plan)
+    schema = schema_of(layout, plan.task)
     by_split: dict[str, list[Sidecar]] = {}
     for name in shard_names(layout, plan):
         if layout.sidecar(name).exists():
@@ -324,15 +356,18 @@ def _open_unfinished(layout: Layout, *, check: bool = False) -> Folder:
         )
         for split, sidecars in by_split.items()
     ]
-    tables = [records_table(plan.task, sidecars) for sidecars in by_split.values()] or [records_table(plan.task, [])]
+    tables = [records_table(schema, sidecars) for sidecars in by_split.values()] or [records_table(schema, [])]
     return Folder(
         description=plan,
         config=layout.config,
         task=plan.task,
+        about=about_of(plan),
+        schema=schema,
+        record_type=record_type_of(plan.task, schema),
         model=plan.model,
         splits=splits,
         shards=shards,
-        parts=[Part(table if has_checksums else table.drop_columns("checksums")) for table in tables],
+        parts=[Part(table if has_checksums else table.drop_columns(CHECKSUMS)) for table in tables],
         tensors=tensor_summaries(one for sidecars in by_split.values() for one in sidecars),
         verification=together(one.verification for sidecars in by_split.values() for one in sidecars),
         is_open=True,
@@ -340,15 +375,16 @@ def _open_unfinished(layout: Layout, *, check: bool = False) -> Folder:
     )
 
 
-def check_contract(stored: Manifest | Plan, path: Path) -> bool:
-    """Refuse what was written to another contract; whether there are checksums."""
-    has_checksums = check_schema(stored.schema_version, where=path)
-    if stored.task not in RECORD_TYPES:
-        raise DatasetError(
-            f"{path}: task {stored.task!r}; this tracekit reads {', '.join(RECORD_TYPES)}. "
-            "Upgrade: pip install -U tracekit-llm"
-        )
-    return has_checksums
+def schema_of(layout: Layout, task: str) -> RecordSchema:
+    """The schema of a configuration's records: the one that lies in the dataset. A run of schema 1.x that is not
+    finished has none; its task's own is taken.
+
+    Raises:
+        DatasetError: it describes no records, or there is none and the task is not installed.
+    """
+    if layout.schema.exists():
+        return read_schema(layout)
+    return RecordSchema.of(the_task(task, where=layout.root, to_do=f"a dataset without {layout.schema.name}").record)
 
 
 @contextmanager
@@ -384,11 +420,13 @@ def _open_part(path: Path, num_samples: int, columns: Set[str]) -> Part:
     """Open a record table and check its columns and its length."""
     with _readable(path):
         table = pq.ParquetFile(path, memory_map=True)
-        schema, num_rows = table.schema_arrow, table.metadata.num_rows
-    missing = {"key", "shard_name", *INDEX_COLUMNS, *_ENTRY_COLUMNS, *columns} - {*schema.names}
+        num_rows = table.metadata.num_rows
+    part = Part(table, path)
+    schema = part.schema
+    missing = {"key", SHARD, *INDEX_COLUMNS, *_ENTRY_COLUMNS, *columns} - {*schema.names}
     if missing:
         raise DatasetError(f"{path} is not a record table of tracekit: it has no column {', '.join(sorted(missing))}")
-    kinds = {"key": pa.string(), "shard_name": pa.string(), **dict.fromkeys(INDEX_COLUMNS, pa.int64())}
+    kinds = {"key": pa.string(), SHARD: pa.string(), **dict.fromkeys(INDEX_COLUMNS, pa.int64())}
     for name, kind in kinds.items():
         if (found := schema.field(name).type) != kind:
             raise DatasetError(f"{path} is not a record table of tracekit: column {name!r} is {found}, expected {kind}")
@@ -396,7 +434,7 @@ def _open_part(path: Path, num_samples: int, columns: Set[str]) -> Part:
         raise DatasetError(
             f"{path} has {num_rows} rows, its manifest says {num_samples}. Run `tracekit verify` on the dataset"
         )
-    return Part(table, path)
+    return part
 
 
 def together(verifications: Iterable[Verification]) -> Verification:

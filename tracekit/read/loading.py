@@ -33,13 +33,12 @@ import numpy as np
 
 from tracekit.errors import UNREADABLE, ConfigError, CorruptShardError, DatasetError, HubError, SampleNotFoundError
 from tracekit.format.layout import Layout
-from tracekit.format.manifest import Manifest, ShardInfo, read_manifest, read_plan
+from tracekit.format.manifest import Manifest, ShardInfo, read_manifest, read_plan, read_schema
 from tracekit.format.shards import sha256_file
 from tracekit.hub import HubPath, fetch
 from tracekit.read.accessors import handed_out
 from tracekit.read.remote import open_remote
 from tracekit.read.store import TraceStore
-from tracekit.records import RECORD_TYPES, arrow_schema
 from tracekit.sites import GROUPS
 from tracekit.storage import plain_spec, upscale
 from tracekit.tensors import TensorSpec, decode, is_companion, site_of
@@ -272,7 +271,7 @@ def _choose(
     torch: bool,
 ) -> _Choice:
     """Check what was asked for against what there is."""
-    fields = arrow_schema(RECORD_TYPES[source.manifest.task]).names
+    fields = read_schema(source.layout).names
     tensors = [one for one in source.manifest.tensors if not is_companion(one.name)]
     stored = list(dict.fromkeys(site_of(one.name) for one in tensors))
     if sites is not None:  # groups as builders take them: those of their sites that are stored

@@ -96,10 +96,11 @@ def open_remote(path: HubPath, config: str | None) -> Remote:
     manifest = read_struct(layout.manifest, Manifest)
     check_schema(manifest.schema_version, where=path)
     tables = [layout.records_table(split.name).relative_to(root).as_posix() for split in manifest.splits]
-    fetch(pinned, tables)
+    schema = layout.schema.relative_to(root).as_posix()
+    fetch(pinned, [*tables, schema])
     sha256 = {file.path: file.sha256 for file in manifest.files}
     plan = layout.plan.relative_to(root).as_posix()
-    check_files(pinned, root, {name: sha256.get(name, "") for name in (plan, *tables)})
+    check_files(pinned, root, {name: sha256.get(name, "") for name in (plan, schema, *tables)})
     return Remote(root, layout.config, pinned)
 
 

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
+from tracekit.read.byte_ranges import Row, choice_number, extent_of, find_place, make_row
 from tracekit.read.index import Folder, Part, shard_codes
-from tracekit.read.places import Row, choice_number, extent_of, find_place, make_row
 from tracekit.read.remote import ByteRange
-from tracekit.read.tables import INDEX_COLUMNS
+from tracekit.read.tables import CHECKSUMS, INDEX_COLUMNS, SHARD, TENSOR_INDEX
 from tracekit.tensors import site_of
 
 __all__ = ["Rows", "ranges_of"]
 
 _CACHED_ROWS = 4096
-_NOT_IN_RECORDS = {*INDEX_COLUMNS, "shard_name", "tensor_index", "checksums"}
+_NOT_IN_RECORDS = {*INDEX_COLUMNS, SHARD, TENSOR_INDEX, CHECKSUMS}
 
 
 class Rows:
@@ -125,7 +125,7 @@ class Rows:
             numbers = ", ".join(f"{one.split} {one.number}" for one in self.shards[:20])
             raise SampleNotFoundError(f"no shard {number} in split {wanted!r}; shards: {numbers or 'none yet'}")
         rows = [np.flatnonzero(self._shard_codes == code) for code in codes]
-        return [int(row) for found in rows for row in found[np.argsort(self._offsets["json_offset"][found])]]
+        return [int(row) for found in rows for row in found[np.argsort(self._offsets["_json_offset"][found])]]
 
     @cached_property
     def _hashes(self) -> list[np.ndarray]:
@@ -140,13 +140,13 @@ class Rows:
             code_of = {shard.path.stem: num_shards + i for i, shard in enumerate(folder.shards)}
             num_shards += len(folder.shards)
             for part in folder.parts:
-                tables.append(part.read(("key", "shard_name", *INDEX_COLUMNS)))
+                tables.append(part.read(("key", SHARD, *INDEX_COLUMNS)))
                 empty = [name for name in tables[-1].column_names if tables[-1][name].null_count]
                 if empty:
                     raise DatasetError(
                         f"a record table in {where} has rows without {empty[0]}; run `tracekit verify` on the dataset"
                     )
-                codes.append(shard_codes(tables[-1]["shard_name"], code_of))
+                codes.append(shard_codes(tables[-1][SHARD], code_of))
         table = pa.concat_tables(tables)
         self._part_stops: list[int] = np.cumsum([len(one) for one in tables]).tolist()
         self._shard_codes = np.concatenate(codes)
@@ -165,7 +165,7 @@ class Rows:
         """Entries of one row, from its part's table."""
         part, first = self._part_of(number)
         entry = part.entry(number - first)
-        offsets = {name: int(column[number]) for name, column in self._offsets.items()}
+        offsets = {name[1:]: int(column[number]) for name, column in self._offsets.items()}
         return make_row(self.keys[number], self.shards[self._shard_codes[number]].path, entry, offsets)
 
     def _part_of(self, number: int) -> tuple[Part, int]:

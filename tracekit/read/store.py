@@ -31,14 +31,15 @@ from tracekit.format.labels import read_summaries
 from tracekit.format.layout import Layout
 from tracekit.hub import HubPath, fetch
 from tracekit.read.accessors import Accessors, handed_out
+from tracekit.read.byte_ranges import Row, find_place, layers_of
 from tracekit.read.index import open_folder
 from tracekit.read.info import StoreInfo, meta_of, sum_up
 from tracekit.read.labels import labels_table
-from tracekit.read.places import Row, find_place, layers_of
 from tracekit.read.remote import ByteRange, RemoteShards, check_files
 from tracekit.read.rows import Rows, ranges_of
 from tracekit.read.sample import Sample
 from tracekit.read.stacking import Stacked, Tokens, check_choice_tokens, is_single, stack_choices, stack_samples
+from tracekit.records import About
 from tracekit.tensors import site_of
 
 __all__ = ["Sample", "Split", "StoreInfo", "TraceStore"]
@@ -89,6 +90,7 @@ class TraceStore(Accessors):
         super().__init__(
             Rows(self._folders, where=", ".join(str(path) for path in self._paths)),
             {shard.path: folder.bytes_of for folder in self._folders for shard in folder.shards},
+            {shard.path: folder.record_type for folder in self._folders for shard in folder.shards},
         )
 
     def __enter__(self) -> "TraceStore":
@@ -236,6 +238,16 @@ class TraceStore(Accessors):
         """
         rows = self._rows.in_shard(number, split)
         return (self[row] for row in rows)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Fields of the records, as Arrow types."""
+        return self._rows.schema
+
+    @property
+    def about(self) -> About:
+        """What the dataset says of its task: which fields of the records say what. Of several folders, the first's."""
+        return self._folders[0].about
 
     def info(self) -> StoreInfo:
         """Summary: configurations, models, splits, sizes, stored tensors, proven errors."""

@@ -1,10 +1,11 @@
 """The record tables: every record of a split as one Parquet file and as one small tar.
 
     records/<config>/<split>.parquet   the record's fields, then where its bytes are:
-        shard_name       shard that holds the sample, without its ending
-        json_offset, json_size, tensors_offset, tensors_size, data_offset     bytes in that shard
-        tensor_index     list of {name, offset, size}: each tensor in the payload's data part
-        checksums        the sample's packed checksums, see tracekit.format.checksums; since schema 2.0
+        _shard           shard that holds the sample, without its ending
+        _json_offset, _json_size, _tensors_offset, _tensors_size, _data_offset     bytes in that shard
+        _tensor_index    list of {name, offset, size}: each tensor in the payload's data part
+        _checksums       the sample's packed checksums, see tracekit.format.checksums
+                         schema 1.x has `shard_name` for `_shard`, no checksums, and no other `_`
     records/<config>/<split>.tar       <key>.json members only, for `datasets` and its viewer
 
 Both are made from sidecars alone, one shard in memory at a time, and are sorted by key: shards follow the source's
@@ -24,10 +25,14 @@ from tracekit.format.checksums import specs_of
 from tracekit.format.layout import whole_or_not
 from tracekit.format.manifest import Sidecar, TensorSummary
 from tracekit.format.shards import JSON_SUFFIX, tar_header
-from tracekit.records import RECORD_TYPES, arrow_schema
+from tracekit.records import RecordSchema
 
 __all__ = [
+    "CHECKSUMS",
     "INDEX_COLUMNS",
+    "OLD_NAMES",
+    "SHARD",
+    "TENSOR_INDEX",
     "index_schema",
     "records_table",
     "tensor_summaries",
@@ -35,25 +40,27 @@ __all__ = [
     "write_records_tar",
 ]
 
-INDEX_COLUMNS = ("json_offset", "json_size", "tensors_offset", "tensors_size", "data_offset")
+SHARD, TENSOR_INDEX, CHECKSUMS = "_shard", "_tensor_index", "_checksums"
+INDEX_COLUMNS = ("_json_offset", "_json_size", "_tensors_offset", "_tensors_size", "_data_offset")
+OLD_NAMES = {name: name[1:] for name in (*INDEX_COLUMNS, TENSOR_INDEX)} | {SHARD: "shard_name"}
+"""What columns are called in tables of schema 1.x."""
 
 
-def index_schema(task: str) -> pa.Schema:
-    """Schema of the table of a task's records."""
+def index_schema(schema: RecordSchema) -> pa.Schema:
+    """Schema of the table of records."""
     entry = pa.struct([pa.field("name", pa.string()), pa.field("offset", pa.int64()), pa.field("size", pa.int64())])
-    schema = arrow_schema(RECORD_TYPES[task])
-    schema = schema.append(pa.field("shard_name", pa.string(), nullable=False))
+    columns = schema.arrow.append(pa.field(SHARD, pa.string(), nullable=False))
     for name in INDEX_COLUMNS:
-        schema = schema.append(pa.field(name, pa.int64(), nullable=False))
-    schema = schema.append(pa.field("tensor_index", pa.list_(entry), nullable=False))
-    return schema.append(pa.field("checksums", pa.binary(), nullable=False))
+        columns = columns.append(pa.field(name, pa.int64(), nullable=False))
+    columns = columns.append(pa.field(TENSOR_INDEX, pa.list_(entry), nullable=False))
+    return columns.append(pa.field(CHECKSUMS, pa.binary(), nullable=False))
 
 
-def records_table(task: str, sidecars: Iterable[Sidecar]) -> pa.Table:
+def records_table(schema: RecordSchema, sidecars: Iterable[Sidecar]) -> pa.Table:
     """All records of these shards with their byte index, sorted by key.
 
     Raises:
-        DatasetError: what a sidecar holds are no records of this task.
+        DatasetError: what a sidecar holds are no records of this schema.
     """
     rows: list[dict[str, Any]] = []
     name = ""
@@ -62,14 +69,14 @@ def records_table(task: str, sidecars: Iterable[Sidecar]) -> pa.Table:
             name = sidecar.name
             for record, index in zip(sidecar.records, sidecar.samples, strict=True):
                 row = msgspec.json.decode(record, type=dict[str, Any])
-                row["shard_name"] = sidecar.name
-                row["tensor_index"] = msgspec.to_builtins(index.tensors)
-                row["checksums"] = index.checksums
+                row[SHARD] = sidecar.name
+                row[TENSOR_INDEX] = msgspec.to_builtins(index.tensors)
+                row[CHECKSUMS] = index.checksums
                 for column in INDEX_COLUMNS:
-                    row[column] = getattr(index, column)
+                    row[column] = getattr(index, column[1:])
                 rows.append(row)
         rows.sort(key=lambda row: row["key"])
-        return pa.Table.from_pylist(rows, schema=index_schema(task))
+        return pa.Table.from_pylist(rows, schema=index_schema(schema))
     except (msgspec.DecodeError, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
         raise DatasetError(f"the sidecar of shard {name} holds records that do not fit a table: {error}") from error
 
@@ -92,14 +99,14 @@ def tensor_summaries(sidecars: Iterable[Sidecar]) -> list[TensorSummary]:
     return list(summaries.values())
 
 
-def write_records_table(path: Path, task: str, sidecars: Iterable[Sidecar]) -> None:
+def write_records_table(path: Path, schema: RecordSchema, sidecars: Iterable[Sidecar]) -> None:
     """Write the Parquet file of these shards, a row group a shard; whole or not at all."""
     with (
         whole_or_not(path) as temporary,
-        pq.ParquetWriter(temporary, index_schema(task), compression="zstd") as writer,
+        pq.ParquetWriter(temporary, index_schema(schema), compression="zstd") as writer,
     ):
         for sidecar in sidecars:
-            writer.write_table(records_table(task, [sidecar]))
+            writer.write_table(records_table(schema, [sidecar]))
 
 
 def write_records_tar(path: Path, sidecars: Iterable[Sidecar]) -> None:

@@ -8,6 +8,7 @@ dataset (a plan, no manifest yet) is checked as far as it goes.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -50,8 +51,8 @@ from tracekit.format.manifest import (
 )
 from tracekit.format.shards import RawSample, index_of, iter_samples, read_sample, sha256_file
 from tracekit.read.comparing import SplitTables, sidecar_problems
-from tracekit.read.index import check_contract
-from tracekit.records import CsqaMcqRecord, Record, decode_record
+from tracekit.read.index import schema_of
+from tracekit.records import Record, RecordSchema, check_schema, decode_record
 from tracekit.storage import companion_names, content_problem, problem_of
 from tracekit.tensors import (
     HeaderEntry,
@@ -134,7 +135,8 @@ class _Config:
 
     def __init__(self, layout: Layout, plan: Plan) -> None:
         self._layout, self._plan = layout, plan
-        self._has_checksums = check_contract(plan, layout.plan)
+        self._has_checksums = check_schema(plan.schema_version, where=layout.plan)
+        self._schema = schema_of(layout, plan.task)
         self.manifest = read_manifest(layout) if layout.manifest.exists() else None
         self._tables: dict[str, SplitTables] = {}
         self._unreadable: list[str] = []
@@ -228,7 +230,7 @@ class _Config:
 
     def _of_split(self, split: str) -> SplitTables:
         if split not in self._tables:
-            self._tables[split] = SplitTables(self._layout, self._plan.task, split, has_checksums=self._has_checksums)
+            self._tables[split] = SplitTables(self._layout, self._schema, split, has_checksums=self._has_checksums)
         return self._tables[split]
 
     def _sidecar(self, name: str) -> Sidecar | None:
@@ -306,7 +308,8 @@ class _Config:
         self._keys.add(sample.key)
         raw_record, payload = read_sample(file, sample)
         try:
-            record = decode_record(raw_record, where=here)
+            record = decode_record(raw_record, self._schema.record_type, where=here)
+            decode_record(raw_record, self._schema.strict_type, where=here)
             header = read_header(payload, where=here)
         except CorruptShardError as error:
             return [str(error)]
@@ -374,15 +377,16 @@ def _shape_problems(spec: TensorSpec, record: Record) -> list[str]:
 
 
 def _choice_problems(record: Record) -> list[str]:
-    """Where choices are not the same in a record, its tokens and its tensors."""
-    if not isinstance(record, CsqaMcqRecord):
+    """Where choices are not the same in a record's spans, its tokens and its tensors."""
+    spans = [span for span in record.spans if re.fullmatch(r"choice_\d+", span.name)]
+    if not spans:
         return [
             f"tensor {spec.name!r}: holds choices, its record none" for spec in record.tensors if spec.choice_offsets
         ]
-    offsets, problems = record.choice_offsets, []
-    is_rising = all(start < stop for start, stop in pairwise(offsets))
-    if len(offsets) != len(record.choices) + 1 or offsets[0] != 0 or not is_rising:
-        problems.append(f"choice_offsets {offsets} are not those of {len(record.choices)} choices")
+    offsets, problems = [spans[0].start, *(span.stop for span in spans)], []
+    are_neighbours = all(one.stop == other.start for one, other in pairwise(spans))
+    if offsets[0] != 0 or not are_neighbours or not all(start < stop for start, stop in pairwise(offsets)):
+        problems.append(f"its choices lie at {[[span.start, span.stop] for span in spans]}")
     elif offsets[-1] != len(record.token_ids):
         problems.append(f"choices end at token {offsets[-1]} of {len(record.token_ids)}")
     return problems + [
@@ -424,16 +428,18 @@ def _script_problems(root: Path, names: list[str]) -> list[str]:
         return []
     paths: set[str] = set()
     manifests: list[Manifest] = []
+    schemas: dict[str, RecordSchema] = {}
     for layout in layouts:
         if layout.manifest.exists():
             manifests.append(read_manifest(layout))
+            schemas[layout.config] = schema_of(layout, manifests[-1].task)
             continue
         plan = read_plan(layout)
         paths |= {shard_path(layout.config, name) for name in shard_names(layout, plan)}
         paths.add(records_tar_path(layout.config, plan.source.split))
     if script.stat().st_size > MAX_SCRIPT_BYTES:
         return [f"load_traces.py: {script.stat().st_size} bytes, expected at most {MAX_SCRIPT_BYTES}; do not run it"]
-    problem = script_problem(read_whole(script), manifests, paths)
+    problem = script_problem(read_whole(script), manifests, schemas, paths)
     return [] if problem is None else [f"load_traces.py: {problem}"]
 
 

@@ -5,11 +5,13 @@ anything: every key is always present, no maps with data-dependent keys (lists o
 decimal point and are finite, null stands only where a field is declared `| None`. There is no clock, no absolute path
 and no machine state in a record: the same run gives the same bytes.
 
-One file a task; this one knows them all, and msgspec. pyarrow is imported when a table's schema is asked for.
+Readers ignore fields that they do not know and fill in those that are missing; writers do neither. A task brings its
+own record type; here is what all of them share, and msgspec. pyarrow is imported when a table's schema is asked for.
 """
 
 import re
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,66 +26,39 @@ from tracekit.records.base import (
     Tallied,
     check_schema,
 )
-from tracekit.records.csqa import Choice, CsqaMcqRecord, CsqaRecord
-from tracekit.records.degradation import DamageInfo, DegradationRecord
-from tracekit.records.introspection import ConfidenceBin, IntrospectionRecord
-from tracekit.records.next_token import NextTokenRecord, Word
-from tracekit.records.nonsense_entities import NonsenseEntitiesRecord
-from tracekit.records.replay import ReplayRecord
-from tracekit.records.schema import arrow_schema, field_docs, json_schema
-from tracekit.records.serve import Message, ServeRecord
-from tracekit.records.trivia_qa import SampledAnswer, TriviaQARecord
-from tracekit.records.wiki_qa import WikiQARecord
+from tracekit.records.message import Message
+from tracekit.records.outcome import LARGE_SHARE, About, Mean, Number, Outcome, accuracy, answered
+from tracekit.records.responses import AnsweredRecord, ResponseRecord, SampledAnswer
+from tracekit.records.schema import RecordSchema, field_docs
 
 __all__ = [
+    "LARGE_SHARE",
     "NOTHING_GENERATED",
-    "RECORD_TYPES",
     "SCHEMA_VERSION",
-    "Choice",
-    "ConfidenceBin",
-    "CsqaMcqRecord",
-    "CsqaRecord",
-    "DamageInfo",
-    "DegradationRecord",
+    "About",
+    "AnsweredRecord",
     "GenerationSettings",
-    "IntrospectionRecord",
+    "Mean",
     "Message",
     "ModelInfo",
-    "NextTokenRecord",
-    "NonsenseEntitiesRecord",
+    "Number",
+    "Outcome",
     "Record",
-    "ReplayRecord",
+    "RecordSchema",
+    "ResponseRecord",
     "SampledAnswer",
-    "ServeRecord",
     "Span",
     "Tallied",
-    "TriviaQARecord",
-    "WikiQARecord",
-    "Word",
-    "arrow_schema",
+    "accuracy",
+    "answered",
     "check_schema",
     "decode_record",
     "encode_record",
     "field_docs",
-    "json_schema",
+    "task_of",
 ]
 
-RECORD_TYPES: dict[str, type[Record]] = {
-    "trivia_qa": TriviaQARecord,
-    "next_token": NextTokenRecord,
-    "csqa": CsqaRecord,
-    "csqa_mcq": CsqaMcqRecord,
-    "introspection": IntrospectionRecord,
-    "degradation": DegradationRecord,
-    "wiki_qa": WikiQARecord,
-    "nonsense_entities": NonsenseEntitiesRecord,
-    "serve": ServeRecord,
-    "replay": ReplayRecord,
-}
-"""Record type of every task."""
-
-_DECODERS = {task: msgspec.json.Decoder(record_type) for task, record_type in RECORD_TYPES.items()}
-
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 _MAY_BE_LARGE = re.compile(rb"[0-9]{19}")
 """What an integer past 64 bits has in JSON; few records do, and only those are looked through."""
@@ -104,25 +79,21 @@ def encode_record(record: Record) -> bytes:
     """
     data = msgspec.json.encode(record)
     try:
-        decode_record(data)
+        decode_record(data, type(record))
     except CorruptShardError as error:
         raise DatasetError(f"record {record.key!r} does not survive a round trip (not finite?): {error}") from error
     return data
 
 
-def decode_record(data: bytes | memoryview, *, where: str = "record") -> Record:
+def decode_record(data: bytes | memoryview, record_type: type[StructT], *, where: str = "record") -> StructT:
     """Decode and check one record.
 
     Raises:
-        CorruptShardError: not JSON, an unknown task, a field that is missing, unknown or of the wrong type, or an
-            integer past 64 bits, which no table holds.
+        CorruptShardError: not JSON, another task, a field that is missing or of the wrong type, or an integer past 64
+            bits, which no table holds.
     """
     try:
-        task = msgspec.json.decode(data, type=_Tag).task
-        if task not in _DECODERS:
-            known = ", ".join(RECORD_TYPES)
-            raise CorruptShardError(f"{where}: unknown task {task!r}; this tracekit knows: {known}. Upgrade tracekit?")
-        record = _DECODERS[task].decode(data)
+        record: StructT = _decoder(record_type).decode(data)
     except UNREADABLE as error:
         raise CorruptShardError(f"{where}: {error}") from error
     if _MAY_BE_LARGE.search(data):
@@ -130,6 +101,23 @@ def decode_record(data: bytes | memoryview, *, where: str = "record") -> Record:
         if path is not None:
             raise CorruptShardError(f"{where}: an integer past 64 bits - at `{path}`")
     return record
+
+
+def task_of(data: bytes | memoryview, *, where: str = "record") -> str:
+    """Name of the task that a record is of.
+
+    Raises:
+        CorruptShardError: it is no record.
+    """
+    try:
+        return msgspec.json.decode(data, type=_Tag).task
+    except UNREADABLE as error:
+        raise CorruptShardError(f"{where}: {error}") from error
+
+
+@cache
+def _decoder(record_type: type[Any]) -> "msgspec.json.Decoder[Any]":
+    return msgspec.json.Decoder(record_type)
 
 
 def _too_large(value: Any, path: str) -> str | None:

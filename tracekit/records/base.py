@@ -1,7 +1,7 @@
 """What every record has. A contract: `SCHEMA_VERSION` says which."""
 
 import re
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,12 +22,13 @@ __all__ = [
 SCHEMA_VERSION = "2.0"
 """Version of the contract: major changes break readers, minor ones only add. What changed:
 
-    2.0    checksums of every sample, in the record table and the sidecars (tracekit.format.checksums)
+    2.0    checksums of every sample, in the record table and the sidecars (tracekit.format.checksums); what reading
+           needs of a task, in plan and manifest; `generated_text` is prompt and answer in every task; columns of the
+           record table that are no fields begin with `_`
     1.1    tensors in fewer bits, sparse attention
     1.0    the first
 """
 _MAJORS = (1, 2)
-_MAX_CHARS = 70  # of a text in a line
 
 
 def check_schema(version: str, *, where: object) -> bool:
@@ -46,7 +47,7 @@ def check_schema(version: str, *, where: object) -> bool:
     return major > 1
 
 
-class Span(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Span(msgspec.Struct, frozen=True, kw_only=True):
     """A named range of tokens."""
 
     name: str
@@ -57,7 +58,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One past the last token."""
 
 
-class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The model that made a sample."""
 
     id: str
@@ -77,7 +78,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Attention of the capture pass: `eager` where probabilities are captured, else `auto`: transformers' choice."""
 
 
-class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How an answer was generated."""
 
     do_sample: bool
@@ -100,17 +101,6 @@ NOTHING_GENERATED = GenerationSettings(
 """For tasks in which the model only reads."""
 
 
-class Summary(NamedTuple):
-    """A sample in a few words."""
-
-    asked: str
-    """What the model was given."""
-    outcome: str
-    """What it made of it."""
-    wanted: str
-    """What would have been right, where that is known and was missed."""
-
-
 class Tallied(NamedTuple):
     """What one record adds to a mean over a configuration."""
 
@@ -118,15 +108,15 @@ class Tallied(NamedTuple):
     """Sum of the values."""
     num_values: int
     """How many there are."""
+    definition: str = ""
+    """What the mean says, in a sentence."""
+    unit: str = ""
+    """Its unit."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid_unknown_fields=True):
-    """Fields that every task's record has."""
-
-    made_from: ClassVar[tuple[str, ...]] = ()
-    """Text fields that say what the questions were made from; manifest and card list their values."""
-    DRAWN_ARE_EXTRA: ClassVar[bool] = True
-    """Whether an answer with a `sample_index` above 0 stands beside a deterministic one to the same question."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task"):
+    """Fields that every task's record has. A field that is added after 2.0 has a default, and readers ignore fields
+    that they do not know: old readers read new records, and new readers old ones."""
 
     schema_version: str
     """Version of this contract."""
@@ -181,30 +171,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", forbid
         """Name of the task, the record's tag."""
         return str(type(self).__struct_config__.tag)
 
-    def is_extra(self) -> bool:
-        """Whether this is a drawn answer beside the deterministic one: metrics are of the deterministic answer."""
-        return self.DRAWN_ARE_EXTRA and self.sample_index > 0
-
-    def summary(self) -> Summary:
-        """The sample in a few words, for people."""
-        return Summary(self.prompt, "", "")
-
-    def one_line(self) -> str:
-        """The sample in a line: key, right or wrong where that was judged, question, answer."""
-        is_correct: bool | None = getattr(self, "is_correct", None)
-        verdict = "" if is_correct is None else "right" if is_correct else "wrong"
-        asked, outcome, wanted = (" ".join(text.split()) for text in self.summary())
-        accepted = f"  (accepted: {wanted})" if wanted else ""
-        return f"{self.key}  {verdict:5s}  {_short(asked)}  ->  {_short(outcome)}{accepted}"
-
     def lines(self) -> list[str]:
-        """The sample as text for people, a line or several, as its task likes it."""
-        return [self.one_line()]
+        """The sample as text for people, as its task likes it; empty where `tracekit show` shows it like any other."""
+        return []
 
     def tallied(self) -> dict[str, Tallied]:
         """What the record adds to means that are not over records but over something in them, by the mean's name."""
         return {}
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 3] + "..."

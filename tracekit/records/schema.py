@@ -1,51 +1,345 @@
-"""Records as others describe them: JSON Schema, Arrow types, and the docstring under each field."""
+"""The schema of a task's records: from the record type, or from the JSON Schema that lies in a dataset.
+
+    record type --msgspec--> JSON Schema --> fields --> Arrow schema, field descriptions
+                             schemas/<config>.json  --> a record type, where the task's own is not installed
+
+A schema that lies in a dataset may come from a stranger. It uses the keywords below and no others, its names are plain
+names, and it has an end: no type holds itself.
+"""
 
 import ast
+import copy
 import inspect
+import keyword
+import re
 import textwrap
-import types
-import typing
-from functools import cache
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 import msgspec
 
+from tracekit.errors import UNREADABLE, ConfigError, DatasetError
 from tracekit.records.base import Record
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["arrow_schema", "field_docs", "json_schema"]
+__all__ = ["Field", "Node", "RecordSchema", "field_docs"]
+
+_SCALARS: Mapping[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
+_KEYWORDS = {
+    *("$defs", "$ref", "additionalProperties", "anyOf", "default", "description", "enum"),
+    *("items", "properties", "required", "title", "type"),
+}
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+_TAG = "task"
+_MAX_NODES = 5000
+"""Types in a schema, each counted where it is used; the largest of tracekit's own have 100."""
+_DOCS = "FIELD_DOCS"
 
 
-def json_schema(record_type: type[Record]) -> dict[str, Any]:
-    """JSON Schema of a record type, each field with its description."""
-    schema = msgspec.json.schema(record_type)
-    for struct in _structs_of(record_type):
-        properties = schema["$defs"][struct.__name__]["properties"]
-        for name, text in field_docs(struct).items():
-            if name in properties:
-                properties[name]["description"] = text
-    return schema
+class Node(NamedTuple):
+    """The type of a value."""
+
+    kind: str
+    """`string`, `integer`, `number`, `boolean`, `array` or `object`."""
+    is_nullable: bool = False
+    """Whether null is declared."""
+    items: "Node | None" = None
+    """Type of an array's items."""
+    name: str = ""
+    """Name of an object's type."""
+    fields: "tuple[Field, ...]" = ()
+    """Fields of an object."""
 
 
-def arrow_schema(record_type: type[Record]) -> "pa.Schema":
-    """Arrow schema of a record type: `task`, then its fields in order."""
+class Field(NamedTuple):
+    """A field of an object."""
+
+    name: str
+    node: Node
+    doc: str
+    """What it says."""
+    is_required: bool
+    """Whether every record has it."""
+    default: Any
+    """What a record has that lacks it; None where it is required."""
+
+
+class RecordSchema:
+    """The fields of a task's records.
+
+    Raises:
+        DatasetError: the document describes no records.
+    """
+
+    def __init__(self, document: Mapping[str, Any], *, where: str = "record schema") -> None:
+        self.document = document
+        """The JSON Schema."""
+        root = _Reader(document, where).root()
+        self.name = root.name
+        self.fields = root.fields
+        """Its fields, the task's name first."""
+
+    @staticmethod
+    @cache
+    def of(record_type: type[Record]) -> "RecordSchema":
+        """The schema of a record type, each field with its docstring.
+
+        Raises:
+            ConfigError: a field has a type that a table cannot hold.
+        """
+        try:
+            document = msgspec.json.schema(record_type)
+            for struct in _structs_of(record_type):
+                properties = document["$defs"][struct.__name__]["properties"]
+                for name, text in field_docs(struct).items():
+                    if name in properties:
+                        properties[name]["description"] = text
+            return RecordSchema(document, where=record_type.__name__)
+        except (DatasetError, TypeError) as error:
+            raise ConfigError(
+                f"{record_type.__name__}: {error}; records have texts, numbers, true and false, lists and Structs of "
+                "these, each perhaps `| None`"
+            ) from error
+
+    @classmethod
+    def read(cls, data: bytes, *, where: str) -> "RecordSchema":
+        """The schema in a file.
+
+        Raises:
+            DatasetError: it is no schema of records.
+        """
+        try:
+            return cls(msgspec.json.decode(data, type=dict[str, Any]), where=where)
+        except UNREADABLE as error:
+            raise DatasetError(f"{where} is not a JSON Schema: {error}") from error
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the fields, in order."""
+        return [field.name for field in self.fields]
+
+    @property
+    def docs(self) -> dict[str, str]:
+        """What each field says; the task's name is none of them."""
+        return {field.name: field.doc for field in self.fields if field.name != _TAG}
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        return msgspec.json.format(msgspec.json.encode(self.document), indent=2)
+
+    def without_docs(self) -> Any:
+        """What has to be equal in two schemas of the same fields: their order, names and types."""
+        return _bare(Node("object", fields=self.fields))
+
+    @cached_property
+    def arrow(self) -> "pa.Schema":
+        """Arrow schema: `task`, then the fields in order."""
+        import pyarrow as pa
+
+        return pa.schema([_arrow_field(field) for field in self.fields])
+
+    @cached_property
+    def record_type(self) -> type[Record]:
+        """A record type of these fields: those that every record has, and the others."""
+        own = [field for field in self.fields if field.name != _TAG and field.name not in Record.__struct_fields__]
+        return self._struct(own, bases=(Record,), namespace={_DOCS: self.docs})
+
+    @cached_property
+    def strict_type(self) -> type[msgspec.Struct]:
+        """A type that takes these fields alone, none of them missing."""
+        own = [field for field in self.fields if field.name != _TAG]
+        return self._struct(own, bases=(), namespace={}, is_strict=True)
+
+    def _struct(
+        self,
+        own: Sequence[Field],
+        *,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        is_strict: bool = False,
+    ) -> Any:
+        (tag,) = [field for field in self.fields if field.name == _TAG]
+        return msgspec.defstruct(
+            self.name,
+            _defined(own, is_strict=is_strict),
+            bases=bases,
+            namespace=namespace,
+            module=__name__,
+            tag_field=_TAG,
+            tag=tag.default,
+            kw_only=True,
+            frozen=True,
+            forbid_unknown_fields=is_strict,
+        )
+
+
+class _Reader:
+    """Reads one document."""
+
+    def __init__(self, document: Mapping[str, Any], where: str) -> None:
+        self._where, self._num_nodes = where, 0
+        definitions = document.get("$defs", {})
+        self._definitions: Mapping[str, Any] = definitions if isinstance(definitions, dict) else {}
+        self._document = document
+
+    def root(self) -> Node:
+        """The record."""
+        node = self._node({"$ref": self._document.get("$ref")}, "$", ())
+        names = [field.name for field in node.fields]
+        if _TAG not in names or node.fields[names.index(_TAG)].default is None:
+            raise self._error("$", "no task is named: it has to begin with `task`, an enum of one name")
+        missing = [name for name in Record.__struct_fields__ if name not in names]
+        if missing and self._is_required(missing):
+            raise self._error("$", f"no field {missing[0]!r}, which every record has")
+        if shadowed := [one for one in names if hasattr(Record, one) and one not in Record.__struct_fields__]:
+            raise self._error("$", f"no field may be named {shadowed[0]!r}")
+        return node
+
+    def _is_required(self, names: Sequence[str]) -> bool:
+        fields = {field.name: field for field in msgspec.structs.fields(Record)}
+        return any(fields[name].required for name in names)
+
+    def _node(self, schema: Any, path: str, inside: tuple[str, ...]) -> Node:
+        self._num_nodes += 1
+        if self._num_nodes > _MAX_NODES:
+            raise self._error(path, f"more than {_MAX_NODES} types")
+        if not isinstance(schema, dict):
+            raise self._error(path, f"{schema!r} is no type")
+        if unknown := sorted(schema.keys() - _KEYWORDS):
+            raise self._error(path, f"unknown keyword {unknown[0]!r}")
+        if "anyOf" in schema:
+            return self._either(schema["anyOf"], path, inside)
+        if "$ref" in schema:
+            return self._reference(schema["$ref"], path, inside)
+        if "enum" in schema:
+            return self._enum(schema["enum"], path)
+        kind = schema.get("type")
+        if isinstance(kind, str) and kind in _SCALARS:
+            return Node(kind)
+        if kind == "array" and "items" in schema:
+            return Node("array", items=self._node(schema["items"], f"{path}[]", inside))
+        if kind == "object" and isinstance(schema.get("properties"), dict):
+            return self._object(schema, path, inside)
+        raise self._error(path, f"type {kind!r} with {', '.join(sorted(schema))}, which no table holds")
+
+    def _either(self, kinds: Any, path: str, inside: tuple[str, ...]) -> Node:
+        others = [one for one in kinds if one != {"type": "null"}] if isinstance(kinds, list) else []
+        if len(others) != 1 or len(kinds) != 2:
+            raise self._error(path, "a choice of types; one type, or one and null, is what a table holds")
+        return self._node(others[0], path, inside)._replace(is_nullable=True)
+
+    def _reference(self, reference: Any, path: str, inside: tuple[str, ...]) -> Node:
+        prefix, _, name = str(reference).rpartition("/")
+        if prefix != "#/$defs" or name not in self._definitions:
+            raise self._error(path, f"{reference!r} refers to nothing")
+        if name in inside:
+            raise self._error(path, f"{name!r} holds itself")
+        return self._node(self._definitions[name], path, (*inside, name))
+
+    def _enum(self, values: Any, path: str) -> Node:
+        if isinstance(values, list) and values and all(isinstance(one, str) for one in values):
+            return Node("string")
+        raise self._error(path, f"an enum of {values!r}; texts are allowed")
+
+    def _object(self, schema: dict[str, Any], path: str, inside: tuple[str, ...]) -> Node:
+        title = schema.get("title", "")
+        self._check_name(title, path)
+        required = schema.get("required", [])
+        if not isinstance(required, list):
+            raise self._error(path, f"`required` is {required!r}, expected a list")
+        fields: list[Field] = []
+        for name, one in schema["properties"].items():
+            self._check_name(name, path)
+            node = self._node(one, f"{path}.{name}", inside)
+            doc, default = one.get("description", ""), copy.deepcopy(one.get("default"))
+            if name == _TAG and path == "$":
+                default = one["enum"][0] if "enum" in one and len(one["enum"]) == 1 else None
+            fields.append(Field(name, node, doc if isinstance(doc, str) else "", name in required, default))
+        return Node("object", name=title, fields=tuple(fields))
+
+    def _check_name(self, name: Any, path: str) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
+            raise self._error(path, f"{name!r} is no name that a field may have")
+
+    def _error(self, path: str, what: str) -> DatasetError:
+        return DatasetError(f"{self._where}: {what} - at `{path}`")
+
+
+def _defined(fields: Sequence[Field], *, is_strict: bool) -> list[tuple[str, Any, Any]]:
+    """Fields as `msgspec.defstruct` takes them."""
+    found: list[tuple[str, Any, Any]] = []
+    for field in fields:
+        given = msgspec.NODEFAULT if field.is_required else copy.deepcopy(field.default)
+        is_plain = given is msgspec.NODEFAULT or not isinstance(given, list | dict)
+        default = msgspec.field(default=given) if is_plain else msgspec.field(default_factory=_copies(given))
+        annotation = _annotation(field.node, is_strict=is_strict)
+        is_unset = not field.is_required and field.default is None and not field.node.is_nullable
+        found.append((field.name, annotation | None if is_unset else annotation, default))
+    return found
+
+
+def _copies(value: Any) -> Any:
+    return lambda: copy.deepcopy(value)
+
+
+def _annotation(node: Node, *, is_strict: bool) -> Any:
+    """The Python type of a node."""
+    if node.kind == "array":
+        assert node.items is not None, node
+        annotation: Any = list[_annotation(node.items, is_strict=is_strict)]
+    elif node.kind == "object":
+        annotation = msgspec.defstruct(
+            node.name,
+            _defined(node.fields, is_strict=is_strict),
+            module=__name__,
+            kw_only=True,
+            frozen=True,
+            forbid_unknown_fields=is_strict,
+        )
+    else:
+        annotation = _SCALARS[node.kind]
+    return annotation | None if node.is_nullable else annotation
+
+
+def _arrow_field(field: Field) -> "pa.Field":
     import pyarrow as pa
 
-    fields = [pa.field("task", pa.string(), nullable=False)]
-    fields += [_arrow_field(field) for field in msgspec.structs.fields(record_type)]
-    return pa.schema(fields)
+    return pa.field(field.name, _arrow_type(field.node), nullable=field.node.is_nullable)
+
+
+def _arrow_type(node: Node) -> "pa.DataType":
+    import pyarrow as pa
+
+    if node.kind == "array":
+        assert node.items is not None, node
+        return pa.list_(_arrow_type(node.items))
+    if node.kind == "object":
+        return pa.struct([_arrow_field(field) for field in node.fields])
+    return {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[node.kind]
+
+
+def _bare(node: Node) -> Any:
+    items = None if node.items is None else _bare(node.items)
+    return (node.kind, node.is_nullable, items, [(field.name, _bare(field.node)) for field in node.fields])
 
 
 @cache
 def field_docs(struct: type) -> dict[str, str]:
-    """The docstring under each field of a Struct, inherited ones first."""
+    """The docstring under each field of a Struct, inherited ones first; empty where its source is not to be had."""
     docs: dict[str, str] = {}
     for base in reversed(struct.__mro__):
         if base is msgspec.Struct or not issubclass(base, msgspec.Struct):
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        if _DOCS in vars(base):
+            docs |= vars(base)[_DOCS]
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError):  # typed in by hand
+            continue
         assert isinstance(body, ast.ClassDef), base
         for field, text in zip(body.body, body.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
@@ -54,30 +348,12 @@ def field_docs(struct: type) -> dict[str, str]:
     return docs
 
 
-def _arrow_field(field: msgspec.structs.FieldInfo) -> "pa.Field":
-    import pyarrow as pa
-
-    arrow_type, nullable = _arrow_type(field.type)
-    return pa.field(field.encode_name, arrow_type, nullable=nullable)
-
-
-def _arrow_type(annotation: Any) -> tuple["pa.DataType", bool]:
-    """Arrow type of an annotation, and whether null is declared."""
-    import pyarrow as pa
-
-    if get_origin(annotation) in (types.UnionType, typing.Union):
-        (inner,) = (argument for argument in get_args(annotation) if argument is not type(None))
-        return _arrow_type(inner)[0], True
-    if get_origin(annotation) is list:
-        return pa.list_(_arrow_type(get_args(annotation)[0])[0]), False
-    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-        return pa.struct([_arrow_field(field) for field in msgspec.structs.fields(annotation)]), False
-    scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    return scalars[annotation], False
-
-
 def _structs_of(record_type: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
-    """A Struct and all Structs inside it."""
+    """A Struct and all Structs inside it.
+
+    Raises:
+        TypeError: a set, which has no order.
+    """
     found: list[type[msgspec.Struct]] = []
     waiting: list[Any] = [record_type]
     while waiting:
@@ -86,6 +362,8 @@ def _structs_of(record_type: type[msgspec.Struct]) -> list[type[msgspec.Struct]]
             if annotation not in found:
                 found.append(annotation)
                 waiting += [field.type for field in msgspec.structs.fields(annotation)]
+        elif get_origin(annotation) in (set, frozenset) or annotation in (set, frozenset):
+            raise TypeError(f"{annotation} has no order; use a list")
         else:
             waiting += get_args(annotation)
     return found

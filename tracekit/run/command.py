@@ -67,7 +67,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
     default = settings_of(type(config)())
     found = {path: value for path, value in settings_of(config).items() if not path.startswith(_LEFT_OUT)}
     for path in (*_FILES, *config.local_files):
-        given = found[path]
+        given = found.get(path)
         if given is not None and given != default[path] and Path(given).expanduser().is_file():
             found[path] = named_file(given)
     for path in (*_MODELS, *config.local_models):
@@ -81,14 +81,15 @@ def stage_asked(config: RunConfig, stage: str) -> dict[str, Any]:
     return {path: value for path, value in asked(config).items() if _is_read(path, config, stage)}
 
 
-def stage_line(task: str, config: RunConfig, stage: str) -> str:
-    """The command that does one stage that runs no model; empty where the builder has no such stage."""
+def stage_line(program: str, config: RunConfig, stage: str) -> str:
+    """The command that does one stage that runs no model; empty where the task has no such stage. `program` is
+    what runs it, as `Task.command`."""
     if stage not in config.stages_read:
         return ""
-    return _line(task, {"stages": [stage], **stage_asked(config, stage)})
+    return _line(program, {"stages": [stage], **stage_asked(config, stage)})
 
 
-def command_line(task: str, config: RunConfig, layout: Layout | None = None) -> str:
+def command_line(program: str, config: RunConfig, layout: Layout | None = None) -> str:
     """The command that makes what a run makes. `layout` is the folder, where an earlier stage may have been run."""
     own = asked(config)
     lines = []
@@ -101,9 +102,9 @@ def command_line(task: str, config: RunConfig, layout: Layout | None = None) -> 
         if _recorded(type(config), both) == _recorded(type(config), own):
             own = both
         else:
-            lines.append(_line(task, {"stages": [stage], **earlier}))
+            lines.append(_line(program, {"stages": [stage], **earlier}))
     order = {path: place for place, path in enumerate(settings_of(config))}
-    return "\n".join([*lines, _line(task, dict(sorted(own.items(), key=lambda pair: order[pair[0]])))])
+    return "\n".join([*lines, _line(program, dict(sorted(own.items(), key=lambda pair: order[pair[0]])))])
 
 
 def with_out(command: str, out: str, *, margin: str = "") -> str:
@@ -140,8 +141,8 @@ def joined_command(commands: Sequence[str]) -> str:
     return "\n".join([*lines, shlex.join(["tracekit", "merge", *folders, "--out", "merged"])])
 
 
-def _line(task: str, settings: Mapping[str, Any]) -> str:
-    return shlex.join(["python", "-m", f"builders.{task}", *flag_words(settings)])
+def _line(program: str, settings: Mapping[str, Any]) -> str:
+    return shlex.join([*program.split(), *flag_words(settings)])
 
 
 def _is_read(path: str, config: RunConfig, stage: str) -> bool:
@@ -181,7 +182,9 @@ def _runs(command: str) -> list[list[str]]:
     except ValueError as error:
         raise DatasetError(f"the command {command!r} cannot be read: {error}") from error
     for position, word in enumerate(words):
-        if words[position : position + 2] in (["python", "-m"], ["tracekit", "merge"]):
+        following = words[position + 1] if position + 1 < len(words) else ""
+        is_run = word == "python" and (following == "-m" or following.endswith(".py"))
+        if is_run or (word, following) == ("tracekit", "merge"):
             runs.append([])
         if runs:
             runs[-1].append(word)

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from tracekit.config import ModelConfig, RunConfig
+from tracekit.console import say
 from tracekit.errors import ShardLockedError
 from tracekit.format.layout import Layout, append_line
 from tracekit.format.manifest import Plan, ShardTask
@@ -23,11 +24,10 @@ from tracekit.model.placement import computing_device
 from tracekit.ranks import this_rank
 from tracekit.records import ModelInfo
 from tracekit.run.finish import done_shards
-from tracekit.run.plan import Devices, Estimate, Example
-from tracekit.run.task import Builder, Task
+from tracekit.run.plan import Devices, Estimate
 from tracekit.run.worker import Loader, Step, Worker
 from tracekit.sites import resolve_sites
-from tracekit.talk import say
+from tracekit.task import Example, Task, Tracer
 
 __all__ = ["Engine", "Job", "LocalEngine", "Work", "log_step", "progress_bar", "stop_flag"]
 
@@ -37,15 +37,15 @@ ExampleT = TypeVar("ExampleT", bound=Example)
 class Job(NamedTuple, Generic[ExampleT]):
     """A run, ready for whoever works at it."""
 
-    builder: Builder[Any, ExampleT]
+    task: Task[Any, ExampleT]
     config: RunConfig
     layout: Layout
     examples: Sequence[ExampleT]
     """All of the source, those too that do not fit."""
     info: ModelInfo
     tokenizer: Any
-    task: Task[ExampleT]
-    """Opened by the builder with this tokenizer and these examples."""
+    tracer: Tracer[ExampleT]
+    """The task, opened with this tokenizer and these examples."""
 
 
 class Work(Protocol):
@@ -98,8 +98,8 @@ class LocalEngine:
     def open(self, job: Job[Any], num_tasks: int) -> Iterator[Work]:
         """Load the model."""
         sites = resolve_sites(job.config.capture.sites)
-        traced = self.loader.load(job.config.model, job.info, job.tokenizer, sites, job.task.loads)
-        yield LocalWork(Worker(traced, job.task, job.examples, job.config, job.layout, this_rank()), job)
+        traced = self.loader.load(job.config.model, job.info, job.tokenizer, sites, job.tracer.loads)
+        yield LocalWork(Worker(traced, job.tracer, job.examples, job.config, job.layout, this_rank()), job)
 
 
 class LocalWork:

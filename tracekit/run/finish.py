@@ -27,6 +27,7 @@ from tracekit.format.manifest import (
     index_entry,
     newest_schema,
     read_manifest,
+    read_schema,
     read_struct,
     shard_info,
     shard_names,
@@ -34,9 +35,10 @@ from tracekit.format.manifest import (
 )
 from tracekit.format.shards import sha256_file
 from tracekit.read.tables import tensor_summaries, write_records_table, write_records_tar
-from tracekit.records import RECORD_TYPES, decode_record, json_schema
+from tracekit.records import Record, RecordSchema, decode_record
 from tracekit.run.metrics import Tally
 from tracekit.storage import StorageLoss, added_up
+from tracekit.task import about_of
 
 __all__ = ["check_can_grow", "done_shards", "finish", "is_finished", "ordered_names", "reopen", "write_index"]
 
@@ -48,12 +50,13 @@ INVARIANTS = [
     "causal attention is zero above the diagonal",
 ]
 """What capture checks of every sample (tracekit.model.capture); a sample that fails is never written."""
-_COUNTED = "every value is finite, or counted in num_nonfinite_values"
-"""What holds in its place for damaged models."""
+_COUNTED = "every value is finite, or counted in its record"
+"""What holds in its place where a model may give other values."""
 
 
-def finish(layout: Layout, plan: Plan) -> Manifest:
-    """Write everything that follows from a plan's sidecars; the manifest and the index last.
+def finish(layout: Layout, plan: Plan, record_type: type[Record]) -> Manifest:
+    """Write everything that follows from a plan's sidecars; the manifest and the index last. `record_type` is the
+    task's.
 
     Raises:
         DatasetError: a shard is not done, or a dataset that grows has none.
@@ -74,12 +77,11 @@ def finish(layout: Layout, plan: Plan) -> Manifest:
         for name in names:
             yield read_struct(layout.sidecar(name), Sidecar)
 
-    write_records_table(layout.records_table(split), plan.task, sidecars())
+    schema = RecordSchema.of(record_type)
+    write_records_table(layout.records_table(split), schema, sidecars())
     write_records_tar(layout.records_tar(split), sidecars())
-    write_atomic(
-        layout.schema, msgspec.json.format(msgspec.json.encode(json_schema(RECORD_TYPES[plan.task])), indent=2)
-    )
-    manifest = _manifest(layout, plan, split, sidecars(), tensor_summaries(sidecars()))
+    write_atomic(layout.schema, schema.to_bytes())
+    manifest = _manifest(layout, plan, record_type, sidecars(), tensor_summaries(sidecars()))
     write_atomic(layout.manifest, to_bytes(manifest))
     write_index(layout.root)
     sweep(layout.root)
@@ -157,8 +159,9 @@ def write_index(root: Path) -> None:
     described = {entry.name for entry in read_struct(index, Index).configs} if index.exists() else set()
     made_from = [manifest for manifest in manifests if manifest.config in described]
     settings = settings_of(read_text(card), made_from) if card.exists() else CardSettings()
-    write_atomic(card, render_card(manifests, settings=settings).encode())
-    write_atomic(inside(root, "load_traces.py"), render_script(manifests).encode())
+    schemas = {layout.config: read_schema(layout) for layout in complete}
+    write_atomic(card, render_card(manifests, schemas, settings=settings).encode())
+    write_atomic(inside(root, "load_traces.py"), render_script(manifests, schemas).encode())
     entries = [
         index_entry(manifest, read_whole(layout.manifest)) for layout, manifest in zip(complete, manifests, strict=True)
     ]
@@ -166,11 +169,12 @@ def write_index(root: Path) -> None:
 
 
 def _manifest(
-    layout: Layout, plan: Plan, split: str, sidecars: Iterator[Sidecar], tensors: list[TensorSummary]
+    layout: Layout, plan: Plan, record_type: type[Record], sidecars: Iterator[Sidecar], tensors: list[TensorSummary]
 ) -> Manifest:
     shards: list[ShardInfo] = []
+    split, about = plan.source.split, about_of(plan)
     verification = Verification.nothing()
-    tally = Tally()
+    tally = Tally(about.outcome)
     losses: list[StorageLoss] = []
     for sidecar in sidecars:
         losses = added_up([*losses, *sidecar.losses])
@@ -178,13 +182,12 @@ def _manifest(
         verification = verification.with_more(sidecar.verification)
         tally.add_norms(sidecar.hidden_norms)
         for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
-            tally.add(decode_record(bytes(raw), where=f"{sidecar.name}: {index.key}"))
+            tally.add(decode_record(bytes(raw), record_type, where=f"{sidecar.name}: {index.key}"))
     files = [layout.plan, layout.schema, layout.records_table(split), layout.records_tar(split)]
     num_bytes, num_samples = sum(shard.num_bytes for shard in shards), sum(shard.num_samples for shard in shards)
     source = plan.source
     if plan.is_growing:  # its rows are what was asked of it
         source = msgspec.structs.replace(source, num_rows=num_samples, num_used=num_samples)
-    has_nonfinite = "num_nonfinite_values" in RECORD_TYPES[plan.task].__struct_fields__
     return Manifest(
         schema_version=plan.schema_version,
         config=plan.config,
@@ -202,11 +205,12 @@ def _manifest(
         ],
         tensors=tensors,
         metrics=tally.metrics(),
-        invariants=[_COUNTED if has_nonfinite and i == _FINITE else i for i in INVARIANTS],
+        invariants=[_COUNTED if i == _FINITE and not about.are_values_finite else i for i in INVARIANTS],
         verification=verification,
         command=plan.command,
         templates=tally.templates(),
         made_from=tally.made_from(),
         figures=tally.figures(),
         losses=losses,
+        about=about,
     )

@@ -15,9 +15,10 @@ from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
 from tracekit.format.layout import PARTIAL_SUFFIX, Layout, config_names, shard_name, write_atomic
 from tracekit.format.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
 from tracekit.format.shards import ShardWriter, sha256_file
-from tracekit.records import SCHEMA_VERSION, decode_record, encode_record
+from tracekit.records import SCHEMA_VERSION, About, Record, decode_record, encode_record
 from tracekit.run.command import joined_command
 from tracekit.run.finish import finish, is_finished
+from tracekit.task import Task, the_task
 from tracekit.tensors import Payload
 
 __all__ = ["merge"]
@@ -75,16 +76,17 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     )
     _check(parts)
     layout = Layout(out, parts[0].layout.config)
-    plan = _joined_plan(parts)
+    task = the_task(parts[0].plan.task, where=folders[0], to_do="merging")
+    plan = _joined_plan(parts, task.about)
     if not _is_begun(layout, plan):
         write_atomic(layout.plan, to_bytes(plan))
     elif is_finished(layout):
         return read_struct(layout.manifest, Manifest)
     numbers = iter(plan.shards)
     for part in parts:
-        for task in part.plan.shards:
-            _copy(part.layout, task.name, layout, next(numbers))
-    return finish(layout, plan)
+        for shard in part.plan.shards:
+            _copy(part.layout, shard.name, layout, next(numbers), task)
+    return finish(layout, plan, task.record)
 
 
 def _is_begun(layout: Layout, plan: Plan) -> bool:
@@ -110,7 +112,7 @@ def _open(folder: Path, config: str | None) -> _Part:
     layout = Layout(folder, config or names[0])
     if not layout.manifest.exists():
         raise DatasetError(f"{str(folder)!r}: {layout.config} is not finished; run its command again first")
-    plan = read_plan(layout)
+    plan = read_plan(layout, to_continue=True)
     if plan.is_growing:
         raise DatasetError(
             f"{str(folder)!r}: {layout.config} grows with what is asked of a server and has no slice of a source to be "
@@ -159,7 +161,7 @@ def _without_slice(plan: Plan) -> dict[str, Any]:
     return {name: getattr(plan, name) for name in fields} | {"source": source} | {f"run.{k}": v for k, v in run.items()}
 
 
-def _joined_plan(parts: Sequence[_Part]) -> Plan:
+def _joined_plan(parts: Sequence[_Part], about: About) -> Plan:
     plans = [part.plan for part in parts]
     tasks = [task for plan in plans for task in plan.shards]
     split = plans[0].source.split
@@ -181,6 +183,7 @@ def _joined_plan(parts: Sequence[_Part]) -> Plan:
         ],
         command=joined_command([plan.command for plan in plans]),
         grown=[],
+        about=about,
     )
 
 
@@ -191,9 +194,9 @@ def _slice_of(plan: Plan) -> tuple[int, int]:
     return offset, num_rows if limit is None else min(offset + limit, num_rows)
 
 
-def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
+def _copy(source: Layout, name: str, target: Layout, shard: ShardTask, task: Task[Any, Any]) -> None:
     """Copy one shard, its records renumbered, or what is missing of it."""
-    if target.shard(task.name).exists() and target.sidecar(task.name).exists():
+    if target.shard(shard.name).exists() and target.sidecar(shard.name).exists():
         return
     sidecar = read_struct(source.sidecar(name), Sidecar)
     if not source.shard(name).exists():
@@ -207,9 +210,11 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
             f"{source.shard(name)} is not what its sidecar says; run `tracekit verify {source.root}`"
         )
     pairs = list(zip(sidecar.records, sidecar.samples, strict=True))
-    with ShardWriter(target, task.name, task.number) as writer, source.shard(name).open("rb") as file:
+    with ShardWriter(target, shard.name, shard.number) as writer, source.shard(name).open("rb") as file:
         for start in range(writer.num_batches * _SAMPLES_AT_ONCE, len(pairs), _SAMPLES_AT_ONCE):
-            samples = [_renumbered(file, raw, index, task.number) for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]]
+            samples = [
+                _renumbered(file, raw, index, shard.number, task) for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]
+            ]
             if start == 0:  # what is said of the shard is said once
                 writer.append(samples, sidecar.verification, sidecar.hidden_norms, sidecar.losses)
             else:
@@ -218,11 +223,13 @@ def _copy(source: Layout, name: str, target: Layout, task: ShardTask) -> None:
             writer.finish()
 
 
-def _renumbered(file: BinaryIO, raw: msgspec.Raw, index: SampleIndex, shard: int) -> tuple[str, bytes, Payload]:
-    record = decode_record(bytes(raw), where=index.key)
+def _renumbered(
+    file: BinaryIO, raw: msgspec.Raw, index: SampleIndex, shard: int, task: Task[Any, Any]
+) -> tuple[str, bytes, Payload]:
+    record: Record = decode_record(bytes(raw), task.record, where=index.key)
     record = msgspec.structs.replace(record, schema_version=SCHEMA_VERSION)
-    if hasattr(record, "shard"):
-        record = msgspec.structs.replace(record, shard=shard)
+    if task.outcome.shard is not None:
+        record = msgspec.structs.replace(record, **{task.outcome.shard: shard})
     file.seek(index.tensors_offset)
     data = file.read(index.tensors_size)
     payload = Payload([data], index.data_offset - index.tensors_offset, index.tensors_size, index.tensors)

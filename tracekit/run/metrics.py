@@ -14,18 +14,14 @@ from typing import Any
 import numpy as np
 
 from tracekit.format.manifest import FigureData, LayerNorms, Metric
-from tracekit.records import Record, Tallied
+from tracekit.records import Mean, Outcome, Record, Tallied
 from tracekit.tensors import TensorSpec
 
 __all__ = ["Tally", "hidden_norms", "perplexity"]
 
-_MEANS = {
-    "is_correct": "accuracy",
-    "exact_match": "exact_match",
-    "f1": "f1",
-    "is_truncated": "truncated_share",
-    "is_correct_by_text": "accuracy_by_text",
-    "is_head_fresh": "fresh_head_share",
+_LENGTHS = {
+    "mean_tokens": "Mean length of a sample, prompt and answer.",
+    "mean_answer_tokens": "Mean length of an answer.",
 }
 _HIDDEN = "hidden_states"
 _NUM_BINS = 20
@@ -65,10 +61,31 @@ def perplexity(loss: float | None) -> float | None:
     return None if loss is None or loss > _LARGEST_LOSS else math.exp(loss)
 
 
-class Tally:
-    """Means over records, for the fields that a task has, and the numbers behind the figures."""
+def _metric(name: str, value: float, mean: Mean | None) -> Metric:
+    if mean is None:
+        return Metric(name=name, value=value)
+    return Metric(
+        name=name,
+        value=value,
+        unit=mean.unit,
+        definition=mean.definition,
+        warn_above=mean.warn_above,
+        warning=mean.warning,
+    )
 
-    def __init__(self) -> None:
+
+def _value(record: Record, mean: Mean) -> Any:
+    value = getattr(record, mean.field)
+    return value is None if mean.of_null else value
+
+
+class Tally:
+    """Means over records, of the fields that an outcome names, and the numbers behind the figures."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._texts = {name: ("tokens", text) for name, text in _LENGTHS.items()}
+        self._texts["perplexity"] = ("", "exp of the mean loss.")
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._judged = {True: 0, False: 0}
@@ -82,22 +99,25 @@ class Tally:
         only its template."""
         if record.template_sha256 is not None:
             self._templates.add(record.template_sha256)
-        if record.is_extra():
+        outcome = self._outcome
+        if outcome.drawn_are_extra and record.sample_index > 0:
             return
-        values: dict[str, Any] = {name: getattr(record, field, None) for field, name in _MEANS.items()}
+        values: dict[str, Any] = {mean.name: _value(record, mean) for mean in outcome.means}
         values["mean_tokens"] = len(record.token_ids)
         if record.generation.max_new_tokens:
             values["mean_answer_tokens"] = len(record.token_ids) - record.prompt_length
         sums = {name: Tallied(float(value), 1) for name, value in values.items() if value is not None}
-        for name, (total, count) in (sums | record.tallied()).items():
-            self._sums[name] = self._sums.get(name, 0.0) + total
-            self._counts[name] = self._counts.get(name, 0) + count
-        for name in record.made_from:
+        for name, tallied in (sums | record.tallied()).items():
+            self._sums[name] = self._sums.get(name, 0.0) + tallied.total
+            self._counts[name] = self._counts.get(name, 0) + tallied.num_values
+            self._texts.setdefault(name, (tallied.unit, tallied.definition))
+        for name in outcome.made_from:
             self._made_from.setdefault(name, set()).add(getattr(record, name))
-        is_correct: bool | None = getattr(record, "is_correct", None)
+        is_correct: bool | None = None if outcome.correct is None else getattr(record, outcome.correct)
         if is_correct is not None:
             self._judged[is_correct] += 1
-            entropies = [value for value in getattr(record, "token_entropies", None) or [] if value is not None]
+            of_tokens = [] if outcome.entropies is None else getattr(record, outcome.entropies)
+            entropies = [value for value in of_tokens if value is not None]
             if entropies:
                 self._entropies[is_correct].append(sum(entropies) / len(entropies))
 
@@ -110,7 +130,11 @@ class Tally:
         means = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
         whole = perplexity(means.get("loss"))
         means |= {} if whole is None else {"perplexity": whole}
-        return [Metric(name=name, value=means[name]) for name in sorted(means)]
+        known = {mean.name: mean for mean in self._outcome.means}
+        known = {
+            name: Mean(name=name, field="", unit=one[0], definition=one[1]) for name, one in self._texts.items()
+        } | known
+        return [_metric(name, means[name], known.get(name)) for name in sorted(means)]
 
     def templates(self) -> list[str]:
         """SHA-256 of every chat template, sorted."""

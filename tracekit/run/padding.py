@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tracekit.model.choices import Choices
 from tracekit.model.traced import TracedModel
-from tracekit.run.task import Sample
+from tracekit.task import Sample
 
 __all__ = ["Padded", "padded", "to_replay"]
 

@@ -14,19 +14,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tracekit.config import RunConfig
+from tracekit.config import FileSource, PromptConfig, RunConfig
 from tracekit.errors import NoSpaceError, PlanMismatchError
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Plan, ShardTask, SourceInfo
+from tracekit.format.shards import sha256_file
 from tracekit.records import SCHEMA_VERSION, ModelInfo
 from tracekit.run.command import named_file
 from tracekit.sizes import filesize
+from tracekit.task import Example, Task
 from tracekit.version import __version__
 
 __all__ = [
     "Devices",
     "Estimate",
-    "Example",
     "check_space",
     "deal",
     "difference_lines",
@@ -42,28 +43,6 @@ _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "bitsandbytes", "p
 _PLACEMENT = ("device_map", "max_memory", "offload_folder")
 """Settings of the model that are not written down: where weights lie decides how fast a dataset is made and not what is
 in it, so a folder that was begun on one device goes on shared out over several, and the other way round."""
-
-
-class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """One example of a source: what planning needs to know of it. Builders add what is in it."""
-
-    index: int
-    """Row in the source, or another number that tells examples apart whatever `--offset` and `--limit` are."""
-
-    @property
-    def cell(self) -> int | None:
-        """Examples of different cells are never in one batch, and those of one are kept together; None: no cells."""
-        return None
-
-    @property
-    def source_row(self) -> int:
-        """Row in the source that it was made of."""
-        return self.index
-
-    @property
-    def text(self) -> str:
-        """Text of the source that stands whole in its prompt; its length is looked at before prompts are made."""
-        return ""
 
 
 class Devices(NamedTuple):
@@ -121,9 +100,11 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
         run["model"]["model_path"] = model.id
     if config.model.adapter is not None:
         run["model"]["adapter"] = str(model.adapter).partition("@")[0]
-    if config.source.source not in ("default", "sample") and Path(config.source.source).expanduser().exists():
+    named = config.source.source if isinstance(config.source, FileSource) else "default"
+    if named not in ("default", "sample") and Path(named).expanduser().exists():
         run["source"]["source"] = source.id
-    template = config.prompt.chat_template
+    prompt = getattr(config, "prompt", None)
+    template = prompt.chat_template if isinstance(prompt, PromptConfig) else None
     if template is not None and Path(template).is_file():
         run["prompt"]["chat_template"] = named_file(template)
     for name in config.local_files:
@@ -135,7 +116,7 @@ def public_run(config: RunConfig, model: ModelInfo, source: SourceInfo) -> dict[
 def make_plan(
     *,
     name: str,
-    task: str,
+    task: Task[Any, Any],
     run: dict[str, Any],
     config: RunConfig,
     model: ModelInfo,
@@ -149,7 +130,7 @@ def make_plan(
     return Plan(
         schema_version=SCHEMA_VERSION,
         config=name,
-        task=task,
+        task=task.name,
         run=run,
         model=model,
         source=source,
@@ -158,6 +139,8 @@ def make_plan(
         num_threads=devices.num_threads,
         versions=versions(),
         shards=deal(examples, lengths, config=config, batch_size=batch_size),
+        about=task.about,
+        code=None if task.file is None else f"sha256:{sha256_file(task.file)}",
     )
 
 
@@ -205,6 +188,8 @@ def differences(plan: Plan, fresh: Plan) -> dict[str, tuple[Any, Any]]:
 def mismatch(folder: Path, plan: Plan, found: dict[str, tuple[Any, Any]]) -> PlanMismatchError:
     """The error for a folder that was begun with something else; `found` are the differences that matter."""
     to_do = "Run the original command to go on with it"
+    if "code" in found:
+        to_do = "The file of the task was changed since. Run it as it was, or pass --force-run"
     if "schema_version" in found:
         to_do = "It can be read, verified and published; to add to it, use the tracekit that began it"
     return PlanMismatchError(
@@ -244,7 +229,7 @@ def _comparable(plan: Plan) -> Plan:
     if "device" in run.get("model", {}):  # `device_type` says what came of it, of `auto` and of a device map too
         run = run | {"model": {name: value for name, value in run["model"].items() if name != "device"}}
     return msgspec.structs.replace(
-        plan, run=run, shards=shards, source=source, batch_size=0, num_threads=0, command="", grown=[]
+        plan, run=run, shards=shards, source=source, batch_size=0, num_threads=0, command="", grown=[], about=None
     )
 
 

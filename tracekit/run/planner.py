@@ -21,16 +21,16 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 import msgspec
 
 from tracekit.config import RunConfig
+from tracekit.console import say
 from tracekit.errors import PlanMismatchError
 from tracekit.format.layout import Layout, create_once, locked, sync_folder, write_atomic
 from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_growth, read_plan, to_bytes
 from tracekit.format.shards import discard_shard
-from tracekit.records import ModelInfo
+from tracekit.records import ModelInfo, Record, RecordSchema
 from tracekit.run.command import command_line, with_out
 from tracekit.run.finish import check_can_grow, done_shards, finish, reopen
 from tracekit.run.plan import (
     Devices,
-    Example,
     deal,
     difference_lines,
     differences,
@@ -39,7 +39,7 @@ from tracekit.run.plan import (
     num_shards,
     public_run,
 )
-from tracekit.talk import say
+from tracekit.task import Example, Task
 
 __all__ = ["Asked", "Planner", "Standing", "finish_planned", "in_stored_order"]
 
@@ -71,14 +71,21 @@ class Begun(NamedTuple):
     @classmethod
     def read(cls, layout: Layout) -> "Begun":
         """What a folder holds now."""
-        return cls(read_plan(layout), read_growth(layout)) if layout.plan.exists() else cls(None, None)
+        if not layout.plan.exists():
+            return cls(None, None)
+        return cls(read_plan(layout, to_continue=True), read_growth(layout, to_continue=True))
 
 
 class Planner(Generic[ExampleT]):
     """Plans one run into one configuration of a folder."""
 
     def __init__(
-        self, task: str, config: RunConfig, asked: Asked[ExampleT], layout: Layout, typed: RunConfig | None = None
+        self,
+        task: Task[Any, ExampleT],
+        config: RunConfig,
+        asked: Asked[ExampleT],
+        layout: Layout,
+        typed: RunConfig | None = None,
     ) -> None:
         self._task, self._config, self._asked, self._layout = task, config, asked, layout
         self._typed = config if typed is None else _with(typed, {name: _get(config, name) for name in config.grows})
@@ -154,11 +161,13 @@ class Planner(Generic[ExampleT]):
             DatasetError: the configuration was downloaded, and cannot grow.
         """
         if stored is None:
-            command = command_line(self._task, self._typed, self._layout)
+            command = command_line(self._task.command, self._typed, self._layout)
             plan = msgspec.structs.replace(self._plan(batch_size), command=command)
         else:
             plan = self._grown(stored, batch_size)
         if create_once(self._layout.plan, to_bytes(plan)) if stored is None else _replace(self._layout, begun, plan):
+            if stored is None:
+                write_atomic(self._layout.schema, RecordSchema.of(self._task.record).to_bytes())
             return plan
         first = read_growth(self._layout) or read_plan(self._layout)
         if self.standing(first) != "same" or in_stored_order(self._config, first.run) != self._config:
@@ -194,7 +203,7 @@ class Planner(Generic[ExampleT]):
             source=self._asked.source,
             batch_size=max(stored.batch_size, batch_size),
             shards=[*stored.shards, *more],
-            command=command_line(self._task, _with(self._typed, eased), self._layout),
+            command=command_line(self._task.command, _with(self._typed, eased), self._layout),
             grown=[*stored.grown, Growth(num_shards=len(stored.shards), command=stored.command)],
         )
 
@@ -230,7 +239,7 @@ def in_stored_order(config: ConfigT, run: dict[str, Any]) -> ConfigT:
     return changed
 
 
-def finish_planned(layout: Layout, plan: Plan) -> Manifest | None:
+def finish_planned(layout: Layout, plan: Plan, record_type: type[Record]) -> Manifest | None:
     """Finish a configuration, of a growth the whole; None where another process has changed what is planned.
 
     Raises: as `tracekit.run.finish.finish`.
@@ -242,7 +251,7 @@ def finish_planned(layout: Layout, plan: Plan) -> Manifest | None:
             layout.growth.replace(layout.plan)
             sync_folder(layout.plan.parent)
     with locked(layout.plan):  # the lock of what is the plan by now
-        return finish(layout, plan) if read_plan(layout).shards == plan.shards else None
+        return finish(layout, plan, record_type) if read_plan(layout).shards == plan.shards else None
 
 
 def _replace(layout: Layout, begun: Begun, plan: Plan) -> bool:

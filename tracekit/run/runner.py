@@ -1,9 +1,10 @@
 """A run: plan, execute, finish. Shards are units of work; done is where the sidecar is.
 
-A builder is anything with the Builder protocol; this module never imports one. Running the same command again does the
-shards that are not done and nothing else. Ctrl-C and SIGTERM finish the batch in hand and say how to go on.
+Running the same command again does the shards that are not done and nothing else. Ctrl-C and SIGTERM finish the batch
+in hand and say how to go on.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from tracekit.answering import open_tracer
 from tracekit.config import RunConfig, check
+from tracekit.console import logged, note, say
 from tracekit.errors import (
     ConfigError,
     DatasetError,
@@ -30,18 +33,18 @@ from tracekit.format.manifest import (
 from tracekit.model.models import load_tokenizer, max_positions, model_info
 from tracekit.model.prompts import is_surely_longer
 from tracekit.ranks import this_rank
+from tracekit.records import Record
 from tracekit.run.command import growth_note
 from tracekit.run.engine import Engine, Job, LocalEngine, Work
 from tracekit.run.finish import done_shards, is_finished
-from tracekit.run.plan import Estimate, Example, check_space
+from tracekit.run.plan import Estimate, check_space
 from tracekit.run.planner import Asked, Begun, Planner, finish_planned, in_stored_order
-from tracekit.run.task import Builder, Task
 from tracekit.run.worker import NUM_MEASURED
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
-from tracekit.talk import logged, note, say
+from tracekit.task import Example, Examples, Task, Tracer
 
-__all__ = ["Outcome", "execute", "preflight"]
+__all__ = ["Ended", "execute", "preflight"]
 
 _NUM_KEPT = 6
 """Shards on the disk at most where each is deleted once the Hub has it: made, waiting, being sent, and some slack."""
@@ -50,7 +53,7 @@ ExampleT = TypeVar("ExampleT", bound=Example)
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
-class Outcome(NamedTuple):
+class Ended(NamedTuple):
     """How a run ended."""
 
     folder: Path
@@ -68,14 +71,14 @@ class Outcome(NamedTuple):
 
 
 def execute(
-    builder: Builder[ConfigT, ExampleT],
+    task: Task[ConfigT, ExampleT],
     config: ConfigT,
     out: Path,
     *,
     on_shard: Callable[[str], object] = lambda name: None,
     engine: Engine | None = None,
-) -> Outcome:
-    """Run a builder into a folder, or go on with what is there.
+) -> Ended:
+    """Run a task into a folder, or go on with what is there.
 
     `on_shard` is given the name of every finished shard, those of earlier runs first. It may delete the shard once the
     journal (tracekit.format.journal) says that the Hub has it. `engine` does the work, this process by default.
@@ -86,7 +89,7 @@ def execute(
     try:
         with logged() as open_log:
             try:
-                return _execute(builder, check(config), out, on_shard, _engine(config, engine), open_log)
+                return _execute(task, check(config), out, on_shard, _engine(config, engine), open_log)
             except TracekitError as error:
                 note(f"error: {error}")
                 raise
@@ -98,35 +101,35 @@ def execute(
         raise
 
 
-def preflight(builder: Builder[ConfigT, ExampleT], config: ConfigT) -> None:
+def preflight(task: Task[ConfigT, ExampleT], config: ConfigT) -> None:
     """See that a configuration can begin: settings, source, tokenizer and lengths, without loading the model.
 
     Raises:
         TracekitError: as `execute` would, before anything is computed.
     """
-    _prepare(builder, check(config).settled(), Layout(Path(), builder.name))
+    _prepare(task, check(config).settled(), Layout(Path(), task.name))
 
 
 def _execute(
-    builder: Builder[ConfigT, ExampleT],
+    task: Task[ConfigT, ExampleT],
     config: ConfigT,
     out: Path,
     on_shard: Callable[[str], object],
     engine: Engine,
     open_log: Callable[[Path], None],
-) -> Outcome:
-    layout = Layout(out, config.output.dataset_config or builder.name)
+) -> Ended:
+    layout = Layout(out, config.output.dataset_config or task.name)
     _check_rank(config)
     typed, begun = config, _begun(layout)
     stored, latest = begun.plan, begun.growth or begun.plan
     config = config.settled() if latest is None else in_stored_order(config.settled(), latest.run)
-    say(f"reading {config.source.source}")
-    ready = _prepare(builder, config, layout)
+    say(f"reading {getattr(config.source, 'source', task.name)}")
+    ready = _prepare(task, config, layout)
     for skipped in ready.source.skipped:
         say(f"skipped: {skipped}")
-    lengths = [ready.job.task.length(example) for example in ready.examples]
+    lengths = [ready.job.tracer.length(example) for example in ready.examples]
     asked = Asked(ready.examples, lengths, ready.source, ready.job.info, engine.devices(config.model, stored))
-    planner = Planner(builder.name, config, asked, layout, typed)
+    planner = Planner(task, config, asked, layout, typed)
     standing = None if stored is None else planner.standing(stored)
     if standing == "more" and begun.growth is not None and planner.resumes(begun.growth):
         stored, standing = begun.growth, planner.standing(begun.growth)
@@ -134,11 +137,13 @@ def _execute(
     if stored is not None and not output.dry_run:
         open_log(layout.text_log)
         sweep(out)
-        if (outcome := _what_is_there(layout, begun, stored, planner, is_forced=output.force_run)) is not None:
+        if (
+            outcome := _what_is_there(layout, begun, stored, planner, task.record, is_forced=output.force_run)
+        ) is not None:
             return outcome
     num_tasks = planner.num_tasks(None if output.force_run else stored)
     estimate = None
-    with closing(ready.job.task), engine.open(ready.job, num_tasks) as work:
+    with closing(ready.job.tracer), engine.open(ready.job, num_tasks) as work:
         if stored is not None and output.force_run and not output.dry_run:
             say(f"deleting what {str(out)!r} has of {layout.config}")
             forget(layout)
@@ -147,15 +152,15 @@ def _execute(
         if plan is None or standing == "more" or output.dry_run:
             plan, estimate = _planned(work, planner, begun, stored if standing == "more" else None, config, out)
         if plan is None:
-            return Outcome(out, layout.config, None, estimate, False, False)
+            return Ended(out, layout.config, None, estimate, False, False)
         open_log(layout.text_log)
         if work.shards(plan, on_shard):
-            return Outcome(out, layout.config, None, estimate, False, True)
+            return Ended(out, layout.config, None, estimate, False, True)
     if num_left := len(plan.shards) - len(done_shards(layout, plan)):
-        return Outcome(out, layout.config, None, estimate, False, False, num_left)
+        return Ended(out, layout.config, None, estimate, False, False, num_left)
     say("finishing")
-    manifest = finish_planned(layout, plan)
-    return Outcome(out, layout.config, manifest, estimate, False, manifest is None)
+    manifest = finish_planned(layout, plan, task.record)
+    return Ended(out, layout.config, manifest, estimate, False, manifest is None)
 
 
 def _engine(config: RunConfig, engine: Engine | None) -> Engine:
@@ -226,8 +231,8 @@ def _begun(layout: Layout) -> Begun:
 
 
 def _what_is_there(
-    layout: Layout, begun: Begun, stored: Plan, planner: Planner[Any], *, is_forced: bool
-) -> Outcome | None:
+    layout: Layout, begun: Begun, stored: Plan, planner: Planner[Any], record_type: type[Record], *, is_forced: bool
+) -> Ended | None:
     """The outcome of a run that has nothing to compute for a plan that is stored; None where it has.
 
     Raises:
@@ -248,8 +253,8 @@ def _what_is_there(
     if stored is begun.plan and (note := growth_note(layout)) is not None:
         say(note)
     was_complete = is_finished(layout) and stored is begun.plan
-    manifest = read_manifest(layout) if was_complete else finish_planned(layout, stored)
-    return Outcome(layout.root, layout.config, manifest, None, was_complete, manifest is None)
+    manifest = read_manifest(layout) if was_complete else finish_planned(layout, stored, record_type)
+    return Ended(layout.root, layout.config, manifest, None, was_complete, manifest is None)
 
 
 class _Ready(NamedTuple, Generic[ExampleT]):
@@ -261,15 +266,40 @@ class _Ready(NamedTuple, Generic[ExampleT]):
     source: SourceInfo
 
 
-def _prepare(builder: Builder[ConfigT, ExampleT], config: ConfigT, layout: Layout) -> _Ready[ExampleT]:
+def _prepare(task: Task[ConfigT, ExampleT], config: ConfigT, layout: Layout) -> _Ready[ExampleT]:
     """Read the examples, open the task, and leave out what does not fit."""
-    examples, source = builder.examples(config)
+    examples, source = _examples(task, config)
     tokenizer = load_tokenizer(config.model)
     examples, source = _without_endless(examples, source, tokenizer, config)
-    task = builder.open(config, tokenizer, examples)
-    info = model_info(config.model, variant=task.variant, sites=resolve_sites(config.capture.sites))
-    job = Job(builder, config, layout, examples, info, tokenizer, task)
-    return _Ready(job, *_that_fit(examples, source, task, config))
+    tracer = open_tracer(task, config, tokenizer, examples)
+    info = model_info(config.model, variant=tracer.variant, sites=resolve_sites(config.capture.sites))
+    job = Job(task, config, layout, examples, info, tokenizer, tracer)
+    return _Ready(job, *_that_fit(examples, source, tracer, config))
+
+
+def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[ExampleT]:
+    """The examples of a task; a plain list is cut here, and known by the SHA-256 of what is in it.
+
+    Raises:
+        SourceError: `--offset` leaves none.
+    """
+    found = task.examples(config)
+    if isinstance(found, Examples):
+        return found
+    offset, limit = config.source.offset, config.source.limit
+    chosen = list(found)[offset:][:limit]
+    if not chosen:
+        raise SourceError(f"{task.name} has {len(found)} examples, so --offset {offset} leaves none")
+    info = SourceInfo(
+        id=task.name,
+        revision=f"sha256:{hashlib.sha256(msgspec.json.encode(list(found))).hexdigest()}",
+        subset=None,
+        split=config.source.split,
+        num_rows=len(found),
+        num_used=len(chosen),
+        skipped=[],
+    )
+    return Examples(chosen, info)
 
 
 def _check_estimate(estimate: Estimate, config: RunConfig, out: Path) -> None:
@@ -308,16 +338,16 @@ def _without_endless(
 
 
 def _that_fit(
-    examples: Sequence[ExampleT], source: SourceInfo, task: Task[ExampleT], config: RunConfig
+    examples: Sequence[ExampleT], source: SourceInfo, tracer: Tracer[ExampleT], config: RunConfig
 ) -> tuple[Sequence[ExampleT], SourceInfo]:
     """Examples whose prompt and answer the model has positions for.
 
     Raises:
         SourceError: one does not fit, and `on_bad_row` is `error`; or none fits.
     """
-    own, limit = task.max_positions, max_positions(config.model)
+    own, limit = tracer.max_positions, max_positions(config.model)
     limit, whose = (own, "the limit is") if own is not None and own < (limit or own + 1) else (limit, "the model has")
-    lengths = {e.source_row: task.num_positions(e) for e in examples} if limit is not None else {}
+    lengths = {e.source_row: tracer.num_positions(e) for e in examples} if limit is not None else {}
     why = {
         row: f"it takes {length} positions, new tokens included; {whose} {limit}"
         for row, length in lengths.items()

@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from tracekit.config import ModelConfig, RunConfig
+from tracekit.console import now, say
 from tracekit.errors import CaptureError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import ShardTask, Verification
@@ -22,14 +23,13 @@ from tracekit.model.proof import replay, replay_scored
 from tracekit.model.traced import Loads, TracedModel
 from tracekit.ranks import Rank
 from tracekit.records import ModelInfo
+from tracekit.run.encode import batch_of, note_of, stored_form
 from tracekit.run.padding import padded, to_replay
-from tracekit.run.plan import Estimate, Example, num_shards
-from tracekit.run.stored import batch_of, note_of, stored_form
-from tracekit.run.task import Place, Sample, Task, in_parts
+from tracekit.run.plan import Estimate, num_shards
 from tracekit.storage import Stored
-from tracekit.talk import now, say
+from tracekit.task import Example, Place, Sample, Tracer
 
-__all__ = ["NUM_MEASURED", "Loader", "Step", "Worker"]
+__all__ = ["NUM_MEASURED", "Loader", "Step", "Worker", "in_parts"]
 
 NUM_MEASURED = 2
 """Examples that an estimate is made of."""
@@ -80,16 +80,16 @@ class Worker(Generic[ExampleT]):
     def __init__(
         self,
         traced: TracedModel,
-        task: Task[ExampleT],
+        tracer: Tracer[ExampleT],
         examples: Sequence[ExampleT],
         config: RunConfig,
         layout: Layout,
         rank: Rank,
     ) -> None:
-        self._traced, self._task, self._layout, self._rank = traced, task, layout, rank
+        self._traced, self._tracer, self._layout, self._rank = traced, tracer, layout, rank
         self._by_index = {example.index: example for example in examples}
         self._config = layout.config
-        self._capture, self._batch_size = config.capture, config.output.batch_size
+        self._capture, self._batch_size = config.capture.whole, config.output.batch_size
         self._memory = memory_reader(*traced.devices)
 
     def steps(self, shard: ShardTask) -> Generator[Step]:
@@ -116,7 +116,7 @@ class Worker(Generic[ExampleT]):
         started = time.monotonic()
         examples = self._examples(shard, number)
         asked = self._at_once(shard)
-        self._task.check_memory(self._traced, examples)
+        self._tracer.check_memory(self._traced, examples)
         place = Place(self._config, shard.number, writer.num_samples)
         parts = self._batch(writer, examples, place, asked)
         samples = [sample for part in parts for sample in part]
@@ -133,7 +133,7 @@ class Worker(Generic[ExampleT]):
             raise _no_memory("bringing a batch into its storage form") from error
         size = now_at_once = writer.size(asked)
         if number + 1 < len(shard.batches):
-            size = self._task.next_size(size, examples, self._examples(shard, number + 1))
+            size = self._tracer.next_size(size, examples, self._examples(shard, number + 1))
         writer.append(
             batch.samples,
             verification,
@@ -151,7 +151,7 @@ class Worker(Generic[ExampleT]):
     def _at_once(self, shard: ShardTask) -> int:
         """Most examples that a shard runs at once to begin with: a whole batch, or fewer where that is asked for."""
         whole = max(map(len, shard.batches))
-        asked = self._batch_size if self._task.batch_size is None else self._task.at_once
+        asked = self._batch_size if self._tracer.batch_size is None else self._tracer.at_once
         return min(asked, whole) if isinstance(asked, int) else whole
 
     def _batch(self, writer: ShardWriter, examples: list[ExampleT], place: Place, asked: int) -> list[list[Sample]]:
@@ -181,7 +181,7 @@ class Worker(Generic[ExampleT]):
         """Samples of each part of a batch, `size` examples at once."""
         parts: list[list[Sample]] = []
         for start in range(0, len(examples), size):
-            parts.append(self._task.trace(self._traced, examples[start : start + size], place))
+            parts.append(self._tracer.trace(self._traced, examples[start : start + size], place))
             place = place._replace(first_index=place.first_index + len(parts[-1]))
         return parts
 
@@ -202,10 +202,7 @@ class Worker(Generic[ExampleT]):
         result = Verification.nothing()
         for sample in samples:
             key, text = sample.record.key, sample.text
-            replayed = replay(
-                self._traced, key, text, sample.trace, self._capture, allow_nonfinite=sample.allow_nonfinite
-            )
-            result = result.with_more(replayed)
+            result = result.with_more(replay(self._traced, key, text, sample.trace, self._capture))
             if sample.scored:
                 prompt_ids = text.token_ids[: text.prompt_length]
                 result = result.with_more(replay_scored(self._traced, key, prompt_ids, sample.scored))
@@ -219,13 +216,13 @@ class Worker(Generic[ExampleT]):
         near = [examples[i] for i in order[max(0, middle - NUM_MEASURED // 2) :] if examples[i].cell == cell]
         chosen = near[:NUM_MEASURED]
         started = time.monotonic()
-        samples = self._task.trace(self._traced, chosen, Place("", 0, 0))
+        samples = self._tracer.trace(self._traced, chosen, Place("", 0, 0))
         batch_of(samples, self._capture)  # for the time that it takes
         seconds = time.monotonic() - started
         stored = stored_form(samples[0], self._capture)
         if (note := note_of(stored, self._capture)) is not None:
             say(note)
-        overhead = self._task.overhead(examples)
+        overhead = self._tracer.overhead(examples)
         per_question = len(samples) / len(chosen)
         num_answer = sum(len(s.text.token_ids) - s.text.prompt_length for s in samples) / len(samples)
         total = sum(_scaled_bytes(samples[0], stored, length + num_answer) * per_question for length in lengths)
@@ -243,14 +240,14 @@ class Worker(Generic[ExampleT]):
 
     def batch_size(self, asked: int | str, examples: Sequence[ExampleT], lengths: Sequence[int]) -> int:
         """Examples a batch: as settled or asked, or on an accelerator what its free memory holds of the longest one."""
-        if self._task.batch_size is not None:
-            return self._task.batch_size
+        if self._tracer.batch_size is not None:
+            return self._tracer.batch_size
         if isinstance(asked, int):
             return asked
         longest = examples[max(range(len(examples)), key=lambda i: lengths[i])]
         fitting = num_fitting(
             self._traced.devices,
-            lambda: self._task.trace(self._traced, [longest], Place("", 0, 0)),
+            lambda: self._tracer.trace(self._traced, [longest], Place("", 0, 0)),
             share=_MEMORY_SHARE,
         )
         if fitting is None:
@@ -272,6 +269,12 @@ class Worker(Generic[ExampleT]):
             "world_size": self._rank.world_size,
             "used_memory_share": self._memory.read() if self._memory.read else None,
         }
+
+
+def in_parts(count: int, size: int) -> list[int]:
+    """Sizes of the parts of `count` examples, at most `size` each."""
+    whole, rest = divmod(count, size)
+    return [size] * whole + [rest] * (rest > 0)
 
 
 def _no_memory(what: str) -> CaptureError:

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tracekit.serve.admission import Admission
-from tracekit.serve.engine import Engine
+from tracekit.serve.batcher import Batcher
 from tracekit.serve.forms import Asked, RequestError, parse_chat, parse_completion
 from tracekit.serve.replies import DONE, Choice, Piece, Reply, Usage, error_body, event, models_body
 from tracekit.serve.samples import Answered, Failed, Job, More
@@ -42,7 +42,7 @@ _Queue = asyncio.Queue[tuple[int, More | Answered | Failed]]
 
 
 def make_app(
-    engine: Engine, admission: Admission, names: Sequence[str], settings: ServerSettings, *, api_key: str | None
+    engine: Batcher, admission: Admission, names: Sequence[str], settings: ServerSettings, *, api_key: str | None
 ) -> Starlette:
     """The ASGI application of an engine."""
     service = _Service(engine, admission, names, settings)
@@ -105,7 +105,7 @@ def _host_of(header: str) -> str:
 class _Service:
     """The endpoints."""
 
-    def __init__(self, engine: Engine, admission: Admission, names: Sequence[str], settings: ServerSettings) -> None:
+    def __init__(self, engine: Batcher, admission: Admission, names: Sequence[str], settings: ServerSettings) -> None:
         self._engine, self._admission, self._names, self._settings = engine, admission, names, settings
         self._created = int(time.time())
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from tracekit.config import CaptureConfig
+from tracekit.console import say
 from tracekit.errors import DatasetError, NoSpaceError, ShardLockedError
 from tracekit.format.layout import (
     Layout,
@@ -39,11 +40,11 @@ from tracekit.format.manifest import (
     to_bytes,
 )
 from tracekit.format.shards import ShardWriter, iter_samples
+from tracekit.records import Record, RecordSchema
+from tracekit.run.encode import batch_of
 from tracekit.run.finish import finish, reopen
 from tracekit.run.plan import differences, mismatch
-from tracekit.run.stored import batch_of
-from tracekit.run.task import Place, Sample
-from tracekit.talk import say
+from tracekit.task import Place, Sample
 
 __all__ = ["GrowingDataset", "full_for_now", "told_of_space"]
 
@@ -86,9 +87,16 @@ class GrowingDataset:
     """
 
     def __init__(
-        self, layout: Layout, plan: Plan, capture: CaptureConfig, *, samples_per_shard: int, close_after: float
+        self,
+        layout: Layout,
+        plan: Plan,
+        capture: CaptureConfig,
+        record_type: type[Record],
+        *,
+        samples_per_shard: int,
+        close_after: float,
     ) -> None:
-        self._layout, self._plan, self._capture = layout, plan, capture
+        self._layout, self._plan, self._capture, self._record_type = layout, plan, capture, record_type
         self._samples_per_shard, self._close_after = samples_per_shard, close_after
         self._stack = ExitStack()
         self._writer: ShardWriter | None = None
@@ -242,7 +250,7 @@ class GrowingDataset:
         self.close_shard()
         if not shard_names(self._layout, self._plan):
             return None
-        return finish(self._layout, self._plan)
+        return finish(self._layout, self._plan, self._record_type)
 
     def _open_shard(self) -> ShardWriter:
         if self._writer is None:
@@ -256,7 +264,8 @@ class GrowingDataset:
         """Write the plan, or go on with what is there; one without any sample gives way to new settings."""
         if not self._layout.plan.exists():
             write_atomic(self._layout.plan, to_bytes(self._plan))
-        there = read_plan(self._layout)
+        write_atomic(self._layout.schema, RecordSchema.of(self._record_type).to_bytes())
+        there = read_plan(self._layout, to_continue=True)
         begun = files_inside(self._layout.root, f"data/{self._layout.config}", "*.tar*")
         has_samples = bool(shard_names(self._layout, there)) or bool(begun)
         if has_samples or not there.is_growing:

@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tracekit.answering import answered_fields, floats
 from tracekit.model.answers import parse_answer
 from tracekit.model.capture import Text, Trace
 from tracekit.model.generation import Decoding, Generated
 from tracekit.model.prompts import Prompt, sha256_text
 from tracekit.model.traced import TracedModel
-from tracekit.records import GenerationSettings, ServeRecord
-from tracekit.run.task import Place, Sample, answered_fields, floats
+from tracekit.records import GenerationSettings
 from tracekit.serve.forms import Asked
+from tracekit.serve.record import ServeRecord
 from tracekit.serve.replies import Piece, Usage
+from tracekit.task import Place, Sample
 
 __all__ = ["Answered", "Failed", "Job", "More", "make_sample", "text_of"]
 
@@ -104,8 +106,8 @@ def make_sample(
         generated_text=parsed.whole_text,
         generated_answer=answer.text,
         generated_token_ids=generated.token_ids,
-        token_logprobs=floats(trace.logprobs),
-        token_entropies=floats(trace.entropies),
+        token_logprobs=floats(trace.next_tokens.logprobs),
+        token_entropies=floats(trace.next_tokens.entropies),
         stop_string=answer.stop_string,
         stop=asked.stop,
         request_seed=asked.seed,

@@ -19,7 +19,8 @@ import msgspec
 import torch
 import uvicorn
 
-from tracekit.config import CaptureConfig, ModelConfig, PromptConfig, RunConfig, check
+from tracekit.config import CaptureConfig, ModelConfig, PromptConfig, check
+from tracekit.console import logged, note, say
 from tracekit.errors import ConfigError, TracekitError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, Plan, SourceInfo
@@ -31,16 +32,16 @@ from tracekit.records import SCHEMA_VERSION, ModelInfo
 from tracekit.run.plan import public_run, versions
 from tracekit.serve.admission import Admission, Limits
 from tracekit.serve.app import make_app
-from tracekit.serve.engine import Engine
+from tracekit.serve.batcher import Batcher
 from tracekit.serve.growing import GrowingDataset, told_of_space
 from tracekit.serve.protocol import make_protocol
 from tracekit.serve.settings import API_KEY_VARIABLE, ServerSettings, is_loopback
+from tracekit.serve.task import TASK, ServeConfig
 from tracekit.sites import resolve_sites
-from tracekit.talk import logged, note, say
 
 __all__ = ["LoggingServer"]
 
-_TASK, _SPLIT = "serve", "train"
+_SPLIT = "train"
 _MORE_CONNECTIONS = 256
 """Connections there may be past those whose requests wait or are generated: of clients that keep theirs open."""
 _GRACE_SECONDS = 30
@@ -69,9 +70,9 @@ class LoggingServer:
         seed: int = 41,
         config: str | None = None,
     ) -> None:
-        self._layout = Layout(out, config or _TASK)
+        self._layout = Layout(out, config or TASK.name)
         self._settings = check(settings)
-        self._run_config = check(RunConfig(model=model, capture=capture, prompt=prompt))
+        self._run_config = check(ServeConfig(model=model, capture=capture, prompt=prompt))
         self._seed = seed
         self._stack = ExitStack()
         self._uvicorn: _Uvicorn | None = None
@@ -147,6 +148,7 @@ class LoggingServer:
                 self._layout,
                 self._plan,
                 capture,
+                TASK.record,
                 samples_per_shard=self._settings.samples_per_shard,
                 close_after=self._settings.close_after,
             )
@@ -155,7 +157,7 @@ class LoggingServer:
         say(f"loading {self._info.id}")
         traced = load_model(model, self._info, tokenizer, sites)
         self._dataset.begin()
-        self._engine = Engine(
+        self._engine = Batcher(
             traced,
             self._dataset,
             self._layout,
@@ -226,7 +228,7 @@ class LoggingServer:
         return Plan(
             schema_version=SCHEMA_VERSION,
             config=self._layout.config,
-            task=_TASK,
+            task=TASK.name,
             run=run,
             model=info,
             source=source,
@@ -237,6 +239,7 @@ class LoggingServer:
             shards=[],
             command=shlex.join(["tracekit", "serve", "--model", model, "--sites", *config.capture.sites]),
             is_growing=True,
+            about=TASK.about,
         )
 
 
@@ -254,7 +257,7 @@ def _room(root: Path) -> Iterator[None]:
 class _Uvicorn(uvicorn.Server):
     """uvicorn, which on a signal lets the engine finish before it closes the door; until then requests get a 503."""
 
-    def __init__(self, app: Any, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(self, app: Any, engine: Batcher, settings: ServerSettings) -> None:
         most = settings.max_connections or settings.max_queue + settings.max_batch + _MORE_CONNECTIONS
         super().__init__(
             uvicorn.Config(

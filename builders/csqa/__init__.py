@@ -1,0 +1,1 @@
+"""CommonsenseQA for decoders: questions as prompts, every option scored."""

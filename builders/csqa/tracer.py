@@ -1,0 +1,228 @@
+"""csqa at work: prompts captured, every option scored after them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from builders.csqa.record import CsqaRecord
+from builders.csqa.task import SYSTEM, CsqaConfig
+from builders.kit.columns import ChoiceSource
+from builders.kit.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row, with_options
+from builders.kit.sources import read_examples
+from tracekit.console import say
+from tracekit.errors import ConfigError
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.continuations import answer_joint, continuation_ids, score_continuations, softmax
+from tracekit.model.models import max_positions
+from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
+from tracekit.model.proof import Scored
+from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import token_strings
+from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION
+from tracekit.run.recheck import Replay
+from tracekit.task import Place, Sample, Tracer
+
+__all__ = ["CsqaReplay", "CsqaTracer", "scored_of"]
+
+
+def scored_of(record: CsqaRecord) -> list[Scored]:
+    """The options that a record has scores of."""
+    letters = zip(record.letter_token_ids, record.letter_logprobs, strict=True)
+    texts = zip(record.text_token_ids, record.text_logprobs, strict=True)
+    return [Scored("letter_logprobs", *p) for p in letters] + [Scored("text_logprobs", *p) for p in texts]
+
+
+class CsqaReplay(Replay[CsqaRecord]):
+    """A stored prompt and its options, run again."""
+
+    def scored(self, record: CsqaRecord) -> list[Scored]:
+        """The options that a record has scores of."""
+        return scored_of(record)
+
+
+class _Prepared(NamedTuple):
+    """A question as the model reads it."""
+
+    prompt: Prompt
+    letters: list[list[int]]
+    """Ids of each option's letter after the prompt."""
+    texts: list[list[int]]
+    """Ids of each option's text after the prompt."""
+    num_truncated: int
+    """Tokens cut off the question."""
+
+    @property
+    def num_needed(self) -> int:
+        """Tokens of the prompt and its longest continuation."""
+        return len(self.prompt.token_ids) + max(map(len, [*self.letters, *self.texts]))
+
+
+class CsqaTracer(Tracer[CsqaQuestion]):
+    """One configuration of CommonsenseQA at work."""
+
+    def __init__(self, config: CsqaConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
+        self.variant = self._prompter.variant
+        whole_sample = ChoiceSource(source="sample")
+        self._pool = read_examples(
+            whole_sample, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row
+        ).examples
+        self._joint = answer_joint(self._prompter)
+        self._limit = _limit(config)
+        self._prepared = {example.index: self._prepare(example) for example in examples}
+        self._check_fit(examples)
+
+    def length(self, example: CsqaQuestion) -> int:
+        """Prompt tokens."""
+        return len(self._prepared[example.index].prompt.token_ids)
+
+    def num_positions(self, example: CsqaQuestion) -> int:
+        """Positions that the prompt and its longest option take."""
+        return self._prepared[example.index].num_needed
+
+    def trace(self, traced: TracedModel, examples: Sequence[CsqaQuestion], place: Place) -> list[Sample]:
+        """Capture the prompts of a batch, then score their options."""
+        prepared = [self._prepared[example.index] for example in examples]
+        texts = [Text(one.prompt.token_ids, len(one.prompt.token_ids)) for one in prepared]
+        traces = capture(traced, texts, self._config.capture)
+        ids = [one.prompt.token_ids for one in prepared]
+        letters = score_continuations(traced, ids, [one.letters for one in prepared])
+        options = score_continuations(traced, ids, [one.texts for one in prepared])
+        samples = []
+        for i, example in enumerate(examples):
+            here = place._replace(first_index=place.first_index + i)
+            record = self._record(traced, example, traces[i], letters[i], options[i], here)
+            samples.append(Sample(record, texts[i], traces[i], scored_of(record)))
+        return samples
+
+    def _prepare(self, example: CsqaQuestion) -> _Prepared:
+        """Render a question, without as much of its beginning as does not fit."""
+        whole = self._render(example, example.question)
+        if self._limit is None or whole.num_needed <= self._limit:
+            return whole
+        limit = self._limit
+        kept = cut_to_fit(
+            self._tokenizer, example.question, lambda text: self._render(example, text).num_needed - limit
+        )
+        if kept is None:
+            return whole
+        cut = self._render(example, kept)
+        return cut._replace(num_truncated=len(whole.prompt.token_ids) - len(cut.prompt.token_ids))
+
+    def _render(self, example: CsqaQuestion, question: str) -> _Prepared:
+        prompt = self._prompter.prompt(self._asked(example, question), self._shots(example))
+        letters = continuation_ids(self._tokenizer, prompt.text, self._joint, [c.label for c in example.choices])
+        texts = continuation_ids(self._tokenizer, prompt.text, self._joint, [c.text for c in example.choices])
+        return _Prepared(prompt, letters, texts, 0)
+
+    def _asked(self, example: CsqaQuestion, question: str) -> str:
+        """The question and its options; a plain prompt's "Answer:" is the Prompter's, a chat message has its own."""
+        asked = with_options(question, example.choices)
+        return f"{asked}\nAnswer:" if self.variant == "chat" else asked
+
+    def _shots(self, example: CsqaQuestion) -> list[Exchange]:
+        """Solved examples for one question."""
+        shots = draw_shots(
+            self._pool,
+            self._config.prompt.num_shots,
+            seed=self._config.output.seed,
+            index=example.index,
+            asked=lambda other: other.question == example.question,
+        )
+        return [Exchange(self._asked(other, other.question), str(other.gold_label)) for other in shots]
+
+    def _check_fit(self, examples: Sequence[CsqaQuestion]) -> None:
+        """Say what was cut. What cannot be cut enough is refused: here where a flag is at fault, by the run
+        where the model has too few positions."""
+        prepared = [self._prepared[example.index] for example in examples]
+        unfit = [e for e, one in zip(examples, prepared, strict=True) if one.num_needed > (self._limit or 10**9)]
+        if unfit and self._config.max_seq_len != "auto":
+            least = max(self._render(example, example.question[-1:]).num_needed for example in unfit)
+            raise ConfigError(
+                f"{len(unfit)} questions do not fit {self._config.max_seq_len} tokens - at `$.max_seq_len`; the first, "
+                f"{unfit[0].example_id!r}: options and the words around them are never cut; give {least} at least"
+            )
+        cut = [one.num_truncated for one in prepared if one.num_truncated]
+        if cut:
+            say(
+                f"{len(cut)} of {len(examples)} questions lost their beginning, {sum(cut)} tokens in all, to fit "
+                f"{self._limit} tokens (--max-seq-len)"
+            )
+
+    def _record(
+        self,
+        traced: TracedModel,
+        example: CsqaQuestion,
+        trace: Trace,
+        letter_logprobs: list[float],
+        text_logprobs: list[float],
+        place: Place,
+    ) -> CsqaRecord:
+        prepared = self._prepared[example.index]
+        prompt, label = prepared.prompt, example.label_idx
+        probs = softmax(letter_logprobs)
+        best = int(np.argmax(probs))
+        normalized = [total / len(ids) for total, ids in zip(text_logprobs, prepared.texts, strict=True)]
+        best_by_text = int(np.argmax(normalized))
+        second, first = np.sort(probs)[-2:]
+        return CsqaRecord(
+            schema_version=SCHEMA_VERSION,
+            key=f"{example.index:06d}",
+            example_id=example.example_id,
+            question_id=example.example_id,
+            sample_index=0,
+            config=place.config,
+            split=self._config.source.split,
+            model=traced.info,
+            prompt=prompt.text,
+            prompt_sha256=sha256_text(prompt.text),
+            input_sha256=sha256_text(example.question),
+            template_sha256=prompt.template_sha256,
+            token_ids=prompt.token_ids,
+            tokens=token_strings(self._tokenizer, prompt.token_ids),
+            token_offsets=prompt.offsets,
+            prompt_length=len(prompt.token_ids),
+            spans=prompt.spans,
+            last_prompt_index=len(prompt.token_ids) - 1,
+            first_answer_index=None,
+            last_answer_index=None,
+            eos_included=False,
+            tensors=trace.specs,
+            generation=NOTHING_GENERATED,
+            seed=self._config.output.seed,
+            question=example.question,
+            concept=example.concept,
+            choices=example.choices,
+            label_idx=label,
+            gold_label=example.gold_label,
+            pred_idx=best,
+            pred_label=example.choices[best].label,
+            is_correct=None if label is None else best == label,
+            entropy=float(-(probs * np.log(np.maximum(probs, np.finfo(float).tiny))).sum()),
+            margin=float(first - second),
+            num_layers=traced.num_layers,
+            num_truncated=prepared.num_truncated,
+            letter_token_ids=prepared.letters,
+            letter_logprobs=letter_logprobs,
+            letter_probs=probs.tolist(),
+            text_token_ids=prepared.texts,
+            text_logprobs=text_logprobs,
+            text_logprobs_normalized=normalized,
+            pred_idx_by_text=best_by_text,
+            is_correct_by_text=None if label is None else best_by_text == label,
+        )
+
+
+def _limit(config: CsqaConfig) -> int | None:
+    """Most tokens of a text; None where neither the flag nor the model sets a limit."""
+    positions = max_positions(config.model)
+    if config.max_seq_len == "auto":
+        return positions
+    if positions is not None and config.max_seq_len > positions:
+        raise ConfigError(
+            f"max_seq_len {config.max_seq_len} - at `$.max_seq_len`; the model has {positions} positions; give at most "
+            "that, or auto"
+        )
+    return config.max_seq_len

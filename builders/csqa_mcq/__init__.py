@@ -1,0 +1,1 @@
+"""CommonsenseQA for encoders with a multiple-choice head."""

@@ -1,0 +1,165 @@
+"""csqa_mcq at work: every option of a question is a row of the encoder's batch."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from builders.csqa_mcq.record import CsqaMcqRecord
+from builders.csqa_mcq.task import CsqaMcqConfig
+from builders.kit.csqa_questions import CsqaQuestion, EncodedChoice, encode_choices
+from tracekit.console import say
+from tracekit.model.capture import Text
+from tracekit.model.choices import Choices, ChoiceTrace, capture_choices, check_choice_config
+from tracekit.model.models import max_positions
+from tracekit.model.prompts import sha256_text
+from tracekit.model.traced import Loads, TracedModel
+from tracekit.model.vocabulary import token_strings
+from tracekit.read.store import Sample as StoredSample
+from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, Span
+from tracekit.run.recheck import Replay
+from tracekit.task import Place, Sample, Tracer
+
+__all__ = ["CsqaMcqReplay", "CsqaMcqTracer"]
+
+_MAX_AUTO_LENGTH = 512
+
+
+class CsqaMcqTracer(Tracer[CsqaQuestion]):
+    """One configuration at work."""
+
+    loads = "choices"
+
+    def __init__(self, config: CsqaMcqConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._capture = config.capture.whole
+        check_choice_config(self._capture)
+        self.variant = "base"
+        longest = config.max_seq_len
+        if longest == "auto":
+            longest = min(max_positions(config.model) or _MAX_AUTO_LENGTH, _MAX_AUTO_LENGTH)
+        self._encoded = {e.index: encode_choices(tokenizer, e.question, e.choices, longest) for e in examples}
+        num_cut = sum(any(choice.num_cut for choice in choices) for choices in self._encoded.values())
+        if num_cut:
+            say(f"{num_cut} of {len(examples)} questions exceed --max-seq-len {longest}; their start is cut")
+        self._has_warned = False
+
+    def length(self, example: CsqaQuestion) -> int:
+        """Tokens of all options."""
+        return sum(len(choice.input_ids) for choice in self._encoded[example.index])
+
+    def num_positions(self, example: CsqaQuestion) -> int:
+        """Positions that the longest option takes."""
+        return max(len(choice.input_ids) for choice in self._encoded[example.index])
+
+    def trace(self, traced: TracedModel, examples: Sequence[CsqaQuestion], place: Place) -> list[Sample]:
+        """Score and capture a batch of questions."""
+        if traced.is_head_fresh and not self._has_warned:
+            self._has_warned = True
+            say(
+                f"WARNING: {traced.info.id} has no multiple-choice head; a random one stands in, so its predictions "
+                "mean nothing. Fine-tune first (python -m builders.finetune_csqa), then pass --model-path"
+            )
+        items = [Choices([_text(choice) for choice in self._encoded[example.index]]) for example in examples]
+        traces = capture_choices(traced, items, self._capture)
+        return [
+            Sample(self._record(traced, example, item, trace, place), item, trace)
+            for example, item, trace in zip(examples, items, traces, strict=True)
+        ]
+
+    def _record(
+        self, traced: TracedModel, example: CsqaQuestion, item: Choices, trace: ChoiceTrace, place: Place
+    ) -> CsqaMcqRecord:
+        encoded = self._encoded[example.index]
+        prompt = "\n".join(choice.text for choice in encoded)
+        probs = _softmax(trace.logits)
+        predicted = int(trace.logits.argmax())
+        best = np.sort(probs)[::-1]
+        segments = [text.token_type_ids for text in item.texts]
+        return CsqaMcqRecord(
+            schema_version=SCHEMA_VERSION,
+            key=f"{example.index:06d}",
+            example_id=example.example_id,
+            question_id=example.example_id,
+            sample_index=0,
+            config=place.config,
+            split=self._config.source.split,
+            model=traced.info,
+            prompt=prompt,
+            prompt_sha256=sha256_text(prompt),
+            input_sha256=sha256_text(example.question),
+            template_sha256=None,
+            token_ids=item.token_ids,
+            tokens=token_strings(self._tokenizer, item.token_ids),
+            token_offsets=_offsets(encoded),
+            prompt_length=item.prompt_length,
+            spans=[
+                Span(name=f"choice_{number}", start=start, stop=stop)
+                for number, (start, stop) in enumerate(zip(item.offsets, item.offsets[1:], strict=False))
+            ],
+            last_prompt_index=item.prompt_length - 1,
+            first_answer_index=None,
+            last_answer_index=None,
+            eos_included=False,
+            tensors=trace.specs,
+            generation=NOTHING_GENERATED,
+            seed=self._config.output.seed,
+            question=example.question,
+            concept=example.concept,
+            choices=example.choices,
+            label_idx=example.label_idx,
+            gold_label=example.gold_label,
+            pred_idx=predicted,
+            pred_label=example.choices[predicted].label,
+            is_correct=None if example.label_idx is None else predicted == example.label_idx,
+            entropy=float(-(probs * np.log(np.clip(probs, 1e-300, None))).sum()),
+            margin=float(best[0] - best[1]),
+            num_layers=traced.num_layers,
+            num_truncated=sum(choice.num_cut for choice in encoded),
+            choice_offsets=item.offsets,
+            choice_logits=[float(logit) for logit in trace.logits],
+            choice_probs=[float(prob) for prob in probs],
+            is_head_fresh=traced.is_head_fresh,
+            token_type_ids=None if segments[0] is None else [kind for row in segments for kind in row or []],
+        )
+
+
+def _text(choice: EncodedChoice) -> Text:
+    return Text(choice.input_ids, len(choice.input_ids), token_type_ids=choice.token_type_ids)
+
+
+def _offsets(encoded: Sequence[EncodedChoice]) -> list[list[int]]:
+    """Characters of every token in the prompt, where the options stand one a line."""
+    offsets: list[list[int]] = []
+    line = 0
+    for choice in encoded:
+        offsets += [[line + start, line + stop] for start, stop in choice.offsets]
+        line += len(choice.text) + 1
+    return offsets
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of the options, float64 (C,)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    return shifted / shifted.sum()
+
+
+class CsqaMcqReplay(Replay[CsqaMcqRecord]):
+    """A stored question, its options run again."""
+
+    loads: Loads = "choices"
+
+    def text(self, record: CsqaMcqRecord) -> Choices:
+        """The options of a question."""
+        kinds = record.token_type_ids
+        return Choices(
+            [
+                Text(record.token_ids[a:b], b - a, token_type_ids=None if kinds is None else kinds[a:b])
+                for a, b in pairwise(record.choice_offsets)
+            ]
+        )
+
+    def trace(self, sample: StoredSample, record: CsqaMcqRecord) -> ChoiceTrace:
+        """What is stored of it."""
+        return ChoiceTrace(sample.tensors(), record.tensors, np.array(record.choice_logits, np.float32))

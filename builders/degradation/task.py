@@ -1,0 +1,251 @@
+"""Degradation: what a model writes, and what goes on inside it, while its weights are damaged step by step.
+
+The grid is groups of weights x levels x repeats x prompts; every point is a sample, level 0 in every group too. What is
+done to the weights stands in builders/degradation/damage.py, the groups in builders/degradation/weight_groups.py, the
+prompts in builders/degradation/prompts.py, named configurations in builders/degradation/configs.py.
+
+    python -m builders.degradation --config dreams_it --model google/gemma-3-4b-it --out traces/dreams
+
+Weights are restored, bit by bit, before every level and repeat. A batch is of one level and repeat. Draws of an answer
+depend on the prompt and the repeat alone: at another level of the same repeat only the weights differ.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from builders.degradation.configs import CONFIGS, DegradationConfig, check_grid
+from builders.degradation.prompts import DREAMS, IQ, PICTURE, DegradationPrompt
+from builders.degradation.record import DegradationRecord
+from builders.kit.cells import Cells, Columns
+from builders.kit.columns import PromptSource
+from builders.kit.sources import HubSource, Row, read_examples
+from tracekit.console import say
+from tracekit.errors import ConfigError, SourceError
+from tracekit.format.manifest import SourceInfo
+from tracekit.model.prompts import sha256_text
+from tracekit.records import Number, accuracy, answered
+from tracekit.task import Example, Examples, Report, Task, Tracer
+
+if TYPE_CHECKING:
+    from tracekit.read.store import TraceStore
+    from tracekit.run.recheck import Replay
+
+__all__ = ["TASK", "DamagedPrompt", "gives", "parse_row"]
+
+_PROMPTS: Mapping[str, Sequence[DegradationPrompt]] = {"dreams": DREAMS, "iq": IQ, "picture": PICTURE}
+COLUMNS: Columns = {"text": ("prompt", "text"), "answer": ("answer",), "id": ("id",), "kind": ("kind",)}
+"""The columns of a file with prompts."""
+_NO_HUB = HubSource("", None)
+_ROOM = 10**7
+"""Room for prompt numbers in an index."""
+_NUM_CELLS = 2**63 // _ROOM
+"""Room for cells in an index: among a thousand two are alike with a probability of 5e-7."""
+
+
+class DamagedPrompt(Example, frozen=True, kw_only=True):
+    """One point of the grid. Its index is made of group, level, repeat and prompt alone, so that a grid may grow."""
+
+    row: int
+    """Number of the prompt in its source."""
+    prompt: DegradationPrompt
+    """The prompt."""
+    group: str
+    """Weights that are damaged."""
+    level: float
+    """How much."""
+    repeat: int
+    """Which draw."""
+
+    @property
+    def cell(self) -> int:
+        """A number for group, level and repeat."""
+        return self.index // _ROOM
+
+    @property
+    def key(self) -> str:
+        """Key of its sample: the same whatever `--offset`, `--limit` and the rest of the grid are."""
+        group = re.sub(r"(?<=\d)-", "to", self.group).replace(":", "_").replace("-", "m")
+        level = repr(self.level).removesuffix(".0").replace(".", "p").replace("-", "m").replace("+", "")
+        return f"{group}_{level}_{self.repeat:03d}_{self.row:06d}"
+
+    @property
+    def source_row(self) -> int:
+        """Number of the prompt in its source."""
+        return self.row
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return self.prompt.text
+
+
+class _Numbered(NamedTuple):
+    """A prompt of a file."""
+
+    row: int
+    prompt: DegradationPrompt
+
+
+def parse_row(row: Row) -> _Numbered:
+    """A row of a file as a prompt.
+
+    Raises:
+        SourceError: no prompt.
+    """
+    cells = Cells(row, COLUMNS)
+    text = cells.text("text", what="prompt")
+    kind = cells.scalar(*cells.first("kind")) or "other"
+    name, answer = cells.first("answer")
+    answer = cells.scalar(name, cells.structure(name, answer))
+    return _Numbered(row.index, DegradationPrompt(cells.identity(), kind, text.strip(), answer))  # pyright: ignore[reportArgumentType]
+
+
+def examples(config: DegradationConfig) -> Examples[DamagedPrompt]:
+    """The grid over the prompts of the source: group by group, level by level, repeat by repeat."""
+    check_grid(config)
+    _check(config)
+    if config.source.source == "picture" and config.image is None:
+        say("WARNING: the prompts ask for a picture, and none is shown; give --image FILE")
+    if config.method == "uni_quant" and config.n_rep > 1 and not config.do_sample:
+        say("WARNING: uni_quant draws nothing, and nothing is sampled: all repeats will be alike")
+    prompts, info = _prompts(config.source)
+    grid = [
+        (group, float(level), repeat)
+        for group in config.groups
+        for level in config.all_levels
+        for repeat in range(config.n_rep)
+    ]
+    cells = {point: _cell(*point) for point in grid}
+    assert len(set(cells.values())) == len(grid), "two cells of one number"
+    grid_points = [
+        DamagedPrompt(
+            index=cells[group, level, repeat] * _ROOM + row,
+            row=row,
+            prompt=prompt,
+            group=group,
+            level=level,
+            repeat=repeat,
+        )
+        for group, level, repeat in grid
+        for row, prompt in prompts
+    ]
+    return Examples(grid_points, info)
+
+
+def _cell(group: str, level: float, repeat: int) -> int:
+    """A number for a cell that is the same in every grid."""
+    return int(sha256_text(f"{group} {level!r} {repeat}"), 16) % _NUM_CELLS
+
+
+def _check(config: DegradationConfig) -> None:
+    """Refuse settings that have no meaning here."""
+    generation = config.generation
+    if generation.num_beams > 1 and config.do_sample:
+        raise ConfigError(f"--num-beams {generation.num_beams} with --do-sample - at `$.generation.num_beams`; give 1")
+    if config.capture.attention_top_p < 1:
+        raise ConfigError(
+            "--attention-top-p - at `$.capture.attention_top_p`; damaged models give values that are not finite, which "
+            "sparse attention does not know; leave it out"
+        )
+    if config.model.quantize != "none":
+        raise ConfigError(
+            f"--quantize {config.model.quantize} - at `$.model.quantize`; quantised weights cannot be damaged like "
+            "others; load the model without"
+        )
+
+
+def _prompts(source: PromptSource) -> tuple[Sequence[_Numbered], SourceInfo]:
+    """The prompts and what the manifest says of them."""
+    if source.source not in _PROMPTS:
+        if source.source in ("default", "sample"):
+            raise SourceError(f"source {source.source!r}; expected {', '.join(_PROMPTS)}, or a file with prompts")
+        found = read_examples(source, default=_NO_HUB, sample=Path(), columns=COLUMNS, parse=parse_row)
+        names = [one.prompt.id for one in found.examples]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise SourceError(
+                f"{found.source.id}: id {repeated[0]!r} stands twice; samples are found by it, so give each its own"
+            )
+        return found.examples, found.source
+    whole = _PROMPTS[source.source]
+    stop = len(whole) if source.limit is None else source.offset + source.limit
+    chosen = [_Numbered(row, prompt) for row, prompt in enumerate(whole)][source.offset : stop]
+    if not chosen:
+        raise SourceError(f"{source.source} has {len(whole)} prompts, so --offset {source.offset} leaves none")
+    texts = sha256_text("\n".join(prompt.text for prompt in whole))
+    info = SourceInfo(
+        id=f"tracekit:{source.source}",
+        revision=f"sha256:{texts}",
+        subset=None,
+        split=source.split,
+        num_rows=len(whole),
+        num_used=len(chosen),
+        skipped=[],
+    )
+    return chosen, info
+
+
+def gives(answer: str, wanted: str) -> bool:
+    """Whether an answer gives what was expected: the same words, whatever their case, not inside other words or
+    numbers. A single letter counts alone, in quotes, or called a letter: "a" is an article too."""
+    if len(wanted) == 1 and wanted.isalpha():
+        form = rf"\W*{wanted}\W*|.*(?:\bletter\W+|[\"'“‘]){wanted}(?!\w).*"
+        return re.fullmatch(form, answer, re.IGNORECASE | re.DOTALL) is not None
+    return re.search(rf"(?<![\w.,]){re.escape(wanted)}(?![\w]|[.,]\d)", answer, re.IGNORECASE) is not None
+
+
+def _tracer(config: DegradationConfig, tokenizer: Any, prompts: Sequence[DamagedPrompt]) -> Tracer[DamagedPrompt]:
+    from builders.degradation.tracer import DegradationTracer
+
+    return DegradationTracer(config, tokenizer, prompts)
+
+
+def _replay() -> "Replay[Any]":
+    from builders.degradation.replaying import DegradationReplay
+
+    return DegradationReplay()
+
+
+def _report(store: "TraceStore") -> Report:
+    from builders.degradation.levels import draw_levels, level_lines, level_stats
+
+    levels = level_stats(sample.record for sample in store)  # type: ignore[arg-type]
+    return Report(levels, level_lines(levels), lambda: draw_levels(levels))
+
+
+def _export(root: Path, *, config: str | None, num_samples: int | None) -> Path:
+    from builders.degradation.export import export_degradation
+
+    return export_degradation(root, config=config, num_samples=num_samples)
+
+
+TASK = Task(
+    name="degradation",
+    title="What a model writes when a group of its weights is damaged to a level.",
+    category="text-generation",
+    config=DegradationConfig,
+    configs=CONFIGS,
+    record=DegradationRecord,
+    examples=examples,
+    tracer=_tracer,
+    replay=_replay,
+    report=_report,
+    exports={"degradation-json": _export},
+    are_values_finite=False,
+    card="degradation.md.j2",
+    outcome=answered(
+        asked="prompt_text",
+        gold="expected_answer",
+        correct="is_correct",
+        numbers=[
+            *answered().numbers,
+            Number(name="perplexity", field="perplexity"),
+            Number(name="truncated_share", field="is_truncated"),
+        ],
+        means=[*answered().means, accuracy("is_correct")],
+        same=["prompt_text", "image_sha256", "expected_answer"],
+        occasions=["damage.level", "damage.group", "repeat"],
+        conditions=["damage.method", "damage.group", "damage.level", "damage.seed"],
+    ),
+)

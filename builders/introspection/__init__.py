@@ -1,0 +1,1 @@
+"""Introspection: answers, and how sure a model says it is."""

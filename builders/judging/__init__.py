@@ -1,0 +1,1 @@
+"""Judges of answers: by rules, or a model that is asked."""

@@ -1,0 +1,1 @@
+"""What several tasks share: sources and their cells, options and letters, scoring."""

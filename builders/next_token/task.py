@@ -1,0 +1,71 @@
+"""Next-token predictions: a language model reads texts, and every prediction it makes on the way is kept.
+
+Label-free: one teacher-forced pass over treebank sentences (UD EWT), comments (GoEmotions), questions (CommonsenseQA),
+encyclopedic articles (WikiText) or any other text; nothing is generated. builders/next_token/texts.py says where they
+come from.
+
+A document longer than `--max-seq-len` tokens is cut into windows; each is an example of its own. Perplexity over a run
+is the usual sliding-window one: windows advance by `--stride` tokens, only tokens that no earlier window has scored
+count, and the first token of a document (without overlap: of every window) is predicted by nothing.
+
+    tokens     0 1 2 3 4 5 6 7 8 9      --max-seq-len 6 --stride 4
+    window 0   0 1 2 3 4 5                scores 1 2 3 4 5
+    window 1           4 5 6 7 8 9        scores 6 7 8 9 (num_context 2)
+
+    python -m builders.next_token --model demo --source wikitext2 --split test --sites hidden_states
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from builders.next_token.config import NextTokenConfig
+from builders.next_token.record import NextTokenRecord
+from tracekit.records import Number, Outcome
+from tracekit.task import Examples, Task, Tracer
+
+if TYPE_CHECKING:
+    from builders.next_token.windows import Window
+    from tracekit.run.recheck import Replay
+
+__all__ = ["TASK"]
+
+
+def examples(config: NextTokenConfig) -> "Examples[Window]":
+    """The windows of the source's documents, in order."""
+    from builders.next_token.windows import windows
+
+    return windows(config)
+
+
+def _tracer(config: NextTokenConfig, tokenizer: Any, windows: "Sequence[Window]") -> "Tracer[Window]":
+    from builders.next_token.tracer import NextTokenTracer
+
+    return NextTokenTracer(config, tokenizer)
+
+
+def _replay() -> "Replay[Any]":
+    from builders.next_token.tracer import NextTokenReplay
+
+    return NextTokenReplay()
+
+
+TASK = Task(
+    name="next_token",
+    title="Texts as a language model reads them: what it expected next at every position, and what came.",
+    config=NextTokenConfig,
+    record=NextTokenRecord,
+    examples=examples,
+    tracer=_tracer,
+    replay=_replay,
+    card="next_token.md.j2",
+    outcome=Outcome(
+        asked="text",
+        numbers=[
+            Number(name="loss", field="loss", unit="nats"),
+            Number(name="perplexity", field="perplexity"),
+            Number(name="entropy", field="next_entropy", unit="nats"),
+            Number(name="next_token_accuracy", field="next_correct"),
+        ],
+        same=["text"],
+    ),
+)

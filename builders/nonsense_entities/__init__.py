@@ -1,0 +1,1 @@
+"""Nonsense entities: questions about things that do not exist."""

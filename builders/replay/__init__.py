@@ -1,0 +1,1 @@
+"""Replay: answers that were written elsewhere, traced."""

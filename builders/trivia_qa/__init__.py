@@ -1,0 +1,1 @@
+"""TriviaQA: short factual questions with many accepted answers."""

@@ -1,0 +1,250 @@
+"""Answering: the flow of every task that asks one question an example. Prompts, answers, traces, records.
+
+    example --ask--> prompt --generate--> answer --capture--> trace --judge--> record
+
+The task says what is asked and what it thinks of an answer; templates, solved examples, sampled answers and the fields
+that all such records share are made here. Prompts are rendered when they are needed: a run over many examples keeps
+their lengths alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from tracekit.config import CaptureConfig, RunConfig, SamplesConfig, ShotsConfig
+from tracekit.model.answers import Answer, parse_answer
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.generation import Generated, answer_deterministically, answer_sampled, settings_of
+from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
+from tracekit.model.traced import TracedModel
+from tracekit.model.vocabulary import token_strings
+from tracekit.records import SCHEMA_VERSION, AnsweredRecord, Record, SampledAnswer
+from tracekit.task import Example, Place, Sample, Task, Tracer
+
+__all__ = ["Answered", "AnsweringTracer", "answered_fields", "floats", "open_tracer"]
+
+ExampleT = TypeVar("ExampleT", bound=Example)
+
+
+class Answered(NamedTuple):
+    """An answer, for the task to judge."""
+
+    text: str
+    """The answer alone: no prompt, no reasoning, no special tokens."""
+    parsed: Answer
+    """Where it stands in the whole text."""
+    generated: Generated
+    """Its tokens."""
+    sample_index: int
+    """0 is the deterministic answer."""
+    place: Place
+    """Where its sample goes; of a sampled answer that is not traced, its question's."""
+
+
+class _Made(NamedTuple):
+    """One answer to a question, captured."""
+
+    answer: Generated
+    trace: Trace
+
+
+def open_tracer(
+    task: Task[Any, ExampleT], config: RunConfig, tokenizer: Any, examples: Sequence[ExampleT]
+) -> Tracer[ExampleT]:
+    """A task at work on a configuration."""
+    if task.tracer is not None:
+        return task.tracer(config, tokenizer, examples)
+    return AnsweringTracer(task, config, tokenizer)
+
+
+def answered_fields(
+    traced: TracedModel, prompt: Prompt, answer: Answer, output: Generated, trace: Trace, place: Place
+) -> dict[str, Any]:
+    """The fields of a record that are the same for every task in which a model answers a prompt."""
+    span = answer.span("answer")
+    token_ids = prompt.token_ids + output.token_ids
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "config": place.config,
+        "model": traced.info,
+        "prompt": prompt.text,
+        "prompt_sha256": sha256_text(prompt.text),
+        "template_sha256": prompt.template_sha256,
+        "token_ids": token_ids,
+        "tokens": token_strings(traced.tokenizer, token_ids),
+        "token_offsets": answer.offsets,
+        "prompt_length": len(prompt.token_ids),
+        "spans": [*prompt.spans, *answer.spans],
+        "last_prompt_index": len(prompt.token_ids) - 1,
+        "first_answer_index": span.start if span else None,
+        "last_answer_index": span.stop - 1 if span else None,
+        "eos_included": output.eos_included,
+        "tensors": trace.specs,
+        "finish_reason": output.finish_reason,
+        "num_layers": traced.num_layers,
+    }
+
+
+def floats(values: np.ndarray) -> list[float]:
+    """An array as numbers that JSON knows."""
+    return [float(value) for value in values]
+
+
+class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
+    """Questions in, answered and traced samples out."""
+
+    is_one_line = True
+    """Whether a plain prompt's answer ends with its first line: a base model goes on with the next question."""
+
+    def __init__(self, task: Task[Any, ExampleT], config: Any, tokenizer: Any) -> None:
+        self._task, self._config, self._tokenizer = task, config, tokenizer
+        self._prompter = Prompter(tokenizer, config.prompt, default_system=task.system)
+        self.variant = self._prompter.variant
+        self._num_shots = config.prompt.num_shots if isinstance(config.prompt, ShotsConfig) else 0
+        self._pool: Sequence[Exchange] = task.shots(config) if task.shots and self._num_shots else ()
+        self._lengths: dict[int, int] = {}
+
+    def prompt(self, example: ExampleT) -> Prompt:
+        """What the model reads of an example."""
+        assert self._task.ask is not None, self._task.name
+        question = self._task.ask(example, self._config)
+        return self._prompter.prompt(question, self._shots(example, question))
+
+    def outputs(
+        self, traced: TracedModel, examples: Sequence[ExampleT], prompts: Sequence[list[int]]
+    ) -> list[Generated]:
+        """The deterministic answers to a batch."""
+        return answer_deterministically(traced, prompts, self._config.generation)
+
+    def fields(self, example: ExampleT, answer: Answered, shared: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a record: those that all records of answers share, and the task's own."""
+        return shared | self._task.judge(example, answer, self._config)
+
+    def length(self, example: ExampleT) -> int:
+        """Prompt tokens."""
+        if example.index not in self._lengths:
+            self._lengths[example.index] = len(self.prompt(example).token_ids)
+        return self._lengths[example.index]
+
+    def num_positions(self, example: ExampleT) -> int:
+        """Prompt and longest answer."""
+        return self.length(example) + self._config.generation.max_new_tokens
+
+    def trace(self, traced: TracedModel, examples: Sequence[ExampleT], place: Place) -> list[Sample]:
+        """Answer a batch, then capture it; sampled answers follow their question's own where they are traced."""
+        prompts = [self.prompt(example) for example in examples]
+        ids = [prompt.token_ids for prompt in prompts]
+        first = self.outputs(traced, examples, ids)
+        others = self._sampled(traced, examples, ids)
+        made = self._capture(traced, ids, first, self._config.capture)
+        generation, settings = getattr(self._config, "generation", None), self._config.capture
+        are_traced = isinstance(generation, SamplesConfig) and generation.trace_samples
+        if not are_traced:
+            settings = msgspec.structs.replace(settings, sites=("none",))
+        drawn = [self._capture(traced, ids, answers, settings) for answers in others]
+        samples: list[Sample] = []
+        for i, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
+            own = [column[i] for column in drawn]
+            whole: list[_Made] = [made[i], *(own if are_traced else [])]
+            for sample_index, one in enumerate(whole):
+                here = place._replace(first_index=place.first_index + len(samples))
+                rest = [] if sample_index else own
+                samples.append(self._sample(traced, example, prompt, sample_index, one, rest, here))
+        return samples
+
+    def _shots(self, example: ExampleT, question: str) -> list[Exchange]:
+        """Solved examples for one question."""
+        if not self._num_shots:
+            return []
+        return draw_shots(
+            self._pool,
+            self._num_shots,
+            seed=self._config.output.seed,
+            index=example.index,
+            asked=lambda other: other.question == question,
+        )
+
+    def _sampled(
+        self, traced: TracedModel, examples: Sequence[ExampleT], prompts: Sequence[list[int]]
+    ) -> list[list[Generated]]:
+        """The sampled answers to a batch: a list for each of them, an answer for each question."""
+        generation = getattr(self._config, "generation", None)
+        found: list[list[Generated]] = []
+        if not isinstance(generation, SamplesConfig):
+            return found
+        for sample_index in range(1, generation.num_samples):
+            seeds = [f"{self._config.output.seed} {example.key} {sample_index}" for example in examples]
+            found.append(answer_sampled(traced, prompts, generation, seeds))
+        return found
+
+    def _capture(
+        self, traced: TracedModel, prompts: Sequence[list[int]], answers: Sequence[Generated], settings: CaptureConfig
+    ) -> list[_Made]:
+        texts = [Text(ids + answer.token_ids, len(ids)) for ids, answer in zip(prompts, answers, strict=True)]
+        traces = capture(traced, texts, settings)
+        return [_Made(*pair) for pair in zip(answers, traces, strict=True)]
+
+    def _answered(self, prompt: Prompt, answer: Generated, sample_index: int, place: Place) -> Answered:
+        parsed = parse_answer(
+            self._tokenizer,
+            prompt,
+            answer.token_ids,
+            eos_included=answer.eos_included,
+            is_one_line=self.is_one_line,
+        )
+        return Answered(parsed.text, parsed, answer, sample_index, place)
+
+    def _sample(
+        self,
+        traced: TracedModel,
+        example: ExampleT,
+        prompt: Prompt,
+        sample_index: int,
+        made: _Made,
+        others: Sequence[_Made],
+        place: Place,
+    ) -> Sample:
+        answer, trace = made
+        answered = self._answered(prompt, answer, sample_index, place)
+        shared = answered_fields(traced, prompt, answered.parsed, answer, trace, place) | {
+            "key": example.key + (f"_{sample_index:03d}" if sample_index else ""),
+            "example_id": example.example_id or str(example.index),
+            "question_id": example.question_id,
+            "sample_index": sample_index,
+            "split": self._config.source.split,
+            "input_sha256": sha256_text(prompt.input_text),
+            "seed": self._config.output.seed,
+            "generated_text": answered.parsed.whole_text,
+            "generated_answer": answered.text,
+            "generated_token_ids": answer.token_ids,
+            "token_logprobs": floats(trace.next_tokens.logprobs),
+            "token_entropies": floats(trace.next_tokens.entropies),
+            "is_truncated": not answered.parsed.has_ended,
+        }
+        if issubclass(self._task.record, AnsweredRecord):
+            settings = settings_of(self._config.generation, do_sample=sample_index > 0)
+            shared |= {
+                "generation": settings,
+                "beam_score": float(trace.next_tokens.logprobs.mean()) if settings.num_beams > 1 else None,
+                "samples": [self._summary(example, prompt, n, one, place) for n, one in enumerate(others, start=1)],
+            }
+        record: Record = self._task.record(**self.fields(example, answered, shared))
+        return Sample(record, Text(prompt.token_ids + answer.token_ids, len(prompt.token_ids)), trace)
+
+    def _summary(
+        self, example: ExampleT, prompt: Prompt, sample_index: int, made: _Made, place: Place
+    ) -> SampledAnswer:
+        """A sampled answer as the record of its question lists it."""
+        answered = self._answered(prompt, made.answer, sample_index, place)
+        correct = self._task.outcome.correct
+        judged = {} if correct is None else self._task.judge(example, answered, self._config)
+        return SampledAnswer(
+            sample_index=sample_index,
+            text=answered.text,
+            token_ids=made.answer.token_ids,
+            token_logprobs=floats(made.trace.next_tokens.logprobs),
+            finish_reason=made.answer.finish_reason,
+            is_correct=None if correct is None else judged[correct],
+        )

@@ -1,0 +1,150 @@
+"""Outcome: which fields of a task's records say what. It is stored in plan and manifest, so that a dataset is read
+without its task's code: by `show`, `diff`, cards, figures and whatever comes later."""
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import msgspec
+
+__all__ = ["LARGE_SHARE", "About", "Mean", "Number", "Outcome", "accuracy", "answered"]
+
+LARGE_SHARE = 0.2
+"""Above this share of answers that were cut, labels say more of the limit than of the model."""
+
+
+class Number(msgspec.Struct, frozen=True, kw_only=True):
+    """A number of a sample."""
+
+    name: str
+    """What it is called."""
+    field: str
+    """Its field; of a field with a list, the mean of the list."""
+    unit: str = ""
+    """Its unit, as `nats`."""
+
+
+class Mean(msgspec.Struct, frozen=True, kw_only=True):
+    """A mean of one field over a configuration. Records in which the field is null do not count."""
+
+    name: str
+    """What it is called."""
+    field: str
+    """A number, or true and false as 1 and 0."""
+    unit: str = ""
+    """Its unit."""
+    definition: str = ""
+    """What it says, in a sentence."""
+    of_null: bool = False
+    """True for the share of records in which the field is null."""
+    warn_above: float | None = None
+    """A person is warned where the mean is larger; null where it is never worrying."""
+    warning: str = ""
+    """What they are told, after the share in percent."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Names of a record's fields, by what they say. What a task does not have stays at its default."""
+
+    asked: str | None = None
+    """What the model was asked, as text; the prompt by default."""
+    answer: str | None = None
+    """The answer."""
+    gold: str | None = None
+    """The right answer, or a list of accepted ones."""
+    correct: str | None = None
+    """Whether the answer is right; null where nothing was judged."""
+    has_letters: bool = False
+    """True where answers are letters, of which there are few."""
+    options: str | None = None
+    """List of `{label, text}`: what each letter stands for."""
+    numbers: list[Number] = []
+    """Numbers to compare and to average."""
+    rule: str | None = None
+    """Setting of the run that says by which rule an answer is right."""
+    means: list[Mean] = []
+    """Metrics of a configuration that are a plain mean of a field."""
+    entropies: str | None = None
+    """Entropy of each generated token, nats: for the figure of right against wrong answers."""
+    probs: str | None = None
+    """Distribution over the options; its largest value is the confidence."""
+    most_probable: str | None = None
+    """The option with the largest probability; null where that is the answer."""
+    most_probable_correct: str | None = None
+    """Whether the option with the largest probability is right."""
+    confidences: list[str] = []
+    """Stated confidence in percent, a field a pass; null in the other passes."""
+    bins: str | None = None
+    """List of `{label, low, high, midpoint}`: what each letter of a confidence pass stands for."""
+    kind: str | None = None
+    """Name of the pass that a record is of; configurations are named after their pass."""
+    judged_in: str | None = None
+    """The pass whose answers say whether a stated confidence was justified."""
+    failure: str | None = None
+    """Why no answer could be read; null where one was."""
+    group: str | None = None
+    """What accuracy is also told by, as a subject; null where the source has none."""
+    same: list[str] = []
+    """What has to be equal where two samples are of the same question, beside `input_sha256`."""
+    occasions: list[str] = []
+    """Dotted paths of what tells answers to the same question apart, beside `sample_index`."""
+    conditions: list[str] = []
+    """Dotted paths of what samples were made under, beside the model's arithmetic and the settings of generation."""
+    made_from: list[str] = []
+    """Text fields that say what the questions were made from; manifest and card list their values."""
+    shard: str | None = None
+    """Number of the sample's shard, which changes when runs are merged."""
+    drawn_are_extra: bool = True
+    """Whether an answer with a `sample_index` above 0 stands beside a deterministic one to the same question."""
+
+    def but(self, **others: Any) -> Self:
+        """The same with other fields in the place of some."""
+        return msgspec.structs.replace(self, **others)
+
+    def paths(self) -> Iterator[str]:
+        """Every path that is named."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if name in ("judged_in", "rule", "has_letters", "drawn_are_extra") or value is None:
+                continue
+            for one in [value] if isinstance(value, str) else value:
+                yield one if isinstance(one, str) else one.field
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What reading needs to know of a task."""
+
+    title: str = ""
+    """What a sample is, in a sentence."""
+    category: str | None = None
+    """The Hub's name for tasks of this kind, as `question-answering`."""
+    outcome: Outcome = Outcome()
+    """Which fields say what."""
+    are_values_finite: bool = True
+    """False where the model may give values that are not finite: they are counted in the records."""
+
+
+def accuracy(field: str, *, name: str = "accuracy") -> Mean:
+    """The share of right answers."""
+    return Mean(name=name, field=field, definition=f"Share of the judged answers that are right (`{field}`).")
+
+
+def answered(**others: Any) -> Outcome:
+    """The outcome of a task whose records are ResponseRecords; `others` are fields in the place of some."""
+    outcome = Outcome(
+        answer="generated_answer",
+        numbers=[
+            Number(name="entropy", field="token_entropies", unit="nats"),
+            Number(name="logprob", field="token_logprobs", unit="nats"),
+        ],
+        means=[
+            Mean(
+                name="truncated_share",
+                field="is_truncated",
+                definition="Share of the answers that were cut before they ended.",
+                warn_above=LARGE_SHARE,
+                warning="of the answers were cut before they ended; raise --max-new-tokens",
+            )
+        ],
+        entropies="token_entropies",
+    )
+    return outcome.but(**others)

@@ -1,0 +1,68 @@
+"""Rows: one request of a batch while its answer comes, token by token; what of it can be said to the client."""
+
+from typing import Any
+
+from tracekit.model.generation import Generated, Step
+from tracekit.serve.replies import Piece, Usage
+from tracekit.serve.samples import Answered, Job, More
+from tracekit.serve.texts import TextStream
+
+__all__ = ["AnswerStream"]
+
+
+class AnswerStream:
+    """Text and log-probabilities of one answer. The tokens that are told of join to the text, as far as it is sent."""
+
+    def __init__(self, tokenizer: Any, job: Job) -> None:
+        self.job = job
+        self._stream = TextStream(tokenizer, job.prompt.token_ids, job.asked.stop)
+        self._waiting: list[Piece] = []
+        self._new_ids: list[int] = []
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether a stop string came."""
+        return self._stream.stop_string is not None
+
+    def take(self, made: Step) -> None:
+        """Take in a token, and send what is certain by it."""
+        stream = self._stream
+        self._new_ids.append(made.token_id)
+        best = [(stream.alternative(token_id), value) for token_id, value in made.best]
+        start = len(stream.whole)
+        text = stream.add(made.token_id)
+        if made.logprob is not None:
+            self._waiting.append(Piece(stream.whole[start:], made.logprob, best, start))
+        self._send(text, self._settled())
+
+    def finish(self, generated: Generated) -> Answered:
+        """Send the rest; the answer, once no more tokens come."""
+        stream = self._stream
+        text = stream.finish()
+        if self.has_stopped:
+            self._send(text, self._settled())
+        else:
+            if self._waiting:  # bytes that are no character come with the last token
+                last = self._waiting[-1]
+                self._waiting[-1] = last._replace(token=stream.whole[last.start :])
+            self._send(text, self._waiting)
+        usage = Usage(len(self.job.prompt.token_ids), len(generated.token_ids))
+        return Answered(generated, stream.text, stream.stop_string, usage)
+
+    def _send(self, text: str, pieces: list[Piece]) -> None:
+        if text or pieces:
+            self.job.send(More(text, pieces, self._new_ids))
+            self._new_ids = []
+
+    def _settled(self) -> list[Piece]:
+        """The tokens whose text is sent. Of one that a stop string cuts, the part before it; none that come later."""
+        end = len(self._stream.text)
+        count = 0
+        for piece in self._waiting:
+            is_whole = piece.start + len(piece.token) <= end
+            if piece.start >= end or not (is_whole or self.has_stopped):
+                break
+            count += 1
+        settled = [piece._replace(token=piece.token[: end - piece.start]) for piece in self._waiting[:count]]
+        self._waiting = self._waiting[count:]
+        return settled

@@ -1,0 +1,42 @@
+"""The task of the logging server: requests, and what the model answered."""
+
+from typing import Any
+
+from tracekit.config import PromptedConfig
+from tracekit.errors import ConfigError
+from tracekit.records import Number, answered
+from tracekit.serve.record import ServeRecord
+from tracekit.task import Example, Task, Tracer
+
+__all__ = ["TASK", "ServeConfig"]
+
+
+class ServeConfig(PromptedConfig, frozen=True, kw_only=True):
+    """What a server records."""
+
+
+def _no_examples(config: ServeConfig) -> list[Example]:
+    raise ConfigError("samples of a server come from its clients; run `tracekit serve`")
+
+
+def _no_tracer(config: ServeConfig, tokenizer: Any, examples: Any) -> Tracer[Example]:
+    raise ConfigError("samples of a server come from its clients; run `tracekit serve`")
+
+
+TASK = Task(
+    name="serve",
+    title="Requests that a logging server answered, in the order in which they were answered.",
+    category="text-generation",
+    config=ServeConfig,
+    record=ServeRecord,
+    examples=_no_examples,
+    tracer=_no_tracer,
+    card="serve.md.j2",
+    outcome=answered(
+        asked="messages",
+        same=["prompt"],
+        shard="shard",
+        drawn_are_extra=False,
+        numbers=[*answered().numbers, Number(name="truncated_share", field="is_truncated")],
+    ),
+)

@@ -1,0 +1,467 @@
+"""Task: everything that makes a dataset's task. One object, defined in the task's own module, found by its name.
+
+    TASK = Task(name="capitals", title="Countries, and the capitals that the model named.", record=CapitalsRecord,
+                examples=examples, ask=ask, judge=judge, outcome=answered(asked="country", correct="is_correct"))
+
+An installed package registers its tasks under the entry point `tracekit.tasks`; a file of your own runs through
+`tracekit.main(TASK)`. The library names no task: what reading needs of one is in `about`, and lies in every dataset.
+
+A task either asks one question an example (`ask`, `judge`; tracekit.answering does the rest), or brings a `tracer` that
+turns examples into samples by itself. Nothing here imports torch, and no task's module should: what does the work is
+imported by the functions that a task holds, when they are called.
+"""
+
+import importlib
+import importlib.util
+import re
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from tracekit.config import AnswersConfig, RunConfig
+from tracekit.console import say
+from tracekit.errors import ConfigError, DatasetError
+from tracekit.format.manifest import Manifest, Plan, SourceInfo
+from tracekit.format.shards import sha256_file
+from tracekit.records import About, Outcome, Record, RecordSchema
+
+if TYPE_CHECKING:
+    from tracekit.answering import Answered
+    from tracekit.model.capture import Text, Trace
+    from tracekit.model.choices import Choices, ChoiceTrace
+    from tracekit.model.prompts import Exchange
+    from tracekit.model.proof import Scored
+    from tracekit.model.traced import Loads, TracedModel
+    from tracekit.read.store import TraceStore
+    from tracekit.run.recheck import Replay
+
+__all__ = [
+    "Example",
+    "Examples",
+    "Overhead",
+    "Place",
+    "Report",
+    "Sample",
+    "Task",
+    "TaskRef",
+    "Tracer",
+    "about_of",
+    "find_task",
+    "import_file",
+    "known_tasks",
+    "record_type_of",
+    "task_in",
+    "the_task",
+]
+
+GROUP = "tracekit.tasks"
+"""Entry points that are tasks."""
+
+ExampleT = TypeVar("ExampleT", bound="Example")
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ItemT = TypeVar("ItemT")
+
+_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One example of a source: what planning needs to know of it. Tasks add what is in it."""
+
+    index: int
+    """Row in the source, or another number that tells examples apart whatever `--offset` and `--limit` are."""
+    example_id: str = ""
+    """The source's own id, where it has one."""
+
+    @property
+    def key(self) -> str:
+        """Key of its sample: unique in a configuration, also after a merge."""
+        return f"{self.index:06d}"
+
+    @property
+    def question_id(self) -> str:
+        """Shared by the examples that belong together."""
+        return self.example_id or str(self.index)
+
+    @property
+    def cell(self) -> int | None:
+        """Examples of different cells are never in one batch, and those of one are kept together; None: no cells."""
+        return None
+
+    @property
+    def source_row(self) -> int:
+        """Row in the source that it was made of."""
+        return self.index
+
+    @property
+    def text(self) -> str:
+        """Text of the source that stands whole in its prompt; its length is looked at before prompts are made."""
+        return ""
+
+
+class Examples(NamedTuple, Generic[ItemT]):
+    """The examples of a run, and where they come from."""
+
+    examples: Sequence[ItemT]
+    """The examples, in the order of the source."""
+    source: SourceInfo
+    """The data, for the manifest."""
+
+
+class Place(NamedTuple):
+    """Where samples go in the dataset."""
+
+    config: str
+    """Name of the configuration."""
+    shard: int
+    """Number of the shard."""
+    first_index: int
+    """Place of the first of them in its shard."""
+
+
+class Overhead(NamedTuple):
+    """Seconds that go into a run whatever the number of samples in a cell."""
+
+    spent: float = 0.0
+    """Those of the traces so far."""
+    expected: float = 0.0
+    """Those of a whole run."""
+    what: str = ""
+    """What they go into, in words."""
+
+
+class Sample(NamedTuple):
+    """One sample, ready to be written."""
+
+    record: Record
+    text: "Text | Choices"
+    trace: "Trace | ChoiceTrace"
+    scored: "Sequence[Scored]" = ()
+    """Continuations of the text that were scored in passes of their own."""
+
+
+class Tracer(Generic[ExampleT]):
+    """A task at work on one configuration. A task that does more than ask inherits from it."""
+
+    variant: str
+    """`chat` or `base`."""
+    loads: "Loads" = "lm"
+    """As what the model is loaded."""
+    batch_size: int | None = None
+    """Examples a batch, where the task settles it; None leaves it to `--batch-size` and the device."""
+    at_once: int | None = None
+    """Most examples of a batch that run at once, where the task settles it; a shard begins with so many."""
+    max_positions: int | None = None
+    """Most positions of an example, where the task allows fewer than the model."""
+
+    def length(self, example: ExampleT) -> int:
+        """Tokens of an example before anything is generated: batches are made of examples of like length."""
+        raise NotImplementedError
+
+    def num_positions(self, example: ExampleT) -> int:
+        """Positions that the longest sequence of an example takes, generated tokens included."""
+        raise NotImplementedError
+
+    def trace(self, traced: "TracedModel", examples: Sequence[ExampleT], place: Place) -> list[Sample]:
+        """Run a batch of examples through the model; samples stand in the order of the examples."""
+        raise NotImplementedError
+
+    def check_memory(self, traced: "TracedModel", examples: Sequence[ExampleT]) -> None:
+        """Look at the device before a batch; what is done is written.
+
+        Raises:
+            MemoryPressureError: memory is nearly full.
+        """
+
+    def next_size(self, size: int, done: Sequence[ExampleT], following: Sequence[ExampleT]) -> int:
+        """Most examples that run at once in the batch that follows another in its shard; as many as now by default.
+        The journal notes what this returns, so that a resumed run does the same."""
+        return size
+
+    def overhead(self, examples: Sequence[ExampleT]) -> Overhead:
+        """What traces do once a cell, by what those so far took; `examples` are those of the whole run."""
+        return Overhead()
+
+    def close(self) -> None:
+        """The run is over, or has failed: leave the model as it was."""
+
+
+class Report(NamedTuple):
+    """What a task says of a configuration beyond what all tasks have, for `tracekit show --stats`."""
+
+    data: Any
+    """For `--json`: plain values or Structs."""
+    lines: list[str]
+    """A table for people."""
+    draw: Callable[[], dict[str, bytes]] = dict
+    """Draws it: PNGs by file name, for `--plots`."""
+
+
+def _one_part(config: ConfigT) -> Sequence[ConfigT]:
+    return [config]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task(Generic[ConfigT, ExampleT]):
+    """A dataset's task.
+
+    Raises:
+        ConfigError: the name or the record is of no use; an outcome names a field that the record does not have; a
+            field has a type that a table cannot hold; there is neither `ask` nor `tracer`.
+    """
+
+    name: str
+    """Name of the task: of its configuration in a dataset, and the tag of its records."""
+    title: str
+    """What a sample is, in a sentence; stands on the card."""
+    record: type[Record]
+    """The record type, each field with its docstring."""
+    examples: "Callable[[ConfigT], Examples[ExampleT] | Sequence[ExampleT]]"
+    """The examples of a configuration. A plain list is cut by `--offset` and `--limit`."""
+    config: type[ConfigT] = AnswersConfig  # type: ignore[assignment]
+    """Its settings; each is a flag."""
+    outcome: Outcome = field(default_factory=Outcome)
+    """Which fields of the record say what: stats, diff, figures and cards go by it alone."""
+    category: str | None = None
+    """The Hub's name for tasks of this kind, as `question-answering`."""
+    ask: "Callable[[ExampleT, ConfigT], str] | None" = None
+    """What the user says to the model about an example."""
+    judge: "Callable[[ExampleT, Answered, ConfigT], dict[str, Any]]" = lambda example, answer, config: {}
+    """The record's own fields, of an answer."""
+    system: str = ""
+    """The system text, where a run names none."""
+    shots: "Callable[[ConfigT], Sequence[Exchange]] | None" = None
+    """Solved examples for `--num-shots`; the one that asks the same is never shown."""
+    tracer: "Callable[[ConfigT, Any, Sequence[ExampleT]], Tracer[ExampleT]] | None" = None
+    """In place of `ask` and `judge`: opens the task for a configuration, a tokenizer and the examples."""
+    are_values_finite: bool = True
+    """False where the model may give values that are not finite, and the records count them."""
+    replay: "Callable[[], Replay] | None" = None
+    """How a stored sample is run again, where that is not by its token ids alone."""
+    configs: Mapping[str, ConfigT] = field(default_factory=dict)
+    """Configurations that `--config` knows by name."""
+    parts: Callable[[ConfigT], Sequence[ConfigT]] = _one_part
+    """The configurations that one is run as, one after the other into the same folder."""
+    stages: Mapping[str, Callable[[ConfigT], int]] = field(default_factory=dict)
+    """What `--stages` does besides running the model, by name: called with the configuration, whose `output.out` is
+    set; returns an exit code. Of a configuration without a field `stages` there are none."""
+    can_estimate: Callable[[ConfigT], bool] = lambda config: True
+    """Whether a dry run can measure already; not where an earlier stage has to write the examples first."""
+    card: Path | str | None = None
+    """Template of the card's part about a configuration: a file, or the name of one in cards/; by default the title
+    stands there."""
+    report: "Callable[[TraceStore], Report] | None" = None
+    """What `tracekit show --stats` says besides."""
+    exports: "Mapping[str, Callable[..., Path]]" = field(default_factory=dict)
+    """What `tracekit export --format` writes, by name: called with the folder, `config` and `num_samples`."""
+    module: str = field(init=False)
+    """Name of the module that defines it."""
+
+    def __post_init__(self) -> None:
+        defined = sys._getframe(2).f_globals.get("__name__", "__main__")  # as namedtuple and Enum do
+        object.__setattr__(self, "module", defined)
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(f"task {self.name!r}: expected a name of letters, digits and '_'")
+        if self.record.__struct_config__.tag != self.name:
+            raise ConfigError(
+                f"task {self.name!r}: its record {self.record.__name__} has the tag "
+                f"{self.record.__struct_config__.tag!r}; define it with tag={self.name!r}"
+            )
+        if (self.ask is None) == (self.tracer is None):
+            raise ConfigError(f"task {self.name!r} needs either `ask` or `tracer`")
+        known = RecordSchema.of(self.record).names
+        if unknown := [path for path in self.outcome.paths() if path.partition(".")[0] not in known]:
+            raise ConfigError(
+                f"task {self.name!r}: its outcome names {unknown[0]!r}, which is no field of {self.record.__name__}; "
+                f"fields: {', '.join(known)}"
+            )
+
+    @property
+    def about(self) -> About:
+        """What reading needs to know of it."""
+        return About(
+            title=self.title,
+            category=self.category,
+            outcome=self.outcome,
+            are_values_finite=self.are_values_finite,
+        )
+
+    @property
+    def file(self) -> Path | None:
+        """The file of a task that is one file, in no package; None of one in a package."""
+        module = sys.modules[self.module]
+        return None if "." in self.module or not module.__file__ else Path(module.__file__)
+
+    @property
+    def command(self) -> str:
+        """What runs it, without flags: `python -m builders.trivia_qa`, `python capitals.py`."""
+        package = self.module.rpartition(".")[0]
+        return f"python -m {package}" if package else f"python {self.module}.py"
+
+
+@cache
+def _entry_points(name: str) -> tuple[EntryPoint, ...]:
+    """Entry points of this name, one a package."""
+    found = {one.dist.name if one.dist else one.value: one for one in entry_points(group=GROUP, name=name)}
+    return tuple(found[package] for package in sorted(found))
+
+
+def known_tasks() -> list[str]:
+    """Names of the tasks that are installed, sorted."""
+    return sorted({one.name for one in entry_points(group=GROUP)})
+
+
+@cache
+def find_task(name: str) -> Task[Any, Any] | None:
+    """The installed task of a name; None where there is none, or where its module cannot be imported, which is said.
+
+    Raises:
+        ConfigError: two packages have a task of this name.
+    """
+    points = _entry_points(name)
+    if len({one.value for one in points}) > 1:
+        packages = " and ".join(f"{one.dist.name if one.dist else '?'} ({one.value})" for one in points)
+        raise ConfigError(f"the task {name!r} is in two packages, {packages}; uninstall one of them")
+    if not points:
+        return None
+    try:
+        task = points[0].load()
+    except Exception as error:  # noqa: BLE001 - a stranger's module may fail in any way, and reading goes without it
+        say(f"warning: the task {name!r} cannot be imported from {points[0].value}: {type(error).__name__}: {error}")
+        return None
+    if not isinstance(task, Task) or task.name != name:
+        say(f"warning: {points[0].value} is registered as the task {name!r}, and is not; it is ignored")
+        return None
+    return task
+
+
+def the_task(name: str, *, where: object, to_do: str) -> Task[Any, Any]:
+    """The installed task of a name, to go on with a dataset.
+
+    Raises:
+        DatasetError: it is not installed; `where` says what needs it, `to_do` what for.
+    """
+    task = find_task(name)
+    if task is None:
+        raise DatasetError(
+            f"{where}: {to_do} needs the code of the task {name!r}, which is not installed; install the package that "
+            f"defines it. Installed here: {', '.join(known_tasks())}"
+        )
+    return task
+
+
+def record_type_of(name: str, schema: RecordSchema) -> type[Record]:
+    """The type that records of a dataset are read as: the installed task's, where it reads records of this schema;
+    else one that is made of the schema."""
+    task = find_task(name)
+    if task is None:
+        return schema.record_type
+    stored = dict(schema.without_docs()[3])
+    own = RecordSchema.of(task.record)
+    for one, (_, node) in zip(own.fields, own.without_docs()[3], strict=True):
+        if one.name in stored and _reads(node, stored[one.name]):
+            continue
+        if one.name in stored or one.is_required:
+            say(f"warning: records of the task {name!r} here have another field {one.name!r} than the installed task's")
+            return schema.record_type
+    return task.record
+
+
+def _reads(node: Any, stored: Any) -> bool:
+    """Whether what a node describes takes what is stored: the same, null besides, or objects with other fields."""
+    kind, is_nullable, items, fields = node
+    stored_kind, is_stored_nullable, stored_items, stored_fields = stored
+    if kind != stored_kind or (is_stored_nullable and not is_nullable):
+        return False
+    if items is not None and not _reads(items, stored_items):
+        return False
+    there = dict(stored_fields)
+    return all(_reads(inner, there[name]) for name, inner in fields if name in there)
+
+
+def about_of(described: Manifest | Plan) -> About:
+    """What reading needs to know of a configuration's task: as its manifest or plan says; of schema 1.x, which says
+    nothing of it, as the installed task does."""
+    if described.about is not None:
+        return described.about
+    task = find_task(described.task)
+    return About() if task is None else task.about
+
+
+def task_in(module: Any, name: str) -> Task[Any, Any]:
+    """The task of a name that a module defines.
+
+    Raises:
+        ConfigError: it defines none.
+    """
+    found = [one for one in vars(module).values() if isinstance(one, Task) and one.name == name]
+    if not found:
+        raise ConfigError(f"{module.__file__} defines no task {name!r}; assign it to a name of the module, as TASK")
+    return found[0]
+
+
+class TaskRef(NamedTuple):
+    """A task as other processes find it."""
+
+    name: str
+    module: str
+    file: str | None
+    """The file that defines it, where it is one file."""
+    sha256: str | None
+    """Its SHA-256."""
+
+    @classmethod
+    def of(cls, task: Task[Any, Any]) -> "TaskRef":
+        """How to find a task."""
+        file = task.file
+        return cls(task.name, task.module, *((None, None) if file is None else (str(file), sha256_file(file))))
+
+    def found(self) -> Task[Any, Any]:
+        """The task here.
+
+        Raises:
+            ConfigError: its file is not here, or is another one; its module defines no such task.
+        """
+        if self.file is None:
+            return task_in(importlib.import_module(self.module), self.name)
+        path = Path(self.file)
+        if not path.is_file() or sha256_file(path) != self.sha256:
+            fault = "is another one" if path.is_file() else "is not there"
+            raise ConfigError(
+                f"the task {self.name!r} is defined in {self.file}, which {fault} on {socket.gethostname()}; put "
+                "the same file there on every node, or install it as a package"
+            )
+        return task_in(import_file(path), self.name)
+
+
+def import_file(path: Path) -> Any:
+    """Import a file as the module of its stem, so that its types are found by name in every process; once.
+
+    Raises:
+        ConfigError: its stem is no module's name, or is another module's.
+    """
+    stem, path = path.stem, path.resolve()
+    if not stem.isidentifier():
+        raise ConfigError(f"{path.name}: rename the file; {stem!r} is no name that Python can import")
+    there = sys.modules.get(stem)
+    if there is not None and Path(there.__file__ or "").resolve() == path:
+        return there
+    other = importlib.util.find_spec(stem) if there is None else there.__spec__
+    if there is not None or (other is not None and Path(other.origin or "").resolve() != path):
+        raise ConfigError(f"{path.name}: rename the file; Python has another module {stem!r}")
+    spec = importlib.util.spec_from_file_location(stem, path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = sys.modules[stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[stem]
+        raise
+    return module
