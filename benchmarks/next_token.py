@@ -16,15 +16,18 @@ from typing import Any
 
 import torch
 import transformers
-from tracekit.run.task import Place
 
 from benchmarks.measure import Ratio, compare, interleave, parse_arguments, ratio_table, say, store_results, table
-from builders.next_token.task import NextTokenBuilder, NextTokenConfig, NextTokenTask, Window
+from builders.next_token.config import NextTokenConfig
+from builders.next_token.task import TASK as NEXT_TOKEN
+from builders.next_token.task import NextTokenTask
+from builders.next_token.windows import Window
 from tracekit.config import CaptureConfig, ModelConfig, SourceConfig
 from tracekit.errors import ModelError
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.traced import TracedModel
 from tracekit.records import encode_record
+from tracekit.task import Place
 from tracekit.tensors import encode
 
 BATCH_SIZE = 8
@@ -65,7 +68,7 @@ def config_of(source: str) -> NextTokenConfig:
 
 def batches_of(config: NextTokenConfig) -> list[Batch]:
     """The windows in batches of like length, longest first, as a plan makes them; whole batches only."""
-    windows, _ = NextTokenBuilder().examples(config)
+    windows, _ = NEXT_TOKEN.examples(config)
     ordered = sorted(windows, key=lambda window: (window.start - window.stop, window.index))
     size = min(BATCH_SIZE, len(ordered))
     return [ordered[start : start + size] for start in range(0, len(ordered) - size + 1, size)]

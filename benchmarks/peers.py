@@ -30,7 +30,6 @@ import msgspec
 import numpy as np
 import torch
 import transformers
-from tracekit.run.task import Place
 
 from benchmarks.measure import (
     QUICK,
@@ -45,7 +44,8 @@ from benchmarks.measure import (
     table,
 )
 from benchmarks.next_token import BATCH_SIZE, Batch, batches_of, config_of
-from builders.next_token.task import NextTokenConfig, NextTokenTask
+from builders.next_token.config import NextTokenConfig
+from builders.next_token.task import NextTokenTask
 from tracekit.config import CaptureConfig, SourceConfig
 from tracekit.errors import ModelError
 from tracekit.format.layout import Layout
@@ -55,6 +55,7 @@ from tracekit.model.demo import demo_model_folder
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.traced import TracedModel
 from tracekit.records import encode_record
+from tracekit.task import Place
 from tracekit.tensors import decode, encode
 
 TEXT = Path(__file__).parent.parent / "builders" / "samples" / "wiki_articles.jsonl"

@@ -17,16 +17,18 @@ import msgspec
 import torch
 import transformers
 from torch import Tensor
-from tracekit.run.task import Place
 
 from benchmarks.measure import compare, interleave, parse_arguments, ratio_table, say, store_results
+from builders.introspection.config import IntrospectionConfig
 from builders.introspection.questions import McqQuestion
-from builders.introspection.task import IntrospectionBuilder, IntrospectionConfig, IntrospectionTask, single_passes
+from builders.introspection.task import TASK as INTROSPECTION
+from builders.introspection.task import IntrospectionTask, single_passes
 from tracekit.config import ModelConfig, SourceConfig
 from tracekit.errors import ModelError
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.traced import TracedModel
 from tracekit.records import encode_record
+from tracekit.task import Place
 from tracekit.tensors import encode
 
 BATCH_SIZE = 8
@@ -114,7 +116,7 @@ def run() -> Mapping[str, Any] | None:
     except ModelError as error:
         say(f"prefix: skipped. {error}")
         return None
-    builder, parts = IntrospectionBuilder(), single_passes(config)
+    builder, parts = INTROSPECTION, single_passes(config)
     batch, _ = builder.examples(parts[0])
     tasks = [builder.open(part, tokenizer, batch) for part in parts]
     silent = [

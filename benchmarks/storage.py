@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 import transformers
-from tracekit.run.task import Place
 
 from benchmarks.measure import compare, interleave, parse_arguments, ratio_table, say, store_results, table
-from builders.trivia_qa.task import TriviaQABuilder, TriviaQAConfig
+from builders.trivia_qa.task import TASK as TRIVIA_QA
+from builders.trivia_qa.task import TriviaQAConfig
 from tracekit import TraceStore
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, SourceConfig
 from tracekit.errors import ModelError
@@ -24,6 +24,7 @@ from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.run.encode import batch_of
 from tracekit.run.runner import execute
 from tracekit.storage import StorageLoss
+from tracekit.task import Place
 
 BATCH_SIZE = 8
 _NUM_ROUNDS = 6
@@ -55,7 +56,7 @@ def run() -> Mapping[str, Any] | None:
     except ModelError as error:
         say(f"storage: skipped. {error}")
         return None
-    builder = TriviaQABuilder()
+    builder = TRIVIA_QA
     examples, _ = builder.examples(config)
     samples = builder.open(config, tokenizer, examples).trace(traced, examples, Place("", 0, 0))
     texts: list[Any] = [sample.text for sample in samples]

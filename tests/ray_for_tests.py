@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import psutil
-from tracekit.run.task import Place, Sample
 
-from builders.trivia_qa.task import TriviaExample, TriviaQABuilder, TriviaQAConfig, TriviaQATask
+from builders.trivia_qa.task import TASK as TRIVIA_QA
+from builders.trivia_qa.task import TriviaExample, TriviaQAConfig, TriviaQATask
 from tracekit.errors import CaptureError
 from tracekit.model.traced import TracedModel
+from tracekit.task import Place, Sample
 
 __all__ = ["BrokenBuilder", "DyingBuilder", "workers"]
 
@@ -31,14 +32,14 @@ class _Dying(TriviaQATask):
         return super().trace(traced, examples, place)
 
 
-class BrokenBuilder(TriviaQABuilder):
+class BrokenBuilder(TRIVIA_QA):
     """A question cannot be traced."""
 
     def open(self, config: TriviaQAConfig, tokenizer: Any, examples: Sequence[TriviaExample]) -> TriviaQATask:
         return _Broken(config, tokenizer, examples)
 
 
-class DyingBuilder(TriviaQABuilder):
+class DyingBuilder(TRIVIA_QA):
     """A question ends the process."""
 
     def open(self, config: TriviaQAConfig, tokenizer: Any, examples: Sequence[TriviaExample]) -> TriviaQATask:

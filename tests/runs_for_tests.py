@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from builders.trivia_qa.task import TriviaQABuilder, TriviaQAConfig
+from builders.trivia_qa.task import TASK as TRIVIA_QA
+from builders.trivia_qa.task import TriviaQAConfig
 from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
-from tracekit.run.runner import Outcome, execute
+from tracekit.run.runner import Ended, execute
 
 
 def trivia_config(checkpoint: Path, /, **sections: dict[str, Any]) -> TriviaQAConfig:
@@ -26,9 +27,9 @@ def trivia_config(checkpoint: Path, /, **sections: dict[str, Any]) -> TriviaQACo
     return TriviaQAConfig(**changed)
 
 
-def run_trivia(out: Path, checkpoint: Path, /, **sections: dict[str, Any]) -> Outcome:
+def run_trivia(out: Path, checkpoint: Path, /, **sections: dict[str, Any]) -> Ended:
     """Run the builder into a folder."""
-    return execute(TriviaQABuilder(), trivia_config(checkpoint, **sections), out)
+    return execute(TRIVIA_QA, trivia_config(checkpoint, **sections), out)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -13,13 +13,13 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
-from tracekit.run.task import Sample
 
 from tracekit.config import CaptureConfig, ModelConfig, PromptConfig
 from tracekit.format.manifest import Verification
 from tracekit.serve.growing import GrowingDataset
 from tracekit.serve.server import LoggingServer
 from tracekit.serve.settings import ServerSettings
+from tracekit.task import Sample
 
 ROOT = Path(__file__).parent.parent
 

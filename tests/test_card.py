@@ -16,8 +16,10 @@ import yaml
 from huggingface_hub import DatasetCard
 
 import tracekit.cli
-from builders.trivia_qa.task import TriviaQABuilder, TriviaQAConfig
+from builders.trivia_qa.task import TASK as TRIVIA_QA
+from builders.trivia_qa.task import TriviaQAConfig
 from tests.runs_for_tests import run_trivia
+from tests.tasks_for_tests import RECORD_TYPES
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore
 from tracekit.card.readme import (
@@ -33,7 +35,7 @@ from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, Output
 from tracekit.errors import ConfigError, DatasetError
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Manifest, ShardInfo, read_struct
-from tracekit.records import RECORD_TYPES, arrow_schema
+from tracekit.records import RecordSchema
 from tracekit.run.command import command_line
 from tracekit.run.merge import merge
 from tracekit.run.plan import public_run
@@ -93,10 +95,12 @@ def test_the_default_is_the_records_alone(folder: Path):
 
 def test_features_are_those_of_the_records(folder: Path):
     dataset = datasets.load_dataset(str(folder), "trivia_qa_records")["validation"]
-    assert dataset.features["json"] == datasets.Features.from_arrow_schema(arrow_schema(RECORD_TYPES["trivia_qa"]))
+    assert dataset.features["json"] == datasets.Features.from_arrow_schema(
+        RecordSchema.of(RECORD_TYPES["trivia_qa"]).arrow
+    )
     for task, record_type in RECORD_TYPES.items():
         declared = datasets.Features._from_yaml_list(card_features(task, with_tensors=False))
-        assert declared["json"] == datasets.Features.from_arrow_schema(arrow_schema(record_type))
+        assert declared["json"] == datasets.Features.from_arrow_schema(RecordSchema.of(record_type).arrow)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -405,7 +409,7 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> TriviaQAConfig:
     taken: list[TriviaQAConfig] = []
     monkeypatch.setattr(tracekit.cli, "_execute", lambda builder, config, parts: taken.append(config) or 0)
     with pytest.raises(SystemExit, match="0"):
-        tracekit.cli.run_builder(TriviaQABuilder(), TriviaQAConfig, words[3:])
+        tracekit.cli.run_builder(TRIVIA_QA, TriviaQAConfig, words[3:])
     return taken[0]
 
 

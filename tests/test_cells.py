@@ -15,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builders import csqa_questions, mcq_questions, trivia_qa
+from builders.introspection import questions as mcq_questions
+from builders.kit import csqa_questions
 from builders.kit.cells import Cells, Row
-from builders.kit.sources import Examples, read_examples
+from builders.kit.sources import read_examples
+from builders.trivia_qa import task as trivia_qa
 from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, SourceError
+from tracekit.task import Examples
 
 TEXTS = ["Mars", "O'Neil", 'the "red" one', "Earth, too"]
 FORMS = ("csv", "tsv", "jsonl", "parquet", "hub.csv", "memory")

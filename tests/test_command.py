@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from builders.introspection.task import single_passes
-from builders.trivia_qa.task import BUILDER, TriviaQAConfig
+from builders.trivia_qa.task import TASK, TriviaQAConfig
 from tests.judges_for_tests import FakeClient, install
 from tests.test_finetune_csqa import save_encoder
 from tests.test_wiki_qa import writer
@@ -97,7 +97,7 @@ class Started(NamedTuple):
             more["parts"] = single_passes
         where = [] if out is None else ["--out", str(out)]
         with pytest.raises(SystemExit) as ended:
-            run_builder(module.BUILDER, self.config_type, [*words, *where], **more)
+            run_builder(module.TASK, self.config_type, [*words, *where], **more)
         assert ended.value.code == 0
 
     @property
@@ -273,7 +273,7 @@ def test_less_than_a_folder_was_begun_with_names_a_command_that_can_be_pasted(
     next(out.glob("data/*/*1.tar")).unlink()
     next(out.glob("sidecars/*/*1.json")).unlink()
     with pytest.raises(SystemExit):
-        run_builder(BUILDER, TriviaQAConfig, [*words, "--limit", "2", "--samples-per-shard", "2", "--out", str(out)])
+        run_builder(TASK, TriviaQAConfig, [*words, "--limit", "2", "--samples-per-shard", "2", "--out", str(out)])
     (command,) = re.findall(r"Run what it was begun with:\n +(.*)\n", capsys.readouterr().err)
     started.run(started.given_back(shlex.split(command)[3:]))
     assert len(read_struct(Layout(out, "trivia_qa").manifest, Manifest).shards) == 2

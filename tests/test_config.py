@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.introspection.task import IntrospectionConfig
+from builders.introspection.config import IntrospectionConfig
 from builders.trivia_qa.task import TriviaQAConfig
 from tracekit.config import (
     CaptureConfig,

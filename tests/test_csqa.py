@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 
 import tracekit.run.worker as worker_module
-from builders.csqa.task import CsqaBuilder, CsqaConfig
+from builders.csqa.task import TASK as CSQA
+from builders.csqa.task import CsqaConfig
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2, tiny_tokenizer
 from tracekit import TraceStore, verify
@@ -24,7 +25,7 @@ from tracekit.format.layout import Layout
 from tracekit.model.continuations import answer_joint, continuation_ids
 from tracekit.model.prompts import Prompter
 from tracekit.run.recheck import replay_stored
-from tracekit.run.runner import Outcome, execute
+from tracekit.run.runner import Ended, execute
 
 
 def config_for(checkpoint: Path, /, max_seq_len: int | str = "auto", **sections: dict[str, Any]) -> CsqaConfig:
@@ -41,8 +42,8 @@ def config_for(checkpoint: Path, /, max_seq_len: int | str = "auto", **sections:
     return CsqaConfig(**changed, max_seq_len=max_seq_len)  # pyright: ignore[reportArgumentType]
 
 
-def run_csqa(out: Path, checkpoint: Path, /, max_seq_len: int | str = "auto", **sections: dict[str, Any]) -> Outcome:
-    return execute(CsqaBuilder(), config_for(checkpoint, max_seq_len, **sections), out)
+def run_csqa(out: Path, checkpoint: Path, /, max_seq_len: int | str = "auto", **sections: dict[str, Any]) -> Ended:
+    return execute(CSQA, config_for(checkpoint, max_seq_len, **sections), out)
 
 
 class Made(NamedTuple):
@@ -357,7 +358,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
 def test_a_dry_run_writes_nothing(checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--model", str(checkpoints["llama"]), "--source", "sample", "--limit", "3", "--max-seq-len", "200"]
     with pytest.raises(SystemExit) as stopped:
-        run_builder(CsqaBuilder(), CsqaConfig, [*arguments, "--dry-run", "--out", str(tmp_path / "run")])
+        run_builder(CSQA, CsqaConfig, [*arguments, "--dry-run", "--out", str(tmp_path / "run")])
     assert stopped.value.code == 0
     assert "examples        3\n" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
@@ -365,7 +366,7 @@ def test_a_dry_run_writes_nothing(checkpoints: dict[str, Path], tmp_path: Path, 
 
 def test_a_bad_limit_is_refused_with_its_flag(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        run_builder(CsqaBuilder(), CsqaConfig, ["--model", "demo", "--source", "sample", "--max-seq-len", "0"])
+        run_builder(CSQA, CsqaConfig, ["--model", "demo", "--source", "sample", "--max-seq-len", "0"])
     assert "--max-seq-len 0: " in capsys.readouterr().err
 
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from builders.csqa_mcq.record import CsqaMcqRecord
-from builders.csqa_mcq.task import BUILDER, CsqaMcqConfig
+from builders.csqa_mcq.task import TASK, CsqaMcqConfig
 from builders.kit.csqa_questions import SAMPLE
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
@@ -30,7 +30,7 @@ from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConf
 from tracekit.errors import ConfigError, ModelError
 from tracekit.format.layout import Layout
 from tracekit.run.recheck import replay_stored
-from tracekit.run.runner import Outcome, execute
+from tracekit.run.runner import Ended, execute
 
 SITES = ("hidden", "attn", "qkv", "resid")
 
@@ -87,7 +87,7 @@ def finetuned(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(out: Path, encoder: Path, /, **sections: Any) -> Outcome:
+def run(out: Path, encoder: Path, /, **sections: Any) -> Ended:
     parts: dict[str, Any] = {
         "model": ModelConfig(model=str(encoder), device="cpu"),
         "source": SourceConfig(source="sample", limit=6),
@@ -96,7 +96,7 @@ def run(out: Path, encoder: Path, /, **sections: Any) -> Outcome:
     }
     own = {name: value for name, value in sections.items() if name not in parts}
     changed = {name: msgspec.structs.replace(part, **sections.get(name, {})) for name, part in parts.items()}
-    return execute(BUILDER, CsqaMcqConfig(**changed, **own), out)
+    return execute(TASK, CsqaMcqConfig(**changed, **own), out)
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.degradation import damage
 from builders.degradation.damage import METHODS, Damaged, DamageStats, Method, check_level
 from builders.degradation.weight_groups import Group, find_group
 from tests.tiny_models import model_info, tiny_model
 from tracekit.errors import ConfigError
-from tracekit.model import damage
 from tracekit.model.traced import TracedModel
 
 DTYPES = ("float32", "bfloat16", "float16")

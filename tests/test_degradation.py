@@ -17,7 +17,8 @@ import tracekit.run.worker as worker_module
 from builders.degradation.configs import CONFIGS, LEVELS, DegradationConfig, get_config
 from builders.degradation.damage import METHODS
 from builders.degradation.export import export_degradation
-from builders.degradation.task import DegradationBuilder, gives
+from builders.degradation.task import TASK as DEGRADATION
+from builders.degradation.task import gives
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
@@ -29,7 +30,7 @@ from tracekit.format.manifest import read_plan
 from tracekit.model.memory import MemoryReader
 from tracekit.run.engine import LocalEngine
 from tracekit.run.recheck import replay_stored
-from tracekit.run.runner import Outcome, execute
+from tracekit.run.runner import Ended, execute
 
 PROMPTS = [
     {"prompt": "Say one word.", "id": "p0", "kind": "short"},
@@ -67,8 +68,8 @@ def config_for(checkpoint: Path, prompts: Path | str, /, **changes: Any) -> Degr
     return DegradationConfig(**changed, **settings)  # pyright: ignore[reportArgumentType]
 
 
-def run(out: Path, checkpoint: Path, prompts: Path | str, /, **changes: Any) -> Outcome:
-    return execute(DegradationBuilder(), config_for(checkpoint, prompts, **changes), out)
+def run(out: Path, checkpoint: Path, prompts: Path | str, /, **changes: Any) -> Ended:
+    return execute(DEGRADATION, config_for(checkpoint, prompts, **changes), out)
 
 
 class Memory:
@@ -185,7 +186,7 @@ def test_the_model_is_whole_again_after_a_run_and_after_an_error(
     checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     engine = LocalEngine()
-    execute(DegradationBuilder(), config_for(checkpoint, prompts), tmp_path / "run", engine=engine)
+    execute(DEGRADATION, config_for(checkpoint, prompts), tmp_path / "run", engine=engine)
     model = engine.loader._traced.model  # type: ignore[union-attr]
     plain = AutoModelForCausalLM.from_pretrained(checkpoint)
 
@@ -204,7 +205,7 @@ def test_the_model_is_whole_again_after_a_run_and_after_an_error(
 
     monkeypatch.setattr(degradation, "capture", fail_late)
     with pytest.raises(CaptureError, match="broken"):
-        execute(DegradationBuilder(), config_for(checkpoint, prompts), tmp_path / "other", engine=engine)
+        execute(DEGRADATION, config_for(checkpoint, prompts), tmp_path / "other", engine=engine)
     assert same()
 
 
@@ -575,14 +576,12 @@ def test_the_command_line_takes_a_name_and_flags_over_it(
     arguments = ["--config", "iq_it", "--model", str(checkpoint), "--method", "ablation", "--limit", "2"]
     arguments += ["--groups", "q", "mlp:0-1", "--n-rep", "2", "--max-new-tokens", "3", "--dry-run"]
     with pytest.raises(SystemExit) as ended:
-        run_builder(
-            DegradationBuilder(), DegradationConfig, [*arguments, "--out", str(tmp_path / "run")], configs=CONFIGS
-        )
+        run_builder(DEGRADATION, DegradationConfig, [*arguments, "--out", str(tmp_path / "run")], configs=CONFIGS)
     assert ended.value.code == 0
     assert f"examples        {2 * len(LEVELS['ablation']) * 2 * 2}\n" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit):
-        run_builder(DegradationBuilder(), DegradationConfig, ["--config", "iq"], configs=CONFIGS)
+        run_builder(DEGRADATION, DegradationConfig, ["--config", "iq"], configs=CONFIGS)
     assert "--config 'iq': no such file, and no name of dreams_it" in capsys.readouterr().err
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from builders.judging.evaluation import Evaluation, answers_layout, evaluate, output_folder
-from builders.judging.judges import JudgeConfig, Judged, RuleJudge, set_name
+from builders.judging.config import JudgeConfig, answers_layout
+from builders.judging.evaluation import Evaluation, evaluate, output_folder
+from builders.judging.judges import Judged, RuleJudge, set_name
 from builders.judging.prompts import ABSTENTION
 from builders.trivia_qa.record import TriviaQARecord
 from builders.trivia_qa.task import TriviaQAConfig

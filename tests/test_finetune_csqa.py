@@ -16,7 +16,8 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer, BertConfig, 
 from transformers.trainer import Trainer
 
 import builders.finetune_csqa.training as training
-from builders.finetune_csqa.command import FinetuneConfig, finetune, main
+from builders.finetune_csqa.command import finetune, main
+from builders.finetune_csqa.config import FinetuneConfig
 from builders.kit.csqa_questions import SAMPLE, SOURCE, encode_choices, parse_row
 from builders.kit.sources import read_examples
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -202,7 +203,8 @@ import torch
 torch.set_num_threads(1)
 import msgspec
 from transformers.trainer import Trainer
-from builders.finetune_csqa.command import FinetuneConfig, finetune
+from builders.finetune_csqa.config import FinetuneConfig
+from builders.finetune_csqa.command import finetune
 
 save = Trainer._save_rng_state
 def killed_in_the_second_checkpoint(self, folder):

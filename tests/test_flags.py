@@ -65,7 +65,7 @@ def test_a_refused_setting_is_named_as_it_was_set(
 ):
     shown = str(value[0] if isinstance(value, list) else value)
     flag = f"--{path.rpartition('.')[2].replace('_', '-')}"
-    builder = import_module(f"builders.{name}").BUILDER
+    builder = import_module(f"builders.{name}").TASK
 
     def said(*words: str) -> str:
         with pytest.raises(SystemExit) as ended:

@@ -21,7 +21,7 @@ import tracekit.run.runner as run_module
 import tracekit.run.worker as worker_module
 from builders.degradation.configs import DegradationConfig
 from builders.degradation.export import export_degradation
-from builders.degradation.task import DegradationBuilder
+from builders.degradation.task import TASK as DEGRADATION
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.test_degradation import PROMPTS, Memory, config_for
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -35,7 +35,7 @@ from tracekit.publish.snapshot import read_local
 from tracekit.run.command import growth_note
 from tracekit.run.finish import is_finished
 from tracekit.run.merge import merge
-from tracekit.run.runner import Outcome, execute
+from tracekit.run.runner import Ended, execute
 
 ROOT = Path(__file__).parent.parent
 SMALL: dict[str, Any] = {"groups": ("mlp",), "levels": (0, 0.5), "n_rep": 1, "source": {"limit": 2}}
@@ -61,8 +61,8 @@ def small(checkpoint: Path, prompts: Path, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def run(out: Path, checkpoint: Path, prompts: Path, /, **changes: Any) -> Outcome:
-    return execute(DegradationBuilder(), config_for(checkpoint, prompts, **(SMALL | changes)), out)
+def run(out: Path, checkpoint: Path, prompts: Path, /, **changes: Any) -> Ended:
+    return execute(DEGRADATION, config_for(checkpoint, prompts, **(SMALL | changes)), out)
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -240,7 +240,7 @@ def test_a_dry_run_counts_what_is_new_and_writes_nothing(
     arguments += ["--sites", "hidden_states", "--num-replays", "1", "--samples-per-shard", "12", "--temperature", "1"]
     arguments += ["--top-p", "1", "--top-k", "0", "--out", str(small), "--dry-run"]
     with pytest.raises(SystemExit) as ended:
-        run_builder(DegradationBuilder(), DegradationConfig, arguments)
+        run_builder(DEGRADATION, DegradationConfig, arguments)
     assert ended.value.code == 0
     assert "examples        2 more; 4 are there\n" in capsys.readouterr().out
     assert hashes(small) == before
@@ -422,9 +422,9 @@ def test_a_grid_of_a_trained_model_grows(shared: Path, tmp_path: Path):
         generation=msgspec.structs.replace(config.generation, max_new_tokens=8),
         prompt=msgspec.structs.replace(config.prompt, prompt_form="plain"),
     )
-    execute(DegradationBuilder(), config, tmp_path / "run")
+    execute(DEGRADATION, config, tmp_path / "run")
     before = stored(tmp_path / "run")
-    execute(DegradationBuilder(), msgspec.structs.replace(config, levels=(0.0, 0.5)), tmp_path / "run")
+    execute(DEGRADATION, msgspec.structs.replace(config, levels=(0.0, 0.5)), tmp_path / "run")
     assert before.items() <= stored(tmp_path / "run").items()
     assert verify(tmp_path / "run").problems == []
     with TraceStore(str(tmp_path / "run")) as store:

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import builders.introspection.task as introspection
 import tracekit.run.worker as worker_module
-from builders.introspection.prompts import PASSES
-from builders.introspection.task import IntrospectionBuilder, IntrospectionConfig, single_passes
+from builders.introspection.config import PASSES, IntrospectionConfig
+from builders.introspection.task import TASK as INTROSPECTION
+from builders.introspection.task import single_passes
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, publish
 from tests.runs_for_tests import hashes, log_lines
@@ -29,7 +30,7 @@ from tracekit.format.layout import Layout
 from tracekit.model.generation import Generated
 from tracekit.run.engine import LocalEngine
 from tracekit.run.recheck import replay_stored
-from tracekit.run.runner import Outcome, execute
+from tracekit.run.runner import Ended, execute
 
 QUESTIONS = [
     {"id": "q1", "question": "Is ice cold?", "options": ["yes", "no", "maybe", "it is hot"], "answer": "A"},
@@ -91,11 +92,11 @@ def config_for(checkpoint: Path, questions: Path, /, **changes: Any) -> Introspe
     return IntrospectionConfig(**changed, **settings)
 
 
-def run_passes(out: Path, checkpoint: Path, questions: Path, /, **changes: Any) -> list[Outcome]:
+def run_passes(out: Path, checkpoint: Path, questions: Path, /, **changes: Any) -> list[Ended]:
     """Every pass, one after the other, with the model loaded once."""
     engine = LocalEngine()
     return [
-        execute(IntrospectionBuilder(), part, out, engine=engine)
+        execute(INTROSPECTION, part, out, engine=engine)
         for part in single_passes(config_for(checkpoint, questions, **changes))
     ]
 
@@ -470,9 +471,7 @@ def test_a_run_stopped_in_its_second_pass_ends_in_the_same_bytes(
     codes = []
     for _ in range(3):
         with pytest.raises(SystemExit) as ended:
-            run_builder(
-                IntrospectionBuilder(), IntrospectionConfig, [*arguments, "--device", "cpu"], parts=single_passes
-            )
+            run_builder(INTROSPECTION, IntrospectionConfig, [*arguments, "--device", "cpu"], parts=single_passes)
         codes.append(ended.value.code)
     assert codes == [130, 0, 0]
     assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
@@ -492,7 +491,7 @@ def test_the_model_is_loaded_once_for_all_passes(
     arguments = ["--model", str(checkpoints.llama), "--source", str(checkpoints.questions), "--max-new-tokens", "2"]
     with pytest.raises(SystemExit) as ended:
         run_builder(
-            IntrospectionBuilder(),
+            INTROSPECTION,
             IntrospectionConfig,
             [*arguments, "--dataset-config", "intro", "--sites", "none", "--out", str(tmp_path / "run")],
             parts=single_passes,
@@ -509,7 +508,7 @@ def test_a_dry_run_shows_every_pass_and_writes_nothing(
     arguments = ["--model", str(checkpoints.llama), "--source", str(checkpoints.questions), "--dry-run"]
     with pytest.raises(SystemExit) as ended:
         run_builder(
-            IntrospectionBuilder(),
+            INTROSPECTION,
             IntrospectionConfig,
             [*arguments, "--out", str(tmp_path / "run")],
             parts=single_passes,
@@ -537,7 +536,7 @@ def test_what_stops_a_later_pass_stops_the_run_before_the_first(
     for extra, message in ((["--bin-edges", "0", "50"], "--bin-edges 0 50"), ([], "the model has 512")):
         with pytest.raises(SystemExit) as ended:
             run_builder(
-                IntrospectionBuilder(),
+                INTROSPECTION,
                 IntrospectionConfig,
                 [*arguments, *extra, "--out", str(tmp_path / "run")],
                 parts=single_passes,
@@ -590,7 +589,7 @@ def test_an_adapter_changes_the_activations_merged_or_not_and_the_base_is_as_bef
     }
     for name, model in models.items():
         config = config_for(base, checkpoints.questions, model=model, passes=("mcq",))
-        execute(IntrospectionBuilder(), single_passes(config)[0], tmp_path / name, engine=engine)
+        execute(INTROSPECTION, single_passes(config)[0], tmp_path / name, engine=engine)
         assert verify(tmp_path / name).problems == []
     stores = {name: TraceStore(str(tmp_path / name), config="mcq") for name in models}
     assert hashes(tmp_path / "before") == hashes(tmp_path / "after")

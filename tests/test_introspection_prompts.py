@@ -4,7 +4,8 @@ from itertools import pairwise, product
 
 import pytest
 
-from builders.introspection.prompts import PASSES, SYSTEM, Pass, bins_of, instruction_sha256, message
+from builders.introspection.config import PASSES, Pass
+from builders.introspection.prompts import SYSTEM, bins_of, instruction_sha256, message
 from builders.kit.choices import Choice
 from tracekit.errors import ConfigError
 

@@ -11,7 +11,7 @@ import pytest
 
 import builders
 
-PATH = Path(builders.__file__).parent / "samples" / "introspection.jsonl"
+PATH = Path(builders.__file__).parent / "introspection" / "sample.jsonl"
 LETTERS = list("ABCD")
 
 

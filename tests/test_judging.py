@@ -6,16 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from builders.judging.judges import (
-    MAX_REASKS,
-    RULES_SHA256,
-    JudgeConfig,
-    Judged,
-    ModelJudge,
-    RuleJudge,
-    open_judge,
-    set_name,
-)
+from builders.judging.config import JudgeConfig
+from builders.judging.judges import MAX_REASKS, RULES_SHA256, Judged, ModelJudge, RuleJudge, open_judge, set_name
 from builders.judging.prompts import ABSTENTION, EXISTENCE, REMINDER, VERDICT
 from tests.judges_for_tests import FakeClient, install, reply
 from tracekit.clients.client import ClientConfig, Reply, Request

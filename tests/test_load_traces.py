@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 
 from tests.datasets_for_tests import Made, MadeChoices, make_choices, make_sample, write_dataset
+from tests.tasks_for_tests import RECORD_TYPES
 from tracekit import TraceStore
 from tracekit.card.script import render_script
 from tracekit.errors import DatasetError
 from tracekit.format.manifest import FileInfo, Manifest, Sidecar, read_struct, to_bytes
 from tracekit.format.shards import sha256_file
 from tracekit.read.tables import write_records_tar
-from tracekit.records import RECORD_TYPES, arrow_schema
+from tracekit.records import RecordSchema
 from tracekit.sites import SITES
 from tracekit.tensors import encode, pack_indices
 
@@ -123,13 +124,13 @@ def test_the_records_alone_are_the_default(folder: Path, imported: Import, argum
     shutil.rmtree(folder / "data/trivia_qa")
     builder = imported(folder)(**arguments)
     dataset = load(builder)
-    assert dataset.column_names == [field.name for field in arrow_schema(RECORD_TYPES["trivia_qa"])]
+    assert dataset.column_names == [field.name for field in RecordSchema.of(RECORD_TYPES["trivia_qa"]).arrow]
     assert [row["key"] for row in stream(builder)] == dataset["key"] == sorted(dataset["key"])
 
 
 def test_records_have_the_types_that_they_declare(folder: Path, imported: Import):
     features = imported(folder)(config_name="trivia_qa_records").info.features
-    assert features == datasets.Features.from_arrow_schema(arrow_schema(RECORD_TYPES["trivia_qa"]))
+    assert features == datasets.Features.from_arrow_schema(RecordSchema.of(RECORD_TYPES["trivia_qa"]).arrow)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float8_e4m3fn"])

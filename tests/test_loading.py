@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from webdataset.autodecode import DecodingError
 
 import tracekit
+from tests.tasks_for_tests import RECORD_TYPES
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import Manifest, read_struct, to_bytes
@@ -30,7 +31,7 @@ from tracekit.hub import HubPath
 from tracekit.read.loading import load_dataset, wds_decoder
 from tracekit.read.remote import Remote
 from tracekit.read.store import TraceStore
-from tracekit.records import RECORD_TYPES, arrow_schema
+from tracekit.records import RecordSchema
 from tracekit.sites import SITES
 from tracekit.tensors import encode, positions_of, unpack_causal
 
@@ -100,7 +101,7 @@ def _check_specs(row: Mapping[str, Any]) -> None:
 
 def test_no_site_has_the_name_of_a_field() -> None:
     for record_type in RECORD_TYPES.values():
-        assert not {*SITES} & {*arrow_schema(record_type).names}
+        assert not {*SITES} & {*RecordSchema.of(record_type).arrow.names}
 
 
 def test_every_row_is_the_sample_by_row_slice_list_and_iteration(folder: Path, made: list[Made]) -> None:

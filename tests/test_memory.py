@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from builders.degradation.memory_watch import MemoryWatch, decide
 from tracekit.errors import MemoryPressureError
-from tracekit.model.memory import MemoryReader, MemoryWatch, decide, memory_reader
+from tracekit.model.memory import MemoryReader, memory_reader
 
 
 class Fake:

@@ -14,17 +14,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 import builders.next_token.task
-from builders.next_token.task import (
-    BUILDER,
-    NextTokenBuilder,
-    NextTokenConfig,
-    NextTokenTask,
-    Window,
-    cut,
-    place_in_text,
-    tokenize,
-)
+from builders.next_token.config import NextTokenConfig
+from builders.next_token.task import TASK, NextTokenTask
+from builders.next_token.task import TASK as NEXT_TOKEN
 from builders.next_token.texts import Document, read_documents
+from builders.next_token.windows import Window, cut, place_in_text, tokenize
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
 from tracekit import TraceStore, verify
@@ -34,7 +28,7 @@ from tracekit.errors import CaptureError, ConfigError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.run.merge import merge
 from tracekit.run.recheck import replay_stored
-from tracekit.run.runner import Outcome, execute
+from tracekit.run.runner import Ended, execute
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +65,11 @@ def config_of(checkpoint: Path, /, *, source: str | Path = "sample:ud_ewt", **se
     return NextTokenConfig(**changed, **own)
 
 
-def run(out: Path, checkpoint: Path, /, **settings: Any) -> Outcome:
-    return execute(NextTokenBuilder(), config_of(checkpoint, **settings), out)
+def run(out: Path, checkpoint: Path, /, **settings: Any) -> Ended:
+    return execute(NEXT_TOKEN, config_of(checkpoint, **settings), out)
 
 
-def metrics(outcome: Outcome) -> dict[str, float]:
+def metrics(outcome: Ended) -> dict[str, float]:
     assert outcome.manifest is not None
     return {metric.name: metric.value for metric in outcome.manifest.metrics}
 
@@ -449,14 +443,14 @@ def test_a_document_that_would_fill_the_memory_is_too_long(
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "One two."}\n{"text": "' + "word " * 30 + '"}\n')
     with pytest.raises(SourceError, match=r"rows\.jsonl row 1: too long: a text of 150 characters.*on-bad-row skip"):
-        NextTokenBuilder().examples(config_of(model, source=path))
-    windows, info = NextTokenBuilder().examples(config_of(model, source=path, rows={"on_bad_row": "skip"}))
+        NEXT_TOKEN.examples(config_of(model, source=path))
+    windows, info = NEXT_TOKEN.examples(config_of(model, source=path, rows={"on_bad_row": "skip"}))
     assert {window.whole.document.index for window in windows} == {0}
     assert (info.num_used, info.left_out) == (1, "0 malformed, 1 too long")
 
 
 def test_windows_are_as_long_as_the_model_has_positions(gpt2: Path):
-    windows, info = NextTokenBuilder().examples(config_of(gpt2, source="sample", rows={"limit": 10}))
+    windows, info = NEXT_TOKEN.examples(config_of(gpt2, source="sample", rows={"limit": 10}))
     assert {window.stop - window.start for window in windows[:-1]} == {64}
     assert info.num_used == 10
 
@@ -485,7 +479,7 @@ def test_the_command_line_takes_every_flag(model: Path, tmp_path: Path, capsys: 
     arguments = ["--model", str(model), "--device", "cpu", "--source", "sample:go_emotions", "--limit", "3"]
     arguments += ["--max-seq-len", "16", "--stride", "8", "--topk", "2", "--kind", "go_emotions", "--sites", "none"]
     with pytest.raises(SystemExit) as ended:
-        run_builder(BUILDER, NextTokenConfig, [*arguments, "--out", str(tmp_path / "run")])
+        run_builder(TASK, NextTokenConfig, [*arguments, "--out", str(tmp_path / "run")])
     assert ended.value.code == 0
     assert "perplexity" in capsys.readouterr().out
     record = TraceStore(str(tmp_path / "run"))[0].record

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from builders.judging.judges import JudgeConfig
+from builders.judging.config import JudgeConfig
 from builders.judging.prompts import EXISTENCE
+from builders.nonsense_entities.config import NamesConfig, NonsenseConfig
 from builders.nonsense_entities.prompts import WORDINGS
 from builders.nonsense_entities.record import NonsenseEntitiesRecord
-from builders.nonsense_entities.task import BUILDER, STAGES, NamesConfig, NonsenseConfig
+from builders.nonsense_entities.task import STAGES, TASK
 from tests.judges_for_tests import FakeClient, install
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
@@ -29,7 +30,7 @@ def run(out: Path, model: Path, *flags: str) -> int:
     """The command, in this process; its exit code."""
     arguments = ["--model", str(model), "--out", str(out), *SMALL, *flags]
     with pytest.raises(SystemExit) as ended:
-        run_builder(BUILDER, NonsenseConfig, arguments, stages=STAGES)
+        run_builder(TASK, NonsenseConfig, arguments, stages=STAGES)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

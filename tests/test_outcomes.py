@@ -9,10 +9,10 @@ import pytest
 from tests.datasets_for_tests import make_choices, make_sample, write_dataset
 from tests.degradation_for_tests import make_damaged
 from tests.introspection_for_tests import Question, make_pass, write_passes
+from tests.tasks_for_tests import RECORD_TYPES
 from tracekit.analysis.outcomes import FIELDS, Outcomes, calibration_of, read_outcomes
 from tracekit.read.remote import list_configs
 from tracekit.read.store import TraceStore
-from tracekit.records import RECORD_TYPES
 
 QUESTIONS = [
     Question(probs=(0.7, 0.1, 0.1, 0.1), parsed="A", confident=95.0),

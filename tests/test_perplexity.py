@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from builders.degradation.perplexity import text_perplexity, token_perplexity
-from builders.next_token.task import cut
+from builders.next_token.windows import cut
 from tests.tiny_models import model_info, tiny_model, token_ids, traced
 from tracekit.config import CaptureConfig, ModelConfig
 from tracekit.errors import ConfigError, SourceError

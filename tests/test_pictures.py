@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from builders.degradation.configs import DegradationConfig, get_config
 from builders.degradation.damage import Damaged
-from builders.degradation.task import DegradationBuilder
+from builders.degradation.task import TASK as DEGRADATION
 from builders.degradation.weight_groups import find_group
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_vision import draw_picture, save_tiny_gemma3, save_tiny_llava
@@ -68,7 +68,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path, picture: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "pictures"
-    execute(DegradationBuilder(), config_for(checkpoint, picture, prompts), out)
+    execute(DEGRADATION, config_for(checkpoint, picture, prompts), out)
     return out
 
 
@@ -151,7 +151,7 @@ def test_the_same_answers_come_of_any_batch(
     folder: Path, checkpoint: Path, picture: Path, prompts: Path, tmp_path: Path
 ):
     config = config_for(checkpoint, picture, prompts, max_batch_size=1)
-    execute(DegradationBuilder(), config, tmp_path / "run")
+    execute(DEGRADATION, config, tmp_path / "run")
     alone, together = TraceStore(str(tmp_path / "run")), TraceStore(str(folder))
     for key in together.keys:
         assert alone.record(key).token_ids == together.record(key).token_ids
@@ -159,7 +159,7 @@ def test_the_same_answers_come_of_any_batch(
 
 def test_attention_with_a_picture_is_kept_whole(checkpoint: Path, picture: Path, prompts: Path, tmp_path: Path):
     config = config_for(checkpoint, picture, prompts, capture=CaptureConfig(sites=("attentions",)), levels=(0,))
-    execute(DegradationBuilder(), config, tmp_path / "run")
+    execute(DEGRADATION, config, tmp_path / "run")
     assert verify(tmp_path / "run").problems == []
     plain = AutoModelForImageTextToText.from_pretrained(checkpoint, attn_implementation="eager").eval()
     for sample in TraceStore(str(tmp_path / "run")):
@@ -194,22 +194,22 @@ def test_the_limit_rises_with_a_picture(picture: Path):
 def test_a_model_without_eyes_is_named(picture: Path, prompts: Path, tmp_path: Path):
     blind = save_tiny_checkpoint(tmp_path / "blind", chat=True)
     with pytest.raises(ModelError, match=r"takes no pictures|processor"):
-        execute(DegradationBuilder(), config_for(blind, picture, prompts), tmp_path / "run")
+        execute(DEGRADATION, config_for(blind, picture, prompts), tmp_path / "run")
 
 
 def test_a_file_that_is_no_picture_is_named(checkpoint: Path, prompts: Path, tmp_path: Path):
     text = tmp_path / "text.png"
     text.write_text("no picture")
     with pytest.raises(ConfigError, match=r"text\.png' - at `\$\.image`; cannot be read"):
-        execute(DegradationBuilder(), config_for(checkpoint, text, prompts), tmp_path / "run")
+        execute(DEGRADATION, config_for(checkpoint, text, prompts), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"nowhere\.png"):
-        execute(DegradationBuilder(), config_for(checkpoint, tmp_path / "nowhere.png", prompts), tmp_path / "run")
+        execute(DEGRADATION, config_for(checkpoint, tmp_path / "nowhere.png", prompts), tmp_path / "run")
 
 
 def test_a_real_picture_is_taken(checkpoint: Path, shared: Path, prompts: Path, tmp_path: Path):
     (path,) = (shared / "data/pictures").glob("*.png")
     config = config_for(checkpoint, path, prompts, levels=(0,))
-    outcome = execute(DegradationBuilder(), config, tmp_path / "run")
+    outcome = execute(DEGRADATION, config, tmp_path / "run")
     assert outcome.manifest is not None
     assert TraceStore(str(tmp_path / "run"))[0].record.image_sha256 == sha256_file(path)
     processor = load_processor(ModelConfig(model=str(checkpoint)))

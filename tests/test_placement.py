@@ -31,7 +31,7 @@ from tracekit.model.patching import patch
 from tracekit.model.placement import computing_device, input_device, watch_offloaded
 from tracekit.model.traced import Loads, TracedModel
 from tracekit.ranks import has_own_devices
-from tracekit.run.runner import Outcome
+from tracekit.run.runner import Ended
 
 TEXTS = [Text(token_ids(14), 9), Text(token_ids(5, start=3), 3), Text(token_ids(9, start=5), 9)]
 ENCODER_SITES = ("hidden_states", "attentions", "queries", "keys", "values", "resid_post_mlp")
@@ -177,7 +177,7 @@ def test_an_encoder_is_shared_out_unless_its_head_is_drawn(tmp_path: Path):
             load(tmp_path / "headless", (), loads="choices", **shared_out(tmp_path / "whole", tmp_path / "disk", share))
 
 
-def run(out: Path, model: Path, limit: int, /, **settings: Any) -> Outcome:
+def run(out: Path, model: Path, limit: int, /, **settings: Any) -> Ended:
     """TriviaQA into a folder, or on with what is there; not on an accelerator, if this machine has one."""
     return run_trivia(
         out,

@@ -8,7 +8,8 @@ import pytest
 from tracekit.config import OutputConfig, RunConfig
 from tracekit.format.manifest import Plan, SourceInfo
 from tracekit.records import SCHEMA_VERSION, ModelInfo
-from tracekit.run.plan import Devices, Example, differences, make_plan, mismatch
+from tracekit.run.plan import Devices, differences, make_plan, mismatch
+from tracekit.task import Example
 
 MODEL = ModelInfo(
     id="m", revision="r", variant="base", adapter=None, quantization=None, dtype="float32", attention="auto"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from builders.judging.config import JudgeConfig
 from builders.judging.evaluation import Evaluation, evaluate
-from builders.judging.judges import JudgeConfig, Judged
+from builders.judging.judges import Judged
 from builders.trivia_qa.record import TriviaQARecord
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, publish

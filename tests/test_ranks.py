@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from builders.nonsense_entities.task import BUILDER, STAGES, NonsenseConfig
-from builders.trivia_qa.task import TriviaQABuilder
+from builders.nonsense_entities.config import NonsenseConfig
+from builders.nonsense_entities.task import STAGES, TASK
+from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.runs_for_tests import hashes, log_lines, trivia_config
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import verify
@@ -149,7 +150,7 @@ def test_what_several_processes_would_undo_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = msgspec.structs.replace(trivia_config(Path("demo")), **{part: setting})
     with pytest.raises(ConfigError, match="2 processes at once cannot"):
-        execute(TriviaQABuilder(), config, tmp_path / "run")
+        execute(TRIVIA_QA, config, tmp_path / "run")
 
 
 def test_stages_that_ask_models_are_for_one_process(
@@ -158,5 +159,5 @@ def test_stages_that_ask_models_are_for_one_process(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
-        run_builder(BUILDER, NonsenseConfig, ["--out", str(tmp_path / "run")], stages=STAGES)
+        run_builder(TASK, NonsenseConfig, ["--out", str(tmp_path / "run")], stages=STAGES)
     assert "--stages questions evaluate: run in one process" in capsys.readouterr().err

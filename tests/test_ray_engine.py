@@ -21,7 +21,8 @@ import pytest
 
 import tracekit.cluster.pool as pool_module
 import tracekit.errors as errors
-from builders.trivia_qa.task import TriviaQABuilder, TriviaQAConfig
+from builders.trivia_qa.task import TASK as TRIVIA_QA
+from builders.trivia_qa.task import TriviaQAConfig
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, large_files
 from tests.ray_for_tests import BrokenBuilder, DyingBuilder, workers
@@ -74,7 +75,7 @@ def nodes() -> Iterator[Nodes]:
 def run_on(nodes: Nodes, out: Path, model: Path, builder: Any = None, **sections: dict[str, Any]) -> Any:
     """A run on the nodes."""
     config = msgspec.structs.replace(trivia_config(model, **sections), cluster=nodes.settings)
-    return execute(builder or TriviaQABuilder(), config, out, engine=nodes.engine)
+    return execute(builder or TRIVIA_QA, config, out, engine=nodes.engine)
 
 
 def made(folder: Path) -> dict[str, str]:
@@ -197,7 +198,7 @@ def begin(model: Path, finished: Path, tmp_path: Path, publish: PublishConfig, *
     plan = read_plan(Layout(finished, "trivia_qa"))
     plan = msgspec.structs.replace(plan, shards=[], versions={**plan.versions, **versions})
     config = msgspec.structs.replace(trivia_config(model), publish=publish)
-    job = NodeJob("1", TriviaQABuilder(), config, [], plan.model)
+    job = NodeJob("1", TRIVIA_QA, config, [], plan.model)
     run = Begin(plan, finished, "not-there.partial", tmp_path / "own", False)
     NodeWorker(Rank(0, 1, 0), str(tmp_path / "away")).begin(job, run)
 
@@ -248,7 +249,7 @@ def test_errors_travel_whole(name: str):
 def test_what_does_not_go_together_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     on_ray = msgspec.structs.replace(trivia_config(model), cluster=ClusterConfig(engine="ray"))
     with pytest.raises(ConfigError, match="from code give execute"):
-        execute(TriviaQABuilder(), on_ray, tmp_path / "run")
+        execute(TRIVIA_QA, on_ray, tmp_path / "run")
     with pytest.raises(ConfigError, match="they go with --engine ray"):
         check(TriviaQAConfig(cluster=ClusterConfig(num_workers=2)))
     with pytest.raises(ConfigError, match=r"--worker-folder '/scratch'.*--free-local"):
@@ -256,7 +257,7 @@ def test_what_does_not_go_together_is_refused(model: Path, tmp_path: Path, monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="starts workers itself, and 2 processes were started"):
-        execute(TriviaQABuilder(), on_ray, tmp_path / "run", engine=object())  # type: ignore[arg-type]
+        execute(TRIVIA_QA, on_ray, tmp_path / "run", engine=object())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
@@ -309,7 +310,7 @@ def test_clusters_at_addresses_give_the_bytes_of_one_process(
         code = f"""
 from pathlib import Path
 import msgspec
-from builders.trivia_qa.task import TriviaQABuilder
+from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.runs_for_tests import trivia_config
 from tracekit.cluster import RayEngine
 from tracekit.config import ClusterConfig
@@ -317,7 +318,7 @@ from tracekit.run.runner import execute
 settings = ClusterConfig(engine="ray", num_workers=2, ray_address={address!r})
 config = msgspec.structs.replace(trivia_config(Path({str(model)!r})), cluster=settings)
 with RayEngine(settings) as engine:
-    execute(TriviaQABuilder(), config, Path({str(out)!r}), engine=engine)
+    execute(TRIVIA_QA, config, Path({str(out)!r}), engine=engine)
 """
         environment = os.environ | HEAD | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(

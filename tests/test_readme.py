@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tracekit.records import RECORD_TYPES
+from tests.tasks_for_tests import RECORD_TYPES
 from tracekit.sites import SITES
 
 pytestmark = pytest.mark.timeout(900)  # whole runs of a real model, on whatever machine

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from tests.sample_records import record_of, trivia_record
+from tests.tasks_for_tests import RECORD_TYPES
 from tracekit.errors import CorruptShardError, DatasetError
-from tracekit.records import RECORD_TYPES, Record, arrow_schema, decode_record, encode_record, field_docs, json_schema
+from tracekit.records import Record, RecordSchema, decode_record, encode_record, field_docs
 
 
 def test_a_record_survives_the_round_trip():
@@ -55,15 +56,15 @@ def test_what_is_no_record_is_an_error(data: bytes):
 @pytest.mark.parametrize("task", RECORD_TYPES)
 def test_arrow_takes_a_record_and_gives_it_back(task: str):
     raw = msgspec.json.decode(encode_record(record_of(task)))
-    table = pa.Table.from_pylist([raw], schema=arrow_schema(RECORD_TYPES[task]))
+    table = pa.Table.from_pylist([raw], schema=RecordSchema.of(RECORD_TYPES[task]).arrow)
     assert table.to_pylist() == [raw]
 
 
 @pytest.mark.parametrize("task", RECORD_TYPES)
 def test_arrow_and_json_schema_declare_the_same_fields_and_nulls(task: str):
-    schema = json_schema(RECORD_TYPES[task])
+    schema = RecordSchema.of(RECORD_TYPES[task]).document
     properties = schema["$defs"][RECORD_TYPES[task].__name__]["properties"]
-    arrow = arrow_schema(RECORD_TYPES[task])
+    arrow = RecordSchema.of(RECORD_TYPES[task]).arrow
     assert set(arrow.names) == set(properties)
     for name, spec in properties.items():
         can_be_null = any(option.get("type") == "null" for option in spec.get("anyOf", []))
@@ -79,7 +80,7 @@ def test_every_field_of_every_record_is_documented():
 
 def test_no_field_is_a_map():
     for record_type in RECORD_TYPES.values():
-        for field in arrow_schema(record_type):
+        for field in RecordSchema.of(record_type).arrow:
             assert not pa.types.is_map(field.type)
 
 

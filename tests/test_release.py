@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tests.tasks_for_tests import RECORD_TYPES
 from tracekit.errors import VersionError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, index_entry, read_struct, to_bytes
 from tracekit.format.release import Change, State, Step, Version, change_between, check_version
-from tracekit.records import RECORD_TYPES, json_schema
+from tracekit.records import RecordSchema
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +166,8 @@ def test_record_fields(manifest: Manifest, fields: dict[str, Any], step: Step, r
 
 
 def test_fields_of_the_real_record_are_seen(manifest: Manifest):
-    whole = json_schema(RECORD_TYPES["trivia_qa"])
-    less = json_schema(RECORD_TYPES["trivia_qa"])
+    whole = RecordSchema.of(RECORD_TYPES["trivia_qa"]).document
+    less = RecordSchema.of(RECORD_TYPES["trivia_qa"]).document
     del less["$defs"]["TriviaQARecord"]["properties"]["question"]
     old, new = state(manifest, schemas={"trivia_qa": less}), state(manifest, schemas={"trivia_qa": whole})
     changed = replace(manifest, invariants=[])

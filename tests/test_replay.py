@@ -13,7 +13,7 @@ from tracekit.commands import Verify
 from tracekit.errors import DatasetError, ModelError
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import read_manifest, to_bytes
-from tracekit.run import replay
+from tracekit.run import recheck as replay
 from tracekit.run.recheck import replay_stored
 
 pytestmark = pytest.mark.attack

@@ -10,7 +10,8 @@ import pytest
 from builders.kit.sources import Row
 from builders.replay.answers import parse_row
 from builders.replay.record import ReplayRecord
-from builders.replay.task import ReplayBuilder, ReplayConfig
+from builders.replay.task import TASK as REPLAY
+from builders.replay.task import ReplayConfig
 from builders.trivia_qa.record import TriviaQARecord
 from tests.runs_for_tests import run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -18,14 +19,14 @@ from tracekit import TraceStore, verify
 from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, SourceConfig
 from tracekit.errors import ConfigError, SourceError
 from tracekit.records import Message
-from tracekit.run.runner import Outcome, execute
+from tracekit.run.runner import Ended, execute
 
 
 def row(**data: Any) -> Row:
     return Row(3, "here", data)
 
 
-def replay(out: Path, checkpoint: Path, source: Path | str, **changes: Any) -> Outcome:
+def replay(out: Path, checkpoint: Path, source: Path | str, **changes: Any) -> Ended:
     config = ReplayConfig(
         model=ModelConfig(model=str(checkpoint), device="cpu"),
         source=SourceConfig(source=str(source), split="train"),
@@ -33,7 +34,7 @@ def replay(out: Path, checkpoint: Path, source: Path | str, **changes: Any) -> O
         output=OutputConfig(samples_per_shard=4, batch_size=3),
         **changes,
     )
-    return execute(ReplayBuilder(), config, out)
+    return execute(REPLAY, config, out)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -11,7 +11,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from builders.kit.sources import Row
 from builders.replay.answers import parse_row
 from builders.replay.record import ReplayRecord
-from builders.replay.task import ReplayBuilder, ReplayConfig, ReplayTask
+from builders.replay.task import TASK as REPLAY
+from builders.replay.task import ReplayConfig, ReplayTask
 from tests.serving_for_tests import ask, serving
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit import TraceStore, verify
@@ -85,7 +86,7 @@ def opened(made: Made, *rows: dict[str, Any], template: str | None = None) -> Re
     try:
         examples = [parse_row(Row(index, "here", row)) for index, row in enumerate(rows)]
         config = ReplayConfig(model=ModelConfig(model=str(made.folder)), prompt=PromptConfig())
-        return ReplayBuilder().open(config, made.tokenizer, examples)
+        return REPLAY.open(config, made.tokenizer, examples)
     finally:
         made.tokenizer.chat_template = CHAT
 
@@ -302,7 +303,7 @@ def test_template_kwargs_of_the_request_have_to_be_those_of_the_run(made: Made):
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder)), prompt=PromptConfig(template_kwargs=("enable_thinking=false",))
     )
-    task = ReplayBuilder().open(config, made.tokenizer, [parse_row(Row(0, "here", row))])
+    task = REPLAY.open(config, made.tokenizer, [parse_row(Row(0, "here", row))])
     assert task._answers[0].token_ids == made.ids("Paris")
 
 
@@ -477,7 +478,7 @@ def test_records_hold_ids_spans_and_the_end_of_each_form(made: Made, tmp_path: P
         capture=CaptureConfig(sites=("hidden_states",), num_replays=1),
         output=OutputConfig(samples_per_shard=8, batch_size=4),
     )
-    execute(ReplayBuilder(), config, tmp_path / "run")
+    execute(REPLAY, config, tmp_path / "run")
     assert verify(tmp_path / "run").problems == []
     with TraceStore(str(tmp_path / "run")) as store:
         records = [store[f"{index:06d}"].record for index in range(len(rows))]
@@ -517,8 +518,8 @@ def test_what_the_server_logged_is_replayed_token_by_token(made: Made, tmp_path:
     lines.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in served))
     for source in (lines, table):
         config = ReplayConfig(model=ModelConfig(model=str(made.folder)), source=SourceConfig(source=str(source)))
-        examples, _ = ReplayBuilder().examples(config)
-        task = ReplayBuilder().open(config, made.tokenizer, examples)
+        examples, _ = REPLAY.examples(config)
+        task = REPLAY.open(config, made.tokenizer, examples)
         for example, record in zip(examples, served, strict=True):
             assert isinstance(record, ServeRecord)
             assert task._answers[example.index].token_ids == record.generated_token_ids

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import builders.degradation.task as degradation
-from builders.degradation.task import DegradationBuilder
-from builders.trivia_qa.task import TriviaQABuilder, TriviaQATask
+from builders.degradation.task import TASK as DEGRADATION
+from builders.trivia_qa.task import TASK as TRIVIA_QA
+from builders.trivia_qa.task import TriviaQATask
 from tests.runs_for_tests import hashes, log_lines, trivia_config
 from tests.test_degradation import Memory, config_for
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -27,9 +28,9 @@ from tracekit.model.capture import Text
 from tracekit.model.lengths import groups_within
 from tracekit.run.engine import LocalEngine
 from tracekit.run.padding import padded, to_replay
-from tracekit.run.runner import Outcome, execute
+from tracekit.run.runner import Ended, execute
 
-Run = Callable[[Path], Outcome]
+Run = Callable[[Path], Ended]
 
 
 class KilledError(BaseException):
@@ -135,8 +136,8 @@ def test_damaged_runs_that_die_at_every_batch_have_the_same_bytes(
     )
     engine = LocalEngine()
 
-    def run(out: Path) -> Outcome:
-        return execute(DegradationBuilder(), config, out, engine=engine)
+    def run(out: Path) -> Ended:
+        return execute(DEGRADATION, config, out, engine=engine)
 
     with no_room_for(most, degradation.DegradationTask):
         run(tmp_path / "whole")
@@ -153,8 +154,8 @@ def test_runs_of_answers_that_die_at_every_batch_have_the_same_bytes(checkpoint:
     )
     engine = LocalEngine()
 
-    def run(out: Path) -> Outcome:
-        return execute(TriviaQABuilder(), config, out, engine=engine)
+    def run(out: Path) -> Ended:
+        return execute(TRIVIA_QA, config, out, engine=engine)
 
     with no_room_for(3, TriviaQATask):
         run(tmp_path / "whole")
@@ -167,7 +168,7 @@ def test_a_shard_is_the_same_whatever_its_process_made_before(checkpoint: Path, 
     """Memory that ran out in one shard is no reason for smaller parts in another: two workers may share them."""
     config = config_for(checkpoint, prompts, groups=("mlp",), n_rep=1, output={"samples_per_shard": 5})
     engine = LocalEngine()
-    execute(DegradationBuilder(), config, tmp_path / "whole", engine=engine)
+    execute(DEGRADATION, config, tmp_path / "whole", engine=engine)
     first, second = (shard.name for shard in read_plan(Layout(tmp_path / "whole", "degradation")).shards)
 
     def tight(self: Any, traced: Any, examples: Any, place: Any) -> Any:
@@ -178,7 +179,7 @@ def test_a_shard_is_the_same_whatever_its_process_made_before(checkpoint: Path, 
     own = degradation.DegradationTask.trace
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(degradation.DegradationTask, "trace", tight)
-        execute(DegradationBuilder(), config, tmp_path / "tight", engine=engine)
+        execute(DEGRADATION, config, tmp_path / "tight", engine=engine)
     assert parts_of(tmp_path / "tight", "degradation") == {(first, 0): (2, 2, 1), (second, 0): (5,)}
     layouts = [Layout(tmp_path / name, "degradation") for name in ("whole", "tight")]
     assert len({layout.shard(second).read_bytes() for layout in layouts}) == 1
@@ -201,9 +202,9 @@ def test_a_smaller_size_holds_for_as_long_as_the_same_is_asked_for(tmp_path: Pat
 
 def test_what_replays_showed_is_added_up_over_a_resume(checkpoint: Path, tmp_path: Path):
     config = trivia_config(checkpoint, source={"limit": 9}, output={"samples_per_shard": 9, "batch_size": 3})
-    whole = execute(TriviaQABuilder(), config, tmp_path / "whole")
-    assert run_with_kills(lambda out: execute(TriviaQABuilder(), config, out), tmp_path / "killed", "after") == 3
-    killed_manifest = execute(TriviaQABuilder(), config, tmp_path / "killed").manifest
+    whole = execute(TRIVIA_QA, config, tmp_path / "whole")
+    assert run_with_kills(lambda out: execute(TRIVIA_QA, config, out), tmp_path / "killed", "after") == 3
+    killed_manifest = execute(TRIVIA_QA, config, tmp_path / "killed").manifest
     assert whole.manifest is not None
     assert whole.manifest.verification.num_replayed >= 2
     assert killed_manifest == whole.manifest
@@ -233,12 +234,12 @@ def test_a_wrong_row_is_found_where_rows_are_replayed(checkpoint: Path, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TriviaQATask, "trace", trace)
         if wrong == 1:
-            manifest = execute(TriviaQABuilder(), config, tmp_path / "run").manifest
+            manifest = execute(TRIVIA_QA, config, tmp_path / "run").manifest
             assert manifest is not None
             assert manifest.verification.num_replayed == 3
         else:
             with pytest.raises(CaptureError, match="differs from a lone eager run"):
-                execute(TriviaQABuilder(), config, tmp_path / "run")
+                execute(TRIVIA_QA, config, tmp_path / "run")
 
 
 @given(

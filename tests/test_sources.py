@@ -23,12 +23,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import builders.kit.files
-from builders.kit.sources import Examples, HubSource, Row, read_examples
+from builders.kit.sources import HubSource, Row, read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
 from tracekit.format.manifest import SourceInfo
+from tracekit.task import Examples
 
-SAMPLE = Path(__file__).parents[1] / "builders/samples/trivia_qa.jsonl"
+SAMPLE = Path(__file__).parents[1] / "builders/trivia_qa/sample.jsonl"
 TRIVIAQA = Path(__file__).parents[2] / "shared/data/triviaqa/triviaqa_300.jsonl"
 DEFAULT = HubSource("org/name", "one")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

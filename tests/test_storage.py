@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tracekit
-from builders.degradation.task import DegradationBuilder, DegradationConfig
+from builders.degradation.task import TASK as DEGRADATION
+from builders.degradation.task import DegradationConfig
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import publish
 from tests.runs_for_tests import hashes, run_trivia
@@ -171,7 +172,7 @@ def test_settings_without_a_meaning_are_refused():
 def test_damaged_models_are_not_stored_so(model: Path, capture: CaptureConfig):
     config = DegradationConfig(model=msgspec.structs.replace(DegradationConfig().model, model=str(model)))
     with pytest.raises(ConfigError, match="not finite, which these forms do not know"):
-        preflight(DegradationBuilder(), msgspec.structs.replace(config, capture=capture))
+        preflight(DEGRADATION, msgspec.structs.replace(config, capture=capture))
 
 
 def a_spec(name: str, array: np.ndarray, axes: str, layout: str, num_keys: int = 0) -> TensorSpec:

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from builders.kit.sources import Row
-from builders.trivia_qa.task import SAMPLE, TriviaQABuilder, parse_row
+from builders.trivia_qa.task import SAMPLE, parse_row
+from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.runs_for_tests import hashes, run_trivia, trivia_config
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
@@ -83,7 +84,7 @@ def test_a_malformed_row_says_what_was_expected(data: dict[str, object], message
 
 
 def test_the_sample_has_sixty_questions_or_more_each_with_aliases():
-    examples, info = TriviaQABuilder().examples(trivia_config(Path("demo"), source={"limit": None}))
+    examples, info = TRIVIA_QA.examples(trivia_config(Path("demo"), source={"limit": None}))
     assert SAMPLE.exists()
     assert len(examples) >= 60
     assert len({example.question for example in examples}) == len(examples)
@@ -93,7 +94,7 @@ def test_the_sample_has_sixty_questions_or_more_each_with_aliases():
 
 def test_the_slice_of_the_real_dataset_is_read(shared: Path):
     source = {"source": str(shared / "data/triviaqa/triviaqa_300.jsonl"), "limit": None}
-    examples, info = TriviaQABuilder().examples(trivia_config(Path("demo"), source=source))
+    examples, info = TRIVIA_QA.examples(trivia_config(Path("demo"), source=source))
     assert len(examples) == info.num_rows == 300
     assert not any(e.question.startswith("Question:") or e.question.endswith("Answer:") for e in examples)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from builders.next_token.task import NextTokenBuilder, NextTokenConfig
+from builders.next_token.config import NextTokenConfig
+from builders.next_token.task import TASK as NEXT_TOKEN
 from tests.runs_for_tests import run_trivia
 from tests.serving_for_tests import ask, post, serving
 from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
@@ -135,7 +136,7 @@ def test_a_text_with_a_token_that_has_no_row_is_refused_by_name(short: Path, tmp
         output=OutputConfig(batch_size=2),
     )
     with pytest.raises(ConfigError, match=r"'\[PAD\]'"):
-        execute(NextTokenBuilder(), config, tmp_path / "out")
+        execute(NEXT_TOKEN, config, tmp_path / "out")
 
 
 def test_ids_past_the_table_are_never_an_index_error(short: Path):

