@@ -178,7 +178,7 @@ class RecordSchema:
 
 def schema_differences(old: RecordSchema, new: RecordSchema) -> dict[str, tuple[Any, Any]]:
     """Fields that two schemas have differently, by path: the type in the first and in the second."""
-    before, after = (dict(_kinds(f"record.{schema.name}", schema.fields)) for schema in (old, new))
+    before, after = (dict(_kinds("record", schema.fields)) for schema in (old, new))
     absent = "(absent)"
     return {
         path: (before.get(path, absent), after.get(path, absent))

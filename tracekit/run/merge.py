@@ -179,8 +179,8 @@ def _check_records(layout: Layout, task: Task[Any, Any]) -> None:
     lost = [path for path, (_, now) in found.items() if now == "(absent)"]
     if lost:
         raise PlanMismatchError(
-            f"{layout.root}: its records have the field `{lost[0]}`, which the installed task {task.name!r} does not know; "
-            "upgrade the package that defines the task"
+            f"{layout.root}: its records have the field `{lost[0]}`, which the installed task {task.name!r} does not "
+            "know; upgrade the package that defines the task"
         )
 
 
