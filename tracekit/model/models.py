@@ -81,7 +81,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     own = Path(config.model_path or "").expanduser()
     if config.model_path is not None and own.is_dir() and not (own / "tokenizer_config.json").exists():
         reference = resolve(config.model)  # weights alone
-    adapter = None if config.adapter is None else resolve(config.adapter)
+    adapter = None if config.adapter is None else resolve(config.adapter, is_adapter=True)
     if adapter is not None and adapter_file(adapter, "tokenizer_config.json") is not None:
         reference = adapter
     elif adapter is not None and adapter_file(adapter, "tokenizer.json") is not None:
