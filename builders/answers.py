@@ -6,15 +6,11 @@
                 question choices (options)                       CommonsenseQA's, nested or not: with its options
                 prompt                                           text as a model reads it, template applied
                 prompt_token_ids                                 its ids
-    answer      answer generation response output completion     text
+    answer      answer generation response output completion     text, or the assistant's message, in a list or not
                 token_ids output_token_ids generated_token_ids   its ids
-                                                                 or a message of the assistant, in a list or not
                 outputs choices                                  [{"text" or "message", "token_ids", "finish_reason"}]
                 reasoning_content reasoning thinking             what the model thought, without its markers
-    ended       finish_reason done_reason                        `stop`: it ended by itself; `length`: it was cut; also
-                                                                 as other engines call these (`_REASONS`)
-                stop_reason stop_sequence                        the stop string that ended it, or the end token's id;
-                matched_stop stop_string                         without finish_reason also a reason (Anthropic)
+    ended       finish_reason, stop_reason and the like          builders/endings.py
     identity    id key custom_id request_id question_id; model
 
 A conversation that ends with the assistant's message holds its own answer. A log may keep the request under `request`
@@ -30,6 +26,7 @@ import msgspec
 
 from builders import csqa_questions
 from builders.cells import Cells
+from builders.endings import ending_of
 from builders.sources import Row
 from tracekit.errors import SourceError
 from tracekit.model.messages import (
@@ -50,17 +47,6 @@ _ANSWERS = ("answer", "generation", "response", "output", "completion")
 _ASKED = ("question", "prompt")
 _IDS = ("token_ids", "output_token_ids", "generated_token_ids")
 _LISTS = ("outputs", "choices")
-_BY_STRING = "stop_sequence"
-_STOPS = ("stop_reason", "matched_stop", "stop_string", _BY_STRING)
-_ENDINGS = ("finish_reason", "done_reason")
-_REASONS = {
-    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", _BY_STRING), "stop"),
-    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), "length"),
-    **dict.fromkeys(("tool_calls", "tool_use"), "tool_calls"),
-    "content_filter": "content_filter",
-    "unknown": "unknown",
-}
-"""Why an answer ended, in the words of OpenAI, vLLM, TGI, Anthropic, Gemini and Inspect, and in this project's."""
 _BESIDE_PROMPT = ("suffix", "echo", "chat_template")
 _BESIDE_MESSAGES = ("tools", "functions", "documents", "system", "system_prompt", "continue_final_message")
 """What changes the prompt of a conversation besides its messages: with OpenAI's, vLLM's and Anthropic's requests."""
@@ -150,9 +136,9 @@ def parse_row(row: Row) -> AnswerExample:
         raise SourceError(
             f"no answer; expected {_REPLIES}; the prompt goes into {_PROMPTS}; columns: {', '.join(data)}"
         )
-    ending = _ending(request, reply, holder)
-    if ending["finish_reason"] in _CALLS and not answer.get("token_ids"):
-        raise SourceError(f"finish_reason is {ending['finish_reason']!r}: calls of tools are no text; give 'token_ids'")
+    ending = ending_of(request, reply, holder)
+    if ending.reason in _CALLS and not answer.get("token_ids"):
+        raise SourceError(f"finish_reason is {ending.reason!r}: calls of tools are no text; give 'token_ids'")
     return AnswerExample(
         index=row.index,
         example_id=cells.identity(),
@@ -160,7 +146,9 @@ def parse_row(row: Row) -> AnswerExample:
         template_kwargs=_template_kwargs(request, prompt),
         **prompt,
         **answer,
-        **ending,
+        finish_reason=ending.reason,
+        stop=ending.stop,
+        has_ended=ending.is_own,
     )
 
 
@@ -170,11 +158,11 @@ def _structured(row: Row, cells: Cells) -> dict[str, Any]:
     Raises:
         SourceError: such a text cannot be read.
     """
-    texts = {name: value for name, value in row.data.items() if isinstance(value, str) and cells.data.get(name)}
+    texts = {name: value for name, value in row.data.items() if isinstance(value, str) and cells.data[name] is not None}
     data = cells.data | {name: texts[name] for name in (*_ANSWERS, *_ASKED, *REASONING_FIELDS) if name in texts}
     data |= {name: cells.structure(name, data[name]) for name in _STRUCTURES if name in data}
     log = data.get("response")
-    if isinstance(log, str) and log.lstrip().startswith("{") and '"choices"' in log:
+    if isinstance(log, str) and log.lstrip().startswith("{") and '"choices"' in log and '"message"' in log:
         data["response"] = cells.structure("response", log)
     return data
 
@@ -364,35 +352,6 @@ def _only(reply: dict[str, Any]) -> dict[str, Any] | None:
             )
         return listed[0]
     return None
-
-
-def _ending(request: Mapping[str, Any], reply: Mapping[str, Any], holder: Mapping[str, Any]) -> dict[str, Any]:
-    """How the answer ended, as the log says it of the answer or beside it."""
-    sides = (holder, reply, request)
-    reason = next((side[name] for side in sides for name in _ENDINGS if side.get(name)), None)
-    told = [side[name] for side in sides for name in _STOPS if name in side]
-    if isinstance(reason, dict):  # SGLang says both in one
-        told += [reason["matched"]] if "matched" in reason else []
-        reason = reason.get("type")
-    if not isinstance(reason, str | None):
-        raise SourceError(f"'finish_reason' is {reason!r}; expected a text, as 'stop' or 'length'")
-    stops = [int(one) if isinstance(one, float) and one.is_integer() else one for one in told]  # a column with gaps
-    stops = [one for one in stops if isinstance(one, str | int) and not isinstance(one, bool) and one != ""]
-    first = stops[0] if stops else None
-    if reason is None and isinstance(first, str) and first.lower() in _REASONS:
-        reason, stops = first, [one for one in stops if one != first]
-        told = stops
-    word = (reason or "unknown").lower()
-    stop = stops[0] if stops else None
-    may_be_string = word == "stop" and not told and bool(request.get("stop"))  # which of them ended it, nobody says
-    return {
-        "finish_reason": _REASONS.get(word, reason),
-        "stop": stop,
-        "has_ended": _REASONS.get(word) == "stop"
-        and word != _BY_STRING
-        and not isinstance(stop, str)
-        and not may_be_string,
-    }
 
 
 def _model(data: Mapping[str, Any]) -> str | None:

@@ -104,6 +104,8 @@ def load_error(what: str, name: str, error: BaseException) -> ModelError:
             f"{what} {name!r} needs a package that is not installed: {reason}\n"
             "Install it (`pip install 'tracekit-llm[run,quantize]'` has bitsandbytes), or give another checkpoint"
         )
+    if isinstance(error, struct.error | EOFError | SafetensorError):
+        return ModelError(f"{what} {name!r} cannot be loaded: a file is cut or damaged ({reason}); fetch it again")
     return ModelError(
         f"{what} {name!r} cannot be loaded: {reason}\n"
         "Check the name and revision; for a gated or private model log in with `hf auth login`; without network give a "
