@@ -176,11 +176,12 @@ def _with_message(holder: dict[str, Any]) -> dict[str, Any]:
     for name in _ANSWERS:
         value = holder.get(name)
         listed = value if isinstance(value, list) else [value]
-        if not listed or not all(isinstance(one, dict) and "role" in one for one in listed):
+        messages = [one for one in listed if isinstance(one, dict) and "role" in one]
+        if not messages:
             continue
-        if len(listed) > 1 or listed[0]["role"] != "assistant":
+        if len(listed) > 1 or messages[0]["role"] != "assistant":
             raise SourceError(f"{name!r} holds {len(listed)} messages; expected one, of the assistant")
-        return {key: one for key, one in holder.items() if key != name} | listed[0] | {"message": listed[0]}
+        return {key: one for key, one in holder.items() if key != name} | messages[0] | {"message": messages[0]}
     return holder
 
 

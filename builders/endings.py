@@ -1,11 +1,11 @@
 """Endings: how an answer from elsewhere ended, in the words of each engine, and in this project's.
 
-    read as    finish_reason, done_reason, SGLang's {"type", "matched"}; Anthropic's and Inspect's stop_reason
-    stop       stop eos eos_token end_turn STOP: the model ended its turn; stop_sequence: a stop string did
-    length     length max_tokens max_length model_length MAX_TOKENS
-    as it is   any other; `unknown` where nothing says it
+read as    finish_reason, done_reason, SGLang's {"type", "matched"}; Anthropic's and Inspect's stop_reason
+stop       stop eos eos_token end_turn STOP: the model ended its turn; stop_sequence: a stop string did
+length     length max_tokens max_length model_length MAX_TOKENS
+as it is   any other; `unknown` where nothing says it
 
-    stop_reason matched_stop stop_string stop_sequence      the stop string, or the id of the token that ended the turn
+stop_reason matched_stop stop_string stop_sequence      the stop string, or the id of the token that ended the turn
 """
 
 from collections.abc import Mapping
