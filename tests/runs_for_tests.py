@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
+from builders.kit.columns import QuestionSource
 from builders.trivia_qa.task import TASK as TRIVIA_QA
 from builders.trivia_qa.task import TriviaQAConfig
-from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, SamplesConfig, ShotsConfig
 from tracekit.run.runner import Ended, execute
 
 
@@ -17,9 +18,9 @@ def trivia_config(checkpoint: Path, /, **sections: dict[str, Any]) -> TriviaQACo
     """A small, fast configuration; `sections` override its parts, as `generation={"num_beams": 2}`."""
     parts = {
         "model": ModelConfig(model=str(checkpoint), device="cpu"),
-        "source": SourceConfig(source="sample", limit=12),
-        "prompt": PromptConfig(),
-        "generation": GenerationConfig(num_beams=1, max_new_tokens=6),
+        "source": QuestionSource(source="sample", limit=12),
+        "prompt": ShotsConfig(),
+        "generation": SamplesConfig(num_beams=1, max_new_tokens=6),
         "capture": CaptureConfig(num_replays=1),
         "output": OutputConfig(samples_per_shard=5, batch_size=2),
     }
