@@ -264,8 +264,7 @@ class Task(Generic[ConfigT, ExampleT]):
     """Name of the module that defines it."""
 
     def __post_init__(self) -> None:
-        defined = sys._getframe(2).f_globals.get("__name__", "__main__")  # as namedtuple and Enum do
-        object.__setattr__(self, "module", defined)
+        object.__setattr__(self, "module", _defined_in())
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"task {self.name!r}: expected a name of letters, digits and '_'")
         if self.record.__struct_config__.tag != self.name:
@@ -303,6 +302,14 @@ class Task(Generic[ConfigT, ExampleT]):
         """What runs it, without flags: `python -m builders.trivia_qa`, `python capitals.py`."""
         package = self.module.rpartition(".")[0]
         return f"python -m {package}" if package else f"python {self.module}.py"
+
+
+def _defined_in() -> str:
+    """Name of the module in which a task is made, as namedtuple and Enum find it; `dataclasses.replace` makes none."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "dataclasses", "typing"):
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "__main__")
 
 
 @cache
@@ -400,7 +407,8 @@ def task_in(module: Any, name: str) -> Task[Any, Any]:
     Raises:
         ConfigError: it defines none.
     """
-    found = [one for one in vars(module).values() if isinstance(one, Task) and one.name == name]
+    tasks = [one for one in vars(module).values() if isinstance(one, Task) and one.module == module.__name__]
+    found = [one for one in tasks if one.name == name]
     if not found:
         raise ConfigError(f"{module.__file__} defines no task {name!r}; assign it to a name of the module, as TASK")
     return found[0]
