@@ -20,6 +20,7 @@ import numpy as np
 from builders.csqa_mcq.record import CsqaMcqRecord
 from builders.kit.choices import Choice
 from builders.trivia_qa.record import TriviaQARecord
+from tests.tasks_for_tests import SCHEMAS, TASKS
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import (
     Manifest,
@@ -298,8 +299,10 @@ def write_dataset(
         num_threads=1,
         versions={},
         shards=[ShardTask(name=name, number=int(name[-5:]), batches=[]) for name in names],
+        about=TASKS[task].about,
     )
     write_atomic(layout.plan, to_bytes(plan))
+    write_atomic(layout.schema, SCHEMAS[task].to_bytes())
     sidecars = {name: write_shard(layout, name, samples) for name, samples in shards.items()}
     if is_finished:
         _finish(layout, plan, sidecars, made)
@@ -321,7 +324,7 @@ def _finish(layout: Layout, plan: Plan, sidecars: Mapping[str, Sidecar], made: S
     for name, sidecar in sidecars.items():
         by_split.setdefault(name[:-6], []).append(sidecar)
     for split, of_split in by_split.items():
-        write_records_table(layout.records_table(split), plan.task, of_split)
+        write_records_table(layout.records_table(split), SCHEMAS[plan.task], of_split)
     summaries = {
         spec.name: TensorSummary(name=spec.name, dtype=spec.dtype, axes=spec.axes, layout=spec.layout, num_bytes=1)
         for sample in made
