@@ -233,23 +233,23 @@ def _opened_engine(config: RunConfig) -> AbstractContextManager[Any]:
 
 def _execute_part(task: Task[Any, Any], config: RunConfig, folder: Path, engine: Any) -> int:
     """Run one configuration and say what became of it; the exit code, 0 where it was finished."""
-    from tracekit.run.runner import execute
+    from tracekit.run.runner import run
     from tracekit.sizes import filesize
 
     layout = Layout(folder, config.output.dataset_config or task.name)
     stager = None
     if config.publish.publish is None:
-        outcome = execute(task, config, folder, engine=engine)
+        outcome = run(task, config, folder, engine=engine)
     else:
         from tracekit.publish.stager import Stager
 
         stager = Stager(layout, config.publish)
         if config.output.dry_run:
             stager.check()
-            outcome = execute(task, config, folder, engine=engine)
+            outcome = run(task, config, folder, engine=engine)
         else:
             with stager:
-                outcome = execute(task, config, folder, on_shard=stager.add, engine=engine)
+                outcome = run(task, config, folder, on_shard=stager.add, engine=engine)
     if outcome.estimate is not None and config.output.dry_run:
         _print_estimate(outcome, folder)
         return 0

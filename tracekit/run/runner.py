@@ -33,18 +33,17 @@ from tracekit.format.manifest import (
 from tracekit.model.models import load_tokenizer, max_positions, model_info
 from tracekit.model.prompts import is_surely_longer
 from tracekit.ranks import this_rank
-from tracekit.records import Record
 from tracekit.run.command import growth_note
 from tracekit.run.engine import Engine, Job, LocalEngine, Work
 from tracekit.run.finish import done_shards, is_finished
 from tracekit.run.plan import Estimate, check_space
-from tracekit.run.planner import Asked, Begun, Planner, finish_planned, in_stored_order
+from tracekit.run.planner import Asked, Begun, Planner, Standing, finish_planned, in_stored_order
 from tracekit.run.worker import NUM_MEASURED
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
 from tracekit.task import Example, Examples, Task, Tracer
 
-__all__ = ["Ended", "execute", "preflight"]
+__all__ = ["Ended", "execute", "preflight", "run"]
 
 _NUM_KEPT = 6
 """Shards on the disk at most where each is deleted once the Hub has it: made, waiting, being sent, and some slack."""
@@ -58,13 +57,13 @@ class Ended(NamedTuple):
 
     folder: Path
     config: str
-    manifest: Manifest | None
+    manifest: Manifest | None = None
     """The finished configuration; None after a dry run or an interruption."""
-    estimate: Estimate | None
+    estimate: Estimate | None = None
     """What a run will cost; None where nothing had to be planned."""
-    was_complete: bool
+    was_complete: bool = False
     """True where there was nothing left to do."""
-    interrupted: bool
+    interrupted: bool = False
     """True where the run was asked to stop."""
     num_left: int = 0
     """Shards that other processes still work at; the last of them finishes."""
@@ -78,7 +77,7 @@ def execute(
     on_shard: Callable[[str], object] = lambda name: None,
     engine: Engine | None = None,
 ) -> Ended:
-    """Run a task into a folder, or go on with what is there.
+    """Check a configuration, and run a task into a folder, or resume what is there.
 
     `on_shard` is given the name of every finished shard, those of earlier runs first. It may delete the shard once the
     journal (tracekit.format.journal) says that the Hub has it. `engine` does the work, this process by default.
@@ -86,10 +85,22 @@ def execute(
     Raises:
         TracekitError: anything of tracekit.errors; whatever was finished before stays.
     """
+    return run(task, check(config), out, on_shard=on_shard, engine=engine)
+
+
+def run(
+    task: Task[ConfigT, ExampleT],
+    config: ConfigT,
+    out: Path,
+    *,
+    on_shard: Callable[[str], object] = lambda name: None,
+    engine: Engine | None = None,
+) -> Ended:
+    """As `execute`, of a configuration that is checked."""
     try:
         with logged() as open_log:
             try:
-                return _execute(task, check(config), out, on_shard, _engine(config, engine), open_log)
+                return _Run(task, config, out, open_log).on(_engine(config, engine), on_shard)
             except TracekitError as error:
                 note(f"error: {error}")
                 raise
@@ -102,65 +113,113 @@ def execute(
 
 
 def preflight(task: Task[ConfigT, ExampleT], config: ConfigT) -> None:
-    """See that a configuration can begin: settings, source, tokenizer and lengths, without loading the model.
+    """See that a checked configuration can begin: source, tokenizer and lengths, without loading the model.
 
     Raises:
-        TracekitError: as `execute` would, before anything is computed.
+        TracekitError: as `run` would, before anything is computed.
     """
-    _prepare(task, check(config).settled(), Layout(Path(), task.name))
+    _prepare(task, config.settled(), Layout(Path(), task.name))
 
 
-def _execute(
-    task: Task[ConfigT, ExampleT],
-    config: ConfigT,
-    out: Path,
-    on_shard: Callable[[str], object],
-    engine: Engine,
-    open_log: Callable[[Path], None],
-) -> Ended:
-    layout = Layout(out, config.output.dataset_config or task.name)
-    _check_rank(config)
-    typed, begun = config, _begun(layout)
-    stored, latest = begun.plan, begun.growth or begun.plan
-    config = config.settled() if latest is None else in_stored_order(config.settled(), latest.run)
-    say(f"reading {getattr(config.source, 'source', task.name)}")
-    ready = _prepare(task, config, layout)
-    for skipped in ready.source.skipped:
-        say(f"skipped: {skipped}")
-    lengths = [ready.job.tracer.length(example) for example in ready.examples]
-    asked = Asked(ready.examples, lengths, ready.source, ready.job.info, engine.devices(config.model, stored))
-    planner = Planner(task, config, asked, layout, typed)
-    standing = None if stored is None else planner.standing(stored)
-    if standing == "more" and begun.growth is not None and planner.resumes(begun.growth):
-        stored, standing = begun.growth, planner.standing(begun.growth)
-    output = config.output
-    if stored is not None and not output.dry_run:
-        open_log(layout.text_log)
-        sweep(out)
-        if (
-            outcome := _what_is_there(layout, begun, stored, planner, task.record, is_forced=output.force_run)
-        ) is not None:
-            return outcome
-    num_tasks = planner.num_tasks(None if output.force_run else stored)
-    estimate = None
-    with closing(ready.job.tracer), engine.open(ready.job, num_tasks) as work:
-        if stored is not None and output.force_run and not output.dry_run:
-            say(f"deleting what {str(out)!r} has of {layout.config}")
-            forget(layout)
-            stored = standing = None
-        plan = stored
-        if plan is None or standing == "more" or output.dry_run:
-            plan, estimate = _planned(work, planner, begun, stored if standing == "more" else None, config, out)
-        if plan is None:
-            return Ended(out, layout.config, None, estimate, False, False)
-        open_log(layout.text_log)
-        if work.shards(plan, on_shard):
-            return Ended(out, layout.config, None, estimate, False, True)
-    if num_left := len(plan.shards) - len(done_shards(layout, plan)):
-        return Ended(out, layout.config, None, estimate, False, False, num_left)
-    say("finishing")
-    manifest = finish_planned(layout, plan, task.record)
-    return Ended(out, layout.config, manifest, estimate, False, manifest is None)
+class _Run(Generic[ConfigT, ExampleT]):
+    """One run into one configuration of a folder."""
+
+    def __init__(
+        self, task: Task[ConfigT, ExampleT], config: ConfigT, out: Path, open_log: Callable[[Path], None]
+    ) -> None:
+        _check_rank(config)
+        self._task, self._typed, self._open_log = task, config, open_log
+        self._layout = Layout(out, config.output.dataset_config or task.name)
+        self._begun = _begun(self._layout)
+        latest = self._begun.growth or self._begun.plan
+        settled = config.settled()
+        self._config = settled if latest is None else in_stored_order(settled, latest.run)
+        self._output = config.output
+
+    def on(self, engine: Engine, on_shard: Callable[[str], object]) -> Ended:
+        """Do what is not done."""
+        config, layout, begun = self._config, self._layout, self._begun
+        say(f"reading {getattr(config.source, 'source', self._task.name)}")
+        ready = _prepare(self._task, config, layout)
+        for skipped in ready.source.skipped:
+            say(f"skipped: {skipped}")
+        lengths = [ready.job.tracer.length(example) for example in ready.examples]
+        devices = engine.devices(config.model, begun.plan)
+        asked = Asked(ready.examples, lengths, ready.source, ready.job.info, devices)
+        planner = Planner(self._task, config, asked, layout, self._typed)
+        stored = begun.plan
+        standing = None if stored is None else planner.standing(stored)
+        if standing == "more" and begun.growth is not None and planner.resumes(begun.growth):
+            stored, standing = begun.growth, planner.standing(begun.growth)
+        if stored is not None and standing is not None and not self._output.dry_run:
+            self._open_log(layout.text_log)
+            sweep(layout.root)
+            if (ended := self._what_is_there(planner, stored, standing)) is not None:
+                return ended
+        num_tasks = planner.num_tasks(None if self._output.force_run else stored)
+        estimate = None
+        with closing(ready.job.tracer), engine.open(ready.job, num_tasks) as work:
+            if stored is not None and self._output.force_run and not self._output.dry_run:
+                say(f"deleting what {str(layout.root)!r} has of {layout.config}")
+                forget(layout)
+                stored = standing = None
+            plan = stored
+            if plan is None or standing == "more" or self._output.dry_run:
+                plan, estimate = self._planned(work, planner, stored if standing == "more" else None)
+            if plan is None:
+                return self._ended(estimate=estimate)
+            self._open_log(layout.text_log)
+            if work.shards(plan, on_shard):
+                return self._ended(estimate=estimate, interrupted=True)
+        if num_left := len(plan.shards) - len(done_shards(layout, plan)):
+            return self._ended(estimate=estimate, num_left=num_left)
+        say("finishing")
+        return self._finished(plan, estimate=estimate)
+
+    def _ended(self, **how: Any) -> Ended:
+        return Ended(self._layout.root, self._layout.config, **how)
+
+    def _finished(self, plan: Plan, **how: Any) -> Ended:
+        """The end of a run whose shards are all done; interrupted where another process has changed the plan."""
+        manifest = finish_planned(self._layout, plan, self._task.record)
+        return self._ended(manifest=manifest, interrupted=manifest is None, **how)
+
+    def _planned(self, work: Work, planner: Planner[Any], stored: Plan | None) -> "_Planned":
+        """Measure what is to be computed, beyond a stored plan if there is one, and plan it."""
+        new, lengths = planner.missing(stored)
+        say(f"measuring on {min(NUM_MEASURED, len(new))} examples")
+        num_there = 0 if stored is None else planner.num_examples - len(new)
+        estimate = work.estimate(new, lengths, self._output.samples_per_shard)._replace(num_there=num_there)
+        if self._output.dry_run:
+            return _Planned(None, estimate)
+        _check_estimate(estimate, self._config, self._layout.root)
+        batch_size = work.batch_size(self._output.batch_size, new, lengths)
+        return _Planned(planner.settle(self._begun, stored, batch_size), estimate)
+
+    def _what_is_there(self, planner: Planner[Any], stored: Plan, standing: Standing) -> Ended | None:
+        """The end of a run that has nothing to compute for a plan that is stored; None where it has.
+
+        Raises:
+            PlanMismatchError: less is asked for than what is planned there, and that is not finished or would be
+                deleted.
+        """
+        layout, begun, is_forced = self._layout, self._begun, self._output.force_run
+        is_done = done_shards(layout, stored) >= {shard.name for shard in stored.shards}
+        if is_forced and begun.growth is not None and not planner.resumes(begun.growth):
+            raise planner.too_little(begun.growth, "and --force-run would delete all of it")
+        if standing == "less" and is_forced:
+            raise planner.too_little(stored, "and --force-run would delete all of it")
+        if standing == "less" and not is_done:
+            raise planner.too_little(stored, "and is not finished")
+        if standing == "more" or is_forced or not is_done:
+            return None
+        if standing == "less":
+            say(f"{str(layout.root)!r} holds all that is asked for, and more")
+        if stored is begun.plan and (note := growth_note(layout)) is not None:
+            say(note)
+        if is_finished(layout) and stored is begun.plan:
+            return self._ended(manifest=read_manifest(layout), was_complete=True)
+        return self._finished(stored)
 
 
 def _engine(config: RunConfig, engine: Engine | None) -> Engine:
@@ -200,20 +259,6 @@ class _Planned(NamedTuple):
     estimate: Estimate
 
 
-def _planned(
-    work: Work, planner: Planner[Any], begun: Begun, stored: Plan | None, config: RunConfig, out: Path
-) -> _Planned:
-    """Measure what is to be computed, beyond a stored plan if there is one, and plan it."""
-    new, lengths = planner.missing(stored)
-    say(f"measuring on {min(NUM_MEASURED, len(new))} examples")
-    num_there = 0 if stored is None else planner.num_examples - len(new)
-    estimate = work.estimate(new, lengths, config.output.samples_per_shard)._replace(num_there=num_there)
-    if config.output.dry_run:
-        return _Planned(None, estimate)
-    _check_estimate(estimate, config, out)
-    return _Planned(planner.settle(begun, stored, work.batch_size(config.output.batch_size, new, lengths)), estimate)
-
-
 def _begun(layout: Layout) -> Begun:
     """What a folder was begun with, if it was.
 
@@ -228,33 +273,6 @@ def _begun(layout: Layout) -> Begun:
     if not (layout.plan.exists() or may_become_dataset(out)):
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
     return Begun.read(layout)
-
-
-def _what_is_there(
-    layout: Layout, begun: Begun, stored: Plan, planner: Planner[Any], record_type: type[Record], *, is_forced: bool
-) -> Ended | None:
-    """The outcome of a run that has nothing to compute for a plan that is stored; None where it has.
-
-    Raises:
-        PlanMismatchError: less is asked for than what is planned there, and that is not finished or would be deleted.
-    """
-    standing = planner.standing(stored)
-    is_done = done_shards(layout, stored) >= {shard.name for shard in stored.shards}
-    if is_forced and begun.growth is not None and not planner.resumes(begun.growth):
-        raise planner.too_little(begun.growth, "and --force-run would delete all of it")
-    if standing == "less" and is_forced:
-        raise planner.too_little(stored, "and --force-run would delete all of it")
-    if standing == "less" and not is_done:
-        raise planner.too_little(stored, "and is not finished")
-    if standing == "more" or is_forced or not is_done:
-        return None
-    if standing == "less":
-        say(f"{str(layout.root)!r} holds all that is asked for, and more")
-    if stored is begun.plan and (note := growth_note(layout)) is not None:
-        say(note)
-    was_complete = is_finished(layout) and stored is begun.plan
-    manifest = read_manifest(layout) if was_complete else finish_planned(layout, stored, record_type)
-    return Ended(layout.root, layout.config, manifest, None, was_complete, manifest is None)
 
 
 class _Ready(NamedTuple, Generic[ExampleT]):
