@@ -13,9 +13,27 @@ import msgspec
 
 from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
 from tracekit.format.layout import PARTIAL_SUFFIX, Layout, config_names, shard_name, write_atomic
-from tracekit.format.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
+from tracekit.format.manifest import (
+    Manifest,
+    Plan,
+    SampleIndex,
+    ShardTask,
+    Sidecar,
+    read_plan,
+    read_schema,
+    read_struct,
+    to_bytes,
+)
 from tracekit.format.shards import ShardWriter, sha256_file
-from tracekit.records import SCHEMA_VERSION, About, Record, decode_record, encode_record
+from tracekit.records import (
+    SCHEMA_VERSION,
+    About,
+    Record,
+    RecordSchema,
+    ResponseRecord,
+    decode_record,
+    encode_record,
+)
 from tracekit.run.command import joined_command
 from tracekit.run.finish import finish, is_finished
 from tracekit.task import Task, the_task
@@ -67,7 +85,8 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     """Join complete runs into a new folder, or finish what the same merge began there.
 
     Raises:
-        DatasetError: a folder is no complete dataset, slices overlap, or `out` holds something else.
+        DatasetError: a folder is no complete dataset, slices overlap, `out` holds something else, or a later version
+            wrote what merging would lose.
         PlanMismatchError: the runs differ in more than their slice; the message shows in what.
         ShardLockedError: another process merges into `out`.
     """
@@ -77,6 +96,7 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     _check(parts)
     layout = Layout(out, parts[0].layout.config)
     task = the_task(parts[0].plan.task, where=folders[0], to_do="merging")
+    _check_records(parts, task)
     plan = _joined_plan(parts, task.about)
     if not _is_begun(layout, plan):
         write_atomic(layout.plan, to_bytes(plan))
@@ -149,6 +169,17 @@ def _check(parts: Sequence[_Part]) -> None:
             seen[row] = part.layout.root
 
 
+def _check_records(parts: Sequence[_Part], task: Task[Any, Any]) -> None:
+    """Refuse records with fields that would be lost."""
+    for part in parts:
+        unknown = read_schema(part.layout).beyond(RecordSchema.of(task.record))
+        if unknown is not None:
+            raise DatasetError(
+                f"{part.layout.schema}: its records have the field `{unknown}`, which the installed task {task.name!r} "
+                "does not know; merging would lose it. Merge with the version of the task that made them"
+            )
+
+
 def _without_slice(plan: Plan) -> dict[str, Any]:
     """What has to be the same."""
     run = {section: dict(values) if isinstance(values, dict) else values for section, values in plan.run.items()}
@@ -198,7 +229,7 @@ def _copy(source: Layout, name: str, target: Layout, shard: ShardTask, task: Tas
     """Copy one shard, its records renumbered, or what is missing of it."""
     if target.shard(shard.name).exists() and target.sidecar(shard.name).exists():
         return
-    sidecar = read_struct(source.sidecar(name), Sidecar)
+    sidecar = read_struct(source.sidecar(name), Sidecar, to_continue=True)
     if not source.shard(name).exists():
         raise DatasetError(
             f"{source.shard(name)} is not here; merging needs the shards. Fetch a published dataset first "
@@ -228,6 +259,8 @@ def _renumbered(
 ) -> tuple[str, bytes, Payload]:
     record: Record = decode_record(bytes(raw), task.record, where=index.key)
     record = msgspec.structs.replace(record, schema_version=SCHEMA_VERSION)
+    if isinstance(record, ResponseRecord) and not record.generated_text.startswith(record.prompt):  # of schema 1.x
+        record = msgspec.structs.replace(record, generated_text=record.prompt + record.generated_text)
     if task.outcome.shard is not None:
         record = msgspec.structs.replace(record, **{task.outcome.shard: shard})
     file.seek(index.tensors_offset)

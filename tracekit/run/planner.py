@@ -24,7 +24,16 @@ from tracekit.config import RunConfig
 from tracekit.console import say
 from tracekit.errors import PlanMismatchError
 from tracekit.format.layout import Layout, create_once, locked, sync_folder, write_atomic
-from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_growth, read_plan, to_bytes
+from tracekit.format.manifest import (
+    Growth,
+    Manifest,
+    Plan,
+    SourceInfo,
+    read_growth,
+    read_plan,
+    read_schema,
+    to_bytes,
+)
 from tracekit.format.shards import discard_shard
 from tracekit.records import ModelInfo, Record, RecordSchema
 from tracekit.run.command import command_line, with_out
@@ -103,7 +112,7 @@ class Planner(Generic[ExampleT]):
             PlanMismatchError: something else; the message shows every difference.
         """
         fresh = self._plan(stored.batch_size)
-        found = differences(stored, fresh)
+        found = differences(stored, fresh) | self._other_fields()
         growing = self._growing(found)
         eased = {name for name in found if self._is_eased(name.removeprefix("run."), *found[name])}
         if others := found.keys() - growing - eased:
@@ -206,6 +215,16 @@ class Planner(Generic[ExampleT]):
             command=command_line(self._task.command, _with(self._typed, eased), self._layout),
             grown=[*stored.grown, Growth(num_shards=len(stored.shards), command=stored.command)],
         )
+
+    def _other_fields(self) -> dict[str, tuple[Any, Any]]:
+        """Fields in which the records of the folder differ from the task's."""
+        if not self._layout.schema.exists():
+            return {}
+        schemas = read_schema(self._layout), RecordSchema.of(self._task.record)
+        there, now = (dict(schema.without_docs()[3]) for schema in schemas)
+        names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
+        kinds = ((name, *(one[name][0] if name in one else "(absent)" for one in (there, now))) for name in names)
+        return {f"record.{name}": (old, new if new != old else f"another {new}") for name, old, new in kinds}
 
     def _growing(self, found: dict[str, tuple[Any, Any]]) -> set[str]:
         """Those of the differences that may be."""
