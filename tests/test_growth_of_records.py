@@ -20,7 +20,7 @@ from tracekit import TraceStore, load_dataset, verify
 from tracekit.analysis.diff import diff
 from tracekit.analysis.stats import stats
 from tracekit.cli import main
-from tracekit.errors import ConfigError, DatasetError, PlanMismatchError
+from tracekit.errors import DatasetError, PlanMismatchError
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import (
     Manifest,
@@ -81,7 +81,7 @@ class GrownRecord(TriviaQARecord, frozen=True, kw_only=True, tag="trivia_qa"):
     generation: LaterGeneration  # pyright: ignore[reportGeneralTypeIssues]
     mood: str = "calm"
     """A new field."""
-    notes: list[Note] = [Note(text="new")]  # noqa: RUF012 - msgspec copies it
+    notes: list[Note] = msgspec.field(default_factory=lambda: [Note(text="new")])
     """New ones with a Struct of their own."""
 
 
@@ -365,7 +365,7 @@ def test_a_journal_with_an_unknown_field_is_not_continued(finished: Path, tmp_pa
 
 
 def test_what_merging_would_lose_is_refused_by_name(finished: Path, grown: Path, tmp_path: Path):
-    with pytest.raises(DatasetError, match=r"schemas/trivia_qa\.json: .*`\$\.model\.maker`"):
+    with pytest.raises(PlanMismatchError, match=r"`record\.generation\.min_p`.*upgrade the package"):
         merge([grown], tmp_path / "merged")
     for path in ("plans/trivia_qa.json", "sidecars/trivia_qa/validation-00001.json"):
         folder = Path(shutil.copytree(finished, tmp_path / Path(path).stem))
@@ -385,7 +385,10 @@ def test_merging_an_earlier_version_fills_in_what_is_missing(finished: Path, tmp
 @pytest.mark.parametrize("record_type", [GrownRecord, without(TriviaQARecord, "samples")])
 def test_a_run_is_not_continued_with_other_records(begun: Path, model: Path, record_type: type[Record]):
     (begun / "schemas/trivia_qa.json").write_bytes(RecordSchema.of(record_type).to_bytes())
-    with pytest.raises(PlanMismatchError, match=r"record\.(mood: 'string' there|samples: '\(absent\)' there)"):
+    with pytest.raises(
+        PlanMismatchError,
+        match=r"record\.(mood: 'string' there|samples: '\(absent\)' there).*(?s:.*)version of the task",
+    ):
         run_trivia(begun, model)
 
 
@@ -544,7 +547,7 @@ def test_a_schema_without_a_task_is_refused(tag: Any):
     base = document(task=tag)
     if tag is None:
         del base["$defs"]["TriviaQARecord"]["properties"]["task"]
-    with pytest.raises(DatasetError, match="here: .* - at `"):
+    with pytest.raises(DatasetError, match=r"here: .* - at `"):
         RecordSchema.read(json.dumps(base).encode(), where="here")
 
 
@@ -552,7 +555,7 @@ def test_a_schema_without_a_task_is_refused(tag: Any):
     "data", [b"", b"[]", b"{}", b"null", b"\xff", b'{"$ref": 1}', b'{"$ref": "#/$defs/A", "$defs": 3}', b'{"a":' * 9000]
 )
 def test_what_is_no_schema_is_refused(data: bytes):
-    with pytest.raises(DatasetError, match="^here"):
+    with pytest.raises(DatasetError, match=r"^here"):
         RecordSchema.read(data, where="here")
 
 
@@ -560,9 +563,8 @@ def test_a_field_of_every_record_with_another_type_is_no_traceback(finished: Pat
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     (folder / "schemas/trivia_qa.json").write_text(json.dumps(document(token_ids={"type": "string"})))
     assert verify(folder).problems
-    with pytest.raises((DatasetError, ConfigError)), TraceStore(folder) as store:
-        store.record(store.keys[0])
-        raise DatasetError("its records are read as what they are")
+    with TraceStore(folder) as store:  # as the installed task reads them
+        assert store[0].record.token_ids
 
 
 def test_defaults_of_structs_are_structs():

@@ -18,12 +18,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from builders.kit.cells import Cells, Columns
 from builders.kit.choices import Choice
 from builders.kit.options import Options, label_index, option_text, options_of
 from builders.kit.sources import HubSource, Row
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import TOO_LONG
+from tracekit.model.prompts import sha256_text
 from tracekit.task import Example
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "SOURCE",
     "CsqaQuestion",
     "EncodedChoice",
+    "choice_fields",
     "cut_to_fit",
     "encode_choices",
     "parse_row",
@@ -90,6 +94,28 @@ class EncodedChoice(NamedTuple):
     """What is left of the question, a space, and the option."""
     offsets: list[tuple[int, int]]
     """`[start, stop)` characters of each token in `text`; (0, 0) for a special token."""
+
+
+def choice_fields(example: CsqaQuestion, probs: np.ndarray) -> dict[str, Any]:
+    """The fields of a record that follow from a question and a distribution over its options, float64 (C,)."""
+    best, label = int(np.argmax(probs)), example.label_idx
+    second, first = np.sort(probs)[-2:]
+    return {
+        "key": example.key,
+        "example_id": example.example_id,
+        "question_id": example.question_id,
+        "input_sha256": sha256_text(example.question),
+        "question": example.question,
+        "concept": example.concept,
+        "choices": example.choices,
+        "label_idx": label,
+        "gold_label": example.gold_label,
+        "pred_idx": best,
+        "pred_label": example.choices[best].label,
+        "is_correct": None if label is None else best == label,
+        "entropy": float(-(probs * np.log(np.maximum(probs, np.finfo(float).tiny))).sum()),
+        "margin": float(first - second),
+    }
 
 
 def parse_row(row: Row) -> CsqaQuestion:

@@ -12,7 +12,7 @@ import inspect
 import keyword
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
@@ -24,7 +24,7 @@ from tracekit.records.base import Record
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Field", "Node", "RecordSchema", "field_docs"]
+__all__ = ["Field", "Node", "RecordSchema", "field_docs", "schema_differences"]
 
 _SCALARS: Mapping[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
 _KEYWORDS = {
@@ -135,10 +135,6 @@ class RecordSchema:
         """What has to be equal in two schemas of the same fields: their order, names and types."""
         return _bare(Node("object", fields=self.fields))
 
-    def beyond(self, other: "RecordSchema") -> str | None:
-        """Path of the first field that another schema does not have; None where it has all."""
-        return _beyond(Node("object", fields=self.fields), Node("object", fields=other.fields), "$")
-
     @cached_property
     def arrow(self) -> "pa.Schema":
         """Arrow schema: `task`, then the fields in order."""
@@ -179,6 +175,28 @@ class RecordSchema:
             frozen=True,
             forbid_unknown_fields=is_strict,
         )
+
+
+def schema_differences(old: RecordSchema, new: RecordSchema) -> dict[str, tuple[Any, Any]]:
+    """Fields that two schemas have differently, by path: the type in the first and in the second."""
+    before, after = (dict(_kinds("record", schema.fields)) for schema in (old, new))
+    absent = "(absent)"
+    return {
+        path: (before.get(path, absent), after.get(path, absent))
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    }
+
+
+def _kinds(path: str, fields: Sequence[Field]) -> Iterator[tuple[str, str]]:
+    """Type of every field, and of what is inside it, by dotted path; whatever is said of it is left out."""
+    for field in fields:
+        node: Node | None = field.node
+        where = f"{path}.{field.name}"
+        while node is not None:
+            yield where, f"{node.kind} or null" if node.is_nullable else node.kind
+            yield from _kinds(where, node.fields)
+            node, where = node.items, f"{where}[]"
 
 
 class _Reader:
@@ -335,18 +353,6 @@ def _arrow_type(node: Node) -> "pa.DataType":
 def _bare(node: Node) -> Any:
     items = None if node.items is None else _bare(node.items)
     return (node.kind, node.is_nullable, items, [(field.name, _bare(field.node)) for field in node.fields])
-
-
-def _beyond(node: Node, other: Node, path: str) -> str | None:
-    if node.items is not None and other.items is not None:
-        return _beyond(node.items, other.items, f"{path}[]")
-    known = {field.name: field.node for field in other.fields}
-    for field in node.fields:
-        where = f"{path}.{field.name}"
-        found = _beyond(field.node, known[field.name], where) if field.name in known else where
-        if found is not None:
-            return found
-    return None
 
 
 @cache

@@ -33,6 +33,7 @@ from tracekit.records import (
     ResponseRecord,
     decode_record,
     encode_record,
+    schema_differences,
 )
 from tracekit.run.command import joined_command
 from tracekit.run.finish import finish, is_finished
@@ -85,8 +86,7 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     """Join complete runs into a new folder, or finish what the same merge began there.
 
     Raises:
-        DatasetError: a folder is no complete dataset, slices overlap, `out` holds something else, or a later version
-            wrote what merging would lose.
+        DatasetError: a folder is no complete dataset, slices overlap, or `out` holds something else.
         PlanMismatchError: the runs differ in more than their slice; the message shows in what.
         ShardLockedError: another process merges into `out`.
     """
@@ -96,8 +96,9 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     _check(parts)
     layout = Layout(out, parts[0].layout.config)
     task = the_task(parts[0].plan.task, where=folders[0], to_do="merging")
-    _check_records(parts, task)
     plan = _joined_plan(parts, task.about)
+    for part in parts:
+        _check_records(part.layout, task)
     if not _is_begun(layout, plan):
         write_atomic(layout.plan, to_bytes(plan))
     elif is_finished(layout):
@@ -169,15 +170,19 @@ def _check(parts: Sequence[_Part]) -> None:
             seen[row] = part.layout.root
 
 
-def _check_records(parts: Sequence[_Part], task: Task[Any, Any]) -> None:
-    """Refuse records with fields that would be lost."""
-    for part in parts:
-        unknown = read_schema(part.layout).beyond(RecordSchema.of(task.record))
-        if unknown is not None:
-            raise DatasetError(
-                f"{part.layout.schema}: its records have the field `{unknown}`, which the installed task {task.name!r} "
-                "does not know; merging would lose it. Merge with the version of the task that made them"
-            )
+def _check_records(layout: Layout, task: Task[Any, Any]) -> None:
+    """See that records lose nothing when they are written again.
+
+    Raises:
+        PlanMismatchError: they have fields that the installed task does not know.
+    """
+    found = schema_differences(read_schema(layout), RecordSchema.of(task.record))
+    lost = [path for path, (_, now) in found.items() if now == "(absent)"]
+    if lost:
+        raise PlanMismatchError(
+            f"{layout.root}: its records have the field `{lost[0]}`, which the installed task {task.name!r} does not "
+            "know; upgrade the package that defines the task"
+        )
 
 
 def _without_slice(plan: Plan) -> dict[str, Any]:

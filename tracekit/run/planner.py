@@ -24,18 +24,9 @@ from tracekit.config import RunConfig
 from tracekit.console import say
 from tracekit.errors import PlanMismatchError
 from tracekit.format.layout import Layout, create_once, locked, sync_folder, write_atomic
-from tracekit.format.manifest import (
-    Growth,
-    Manifest,
-    Plan,
-    SourceInfo,
-    read_growth,
-    read_plan,
-    read_schema,
-    to_bytes,
-)
+from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_growth, read_plan, read_schema, to_bytes
 from tracekit.format.shards import discard_shard
-from tracekit.records import ModelInfo, Record, RecordSchema
+from tracekit.records import ModelInfo, Record, RecordSchema, schema_differences
 from tracekit.run.command import command_line, with_out
 from tracekit.run.finish import check_can_grow, done_shards, finish, reopen
 from tracekit.run.plan import (
@@ -112,7 +103,9 @@ class Planner(Generic[ExampleT]):
             PlanMismatchError: something else; the message shows every difference.
         """
         fresh = self._plan(stored.batch_size)
-        found = differences(stored, fresh) | self._other_fields()
+        found = differences(stored, fresh)
+        if self._layout.schema.exists():
+            found |= schema_differences(read_schema(self._layout), RecordSchema.of(self._task.record))
         growing = self._growing(found)
         eased = {name for name in found if self._is_eased(name.removeprefix("run."), *found[name])}
         if others := found.keys() - growing - eased:
@@ -175,8 +168,6 @@ class Planner(Generic[ExampleT]):
         else:
             plan = self._grown(stored, batch_size)
         if create_once(self._layout.plan, to_bytes(plan)) if stored is None else _replace(self._layout, begun, plan):
-            if stored is None:
-                write_atomic(self._layout.schema, RecordSchema.of(self._task.record).to_bytes())
             return plan
         first = read_growth(self._layout) or read_plan(self._layout)
         if self.standing(first) != "same" or in_stored_order(self._config, first.run) != self._config:
@@ -215,16 +206,6 @@ class Planner(Generic[ExampleT]):
             command=command_line(self._task.command, _with(self._typed, eased), self._layout),
             grown=[*stored.grown, Growth(num_shards=len(stored.shards), command=stored.command)],
         )
-
-    def _other_fields(self) -> dict[str, tuple[Any, Any]]:
-        """Fields in which the records of the folder differ from the task's."""
-        if not self._layout.schema.exists():
-            return {}
-        schemas = read_schema(self._layout), RecordSchema.of(self._task.record)
-        there, now = (dict(schema.without_docs()[3]) for schema in schemas)
-        names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
-        kinds = ((name, *(one[name][0] if name in one else "(absent)" for one in (there, now))) for name in names)
-        return {f"record.{name}": (old, new if new != old else f"another {new}") for name, old, new in kinds}
 
     def _growing(self, found: dict[str, tuple[Any, Any]]) -> set[str]:
         """Those of the differences that may be."""
