@@ -81,8 +81,8 @@ class GrownRecord(TriviaQARecord, frozen=True, kw_only=True, tag="trivia_qa"):
     generation: LaterGeneration  # pyright: ignore[reportGeneralTypeIssues]
     mood: str = "calm"
     """A new field."""
-    notes: list[Note] = msgspec.field(default_factory=lambda: [Note(text="new")])
-    """New ones with a Struct of their own."""
+    note: Note = Note(text="new")
+    """A new one with a Struct of its own."""
 
 
 class ElsewhereRecord(TriviaQARecord, frozen=True, kw_only=True, tag="elsewhere"):
@@ -569,10 +569,9 @@ def test_a_field_of_every_record_with_another_type_is_no_traceback(finished: Pat
 
 def test_defaults_of_structs_are_structs():
     schema = RecordSchema.read(RecordSchema.of(GrownRecord).to_bytes(), where="here")
-    raw = {name: value for name, value in _fields().items() if name not in ("mood", "notes")}
-    first, second = (msgspec.convert(raw, schema.record_type) for _ in range(2))
-    assert first.notes[0].text == "new"  # type: ignore[attr-defined]
-    assert first.notes is not second.notes  # type: ignore[attr-defined]
+    raw = {name: value for name, value in _fields().items() if name not in ("mood", "note")}
+    first, second = (msgspec.convert(raw | more, schema.record_type) for more in ({}, {"note": {"text": "new"}}))
+    assert (first, first.note.text) == (second, "new")  # type: ignore[attr-defined]
     with pytest.raises(msgspec.ValidationError, match="missing required field"):
         msgspec.convert(raw, schema.strict_type)
 
