@@ -160,6 +160,7 @@ def _read_samples(layout: Layout, evaluation: Evaluation) -> tuple[dict[str, _Sa
             f"{str(layout.root)!r} holds no answers of the configuration {layout.config!r} to judge; make them first: "
             f"{again}"
         )
+    read_plan(layout, to_continue=True)
     with TraceStore(str(layout.root), config=layout.config) as store:
         samples = {sample.key: _sample_of(sample.record, evaluation) for sample in store}
         is_open = store.is_open

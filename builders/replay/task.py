@@ -39,7 +39,10 @@ def examples(config: ReplayConfig) -> Examples[AnswerExample]:
         ConfigError: no source was named.
     """
     if config.source.source == "default":
-        raise ConfigError("--source - at `$.source.source`; name the file with prompts and answers, or `sample`")
+        raise ConfigError(
+            "this task has no dataset of its own - at `$.source.source`; name a file with prompts and "
+            "answers, or `sample`"
+        )
     return read_examples(
         config.source, default=HubSource("", None), sample=_SAMPLE, columns={"id": NAMES}, parse=parse_row
     )

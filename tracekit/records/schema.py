@@ -13,7 +13,7 @@ import inspect
 import keyword
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
@@ -25,7 +25,7 @@ from tracekit.records.base import Record
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Field", "Node", "RecordSchema", "field_docs"]
+__all__ = ["Field", "Node", "RecordSchema", "field_docs", "schema_differences"]
 
 _SCALARS: Mapping[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
 _KEYWORDS = {
@@ -174,6 +174,28 @@ class RecordSchema:
             frozen=True,
             forbid_unknown_fields=is_strict,
         )
+
+
+def schema_differences(old: RecordSchema, new: RecordSchema) -> dict[str, tuple[Any, Any]]:
+    """Fields that two schemas have differently, by path: the type in the first and in the second."""
+    before, after = (dict(_kinds("record", schema.fields)) for schema in (old, new))
+    absent = "(absent)"
+    return {
+        path: (before.get(path, absent), after.get(path, absent))
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    }
+
+
+def _kinds(path: str, fields: Sequence[Field]) -> Iterator[tuple[str, str]]:
+    """Type of every field, and of what is inside it, by dotted path; whatever is said of it is left out."""
+    for field in fields:
+        node: Node | None = field.node
+        where = f"{path}.{field.name}"
+        while node is not None:
+            yield where, f"{node.kind} or null" if node.is_nullable else node.kind
+            yield from _kinds(where, node.fields)
+            node, where = node.items, f"{where}[]"
 
 
 class _Reader:

@@ -13,9 +13,27 @@ import msgspec
 
 from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
 from tracekit.format.layout import PARTIAL_SUFFIX, Layout, config_names, shard_name, write_atomic
-from tracekit.format.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
+from tracekit.format.manifest import (
+    Manifest,
+    Plan,
+    SampleIndex,
+    ShardTask,
+    Sidecar,
+    read_plan,
+    read_schema,
+    read_struct,
+    to_bytes,
+)
 from tracekit.format.shards import ShardWriter, sha256_file
-from tracekit.records import SCHEMA_VERSION, About, Record, decode_record, encode_record
+from tracekit.records import (
+    SCHEMA_VERSION,
+    About,
+    Record,
+    RecordSchema,
+    decode_record,
+    encode_record,
+    schema_differences,
+)
 from tracekit.run.command import joined_command
 from tracekit.run.finish import finish, is_finished
 from tracekit.task import Task, the_task
@@ -78,6 +96,8 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     layout = Layout(out, parts[0].layout.config)
     task = the_task(parts[0].plan.task, where=folders[0], to_do="merging")
     plan = _joined_plan(parts, task.about)
+    for part in parts:
+        _check_records(part.layout, task)
     if not _is_begun(layout, plan):
         write_atomic(layout.plan, to_bytes(plan))
     elif is_finished(layout):
@@ -147,6 +167,21 @@ def _check(parts: Sequence[_Part]) -> None:
                     f"row {row} of the source is in {seen[row]} and in {part.layout.root}; slices overlap"
                 )
             seen[row] = part.layout.root
+
+
+def _check_records(layout: Layout, task: Task[Any, Any]) -> None:
+    """See that records lose nothing when they are written again.
+
+    Raises:
+        PlanMismatchError: they have fields that the installed task does not know.
+    """
+    found = schema_differences(read_schema(layout), RecordSchema.of(task.record))
+    lost = [path for path, (_, now) in found.items() if now == "(absent)"]
+    if lost:
+        raise PlanMismatchError(
+            f"{layout.root}: its records have the field `{lost[0]}`, which the installed task {task.name!r} does not "
+            "know; upgrade the package that defines the task"
+        )
 
 
 def _without_slice(plan: Plan) -> dict[str, Any]:
