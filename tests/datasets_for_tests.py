@@ -20,6 +20,7 @@ import numpy as np
 from builders.csqa_mcq.record import CsqaMcqRecord
 from builders.kit.choices import Choice
 from builders.trivia_qa.record import TriviaQARecord
+from tests.tasks_for_tests import TASKS
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import (
     Manifest,
@@ -298,6 +299,7 @@ def write_dataset(
         num_threads=1,
         versions={},
         shards=[ShardTask(name=name, number=int(name[-5:]), batches=[]) for name in names],
+        about=TASKS[task].about,
     )
     write_atomic(layout.plan, to_bytes(plan))
     schema = RecordSchema.of(type(made[0].record) if made else TriviaQARecord)

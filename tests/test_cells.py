@@ -418,10 +418,10 @@ def test_questions_whose_answers_are_in_another_column_are_told_of(
     module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     name = write(tmp_path, "jsonl", {"question": "Q?", "choices": TEXTS, "cop": 2})
-    assert module.read_questions(SourceConfig(source=name)).examples[0].label_idx is None
+    assert module.read_questions(ChoiceSource(source=name)).examples[0].label_idx is None
     assert "1 of 1 questions have no right answer in" in (said := capsys.readouterr().err)
     assert "--label-column" in said
-    config = SourceConfig(source=name, label_column="cop", label_start=0)
+    config = ChoiceSource(source=name, label_column="cop", label_start=0)
     assert module.read_questions(config).examples[0].label_idx == 2
     assert "no right answer" not in capsys.readouterr().err
 

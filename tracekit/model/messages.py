@@ -3,7 +3,7 @@
     {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]}   ->  system, "Be brief."
     {"role": "assistant", "content": "So.", "reasoning_content": "Hm."}         ->  assistant, "So."; reasoning "Hm."
 
-The server reads requests by it, the builder `replay` reads logs by it.
+The server reads requests by it; tasks read logs by it.
 """
 
 from collections.abc import Sequence

@@ -229,7 +229,7 @@ def _proven(
     if head == "lm" and not traced.is_causal:
         raise ModelError(
             f"{info.id} ({settings.get_text_config().model_type}) is no causal language model: it sees the tokens that "
-            "it is to predict. Encoders are for builders.csqa_mcq"
+            "it is to predict. Encoders are for tasks that score options by a multiple-choice head"
         )
     return traced
 
@@ -309,8 +309,8 @@ def _explained(error: Exception, settings: Any, config: ModelConfig, loads: Load
     if loads == "choices":
         return ModelError(
             f"model {config.model_path or config.model!r} cannot be loaded with a multiple-choice head: {reason[:200]}"
-            "\nExpected an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ...), or what "
-            "builders.finetune_csqa wrote, as a local folder or a Hub id"
+            "\nExpected an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ...), fine-tuned or not, as a "
+            "local folder or a Hub id"
         )
     if loads == "lm" and hasattr(settings, "vision_config"):
         return ModelError(f"model {config.model!r} is loaded for text, and takes pictures; give --image FILE")
