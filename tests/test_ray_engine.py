@@ -199,10 +199,9 @@ def begin(model: Path, finished: Path, tmp_path: Path, publish: PublishConfig, *
     plan = read_plan(Layout(finished, "trivia_qa"))
     plan = msgspec.structs.replace(plan, shards=[], versions={**plan.versions, **versions})
     config = msgspec.structs.replace(trivia_config(model), publish=publish)
-    task = TaskRef.of(TRIVIA_QA)
-    job = NodeJob("1", task, config, [], plan.model)
+    job = NodeJob.of("1", TaskRef.of(TRIVIA_QA), config, [], plan.model)
     run = Begin(plan, finished, "not-there.partial", tmp_path / "own", False)
-    NodeWorker(Rank(0, 1, 0), str(tmp_path / "away"), task).begin(job, run)
+    NodeWorker(Rank(0, 1, 0), str(tmp_path / "away")).begin(job, run)
 
 
 def test_a_worker_that_sees_no_folder_and_has_no_hub_is_refused(model: Path, finished: Path, tmp_path: Path):

@@ -53,6 +53,7 @@ __all__ = [
     "TaskRef",
     "Tracer",
     "about_of",
+    "check_name_is_free",
     "find_task",
     "import_file",
     "known_tasks",
@@ -254,8 +255,8 @@ class Task(Generic[ConfigT, ExampleT]):
     can_estimate: Callable[[ConfigT], bool] = lambda config: True
     """Whether a dry run can measure already; not where an earlier stage has to write the examples first."""
     card: Path | str | None = None
-    """Template of the card's part about a configuration: a file, or the name of one in cards/; by default the title
-    stands there."""
+    """Template of the card's part about a configuration, where the task is installed: a file, or the name of one in
+    cards/; by default the title stands there."""
     report: "Callable[[TraceStore], Report] | None" = None
     """What `tracekit show --stats` says besides."""
     exports: "Mapping[str, Callable[..., Path]]" = field(default_factory=dict)
@@ -412,6 +413,20 @@ def task_in(module: Any, name: str) -> Task[Any, Any]:
     if not found:
         raise ConfigError(f"{module.__file__} defines no task {name!r}; assign it to a name of the module, as TASK")
     return found[0]
+
+
+def check_name_is_free(task: Task[Any, Any]) -> None:
+    """See that no package has a task of this name that is another one.
+
+    Raises:
+        ConfigError: one has.
+    """
+    others = [one for one in _entry_points(task.name) if one.module != task.module]
+    if others:
+        raise ConfigError(
+            f"the task {task.name!r} of {task.file or task.module} has the name of a task that is installed "
+            f"({others[0].value}); give it another name, and its record the same tag"
+        )
 
 
 class TaskRef(NamedTuple):
