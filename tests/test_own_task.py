@@ -1,0 +1,292 @@
+"""A task outside this repository: the file of builders/README.md, saved and run by itself, and what is refused."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.hub_for_tests import TestHub
+from tests.publishing_for_tests import REPO, tell
+from tests.runs_for_tests import hashes, log_lines
+from tracekit import AnsweredRecord, AnswersConfig, Outcome, Task, TraceStore, answered, verify
+from tracekit.cluster.worker import NodeJob, NodeWorker
+from tracekit.errors import ConfigError
+from tracekit.flags import flag_words, settings_of
+from tracekit.format.layout import Layout
+from tracekit.format.manifest import read_plan
+from tracekit.format.shards import sha256_file
+from tracekit.ranks import Rank
+from tracekit.task import TaskRef, import_file
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "builders/README.md").read_text(encoding="utf-8")
+(BLOCK,) = re.findall(r"## Your own task\n.*?```python capitals\.py\n(.*?)```", README, re.DOTALL)
+SMALL = "--limit 4 --num-beams 1 --max-new-tokens 3 --samples-per-shard 2 --batch-size 1 --num-replays 1 --device cpu"
+EVERY = (
+    "--limit 4 --offset 1 --split test --on-bad-row skip --system Short. --prompt-form question --bos never "
+    "--template-date 2020-02-02 --template-kwargs a=1 --chat-template none --num-beams 2 --max-new-tokens 3 "
+    "--num-samples 2 --trace-samples --temperature 0.9 --top-p 0.9 --top-k 20 --sites hidden attn topk --layers 0 -1 "
+    "--tokens answer --store-dtype bfloat16 --topk 3 --num-replays 1 --samples-per-shard 2 --batch-size 2 --seed 7 "
+    "--dataset-config mine --device cpu --dtype float32"
+)
+
+
+def python(*words: str, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, [environment.pop("PYTHONPATH", "")])])
+    everywhere = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=os.environ | everywhere | environment
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def made(folder: Path) -> dict[str, str]:
+    return {path: digest for path, digest in hashes(folder).items() if path.startswith(("data/", "records/"))}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with capitals.py, and one dataset of it."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "capitals.py").write_text(BLOCK, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(workplace: Path, model: Path) -> Path:
+    """The dataset of one process."""
+    python("capitals.py", "--model", str(model), *SMALL.split(), "--out", "traces/capitals", cwd=workplace)
+    return workplace / "traces/capitals"
+
+
+def test_the_file_is_short():
+    assert len(BLOCK.splitlines()) < 50
+    assert max(map(len, BLOCK.splitlines())) <= 120
+
+
+_LINES = """
+import json, pathlib, runpy, sys
+for words in json.loads(sys.argv[1]):
+    if words[0] == "rm":
+        for path in words[1:]:
+            pathlib.Path(path).unlink()
+        continue
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as ended:
+        assert ended.code == 0, words
+"""
+"""Several command lines in one process."""
+
+
+def test_it_takes_every_common_flag_and_resumes_to_the_same_bytes(workplace: Path, model: Path):
+    words = ["capitals.py", "--model", str(model), *EVERY.split(), "--out"]
+    lost = ["rm", "traces/every/data/mine/test-00001.tar", "traces/every/manifest.json"]
+    lines = [
+        ["capitals.py", "--help"],
+        [*words, "dry", "--dry-run"],
+        [*words, "traces/whole"],
+        [*words, "traces/every"],
+    ]
+    lines += [lost, [*words, "traces/every"], [*words, "traces/every"]]
+    done = python("-c", _LINES, json.dumps(lines), cwd=workplace)
+    flags = {word for word in flag_words(settings_of(AnswersConfig())) if word.startswith("--")}
+    assert {flag for flag in flags if flag.replace("--no-", "--") not in done.stdout} == set()
+    assert "examples        4\n" in done.stdout
+    assert not (workplace / "dry").exists()
+    assert "nothing to do" in done.stderr
+    folder = workplace / "traces/every"
+    with TraceStore(folder) as store:
+        assert store.keys == [f"{number:06d}{drawn}" for number in range(1, 5) for drawn in ("", "_001")]
+        assert store.record("000001").prompt.startswith("Short.\n")
+    assert hashes(folder) == hashes(workplace / "traces/whole")
+    assert [line["shard"] for line in log_lines(folder, "mine")] == ["test-00000", "test-00001", "test-00001"]
+
+
+def test_it_is_read_and_published_where_its_module_is_not(run: Path, xet_hub: TestHub, tmp_path: Path):
+    show = ["show", run]
+    lines = [["verify", run], show, [*show, "--key", "000001"], [*show, "--stats"], [*show, "--json"]]
+    told = tell(xet_hub, *lines, ["publish", run, REPO, "--version", "v1.0.0", "--dry-run"])
+    assert [one.code for one in told] == [0] * 6, told
+    verified, shown, one, stats, described, published = [one.out for one in told]
+    assert verified.startswith("ok: 4 samples")
+    assert "Bolivia" in shown
+    assert "(accepted: Sucre" in shown
+    assert re.search(r'gold_answers +\["Sucre", "La Paz"\]', one)
+    assert re.search(r"accuracy +[\d.]+ +of 4 judged answers", stats)
+    assert json.loads(described)["task"] == "capitals"
+    assert "nothing was sent" in published
+    card = (run / "README.md").read_text(encoding="utf-8")
+    for said in ("Countries, and the capitals that the model named.", "| accuracy |", "python capitals.py", "Accepted"):
+        assert said in card, said
+
+
+def test_its_records_are_typed_by_its_schema(run: Path):
+    assert "capitals" not in sys.modules
+    with TraceStore(run) as store:
+        record: Any = store.record("000001")
+        outcome = store.about.outcome
+    assert (record.country, record.gold_answers, record.samples) == ("Bolivia", ["Sucre", "La Paz"], [])
+    assert isinstance(record.is_correct, bool)
+    assert (outcome.asked, outcome.gold, outcome.correct) == ("country", "gold_answers", "is_correct")
+    types = {field.name: field.type for field in msgspec.structs.fields(type(record))}
+    assert (types["country"], types["gold_answers"], types["beam_score"]) == (str, list[str], float | None)
+
+
+def test_a_file_that_was_changed_is_refused_by_its_name(run: Path, workplace: Path, model: Path, tmp_path: Path):
+    assert read_plan(Layout(run, "capitals")).code == f"capitals.py@sha256:{sha256_file(workplace / 'capitals.py')}"
+    before = hashes(run)
+    (tmp_path / "capitals.py").write_text(BLOCK.replace("capital of", "largest city of"))
+    words = ["capitals.py", "--model", str(model), *SMALL.split(), "--out", str(run)]
+    done = python(*words, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "code: 'capitals.py@sha256:" in done.stderr
+    assert "was changed since" in done.stderr
+    assert hashes(run) == before
+
+
+def packaged(folder: Path, package: str, module: str, code: str) -> None:
+    """A package, as pip installs one, that registers the task `capitals`."""
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[tracekit.tasks]\ncapitals = {module}:TASK\n")
+    (folder / f"{module}.py").write_text(code, encoding="utf-8")
+
+
+_TYPE = "import sys; from tracekit import TraceStore; print(type(TraceStore(sys.argv[1])[0].record).__module__)"
+
+
+def test_an_installed_package_gives_the_type_of_its_records(run: Path, tmp_path: Path):
+    packaged(tmp_path / "site", "geography", "capitals_of_countries", BLOCK)
+    said = python("-c", _TYPE, str(run), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert (said.stdout, said.stderr) == ("capitals_of_countries\n", "")
+
+
+def test_a_package_that_cannot_be_imported_is_read_by_the_schema_with_a_warning(run: Path, tmp_path: Path):
+    packaged(tmp_path / "site", "geography", "broken_capitals", "import nothing_of_this_name\n" + BLOCK)
+    said = python("-m", "tracekit.cli", "show", str(run), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert "Bolivia" in said.stdout
+    (warning,) = [line for line in said.stderr.splitlines() if "warning" in line]
+    for word in ("'capitals'", "broken_capitals:TASK", "nothing_of_this_name"):
+        assert word in warning
+
+
+def test_two_packages_with_a_task_of_one_name_are_refused(run: Path, tmp_path: Path):
+    for package in ("geography", "history"):
+        packaged(tmp_path / "site", package, f"capitals_of_{package}", BLOCK)
+    said = python("-m", "tracekit.cli", "show", str(run), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"), check=False)
+    assert said.returncode == 1
+    for word in ("'capitals'", "geography (capitals_of_geography:TASK)", "history (capitals_of_history:TASK)"):
+        assert word in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("capitals.py", BLOCK.replace('"capitals"', '"csqa"'), "'csqa' of .*capitals.py.*builders.csqa.task:TASK"),
+        ("my-capitals.py", BLOCK, "my-capitals.py: rename the file; 'my-capitals'"),
+        ("capitals.py", BLOCK.replace("gold_answers: list[str]", "gold_answers: dict[str, str]"), r"\$\.gold_answers"),
+    ],
+)
+def test_a_file_that_would_not_do_says_so(tmp_path: Path, name: str, code: str, said: str):
+    (tmp_path / name).write_text(code)
+    done = python(name, "--model", "./nowhere", "--out", "run", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert re.search(said, done.stderr), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+class SomeRecord(AnsweredRecord, tag="some"):
+    """A record of a task that asks."""
+
+    is_right: bool
+    """Whether the answer is right."""
+
+
+class DictRecord(AnsweredRecord, tag="some"):
+    """A record that no table holds."""
+
+    counts: dict[str, int]
+    """A map with keys that depend on the data."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"record": DictRecord}, r"DictRecord.*\$\.counts"),
+        ({"name": "other"}, "'other'.*SomeRecord has the tag 'some'.*tag='other'"),
+        ({"outcome": answered(correct="is_correct")}, "'some'.*'is_correct'.*no field of SomeRecord.*is_right"),
+        ({"outcome": Outcome(same=["nothing"])}, "'nothing'.*no field of SomeRecord"),
+        ({"ask": None}, "'some' needs either `ask` or `tracer`"),
+        ({"name": "a task"}, "'a task'.*letters, digits"),
+    ],
+)
+def test_a_task_that_would_not_do_is_refused_when_it_is_defined(changes: dict[str, Any], said: str):
+    settings: dict[str, Any] = {
+        "name": "some",
+        "title": "Something.",
+        "record": SomeRecord,
+        "examples": lambda config: [],
+        "ask": lambda example, config: "?",
+        "outcome": answered(correct="is_right"),
+    }
+    assert Task(**settings).module == __name__
+    with pytest.raises(ConfigError, match=said):
+        Task(**settings | changes)
+
+
+def test_ranks_make_the_bytes_of_one_process(run: Path, workplace: Path, model: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    words = ["capitals.py", "--model", str(model), *SMALL.split(), "--out", str(out)]
+    ranks = [{"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2"} for number in "01"]
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda rank: python(*words, cwd=workplace, **rank), ranks))
+    assert made(out) == made(run)
+    assert {line["world_size"] for line in log_lines(out, "capitals")} == {2}
+    assert verify(out).problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_workers_on_ray_make_the_bytes_of_one_process(run: Path, workplace: Path, model: Path, tmp_path: Path):
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'tracekit-llm[ray]'")
+    out = tmp_path / "run"
+    words = ["capitals.py", "--model", str(model), *SMALL.split(), "--out", str(out), "--engine", "ray"]
+    python(*words, "--num-workers", "2", cwd=workplace)
+    assert made(out) == made(run)
+    assert verify(out).problems == []
+
+
+@pytest.fixture
+def capitals(workplace: Path) -> Iterator[Any]:
+    """The file, imported as processes of a run import it."""
+    yield import_file(workplace / "capitals.py")
+    del sys.modules["capitals"]
+
+
+@pytest.mark.parametrize("change", ["another", "missing"])
+def test_a_worker_with_another_file_refuses_it_by_name(
+    run: Path, workplace: Path, tmp_path: Path, change: str, capitals: Any
+):
+    file = Path(shutil.copy(workplace / "capitals.py", tmp_path))
+    task = TaskRef.of(capitals.TASK)._replace(file=str(file))
+    assert task.sha256 == sha256_file(file)
+    if change == "another":
+        file.write_text(BLOCK + "\n")
+    else:
+        file.unlink()
+    job = NodeJob.of("1", task, AnswersConfig(), capitals.examples(None), read_plan(Layout(run, "capitals")).model)
+    with pytest.raises(ConfigError, match=rf"'capitals' .*{re.escape(str(file))}, which is .*same file"):
+        NodeWorker(Rank(0, 1, 0), str(tmp_path / "away")).open(job)
