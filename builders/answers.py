@@ -10,7 +10,7 @@
                 token_ids output_token_ids generated_token_ids   its ids
                 outputs choices                                  [{"text" or "message", "token_ids", "finish_reason"}]
                 reasoning_content reasoning thinking             what the model thought, without its markers
-    ended       finish_reason                                    `stop`: it ended by itself; `length`: it was cut
+    ended       finish_reason done_reason                        `stop`: it ended by itself; `length`: it was cut
                 stop_reason matched_stop stop_string             the stop string that ended it, or the end token's id
     identity    id key custom_id request_id question_id; model
 
@@ -45,7 +45,21 @@ __all__ = ["AnswerExample", "parse_row"]
 _ANSWERS = ("answer", "generation", "response", "output", "completion")
 _IDS = ("token_ids", "output_token_ids", "generated_token_ids")
 _LISTS = ("outputs", "choices")
-_STOPS = ("stop_reason", "matched_stop", "stop_string")
+_STOPS = ("stop_reason", "matched_stop", "stop_string", "stop_sequence")
+_REASONS = ("finish_reason", "done_reason", "finishReason", "stopReason")
+_MEANINGS = {
+    **dict.fromkeys(("eos", "eos_token", "end_turn", "stop_token"), "stop"),
+    **dict.fromkeys(("max_tokens", "max_length", "max_output_tokens", "model_length"), "length"),
+}
+"""Other servers' words for how an answer ended. Gemini's STOP is none: it may be a stop string."""
+_BY_STRING = "stop_sequence"
+_ENDINGS = frozenset({*_MEANINGS, "stop", "length", _BY_STRING, "tool_use", "refusal", "content_filter"})
+"""What stands under `stop_reason` where that is the reason (Anthropic), and no stop string."""
+_STOP_LISTS = ("stop", "stop_sequences", "stop_strings")
+_IN_REQUESTS = ("sampling_params", "parameters", "params", "options", "generation_config")
+"""Where requests keep what decides how an answer ends, other than at their top."""
+_OTHER_REASONING = ("reasoning_details", "thinking_blocks", "reasoning_text", "thoughts", *REASONING_FIELDS)
+"""Names of reasoning; under the last it is read where it is a text."""
 _BESIDE_MESSAGES = ("tools", "functions", "documents", "system", "system_prompt", "continue_final_message")
 """What changes the prompt of a conversation besides its messages: with OpenAI's, vLLM's and Anthropic's requests."""
 _PREDICTIONS = (
@@ -155,6 +169,8 @@ def _sides(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         raise SourceError(f"the request failed ({str(error or f'status {status}')[:80]}); leave the row out")
     asked = next((data[name] for name in ("request", "body") if isinstance(data.get(name), dict)), {})
     request = data | _inner(asked)
+    further = request.get("extra_body")  # of a call of OpenAI's client
+    request |= further if isinstance(further, dict) else {}
     return request, (_inner(response) if isinstance(response, dict) else data)
 
 
@@ -277,11 +293,21 @@ def _answer(holder: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     beside = {holder[name] for name in REASONING_FIELDS if isinstance(holder.get(name), str) and holder[name]}
     if len(beside) > 1:
         raise SourceError(f"several texts in {', '.join(map(repr, REASONING_FIELDS))} differ; leave one")
-    return {
-        "answer": said["answer"] if text is None else text,
-        "reasoning": said["reasoning"] or (beside.pop() if beside else None),
-        "token_ids": ids,
-    }
+    reasoning = said["reasoning"] or (beside.pop() if beside else None)
+    if reasoning is None and ids is None:
+        _check_reasoning(holder, holder.get("message") or {})
+    return {"answer": said["answer"] if text is None else text, "reasoning": reasoning, "token_ids": ids}
+
+
+def _check_reasoning(*sides: Mapping[str, Any]) -> None:
+    """Refuse reasoning that is not put back: it stands in another form than a text, or under another name."""
+    for side in sides:
+        name = next((name for name in _OTHER_REASONING if isinstance(side.get(name), str | list) and side[name]), None)
+        if name is not None:
+            raise SourceError(
+                f"{name!r} holds reasoning in a form that is not read here; give it as a text in "
+                f"{' or '.join(map(repr, REASONING_FIELDS))}, or give 'token_ids'"
+            )
 
 
 def _said(form: MessageForm, where: str, *, has_ids: bool) -> dict[str, Any]:
@@ -312,13 +338,19 @@ def _only(reply: dict[str, Any]) -> dict[str, Any] | None:
 def _ending(request: Mapping[str, Any], reply: Mapping[str, Any], holder: Mapping[str, Any]) -> dict[str, Any]:
     """How the answer ended, as the log says it of the answer or beside it."""
     sides = (holder, reply, request)
-    reason = next((side["finish_reason"] for side in sides if side.get("finish_reason")), None)
     told = [side[name] for side in sides for name in _STOPS if name in side]
     stops = [value for value in told if isinstance(value, str | int) and not isinstance(value, bool)]
-    stop = next((value for value in stops if value != ""), None)
-    may_be_string = not told and bool(request.get("stop"))  # which of them ended it, nobody says
+    given = (side[name] for side in sides for name in _REASONS if isinstance(side.get(name), str) and side[name])
+    reason = next(given, None)
+    word = next((value for value in stops if value in _ENDINGS and (reason is None or value != "stop")), None)
+    stop = next((value for value in stops if value not in ("", word)), None)
+    reason = str(word) if reason is None and word is not None else reason
+    reason = "unknown" if reason is None else _MEANINGS.get(reason.lower(), reason)
+    asked = (request, *(request[name] for name in _IN_REQUESTS if isinstance(request.get(name), dict)))
+    is_told = bool(told) and word != "stop"
+    may_be_string = any(side.get(name) for side in asked for name in _STOP_LISTS) if not is_told else word == _BY_STRING
     return {
-        "finish_reason": reason if isinstance(reason, str) else "unknown",
+        "finish_reason": reason,
         "stop": stop,
         "has_ended": reason == "stop" and not isinstance(stop, str) and not may_be_string,
     }
