@@ -21,7 +21,7 @@ _MAX_DEPTH = 32
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _CUT = re.compile(r"\[\s*['\"{\[]|\{\s*['\"]")
 """A list or object begins here, wherever it ends."""
-_TUPLE = re.compile(r"\(\s*['\"].*['\",]\s*\)", re.DOTALL)
+_TUPLE = re.compile(r"\(\s*(?:['\"].*['\",]\s*)?\)", re.DOTALL)
 _NUMPY = re.compile(r"array|np\.(?:str_|bool_?|u?int\d+|float\d+)")
 """What numpy writes in front of brackets."""
 _TOKEN = re.compile(

@@ -85,6 +85,7 @@ class TracedModel:
     `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.model.proof.prove`, which every model goes through
     before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row, and
     `length_limit`, where it finds that the longest row changes others in a way that the configuration does not tell.
+    The loader sets `is_moved_by_padding` where padding before a prompt changes its answer.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class TracedModel:
         self.is_causal = False
         self.rows_sum_to_one = True
         self.is_head_fresh = False
+        self.is_moved_by_padding = False
         self.length_limit = length_limit(model.config)
         self._longest = longest_text(model.config)
         self._rotary: RotaryState | None = None
