@@ -31,7 +31,7 @@ from tracekit.config import GenerationConfig
 from tracekit.model.lengths import groups_within
 from tracekit.model.memory import is_out_of_memory
 from tracekit.model.references import LOAD_ERRORS
-from tracekit.model.traced import TracedModel, is_quantized, tolerance_of
+from tracekit.model.traced import TracedModel, rounding_of
 from tracekit.model.vocabulary import check_rows
 from tracekit.records import GenerationSettings
 
@@ -193,16 +193,10 @@ def _in_groups(
 
 
 def find_padding_rule(traced: TracedModel) -> None:
-    """Measure whether padding before a prompt changes its answer; sets `is_moved_by_padding`.
-
-    Rounding is allowed for: less of it where transformers does not give the model the positions of its tokens.
-    """
+    """Measure whether padding before a prompt changes its answer; sets `is_moved_by_padding`."""
     if traced.is_row_coupled:
         return
     model: Any = traced.model
-    is_told = "position_ids" in signature(model.forward).parameters
-    is_exact = traced.info.dtype == "float32" and not is_quantized(traced.info)
-    allowed = 1e-4 if is_exact else tolerance_of(traced.info).max_rel_error / (1 if is_told else 3)
     settings = HFGenerationConfig(
         max_new_tokens=2,
         do_sample=False,
@@ -219,12 +213,15 @@ def find_padding_rule(traced: TracedModel) -> None:
             raise
         traced.is_moved_by_padding = True
         return
-    steps = 1 + bool(beside[0][0].argmax() == alone[0][0].argmax())
+    num_steps = 1 + bool(beside[0][0].argmax() == alone[0][0].argmax())  # then another token was taken
     changes = [
         (one[0] - other[0]).float().abs().max() / other[0].float().abs().max()
-        for one, other in zip(beside, alone, strict=True)
+        for one, other in zip(beside[:num_steps], alone, strict=False)  # the answer may end before
     ]
-    traced.is_moved_by_padding = not all(change <= allowed for change in changes[:steps])
+    # transformers tells most models the positions of their tokens: those that it does not tell are looked at closely
+    is_told = "position_ids" in signature(model.forward).parameters
+    allowed = rounding_of(traced.info) / (1 if is_told else 3)
+    traced.is_moved_by_padding = not all(change <= allowed for change in changes)
 
 
 def settings_of(config: GenerationConfig, *, do_sample: bool) -> GenerationSettings:

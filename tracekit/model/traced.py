@@ -52,6 +52,12 @@ def tolerance_of(info: ModelInfo, stored_dtype: str | None = None) -> Tolerance:
     return Tolerance(max(model.max_rel_error, stored.max_rel_error), min(model.min_cosine, stored.min_cosine))
 
 
+def rounding_of(info: ModelInfo) -> float:
+    """Relative change of a row by what runs beside it that is still rounding."""
+    is_exact = info.dtype == "float32" and not is_quantized(info)
+    return 1e-4 if is_exact else tolerance_of(info).max_rel_error
+
+
 def probe_tokens(tokenizer: Any) -> Sequence[int]:
     """A short text as ids: a real sentence where there is a tokenizer, else the first ids."""
     if tokenizer is None:
