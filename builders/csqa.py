@@ -27,8 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row, with_options
-from builders.sources import read_examples
+from builders.csqa_questions import CsqaQuestion, cut_to_fit, read_questions, with_options
 from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError
 from tracekit.format.manifest import SourceInfo
@@ -60,7 +59,7 @@ class CsqaBuilder:
                 "tokens 'answer' - at `$.capture.tokens`; nothing is generated here, so there are none; give all, "
                 "prompt or last"
             )
-        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
+        found = read_questions(config.source)
         return found.examples, found.info
 
     def open(self, config: CsqaConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> "CsqaTask":
@@ -92,10 +91,7 @@ class CsqaTask(Task[CsqaQuestion]):
         self._config, self._tokenizer = config, tokenizer
         self._prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
         self.variant = self._prompter.variant
-        whole_sample = SourceConfig(source="sample")
-        self._pool = read_examples(
-            whole_sample, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row
-        ).examples
+        self._pool = read_questions(SourceConfig(source="sample")).examples
         self._joint = answer_joint(self._prompter)
         self._limit = _limit(config)
         self._prepared = {example.index: self._prepare(example) for example in examples}

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from builders.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, EncodedChoice, encode_choices, parse_row
-from builders.sources import read_examples
+from builders.csqa_questions import CsqaQuestion, EncodedChoice, encode_choices, read_questions
 from tracekit.config import PromptConfig
 from tracekit.errors import ConfigError
 from tracekit.format.manifest import SourceInfo
@@ -53,7 +52,7 @@ class CsqaMcqBuilder:
                 "an encoder reads question and option as they stand, and generates nothing - at `$.prompt`, "
                 "`$.generation`; leave their flags out"
             )
-        found = read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
+        found = read_questions(config.source)
         return found.examples, found.info
 
     def open(self, config: CsqaMcqConfig, tokenizer: Any, examples: Sequence[CsqaQuestion]) -> "CsqaMcqTask":

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from builders.cells import Cells, Columns
-from builders.options import Options, label_index, option_text, options_of
+from builders.options import Options, label_index, option_text, options_of, tell_unlabelled
 from builders.sources import Examples, HubSource, Row, read_examples
 from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
@@ -75,6 +75,7 @@ def read_questions(config: SourceConfig) -> Examples[McqQuestion]:
         SourceError: as `builders.sources.read_examples`; or an id stands twice, and `on_bad_row` is `error`.
     """
     found = read_examples(config, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
+    tell_unlabelled([one.label_idx for one in found.examples], COLUMNS)
     first: dict[str, int] = {}
     repeated: list[str] = []
     for example in found.examples:
@@ -114,7 +115,6 @@ def parse_row(row: Row) -> McqQuestion:
             options,
             labels,
             start=0,
-            said="the answer",
             nothing="; nothing where unlabelled; an option's text is not accepted",
         ),
     )
@@ -138,7 +138,7 @@ def _checked(cells: Cells, options: Options) -> tuple[list[str], list[str]]:
     if len(options.pairs) != len(_LETTERS):
         raise SourceError(
             f"{len(options.pairs)} options; expected four in {' or '.join(map(repr, cells.names('choices')))} (a list, "
-            f"or an object A to D), or in columns A, B, C, D; columns: {cells.listed}"
+            f"or an object A to D), or in columns A, B, C, D; columns: {cells.listed_for('choices')}"
         )
     labels = [
         letter if label is None else cells.scalar("choices", label) or ""

@@ -48,7 +48,10 @@ class ReplayBuilder:
             ConfigError: no source was named.
         """
         if config.source.source == "default":
-            raise ConfigError("--source - at `$.source.source`; name the file with prompts and answers, or `sample`")
+            raise ConfigError(
+                "this builder has no dataset of its own - at `$.source.source`; name a file with prompts and answers, "
+                "or `sample`"
+            )
         found = read_examples(config.source, default=HubSource("", None), sample=_SAMPLE, parse=parse_row)
         return found.examples, found.info
 

@@ -82,7 +82,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     own = Path(config.model_path or "").expanduser()
     if config.model_path is not None and own.is_dir() and not (own / "tokenizer_config.json").exists():
         reference = resolve(config.model)  # weights alone
-    adapter = None if config.adapter is None else resolve(config.adapter)
+    adapter = None if config.adapter is None else resolve(config.adapter, is_adapter=True)
     if adapter is not None and adapter_file(adapter, "tokenizer_config.json") is not None:
         reference = adapter
     elif adapter is not None and adapter_file(adapter, "tokenizer.json") is not None:
@@ -95,7 +95,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
         )
     except LOAD_ERRORS as error:
-        raise load_error("tokenizer", reference.path, error) from error
+        name = reference.arguments.get("gguf_file", "")
+        raise load_error("tokenizer", str(Path(reference.path, name)), error) from error
     if not tokenizer.is_fast:
         raise ModelError(f"{reference.path!r} has no fast tokenizer (tokenizer.json); character offsets need one")
     if adapter is not None and (template := adapter_file(adapter, "chat_template.jinja")) is not None:
