@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.kit.columns import RowSource
+from builders.kit.columns import TableSource
 from builders.kit.sources import Row
 from builders.replay.answers import parse_row
 from builders.replay.record import ReplayRecord
@@ -30,7 +30,7 @@ def row(**data: Any) -> Row:
 def replay(out: Path, checkpoint: Path, source: Path | str, **changes: Any) -> Ended:
     config = ReplayConfig(
         model=ModelConfig(model=str(checkpoint), device="cpu"),
-        source=RowSource(source=str(source), split="train"),
+        source=TableSource(source=str(source), split="train"),
         capture=CaptureConfig(sites=("hidden_states", "attentions"), num_replays=1),
         output=OutputConfig(samples_per_shard=4, batch_size=3),
         **changes,
@@ -172,5 +172,5 @@ def test_the_sample_shows_every_form_and_a_source_has_to_be_named(tmp_path: Path
     outcome = replay(tmp_path / "run", checkpoint, "sample")
     assert outcome.manifest is not None
     assert outcome.manifest.splits[0].num_samples == 5
-    with pytest.raises(ConfigError, match="name the file with prompts and answers"):
+    with pytest.raises(ConfigError, match="name a file with prompts and answers"):
         replay(tmp_path / "other", checkpoint, "default")

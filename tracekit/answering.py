@@ -16,14 +16,15 @@ import numpy as np
 from tracekit.config import CaptureConfig, RunConfig, SamplesConfig, ShotsConfig
 from tracekit.model.answers import Answer, parse_answer
 from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.choices import ChoiceTrace
 from tracekit.model.generation import Generated, answer_deterministically, answer_sampled, settings_of
 from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.model.vocabulary import token_strings
-from tracekit.records import SCHEMA_VERSION, AnsweredRecord, Record, SampledAnswer
+from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, AnsweredRecord, Record, SampledAnswer
 from tracekit.task import Example, Place, Sample, Task, Tracer
 
-__all__ = ["Answered", "AnsweringTracer", "answered_fields", "floats", "open_tracer"]
+__all__ = ["Answered", "AnsweringTracer", "answered_fields", "floats", "open_tracer", "read_fields"]
 
 ExampleT = TypeVar("ExampleT", bound=Example)
 
@@ -83,6 +84,36 @@ def answered_fields(
         "eos_included": output.eos_included,
         "tensors": trace.specs,
         "finish_reason": output.finish_reason,
+        "num_layers": traced.num_layers,
+    }
+
+
+def read_fields(
+    traced: TracedModel,
+    prompt: str,
+    token_ids: list[int],
+    offsets: list[list[int]],
+    trace: Trace | ChoiceTrace,
+    place: Place,
+) -> dict[str, Any]:
+    """The fields of a record that are the same for every task in which a model only reads."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "sample_index": 0,
+        "config": place.config,
+        "model": traced.info,
+        "prompt": prompt,
+        "prompt_sha256": sha256_text(prompt),
+        "token_ids": token_ids,
+        "tokens": token_strings(traced.tokenizer, token_ids),
+        "token_offsets": offsets,
+        "prompt_length": len(token_ids),
+        "last_prompt_index": len(token_ids) - 1,
+        "first_answer_index": None,
+        "last_answer_index": None,
+        "eos_included": False,
+        "tensors": trace.specs,
+        "generation": NOTHING_GENERATED,
         "num_layers": traced.num_layers,
     }
 

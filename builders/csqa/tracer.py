@@ -8,18 +8,16 @@ import numpy as np
 from builders.csqa.record import CsqaRecord
 from builders.csqa.task import SYSTEM, CsqaConfig
 from builders.kit.columns import ChoiceSource
-from builders.kit.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, cut_to_fit, parse_row, with_options
-from builders.kit.sources import read_examples
+from builders.kit.csqa_questions import CsqaQuestion, choice_fields, cut_to_fit, read_questions, with_options
+from tracekit.answering import read_fields
 from tracekit.console import say
 from tracekit.errors import ConfigError
 from tracekit.model.capture import Text, Trace, capture
 from tracekit.model.continuations import answer_joint, continuation_ids, score_continuations, softmax
 from tracekit.model.models import max_positions
-from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
+from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots
 from tracekit.model.proof import Scored
 from tracekit.model.traced import TracedModel
-from tracekit.model.vocabulary import token_strings
-from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION
 from tracekit.run.recheck import Replay
 from tracekit.task import Place, Sample, Tracer
 
@@ -65,10 +63,7 @@ class CsqaTracer(Tracer[CsqaQuestion]):
         self._config, self._tokenizer = config, tokenizer
         self._prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
         self.variant = self._prompter.variant
-        whole_sample = ChoiceSource(source="sample")
-        self._pool = read_examples(
-            whole_sample, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row
-        ).examples
+        self._pool = read_questions(ChoiceSource(source="sample")).examples
         self._joint = answer_joint(self._prompter)
         self._limit = _limit(config)
         self._prepared = {example.index: self._prepare(example) for example in examples}
@@ -163,46 +158,15 @@ class CsqaTracer(Tracer[CsqaQuestion]):
         prepared = self._prepared[example.index]
         prompt, label = prepared.prompt, example.label_idx
         probs = softmax(letter_logprobs)
-        best = int(np.argmax(probs))
         normalized = [total / len(ids) for total, ids in zip(text_logprobs, prepared.texts, strict=True)]
         best_by_text = int(np.argmax(normalized))
-        second, first = np.sort(probs)[-2:]
         return CsqaRecord(
-            schema_version=SCHEMA_VERSION,
-            key=f"{example.index:06d}",
-            example_id=example.example_id,
-            question_id=example.example_id,
-            sample_index=0,
-            config=place.config,
+            **read_fields(traced, prompt.text, prompt.token_ids, prompt.offsets, trace, place),
+            **choice_fields(example, probs),
             split=self._config.source.split,
-            model=traced.info,
-            prompt=prompt.text,
-            prompt_sha256=sha256_text(prompt.text),
-            input_sha256=sha256_text(example.question),
             template_sha256=prompt.template_sha256,
-            token_ids=prompt.token_ids,
-            tokens=token_strings(self._tokenizer, prompt.token_ids),
-            token_offsets=prompt.offsets,
-            prompt_length=len(prompt.token_ids),
             spans=prompt.spans,
-            last_prompt_index=len(prompt.token_ids) - 1,
-            first_answer_index=None,
-            last_answer_index=None,
-            eos_included=False,
-            tensors=trace.specs,
-            generation=NOTHING_GENERATED,
             seed=self._config.output.seed,
-            question=example.question,
-            concept=example.concept,
-            choices=example.choices,
-            label_idx=label,
-            gold_label=example.gold_label,
-            pred_idx=best,
-            pred_label=example.choices[best].label,
-            is_correct=None if label is None else best == label,
-            entropy=float(-(probs * np.log(np.maximum(probs, np.finfo(float).tiny))).sum()),
-            margin=float(first - second),
-            num_layers=traced.num_layers,
             num_truncated=prepared.num_truncated,
             letter_token_ids=prepared.letters,
             letter_logprobs=letter_logprobs,

@@ -8,16 +8,16 @@ import numpy as np
 
 from builders.csqa_mcq.record import CsqaMcqRecord
 from builders.csqa_mcq.task import CsqaMcqConfig
-from builders.kit.csqa_questions import CsqaQuestion, EncodedChoice, encode_choices
+from builders.kit.csqa_questions import CsqaQuestion, EncodedChoice, choice_fields, encode_choices
+from tracekit.answering import read_fields
 from tracekit.console import say
 from tracekit.model.capture import Text
 from tracekit.model.choices import Choices, ChoiceTrace, capture_choices, check_choice_config
+from tracekit.model.continuations import softmax
 from tracekit.model.models import max_positions
-from tracekit.model.prompts import sha256_text
 from tracekit.model.traced import Loads, TracedModel
-from tracekit.model.vocabulary import token_strings
 from tracekit.read.store import Sample as StoredSample
-from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, Span
+from tracekit.records import Span
 from tracekit.run.recheck import Replay
 from tracekit.task import Place, Sample, Tracer
 
@@ -73,49 +73,18 @@ class CsqaMcqTracer(Tracer[CsqaQuestion]):
     ) -> CsqaMcqRecord:
         encoded = self._encoded[example.index]
         prompt = "\n".join(choice.text for choice in encoded)
-        probs = _softmax(trace.logits)
-        predicted = int(trace.logits.argmax())
-        best = np.sort(probs)[::-1]
+        probs = softmax(trace.logits)
         segments = [text.token_type_ids for text in item.texts]
         return CsqaMcqRecord(
-            schema_version=SCHEMA_VERSION,
-            key=f"{example.index:06d}",
-            example_id=example.example_id,
-            question_id=example.example_id,
-            sample_index=0,
-            config=place.config,
+            **read_fields(traced, prompt, item.token_ids, _offsets(encoded), trace, place),
+            **choice_fields(example, probs),
             split=self._config.source.split,
-            model=traced.info,
-            prompt=prompt,
-            prompt_sha256=sha256_text(prompt),
-            input_sha256=sha256_text(example.question),
             template_sha256=None,
-            token_ids=item.token_ids,
-            tokens=token_strings(self._tokenizer, item.token_ids),
-            token_offsets=_offsets(encoded),
-            prompt_length=item.prompt_length,
             spans=[
                 Span(name=f"choice_{number}", start=start, stop=stop)
                 for number, (start, stop) in enumerate(zip(item.offsets, item.offsets[1:], strict=False))
             ],
-            last_prompt_index=item.prompt_length - 1,
-            first_answer_index=None,
-            last_answer_index=None,
-            eos_included=False,
-            tensors=trace.specs,
-            generation=NOTHING_GENERATED,
             seed=self._config.output.seed,
-            question=example.question,
-            concept=example.concept,
-            choices=example.choices,
-            label_idx=example.label_idx,
-            gold_label=example.gold_label,
-            pred_idx=predicted,
-            pred_label=example.choices[predicted].label,
-            is_correct=None if example.label_idx is None else predicted == example.label_idx,
-            entropy=float(-(probs * np.log(np.clip(probs, 1e-300, None))).sum()),
-            margin=float(best[0] - best[1]),
-            num_layers=traced.num_layers,
             num_truncated=sum(choice.num_cut for choice in encoded),
             choice_offsets=item.offsets,
             choice_logits=[float(logit) for logit in trace.logits],
@@ -137,12 +106,6 @@ def _offsets(encoded: Sequence[EncodedChoice]) -> list[list[int]]:
         offsets += [[line + start, line + stop] for start, stop in choice.offsets]
         line += len(choice.text) + 1
     return offsets
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of the options, float64 (C,)."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    return shifted / shifted.sum()
 
 
 class CsqaMcqReplay(Replay[CsqaMcqRecord]):

@@ -15,7 +15,7 @@ import msgspec
 
 from builders.degradation.methods import GROUPS, METHODS, Method, check_level
 from builders.kit.columns import PromptSource
-from tracekit.config import CaptureConfig, DrawConfig, Positive, PromptedConfig
+from tracekit.config import CaptureConfig, DrawConfig, ModelConfig, Positive, PromptedConfig
 from tracekit.errors import ConfigError
 
 __all__ = ["CONFIGS", "LEVELS", "DegradationConfig", "get_config"]
@@ -37,11 +37,22 @@ class WholeCaptureConfig(CaptureConfig, frozen=True, kw_only=True):
     store_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
     """dtype of the stored tensors; `same` is what the model computes in. A value that overflows becomes inf, and is
     counted; of the undamaged model it stops the run."""
+    attention_top_p: Annotated[float, msgspec.Meta(ge=1, le=1)] = 1.0
+    """Attention is stored whole: 1."""
+
+
+class WholeModelConfig(ModelConfig, frozen=True, kw_only=True):
+    """Which model, and how it is loaded. Quantised weights cannot be damaged like others."""
+
+    quantize: Literal["none"] = "none"
+    """The weights stay as they are stored."""
 
 
 class DegradationConfig(PromptedConfig, frozen=True, kw_only=True):
     """Prompts to a model whose weights are damaged, group by group and level by level; answered and traced."""
 
+    model: WholeModelConfig = WholeModelConfig()
+    """Which model."""
     source: PromptSource = PromptSource(source="dreams")
     """`dreams`, `iq` or `picture` (the project's own prompts), or a file with `prompt`, and `id`, `kind`, `answer` if
     any; --limit counts prompts."""

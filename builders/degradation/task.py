@@ -144,16 +144,6 @@ def _check(config: DegradationConfig) -> None:
     generation = config.generation
     if generation.num_beams > 1 and config.do_sample:
         raise ConfigError(f"--num-beams {generation.num_beams} with --do-sample - at `$.generation.num_beams`; give 1")
-    if config.capture.attention_top_p < 1:
-        raise ConfigError(
-            "--attention-top-p - at `$.capture.attention_top_p`; damaged models give values that are not finite, which "
-            "sparse attention does not know; leave it out"
-        )
-    if config.model.quantize != "none":
-        raise ConfigError(
-            f"--quantize {config.model.quantize} - at `$.model.quantize`; quantised weights cannot be damaged like "
-            "others; load the model without"
-        )
 
 
 def _prompts(source: PromptSource) -> tuple[Sequence[_Numbered], SourceInfo]:

@@ -18,13 +18,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from builders.kit.cells import Cells, Columns
 from builders.kit.choices import Choice
-from builders.kit.options import Options, label_index, option_text, options_of
-from builders.kit.sources import HubSource, Row
+from builders.kit.columns import ChoiceSource
+from builders.kit.options import Options, label_index, option_text, options_of, tell_unlabelled
+from builders.kit.sources import HubSource, Row, read_examples
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import TOO_LONG
-from tracekit.task import Example
+from tracekit.model.prompts import sha256_text
+from tracekit.task import Example, Examples
 
 __all__ = [
     "COLUMNS",
@@ -32,9 +36,11 @@ __all__ = [
     "SOURCE",
     "CsqaQuestion",
     "EncodedChoice",
+    "choice_fields",
     "cut_to_fit",
     "encode_choices",
     "parse_row",
+    "read_questions",
     "with_options",
 ]
 
@@ -42,7 +48,7 @@ SOURCE = HubSource("tau/commonsense_qa", None)
 SAMPLE = Path(__file__).with_name("csqa.jsonl")
 COLUMNS: Columns = {
     "question": ("question", "stem", "question.stem"),
-    "choices": ("choices", "question.choices"),
+    "choices": ("choices", "options", "question.choices"),
     "label": ("answerKey", "answer"),
     "id": ("id",),
 }
@@ -92,6 +98,28 @@ class EncodedChoice(NamedTuple):
     """`[start, stop)` characters of each token in `text`; (0, 0) for a special token."""
 
 
+def choice_fields(example: CsqaQuestion, probs: np.ndarray) -> dict[str, Any]:
+    """The fields of a record that follow from a question and a distribution over its options, float64 (C,)."""
+    best, label = int(np.argmax(probs)), example.label_idx
+    second, first = np.sort(probs)[-2:]
+    return {
+        "key": example.key,
+        "example_id": example.example_id,
+        "question_id": example.question_id,
+        "input_sha256": sha256_text(example.question),
+        "question": example.question,
+        "concept": example.concept,
+        "choices": example.choices,
+        "label_idx": label,
+        "gold_label": example.gold_label,
+        "pred_idx": best,
+        "pred_label": example.choices[best].label,
+        "is_correct": None if label is None else best == label,
+        "entropy": float(-(probs * np.log(np.maximum(probs, np.finfo(float).tiny))).sum()),
+        "margin": float(first - second),
+    }
+
+
 def parse_row(row: Row) -> CsqaQuestion:
     """A row of the Hub's form, of the original files' nested form or of a flat one, as a question.
 
@@ -123,10 +151,20 @@ def parse_row(row: Row) -> CsqaQuestion:
             options,
             [choice.label for choice in choices],
             start=None,
-            said="answerKey",
             nothing=", or empty where unlabelled",
         ),
     )
+
+
+def read_questions(config: ChoiceSource) -> Examples[CsqaQuestion]:
+    """The questions of a source.
+
+    Raises:
+        SourceError: as builders.kit.sources.read_examples.
+    """
+    found = read_examples(config, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
+    tell_unlabelled([one.label_idx for one in found.examples], COLUMNS)
+    return found
 
 
 def with_options(question: str, choices: Sequence[Choice]) -> str:
@@ -139,8 +177,9 @@ def _choices(cells: Cells, options: Options) -> list[Choice]:
     pairs = options.pairs
     if not 2 <= len(pairs) <= len(_LETTERS):
         raise SourceError(
-            f"{len(pairs)} options; expected 2 to {len(_LETTERS)} in {cells.names('choices')[0]!r} (a list of {{label, "
-            f"text}}, or {{label: [...], text: [...]}}) or in columns A, B, ...; columns: {cells.listed}"
+            f"{len(pairs)} options; expected 2 to {len(_LETTERS)} in {cells.names('choices')[0]!r} (a list, one of "
+            f"{{label, text}}, or {{label: [...], text: [...]}}) or in columns A, B, ...; columns: "
+            f"{cells.listed_for('choices')}"
         )
     if all(label is None for label, _ in pairs):
         pairs = [(letter, text) for letter, (_, text) in zip(_LETTERS, pairs, strict=False)]

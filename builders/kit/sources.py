@@ -118,14 +118,9 @@ def _named(config: FileSource, columns: Columns) -> Columns:
         given = getattr(config, setting, None)
         if not given:
             continue
-        if (
-            role == "answer"
-            and role not in columns
-            and "label" in columns
-            and not getattr(config, "label_column", None)
-        ):
+        if role == "answer" and role not in columns and not getattr(config, "label_column", None):
             role = "label"
-        assert role in columns, f"a task that reads no column {role!r} has no {_flag(setting)}"
+        assert role in columns, f"the task has a setting {setting!r} and reads no such column"
         named[role] = (given,) if isinstance(given, str) else given
     return named
 

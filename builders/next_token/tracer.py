@@ -8,13 +8,13 @@ import numpy as np
 from builders.next_token.config import NextTokenConfig
 from builders.next_token.record import NextTokenRecord
 from builders.next_token.windows import Window, place_in_text
+from tracekit.answering import read_fields
 from tracekit.errors import ConfigError
 from tracekit.model.capture import NextTokens, Text, Trace, capture
 from tracekit.model.prompts import sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.model.vocabulary import token_strings
 from tracekit.read.store import Sample as StoredSample
-from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION
 from tracekit.run.metrics import perplexity
 from tracekit.run.recheck import Replay
 from tracekit.task import Place, Sample, Tracer
@@ -45,38 +45,25 @@ class NextTokenTracer(Tracer[Window]):
         texts = [Text(token_ids, len(token_ids), scored_from=1) for token_ids in ids]
         traces = capture(traced, texts, self._config.capture, num_best=self._config.capture.topk)
         return [
-            Sample(self._record(traced, window, text, trace, place.config), text, trace)
+            Sample(self._record(traced, window, text, trace, place), text, trace)
             for window, text, trace in zip(examples, texts, traces, strict=True)
         ]
 
-    def _record(self, traced: TracedModel, window: Window, text: Text, trace: Trace, config: str) -> NextTokenRecord:
+    def _record(self, traced: TracedModel, window: Window, text: Text, trace: Trace, place: Place) -> NextTokenRecord:
         document, token_ids = window.whole.document, text.token_ids
         written, offsets, words = place_in_text(window)
         eos = self._tokenizer.eos_token_id
+        shared = read_fields(traced, written, token_ids, offsets, trace, place)
+        shared["eos_included"] = eos is not None and token_ids[-1] == eos
         return NextTokenRecord(
-            schema_version=SCHEMA_VERSION,
+            **shared,
             key=window.key,
             example_id=document.id,
             question_id=document.id,
-            sample_index=0,
-            config=config,
             split=self._config.source.split,
-            model=traced.info,
-            prompt=written,
-            prompt_sha256=sha256_text(written),
             input_sha256=sha256_text(document.text),
             template_sha256=None,
-            token_ids=token_ids,
-            tokens=self._strings(token_ids),
-            token_offsets=offsets,
-            prompt_length=len(token_ids),
             spans=[],
-            last_prompt_index=len(token_ids) - 1,
-            first_answer_index=None,
-            last_answer_index=None,
-            eos_included=eos is not None and token_ids[-1] == eos,
-            tensors=trace.specs,
-            generation=NOTHING_GENERATED,
             seed=self._config.output.seed,
             text=written,
             kind=document.kind,
@@ -85,7 +72,6 @@ class NextTokenTracer(Tracer[Window]):
             window_start=window.start,
             num_context=window.num_context,
             num_document_tokens=len(window.whole.token_ids),
-            num_layers=traced.num_layers,
             words=words,
             labels=document.labels,
             question=document.question,

@@ -8,7 +8,7 @@ In 0.x a minor step may break, as semantic versioning has it.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tracekit.errors import VersionError
 from tracekit.format.labels import LabelSummary
 from tracekit.format.manifest import ConfigEntry, Manifest
-from tracekit.records.schema import Field, Node, RecordSchema
+from tracekit.records import RecordSchema, schema_differences
 
 __all__ = ["Change", "State", "Step", "Version", "change_between", "check_version"]
 
@@ -157,20 +157,8 @@ def _config_changes(name: str, old: Manifest, new: Manifest) -> list[tuple[Step,
 
 
 def _schema_changes(name: str, old: RecordSchema, new: RecordSchema) -> list[tuple[Step, str]]:
-    before, after = dict(_kinds("", old.fields)), dict(_kinds("", new.fields))
-    broken = [field for field, kind in before.items() if after.get(field) != kind]
+    found = schema_differences(old, new)
+    broken = [field for field, (before, _) in found.items() if before != "(absent)"]
     if broken:
-        return [(Step.MAJOR, f"record field {broken[0]} of {name} changed or went")]
-    added = [field for field in after if field not in before]
-    return [(Step.MINOR, f"record field {added[0]} of {name} is new")] if added else []
-
-
-def _kinds(path: str, fields: Iterable[Field]) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Type of every field, and of what is inside it, by dotted path; whatever is said of it is left out."""
-    for field in fields:
-        node: Node | None = field.node
-        where = f"{path}{field.name}"
-        while node is not None:
-            yield where, (node.kind, node.is_nullable)
-            yield from _kinds(f"{where}.", node.fields)
-            node, where = node.items, f"{where}[]"
+        return [(Step.MAJOR, f"{broken[0]} of {name} changed or went")]
+    return [(Step.MINOR, f"{next(iter(found))} of {name} is new")] if found else []

@@ -130,7 +130,7 @@ def _sums(trace: Trace) -> Iterator[float]:
     return (float(stem + logprob) for logprob in trace.next_tokens.asked_logprobs.astype(np.float64))
 
 
-def softmax(values: Sequence[float]) -> np.ndarray:
+def softmax(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Probabilities in proportion to exp of the values, float64 (n,)."""
     shifted = np.asarray(values, dtype=np.float64)
     weights = np.exp(shifted - shifted.max())

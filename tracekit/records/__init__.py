@@ -29,7 +29,7 @@ from tracekit.records.base import (
 from tracekit.records.message import Message
 from tracekit.records.outcome import LARGE_SHARE, About, Mean, Number, Outcome, accuracy, answered
 from tracekit.records.responses import AnsweredRecord, ResponseRecord, SampledAnswer
-from tracekit.records.schema import RecordSchema, field_docs
+from tracekit.records.schema import RecordSchema, field_docs, schema_differences
 
 __all__ = [
     "LARGE_SHARE",
@@ -55,6 +55,7 @@ __all__ = [
     "decode_record",
     "encode_record",
     "field_docs",
+    "schema_differences",
     "task_of",
 ]
 

@@ -13,9 +13,28 @@ import msgspec
 
 from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
 from tracekit.format.layout import PARTIAL_SUFFIX, Layout, config_names, shard_name, write_atomic
-from tracekit.format.manifest import Manifest, Plan, SampleIndex, ShardTask, Sidecar, read_plan, read_struct, to_bytes
+from tracekit.format.manifest import (
+    Manifest,
+    Plan,
+    SampleIndex,
+    ShardTask,
+    Sidecar,
+    read_plan,
+    read_schema,
+    read_struct,
+    to_bytes,
+)
 from tracekit.format.shards import ShardWriter, sha256_file
-from tracekit.records import SCHEMA_VERSION, About, Record, decode_record, encode_record
+from tracekit.records import (
+    SCHEMA_VERSION,
+    About,
+    Record,
+    RecordSchema,
+    ResponseRecord,
+    decode_record,
+    encode_record,
+    schema_differences,
+)
 from tracekit.run.command import joined_command
 from tracekit.run.finish import finish, is_finished
 from tracekit.task import Task, the_task
@@ -78,6 +97,8 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     layout = Layout(out, parts[0].layout.config)
     task = the_task(parts[0].plan.task, where=folders[0], to_do="merging")
     plan = _joined_plan(parts, task.about)
+    for part in parts:
+        _check_records(part.layout, task)
     if not _is_begun(layout, plan):
         write_atomic(layout.plan, to_bytes(plan))
     elif is_finished(layout):
@@ -149,6 +170,21 @@ def _check(parts: Sequence[_Part]) -> None:
             seen[row] = part.layout.root
 
 
+def _check_records(layout: Layout, task: Task[Any, Any]) -> None:
+    """See that records lose nothing when they are written again.
+
+    Raises:
+        PlanMismatchError: they have fields that the installed task does not know.
+    """
+    found = schema_differences(read_schema(layout), RecordSchema.of(task.record))
+    lost = [path for path, (_, now) in found.items() if now == "(absent)"]
+    if lost:
+        raise PlanMismatchError(
+            f"{layout.root}: its records have the field `{lost[0]}`, which the installed task {task.name!r} does not "
+            "know; upgrade the package that defines the task"
+        )
+
+
 def _without_slice(plan: Plan) -> dict[str, Any]:
     """What has to be the same."""
     run = {section: dict(values) if isinstance(values, dict) else values for section, values in plan.run.items()}
@@ -198,7 +234,7 @@ def _copy(source: Layout, name: str, target: Layout, shard: ShardTask, task: Tas
     """Copy one shard, its records renumbered, or what is missing of it."""
     if target.shard(shard.name).exists() and target.sidecar(shard.name).exists():
         return
-    sidecar = read_struct(source.sidecar(name), Sidecar)
+    sidecar = read_struct(source.sidecar(name), Sidecar, to_continue=True)
     if not source.shard(name).exists():
         raise DatasetError(
             f"{source.shard(name)} is not here; merging needs the shards. Fetch a published dataset first "
@@ -228,6 +264,8 @@ def _renumbered(
 ) -> tuple[str, bytes, Payload]:
     record: Record = decode_record(bytes(raw), task.record, where=index.key)
     record = msgspec.structs.replace(record, schema_version=SCHEMA_VERSION)
+    if isinstance(record, ResponseRecord) and not record.generated_text.startswith(record.prompt):  # of schema 1.x
+        record = msgspec.structs.replace(record, generated_text=record.prompt + record.generated_text)
     if task.outcome.shard is not None:
         record = msgspec.structs.replace(record, **{task.outcome.shard: shard})
     file.seek(index.tensors_offset)

@@ -24,9 +24,9 @@ from tracekit.config import RunConfig
 from tracekit.console import say
 from tracekit.errors import PlanMismatchError
 from tracekit.format.layout import Layout, create_once, locked, sync_folder, write_atomic
-from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_growth, read_plan, to_bytes
+from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_growth, read_plan, read_schema, to_bytes
 from tracekit.format.shards import discard_shard
-from tracekit.records import ModelInfo, Record, RecordSchema
+from tracekit.records import ModelInfo, Record, RecordSchema, schema_differences
 from tracekit.run.command import command_line, with_out
 from tracekit.run.finish import check_can_grow, done_shards, finish, reopen
 from tracekit.run.plan import (
@@ -104,6 +104,8 @@ class Planner(Generic[ExampleT]):
         """
         fresh = self._plan(stored.batch_size)
         found = differences(stored, fresh)
+        if self._layout.schema.exists():
+            found |= schema_differences(read_schema(self._layout), RecordSchema.of(self._task.record))
         growing = self._growing(found)
         eased = {name for name in found if self._is_eased(name.removeprefix("run."), *found[name])}
         if others := found.keys() - growing - eased:
@@ -166,8 +168,6 @@ class Planner(Generic[ExampleT]):
         else:
             plan = self._grown(stored, batch_size)
         if create_once(self._layout.plan, to_bytes(plan)) if stored is None else _replace(self._layout, begun, plan):
-            if stored is None:
-                write_atomic(self._layout.schema, RecordSchema.of(self._task.record).to_bytes())
             return plan
         first = read_growth(self._layout) or read_plan(self._layout)
         if self.standing(first) != "same" or in_stored_order(self._config, first.run) != self._config:

@@ -22,7 +22,15 @@ from tracekit.errors import (
     SourceError,
     TracekitError,
 )
-from tracekit.format.layout import MAX_SHARDS, Layout, forget, is_no_space, may_become_dataset, sweep
+from tracekit.format.layout import (
+    MAX_SHARDS,
+    Layout,
+    forget,
+    is_no_space,
+    may_become_dataset,
+    sweep,
+    write_atomic,
+)
 from tracekit.format.manifest import (
     TOO_LONG,
     Manifest,
@@ -33,6 +41,7 @@ from tracekit.format.manifest import (
 from tracekit.model.models import load_tokenizer, max_positions, model_info
 from tracekit.model.prompts import is_surely_longer
 from tracekit.ranks import this_rank
+from tracekit.records import RecordSchema
 from tracekit.run.command import growth_note
 from tracekit.run.engine import Engine, Job, LocalEngine, Work
 from tracekit.run.finish import done_shards, is_finished
@@ -169,6 +178,8 @@ class _Run(Generic[ConfigT, ExampleT]):
             if plan is None:
                 return self._ended(estimate=estimate)
             self._open_log(layout.text_log)
+            if not layout.schema.exists():
+                write_atomic(layout.schema, RecordSchema.of(self._task.record).to_bytes())
             if work.shards(plan, on_shard):
                 return self._ended(estimate=estimate, interrupted=True)
         if num_left := len(plan.shards) - len(done_shards(layout, plan)):
