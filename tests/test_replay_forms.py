@@ -598,7 +598,7 @@ def test_an_answer_that_says_how_it_ended_is_not_cut_there(made: Made, tmp_path:
     rows.write_text(json.dumps({"messages": USER, "choices": [reply]}) + "\n")
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder)),
-        source=FileSource(source=str(rows)),
+        source=TableSource(source=str(rows)),
         capture=CaptureConfig(sites=["hidden_states"]),
         output=OutputConfig(),
     )
