@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from builders.kit.columns import TableSource
 from builders.kit.sources import Row
 from builders.replay.answers import AnswerExample, parse_row
 from builders.replay.record import ReplayRecord
@@ -18,7 +19,7 @@ from tests.serving_for_tests import ask, serving
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit import TraceStore, verify
 from tracekit.answering import open_tracer
-from tracekit.config import CaptureConfig, FileSource, ModelConfig, OutputConfig, PromptConfig
+from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig
 from tracekit.errors import SourceError
 from tracekit.model.generation import Generated
 from tracekit.model.prompts import Prompt
@@ -552,7 +553,7 @@ def test_records_hold_ids_spans_and_the_end_of_each_form(made: Made, tmp_path: P
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder), device="cpu"),
-        source=FileSource(source=str(source), split="train"),
+        source=TableSource(source=str(source), split="train"),
         capture=CaptureConfig(sites=("hidden_states",), num_replays=1),
         output=OutputConfig(samples_per_shard=8, batch_size=4),
     )
@@ -595,7 +596,7 @@ def test_what_the_server_logged_is_replayed_token_by_token(made: Made, tmp_path:
         served = [sample.record for sample in store]
     lines.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in served))
     for source in (lines, table):
-        config = ReplayConfig(model=ModelConfig(model=str(made.folder)), source=FileSource(source=str(source)))
+        config = ReplayConfig(model=ModelConfig(model=str(made.folder)), source=TableSource(source=str(source)))
         examples, _ = REPLAY.examples(config)
         task = read(config, made, examples)
         for example, record in zip(examples, served, strict=True):
@@ -657,7 +658,7 @@ def test_an_answer_that_says_how_it_ended_is_not_cut_there(made: Made, tmp_path:
     rows.write_text(json.dumps({"messages": USER, "choices": [reply]}) + "\n")
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder)),
-        source=FileSource(source=str(rows)),
+        source=TableSource(source=str(rows)),
         capture=CaptureConfig(sites=["hidden_states"]),
         output=OutputConfig(),
     )
