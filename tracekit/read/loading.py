@@ -360,7 +360,8 @@ class _Reader:
     def row(self, key: str) -> dict[str, Any]:
         """One row. The record of a folder's sample is read from the shard, and so proves that it holds this sample."""
         record = self._store.record_fields(key) if self._choice.fields else {}
-        return {name: self._value(name, record[name] if name in record else key) for name in self._choice.columns}
+        sites = self._choice.sites
+        return {name: self._value(name, key if name in sites else record[name]) for name in self._choice.columns}
 
     @property
     def _store(self) -> TraceStore:
