@@ -36,8 +36,9 @@ from benchmarks.measure import (
     store_results,
 )
 from benchmarks.next_token import BATCH_SIZE, config_of
+from builders.kit.columns import TextSource
 from builders.next_token.task import TASK as NEXT_TOKEN
-from tracekit.config import CaptureConfig, OutputConfig, SourceConfig
+from tracekit.config import CaptureConfig, OutputConfig
 from tracekit.errors import ModelError
 from tracekit.model.capture import Text, capture
 from tracekit.model.models import load_model, load_tokenizer, model_info
@@ -45,7 +46,7 @@ from tracekit.model.traced import TracedModel
 from tracekit.run.runner import execute
 from tracekit.tensors import encode
 
-TEXT = Path(__file__).parent.parent / "builders" / "samples" / "wiki_articles.jsonl"
+TEXT = Path(__file__).parent.parent / "builders" / "wiki_qa" / "sample.jsonl"
 _LAYERS = (1, 2, 4, 8, 16, 31)
 _LENGTHS = (64, 128, 256, 512)
 _SAMPLES = (32, 64, 128, 256)
@@ -129,7 +130,7 @@ def run_once(count: int, folder: Path) -> dict[str, float]:
     base = config_of("")
     config = msgspec.structs.replace(
         base,
-        source=SourceConfig(source=str(source)),
+        source=TextSource(source=str(source)),
         output=OutputConfig(samples_per_shard=64, batch_size=BATCH_SIZE),
         kind="text",
     )

@@ -18,11 +18,11 @@ import torch
 import transformers
 
 from benchmarks.measure import Ratio, compare, interleave, parse_arguments, ratio_table, say, store_results, table
+from builders.kit.columns import TextSource
 from builders.next_token.config import NextTokenConfig
-from builders.next_token.task import TASK as NEXT_TOKEN
-from builders.next_token.task import NextTokenTask
-from builders.next_token.windows import Window
-from tracekit.config import CaptureConfig, ModelConfig, SourceConfig
+from builders.next_token.tracer import NextTokenTracer
+from builders.next_token.windows import Window, windows
+from tracekit.config import ModelConfig, ReadingConfig
 from tracekit.errors import ModelError
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.traced import TracedModel
@@ -38,9 +38,9 @@ _MAX_SECONDS = 120
 Batch = Sequence[Window]
 
 
-def run_next_token(traced: TracedModel, task: NextTokenTask, batch: Batch) -> int:
+def run_next_token(traced: TracedModel, tracer: NextTokenTracer, batch: Batch) -> int:
     """Trace and encode a batch; bytes that would be written."""
-    samples = task.trace(traced, batch, Place("next_token", 0, 0))
+    samples = tracer.trace(traced, batch, Place("next_token", 0, 0))
     return sum(len(encode_record(sample.record)) + encode(sample.trace.tensors).size for sample in samples)
 
 
@@ -60,16 +60,15 @@ def config_of(source: str) -> NextTokenConfig:
     """The demo model over a sample, hidden states only."""
     return NextTokenConfig(
         model=ModelConfig(model="demo", device="cpu"),
-        source=SourceConfig(source=source),
-        capture=CaptureConfig(sites=("hidden_states",)),
+        source=TextSource(source=source),
+        capture=ReadingConfig(sites=("hidden_states",)),
         max_seq_len=128,
     )
 
 
 def batches_of(config: NextTokenConfig) -> list[Batch]:
     """The windows in batches of like length, longest first, as a plan makes them; whole batches only."""
-    windows, _ = NEXT_TOKEN.examples(config)
-    ordered = sorted(windows, key=lambda window: (window.start - window.stop, window.index))
+    ordered = sorted(windows(config).examples, key=lambda window: (window.start - window.stop, window.index))
     size = min(BATCH_SIZE, len(ordered))
     return [ordered[start : start + size] for start in range(0, len(ordered) - size + 1, size)]
 
@@ -77,9 +76,9 @@ def batches_of(config: NextTokenConfig) -> list[Batch]:
 def measure_setting(traced: TracedModel, name: str, config: NextTokenConfig) -> Ratio:
     """One kind of text: throughput of next_token divided by that of the bare pass."""
     say(f"\n{name}")
-    batches, task = batches_of(config), NextTokenTask(config, traced.tokenizer)
+    batches, tracer = batches_of(config), NextTokenTracer(config, traced.tokenizer)
     variants = {
-        "next_token": lambda number: run_next_token(traced, task, batches[number % len(batches)]),
+        "next_token": lambda number: run_next_token(traced, tracer, batches[number % len(batches)]),
         "bare": lambda number: run_bare(traced, batches[number % len(batches)]),
     }
     for warm_up in variants.values():
@@ -93,7 +92,7 @@ _STAGES = {
     "checks and copies": ("capture.py", "put"),
     "head and next-token numbers": ("capture.py", "_next_tokens"),
     "head": ("capture.py", "head_logits"),
-    "records": ("next_token.py", "_record"),
+    "records": ("next_token/tracer.py", "_record"),
     "record encoding": ("__init__.py", "encode_record"),
     "payload encoding": ("tensors.py", "encode"),
 }
@@ -102,10 +101,10 @@ _STAGES = {
 
 def break_down(traced: TracedModel, config: NextTokenConfig) -> dict[str, float]:
     """Where the time of next_token goes, as shares, from a profile over all batches."""
-    task, profile = NextTokenTask(config, traced.tokenizer), cProfile.Profile()
+    tracer, profile = NextTokenTracer(config, traced.tokenizer), cProfile.Profile()
     for batch in batches_of(config):
         profile.enable()
-        run_next_token(traced, task, batch)
+        run_next_token(traced, tracer, batch)
         profile.disable()
     seconds: dict[str, float] = {}
     for (file, _, function), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]

@@ -44,9 +44,10 @@ from benchmarks.measure import (
     table,
 )
 from benchmarks.next_token import BATCH_SIZE, Batch, batches_of, config_of
+from builders.kit.columns import TextSource
 from builders.next_token.config import NextTokenConfig
-from builders.next_token.task import NextTokenTask
-from tracekit.config import CaptureConfig, SourceConfig
+from builders.next_token.tracer import NextTokenTracer
+from tracekit.config import CaptureConfig, ReadingConfig
 from tracekit.errors import ModelError
 from tracekit.format.layout import Layout
 from tracekit.format.shards import ShardWriter, iter_samples
@@ -58,7 +59,7 @@ from tracekit.records import encode_record
 from tracekit.task import Place
 from tracekit.tensors import decode, encode
 
-TEXT = Path(__file__).parent.parent / "builders" / "samples" / "wiki_articles.jsonl"
+TEXT = Path(__file__).parent.parent / "builders" / "wiki_qa" / "sample.jsonl"
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-peers"
 LAYERS = (15, 29)
 """Hidden states that are kept alone: what blocks 14 and 28 put out; 30, the last, is after the final norm."""
@@ -104,8 +105,8 @@ class Peers(NamedTuple):
 
 def keep(peers: Peers, layers: tuple[str, ...], folder: Path) -> Layout:
     """tracekit: hidden states of these layers, traced and written as next_token does it."""
-    config = msgspec.structs.replace(peers.config, capture=CaptureConfig(sites=("hidden_states",), layers=layers))
-    task, layout = NextTokenTask(config, peers.traced.tokenizer), Layout(folder, "next_token")
+    config = msgspec.structs.replace(peers.config, capture=ReadingConfig(sites=("hidden_states",), layers=layers))
+    task, layout = NextTokenTracer(config, peers.traced.tokenizer), Layout(folder, "next_token")
     layout.sidecar("-").parent.mkdir(parents=True, exist_ok=True)
     with ShardWriter(layout, "train-00000", 0) as writer:
         for batch in peers.batches:
@@ -320,7 +321,7 @@ def run(*, is_quick: bool = False) -> Mapping[str, Any] | None:
     warnings.filterwarnings("ignore", module="sae_lens")
     logging.disable(logging.INFO)
     try:
-        peers = load(msgspec.structs.replace(config_of(""), source=SourceConfig(source=str(TEXT)), kind="text"))
+        peers = load(msgspec.structs.replace(config_of(""), source=TextSource(source=str(TEXT)), kind="text"))
     except ModelError as error:
         say(f"peers: left out. {error}")
         return None

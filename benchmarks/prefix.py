@@ -20,10 +20,11 @@ from torch import Tensor
 
 from benchmarks.measure import compare, interleave, parse_arguments, ratio_table, say, store_results
 from builders.introspection.config import IntrospectionConfig
-from builders.introspection.questions import McqQuestion
-from builders.introspection.task import TASK as INTROSPECTION
-from builders.introspection.task import IntrospectionTask, single_passes
-from tracekit.config import ModelConfig, SourceConfig
+from builders.introspection.questions import McqQuestion, read_questions
+from builders.introspection.task import single_passes
+from builders.introspection.tracer import IntrospectionTracer
+from builders.kit.columns import ChoiceSource
+from tracekit.config import ModelConfig
 from tracekit.errors import ModelError
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.traced import TracedModel
@@ -98,9 +99,9 @@ def run_shared(traced: TracedModel, prompts: Prompts) -> list[list[Tensor]]:
     return states
 
 
-def run_builder(traced: TracedModel, tasks: Sequence[IntrospectionTask], batch: Sequence[McqQuestion]) -> int:
+def run_builder(traced: TracedModel, tracers: Sequence[IntrospectionTracer], batch: Sequence[McqQuestion]) -> int:
     """Trace and encode a batch in every pass; bytes that would be written."""
-    samples = [sample for task in tasks for sample in task.trace(traced, batch, Place("", 0, 0))]
+    samples = [sample for tracer in tracers for sample in tracer.trace(traced, batch, Place("", 0, 0))]
     return sum(len(encode_record(sample.record)) + encode(sample.trace.tensors).size for sample in samples)
 
 
@@ -108,7 +109,7 @@ def run() -> Mapping[str, Any] | None:
     """Measure, print and store; None where the demo model is not installed."""
     transformers.utils.logging.disable_progress_bar()
     config = IntrospectionConfig(
-        model=ModelConfig(model="demo", device="cpu"), source=SourceConfig(source="sample", limit=BATCH_SIZE)
+        model=ModelConfig(model="demo", device="cpu"), source=ChoiceSource(source="sample", limit=BATCH_SIZE)
     )
     try:
         tokenizer = load_tokenizer(config.model)
@@ -116,20 +117,19 @@ def run() -> Mapping[str, Any] | None:
     except ModelError as error:
         say(f"prefix: skipped. {error}")
         return None
-    builder, parts = INTROSPECTION, single_passes(config)
-    batch, _ = builder.examples(parts[0])
-    tasks = [builder.open(part, tokenizer, batch) for part in parts]
+    parts, batch = single_passes(config), read_questions(config.source).examples
+    tracers = [IntrospectionTracer(part, tokenizer) for part in parts]
     silent = [
         msgspec.structs.replace(part, capture=msgspec.structs.replace(part.capture, sites=("none",))) for part in parts
     ]
-    texts = [builder.open(part, tokenizer, batch).trace(traced, batch, Place("", 0, 0)) for part in silent]
+    texts = [IntrospectionTracer(part, tokenizer).trace(traced, batch, Place("", 0, 0)) for part in silent]
     prompts = [[sample.record.token_ids[: sample.record.prompt_length] for sample in some] for some in texts]
     shared, total = sum(common_lengths(prompts)), sum(len(ids) for some in prompts for ids in some)
     say(f"prefix: {traced.info.id}, {BATCH_SIZE} questions: {total} prompt tokens in three passes, {3 * shared} common")
     variants = {
         "unshared": lambda number: run_unshared(traced, prompts),
         "shared": lambda number: run_shared(traced, prompts),
-        "run": lambda number: run_builder(traced, tasks, batch),
+        "run": lambda number: run_builder(traced, tracers, batch),
     }
     pairs = zip(variants["unshared"](0), variants["shared"](0), strict=True)
     error = max(((a - b).abs().max() / a.abs().max()).item() for some in pairs for a, b in zip(*some, strict=True))

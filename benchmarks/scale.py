@@ -41,9 +41,10 @@ from benchmarks.measure import (
     store_results,
     table,
 )
-from builders.trivia_qa.task import TriviaQAConfig
+from builders.kit.columns import QuestionSource
+from builders.trivia_qa.task import TASK, TriviaQAConfig
 from tests.datasets_for_tests import MODEL, VERIFICATION, make_record
-from tracekit.config import ModelConfig, SourceConfig
+from tracekit.config import ModelConfig
 from tracekit.format.layout import Layout, shard_name, write_atomic
 from tracekit.format.manifest import Plan, ShardTask, SourceInfo, to_bytes
 from tracekit.format.shards import ShardWriter
@@ -80,7 +81,7 @@ def write(folder: Path, count: int) -> dict[str, float]:
             writer.finish()
     found |= {"write_seconds": time.perf_counter() - started, "mib_after_write": _peak_mib()}
     started = time.perf_counter()
-    finish(layout, plan)
+    finish(layout, plan, TASK.record)
     return found | {"finish_seconds": time.perf_counter() - started, "mib_after_finish": _peak_mib()}
 
 
@@ -96,11 +97,12 @@ def _plan(count: int) -> Plan:
         skipped=[],
     )
     rows = [list(range(start, min(start + _SHARD, count))) for start in range(0, count, _SHARD)]
-    config = TriviaQAConfig(model=ModelConfig(model="demo"), source=SourceConfig(source="sample"))
+    config = TriviaQAConfig(model=ModelConfig(model="demo"), source=QuestionSource(source="sample"))
     return Plan(
         schema_version=SCHEMA_VERSION,
         config=CONFIG,
-        task="trivia_qa",
+        task=TASK.name,
+        about=TASK.about,
         run=public_run(config, MODEL, source),
         model=MODEL,
         source=source,

@@ -14,10 +14,13 @@ import msgspec
 import transformers
 
 from benchmarks.measure import compare, interleave, parse_arguments, ratio_table, say, store_results, table
+from builders.kit.columns import QuestionSource
 from builders.trivia_qa.task import TASK as TRIVIA_QA
 from builders.trivia_qa.task import TriviaQAConfig
+from builders.trivia_qa.task import examples as read
 from tracekit import TraceStore
-from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, SourceConfig
+from tracekit.answering import open_tracer
+from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, SamplesConfig
 from tracekit.errors import ModelError
 from tracekit.model.capture import capture
 from tracekit.model.models import load_model, load_tokenizer, model_info
@@ -45,8 +48,8 @@ def run() -> Mapping[str, Any] | None:
     transformers.utils.logging.disable_progress_bar()
     config = TriviaQAConfig(
         model=ModelConfig(model="demo", device="cpu"),
-        source=SourceConfig(source="sample", limit=BATCH_SIZE),
-        generation=GenerationConfig(num_beams=1, max_new_tokens=24),
+        source=QuestionSource(source="sample", limit=BATCH_SIZE),
+        generation=SamplesConfig(num_beams=1, max_new_tokens=24),
         capture=CaptureConfig(sites=_SITES, num_replays=0),
         output=OutputConfig(batch_size=BATCH_SIZE),
     )
@@ -56,9 +59,8 @@ def run() -> Mapping[str, Any] | None:
     except ModelError as error:
         say(f"storage: skipped. {error}")
         return None
-    builder = TRIVIA_QA
-    examples, _ = builder.examples(config)
-    samples = builder.open(config, tokenizer, examples).trace(traced, examples, Place("", 0, 0))
+    examples = read(config).examples
+    samples = open_tracer(TRIVIA_QA, config, tokenizer, examples).trace(traced, examples, Place("", 0, 0))
     texts: list[Any] = [sample.text for sample in samples]
     forms = {
         name: msgspec.structs.replace(config.capture, **{k: v for k, v in form.items() if v != "bfloat16"})
@@ -75,7 +77,7 @@ def run() -> Mapping[str, Any] | None:
     with tempfile.TemporaryDirectory() as root:
         for name, form in _FORMS.items():
             settings = msgspec.structs.replace(config, capture=msgspec.structs.replace(config.capture, **form))
-            outcome = execute(builder, settings, Path(root) / name.replace(" ", "-"))
+            outcome = execute(TRIVIA_QA, settings, Path(root) / name.replace(" ", "-"))
             assert outcome.manifest is not None
             num_bytes = {site: _bytes_of(outcome.manifest.tensors, site) for site in _SITES}
             total = sum(num_bytes.values())

@@ -21,7 +21,7 @@ import numpy as np
 from builders.csqa_mcq.record import CsqaMcqRecord
 from builders.kit.choices import Choice
 from builders.trivia_qa.record import TriviaQARecord
-from tests.tasks_for_tests import SCHEMAS, TASKS
+from tests.tasks_for_tests import TASKS
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import (
     Manifest,
@@ -38,7 +38,7 @@ from tracekit.format.manifest import (
 )
 from tracekit.format.shards import ShardWriter
 from tracekit.read.tables import write_records_table
-from tracekit.records import SCHEMA_VERSION, GenerationSettings, ModelInfo, Record, Span, encode_record
+from tracekit.records import SCHEMA_VERSION, GenerationSettings, ModelInfo, Record, RecordSchema, Span, encode_record
 from tracekit.sites import SITES
 from tracekit.tensors import DTYPES, TensorSpec, encode, positions_of
 
@@ -308,10 +308,11 @@ def write_dataset(
         about=TASKS[task].about,
     )
     write_atomic(layout.plan, to_bytes(plan))
-    write_atomic(layout.schema, SCHEMAS[task].to_bytes())
+    schema = RecordSchema.of(type(made[0].record) if made else TriviaQARecord)
+    write_atomic(layout.schema, schema.to_bytes())
     sidecars = {name: write_shard(layout, name, samples) for name, samples in shards.items()}
     if is_finished:
-        _finish(layout, plan, sidecars, made)
+        _finish(layout, plan, schema, sidecars, made)
     return layout
 
 
@@ -324,13 +325,19 @@ def write_shard(layout: Layout, name: str, samples: Sequence[Made] | Sequence[Ma
         return writer.finish()
 
 
-def _finish(layout: Layout, plan: Plan, sidecars: Mapping[str, Sidecar], made: Sequence[Made | MadeChoices]) -> None:
+def _finish(
+    layout: Layout,
+    plan: Plan,
+    schema: RecordSchema,
+    sidecars: Mapping[str, Sidecar],
+    made: Sequence[Made | MadeChoices],
+) -> None:
     """Tables and manifest, as a finished run has them."""
     by_split: dict[str, list[Sidecar]] = {}
     for name, sidecar in sidecars.items():
         by_split.setdefault(name[:-6], []).append(sidecar)
     for split, of_split in by_split.items():
-        write_records_table(layout.records_table(split), SCHEMAS[plan.task], of_split)
+        write_records_table(layout.records_table(split), schema, of_split)
     summaries = {
         spec.name: TensorSummary(name=spec.name, dtype=spec.dtype, axes=spec.axes, layout=spec.layout, num_bytes=1)
         for sample in made

@@ -565,8 +565,8 @@ def test_kept_positions_are_cut_out_of_every_site(name: str, tokens: str) -> Non
             assert spec.axes == axes
             assert spec.shape == list(wanted.shape)
             assert spec.positions == [[kept.start, kept.stop]]
-        np.testing.assert_allclose(mine.logprobs, everything.logprobs, atol=1e-5)
-        np.testing.assert_array_equal(mine.predicted_ids, everything.predicted_ids)
+        np.testing.assert_allclose(mine.next_tokens.logprobs, everything.next_tokens.logprobs, atol=1e-5)
+        np.testing.assert_array_equal(mine.next_tokens.predicted_ids, everything.next_tokens.predicted_ids)
 
 
 def test_a_text_without_answer_has_no_answer_positions() -> None:
@@ -634,7 +634,7 @@ def test_no_site_leaves_the_answers_numbers() -> None:
     ):
         assert trace.tensors == {}
         assert trace.specs == []
-        np.testing.assert_allclose(trace.next_tokens.logprobs, whole.logprobs, atol=1e-5)
+        np.testing.assert_allclose(trace.next_tokens.logprobs, whole.next_tokens.logprobs, atol=1e-5)
 
 
 def test_k_of_topk_is_chosen() -> None:
@@ -650,8 +650,8 @@ def test_the_head_may_run_over_any_number_of_rows_at_once(rows: int, monkeypatch
     monkeypatch.setattr("tracekit.model.capture._HEAD_ROWS", rows)
     for trace, whole in zip(capture(traced("gemma2"), TEXTS, ALL_SITES), family("gemma2").traces, strict=True):
         np.testing.assert_allclose(trace.tensors["topk_logprobs"], whole.tensors["topk_logprobs"], atol=1e-5)
-        np.testing.assert_allclose(trace.next_tokens.logprobs, whole.logprobs, atol=1e-5)
-        np.testing.assert_allclose(trace.next_tokens.entropies, whole.entropies, atol=1e-5)
+        np.testing.assert_allclose(trace.next_tokens.logprobs, whole.next_tokens.logprobs, atol=1e-5)
+        np.testing.assert_allclose(trace.next_tokens.entropies, whole.next_tokens.entropies, atol=1e-5)
 
 
 # ---------------------------------------------------------------- layers that differ

@@ -18,10 +18,10 @@ import pytest
 from builders.introspection import questions as mcq_questions
 from builders.kit import csqa_questions
 from builders.kit.cells import Cells, Row
+from builders.kit.columns import ChoiceSource, QuestionSource
 from builders.kit.sources import read_examples
 from builders.trivia_qa import task as trivia_qa
-from tracekit.config import SourceConfig
-from tracekit.errors import ConfigError, SourceError
+from tracekit.errors import SourceError
 from tracekit.task import Examples
 
 TEXTS = ["Mars", "O'Neil", 'the "red" one', "Earth, too"]
@@ -44,7 +44,7 @@ def write(path: Path, form: str, row: dict[str, Any]) -> str:
 
 
 def read(parse: Callable[[Row], Any], columns: Any, source: str, **settings: Any) -> Examples[Any]:
-    config = SourceConfig(source=source, **settings)
+    config = (ChoiceSource if "choices" in columns else QuestionSource)(source=source, **settings)
     return read_examples(config, default=trivia_qa.SOURCE, sample=Path(), parse=parse, columns=columns)
 
 
@@ -176,7 +176,7 @@ def test_what_is_missing_is_missing_in_every_role(missing: Any):
     assert csqa_questions.parse_row(Row(0, "here", row)).label_idx is None
     row = {"question": "Q?", **dict(zip("ABCD", TEXTS, strict=True)), "options": missing, "answer": "A"}
     assert mcq_questions.parse_row(Row(0, "here", row)).label_idx == 0
-    with pytest.raises(SourceError, match=r"an option|3 options"):
+    with pytest.raises(SourceError, match=r"an option|column 'C' holds no option"):
         mcq_questions.parse_row(Row(0, "here", row | {"C": missing}))
     with pytest.raises(SourceError, match=r"an option"):
         mcq_questions.parse_row(Row(0, "here", {"question": "Q?", "choices": [*TEXTS[:3], missing]}))
@@ -342,11 +342,6 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
             read(trivia_qa.parse_row, trivia_qa.COLUMNS, str(path), answer_column="answers", on_bad_row=on_bad_row)
 
 
-def test_a_column_without_a_meaning_for_the_task_is_refused():
-    with pytest.raises(ConfigError, match=r"columns .* - at `\$\.source\.choices_columns`.*--question-column"):
-        read(trivia_qa.parse_row, trivia_qa.COLUMNS, "none.csv", choices_columns=("A", "B"))
-
-
 # Options in columns
 
 NAMES = ["choice{}", "choice_{}", "Choice {}", "option{}", "ending{}", "sol{}", "op{}"]
@@ -390,6 +385,61 @@ def test_options_in_two_sets_of_columns_or_with_a_gap_are_refused():
     del numbered["choice2"]
     with pytest.raises(SourceError, match=r"with a gap"):
         mcq_questions.parse_row(Row(0, "here", {"question": "Q?", **numbered}))
+
+
+@pytest.mark.parametrize("names", ["ABCDE", [f"choice{n}" for n in range(5)], [f"option{n}" for n in range(1, 6)]])
+@pytest.mark.parametrize("module", [mcq_questions, csqa_questions])
+def test_an_empty_column_before_another_option_is_refused(names: Any, module: Any):
+    row = {"question": "Q?", **dict(zip(names, [*TEXTS, None], strict=True))}
+    assert [
+        one.text for one in module.parse_row(Row(0, "here", row)).choices
+    ] == TEXTS  # fewer options: empty at the end
+    for answer in (2, 3, "D"):  # whichever it is, it would count other options
+        gap = {"question": "Q?", **dict(zip(names, [*TEXTS[:2], "", *TEXTS[2:]], strict=True)), "answer": answer}
+        with pytest.raises(SourceError, match=f"column '{names[2]}' holds no option, and '{names[4]}' after it"):
+            module.parse_row(Row(0, "here", gap, label_start=0))
+
+
+def test_an_object_of_numbered_options_is_in_the_order_of_its_numbers():
+    options = {str(number): f"option {number}" for number in range(1, 12)}
+    row = {"question": "Q?", "choices": options | {"12": None}, "answer": "10"}
+    found = csqa_questions.parse_row(Row(0, "here", row))
+    assert ([one.label for one in found.choices], found.label_idx) == (list(options), 9)
+
+
+@pytest.mark.parametrize("name", ["choices", "options"])
+@pytest.mark.parametrize("module", [mcq_questions, csqa_questions])
+def test_a_list_of_options_has_either_name(name: str, module: Any):
+    assert module.parse_row(Row(0, "here", {"question": "Q?", name: TEXTS, "answer": "C"})).label_idx == 2
+
+
+@pytest.mark.parametrize("module", [mcq_questions, csqa_questions])
+def test_questions_whose_answers_are_in_another_column_are_told_of(
+    module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    name = write(tmp_path, "jsonl", {"question": "Q?", "choices": TEXTS, "cop": 2})
+    assert module.read_questions(ChoiceSource(source=name)).examples[0].label_idx is None
+    assert "1 of 1 questions have no right answer in" in (said := capsys.readouterr().err)
+    assert "--label-column" in said
+    config = ChoiceSource(source=name, label_column="cop", label_start=0)
+    assert module.read_questions(config).examples[0].label_idx == 2
+    assert "no right answer" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "row", "flag"),
+    [
+        (trivia_qa, {"Question": "Q?", "Answer": "x"}, "--question-column"),
+        (trivia_qa, {"question": "Q?", "Answer": "x"}, "--answer-column"),
+        (mcq_questions, {"question": "Q?", "distractor1": "x"}, "--choices-column"),
+        (csqa_questions, {"ctx": "Q?", "endings": ["x", "y"]}, "--question-column"),
+        (csqa_questions, {"question": "Q?", "choices": TEXTS, "answer": "2"}, "--label-start 0 or 1"),
+        (mcq_questions, {"question": "Q?", "choices": TEXTS, "answer": "4"}, "--label-start 0 or 1"),
+    ],
+)
+def test_a_table_with_names_of_its_own_is_refused_with_the_flag(module: Any, row: dict[str, Any], flag: str):
+    with pytest.raises(SourceError, match=flag):
+        module.parse_row(Row(0, "here", row))
 
 
 def test_numbers_may_count_from_one():

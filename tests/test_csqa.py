@@ -276,7 +276,7 @@ def test_what_never_fits_the_model_is_a_bad_row(checkpoints: dict[str, Path], tm
 def test_a_bad_row_is_named_or_skipped_and_counted(checkpoints: dict[str, Path], tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     path.write_text(question_line() + question_line(answerKey="Z") + question_line(stem="Is fire hot?"))
-    with pytest.raises(SourceError, match=r"rows\.jsonl.*line 2.*answerKey is 'Z'"):
+    with pytest.raises(SourceError, match=r"rows\.jsonl.*line 2.*the answer is 'Z'"):
         run_csqa(tmp_path / "run", checkpoints["llama"], source={"source": str(path)})
     outcome = run_csqa(tmp_path / "run", checkpoints["llama"], source={"source": str(path), "on_bad_row": "skip"})
     assert outcome.manifest is not None

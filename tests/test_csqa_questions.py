@@ -107,15 +107,18 @@ def test_an_empty_answer_is_an_unlabelled_split(answer: dict[str, Any]):
         ({"question": " "}, "no question; expected a text in 'question', 'stem' or 'question.stem', found ' '"),
         ({"question": None}, "no question"),
         ({"question": {"choices": []}}, "no question"),
-        ({"answerKey": "F"}, "answerKey is 'F'; expected one of A B, or empty where unlabelled"),
-        ({"answerKey": 1}, "answerKey is 1"),
+        ({"answerKey": "F"}, "the answer is 'F'; expected one of A B, or empty where unlabelled"),
+        (
+            {"answerKey": 1},
+            "the answer is 1; expected one of A B, or empty where unlabelled; say where numbers count",
+        ),
         ({"choices": None}, "0 options; expected 2 to 26"),
         ({"choices": ["only"]}, "1 options; expected 2 to 26"),
         ({"choices": {"label": ["A", "B"], "text": ["bank"]}}, "2 labels and 1 texts"),
         ({"choices": {"label": ["A", "A"], "text": ["bank", "mall"]}}, "labelled A A; expected each label once"),
         ({"choices": {"label": ["A", "B"], "text": ["bank", " "]}}, "an option whose text is ' '"),
         ({"choices": [{"text": "bank"}, {"label": "B", "text": "mall"}]}, "an option whose label is None"),
-        ({"choices": "A. bank"}, "'choices' is no JSON"),
+        ({"choices": "A. bank"}, "column 'choices' holds the options as 'A. bank'"),
     ],
 )
 def test_a_malformed_row_says_what_was_expected(change: dict[str, Any], message: str):

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
 
 from tests.tiny_models import VOCAB_SIZE, tiny_model, token_ids, traced
-from tracekit.config import CaptureConfig, GenerationConfig
+from tracekit.config import CaptureConfig, DrawConfig
 from tracekit.model.capture import Text, capture
 from tracekit.model.generation import (
     Decoding,
@@ -31,8 +31,8 @@ FAMILIES = ("gpt2", "opt", "opt_post_norm", "llama", "bloom", "falcon", "falcon_
 NUM_NEW = 12
 
 
-def settings(**changes: Any) -> GenerationConfig:
-    return GenerationConfig(**{"num_beams": 1, "max_new_tokens": NUM_NEW} | changes)
+def settings(**changes: Any) -> DrawConfig:
+    return DrawConfig(**{"num_beams": 1, "max_new_tokens": NUM_NEW} | changes)
 
 
 def lone_run(model: Any, prompt: list[int], num_beams: int) -> Any:
@@ -288,7 +288,7 @@ def test_the_first_token_is_drawn_as_temperature_top_k_and_top_p_say(changes: di
     assert misfit(counts[present], probs[present]) < 2
 
 
-def wanted_distribution(logits: Tensor, config: GenerationConfig) -> np.ndarray:
+def wanted_distribution(logits: Tensor, config: DrawConfig) -> np.ndarray:
     """Softmax at a temperature, cut to the k most likely, then to the fewest that hold the nucleus' mass."""
     probs = (logits.double() / config.temperature).softmax(-1).numpy()
     order = np.argsort(-probs)
@@ -430,6 +430,6 @@ def test_steps_tell_the_raw_models_log_probabilities_where_they_are_asked_for() 
     texts = [Text(prompt + answer.token_ids, len(prompt)) for prompt, answer in zip(PROMPTS, answers, strict=True)]
     traces = capture(made, texts, CaptureConfig(sites=("none",)), num_best=2)
     for row in (0, 1):
-        np.testing.assert_allclose([one.logprob for one in steps[row]], traces[row].logprobs, atol=1e-5)
-    assert [[token for token, _ in one.best] for one in steps[0]] == traces[0].best_ids.tolist()
+        np.testing.assert_allclose([one.logprob for one in steps[row]], traces[row].next_tokens.logprobs, atol=1e-5)
+    assert [[token for token, _ in one.best] for one in steps[0]] == traces[0].next_tokens.best_ids.tolist()
     assert {one.logprob for row in steps[2:] for one in row} == {None}

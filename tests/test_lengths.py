@@ -17,7 +17,7 @@ from tests import every_architecture
 from tests.architecture_checks import relative
 from tests.tiny_configs import VOCAB_SIZE, tiny_config
 from tests.tiny_models import model_info
-from tracekit.config import CaptureConfig, GenerationConfig
+from tracekit.config import CaptureConfig, DrawConfig, GenerationConfig
 from tracekit.errors import CaptureError, ModelError
 from tracekit.model.capture import Text, capture
 from tracekit.model.choices import Choices, capture_choices
@@ -313,7 +313,7 @@ def test_answers_of_the_server_are_those_of_lone_plain_generation(name: str):
 @pytest.mark.parametrize("name", ["phi3 longrope", "llama dynamic"])
 def test_drawn_answers_do_not_depend_on_their_batch(name: str):
     traced = proven(RULES[name], ())
-    prompts, config = [ids(length) for length in PROMPT_LENGTHS], GenerationConfig(num_beams=1, max_new_tokens=NUM_NEW)
+    prompts, config = [ids(length) for length in PROMPT_LENGTHS], DrawConfig(num_beams=1, max_new_tokens=NUM_NEW)
     seeds = [f"seed {row}" for row in range(len(prompts))]
     together = answer_sampled(traced, prompts, config, seeds)
     alone = [answer_sampled(proven(RULES[name], ()), [p], config, [s])[0] for p, s in zip(prompts, seeds, strict=True)]

@@ -61,7 +61,7 @@ def test_what_a_dataset_writes_is_read_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "text", ["[sic] a title", "(I Can't Get No) Satisfaction", "('Tis the season)", "A [1]", "8", ""]
+    "text", ["[sic] a title", "(I Can't Get No) Satisfaction", "('Tis the season)", "A [1]", "8", "", "print(['a'])"]
 )
 def test_ordinary_texts_are_no_structures(text: str):
     assert not is_structured(text)
@@ -83,6 +83,9 @@ def test_ordinary_texts_are_no_structures(text: str):
         ("{'a': 1, 'b'}", "not expected"),
         ("['\\ud83d']", "half a character"),
         ("['\\d']", "no text in quotes"),
+        ("frozenset({'a', 'b'})", "not expected"),
+        ("Index(['a', 'b'], dtype='object')", "not expected"),
+        ("OrderedDict([('a', 1)])", "not expected"),
     ],
 )
 def test_what_cannot_be_read_is_refused(text: str, why: str):

@@ -72,6 +72,23 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path):
         resolve(str(tmp_path))
 
 
+def test_a_model_and_an_adapter_are_not_taken_for_each_other(tmp_path: Path):
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    for folder, name in ((model, "config.json"), (adapter, "adapter_config.json"), (adapter / "mine", "x.json")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    assert resolve(str(model)).id == "model"
+    assert resolve(str(adapter), is_adapter=True).id == "adapter"
+    with pytest.raises(
+        ModelError, match=r"holds adapter_config\.json and no config\.json: it is an adapter.*--adapter"
+    ):
+        resolve(str(adapter))
+    with pytest.raises(ModelError, match=r"holds config\.json and no adapter_config\.json: it is a model.*--model"):
+        resolve(str(model), is_adapter=True)
+    with pytest.raises(ModelError, match=r"holds no adapter_config\.json; give one of the folders in it .*: adapter$"):
+        resolve(str(tmp_path), is_adapter=True)
+
+
 def test_a_hub_id_may_carry_a_revision():
     assert resolve("org/name@v1").arguments == {"revision": "v1"}
     assert resolve("org/name").path == "org/name"

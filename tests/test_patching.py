@@ -443,11 +443,11 @@ def test_captured_replaced_and_captured_again(name: str):
             assert np.allclose(hidden[later], hidden_of(stored)[later], atol=1e-5)
         for earlier in range(number):
             assert np.array_equal(hidden[earlier], hidden_of(untouched)[earlier])
-        assert np.array_equal(again.predicted_ids, stored.predicted_ids)
+        assert np.array_equal(again.next_tokens.predicted_ids, stored.next_tokens.predicted_ids)
         if number == 1:
             assert np.array_equal(again.tensors["resid_post_mlp"][0], states)
             assert np.allclose(again.tensors["attentions"][1:], stored.tensors["attentions"][1:], atol=1e-5)
-    assert not np.array_equal(stored.predicted_ids, untouched.predicted_ids)
+    assert not np.array_equal(stored.next_tokens.predicted_ids, untouched.next_tokens.predicted_ids)
     final = capture(made, [texts[1]], config)[0]
     assert all(np.array_equal(a, b) for a, b in zip(hidden_of(final), hidden_of(untouched), strict=True))
 

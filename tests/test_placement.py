@@ -20,7 +20,7 @@ from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_models import VOCAB_SIZE, proven, sites_of, tiny_model, token_ids, traced
 from tracekit.cli import main
-from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, RunConfig, check, memory_limits
+from tracekit.config import CaptureConfig, DrawConfig, GenerationConfig, ModelConfig, RunConfig, check, memory_limits
 from tracekit.errors import ConfigError, ModelError
 from tracekit.model.capture import Text, capture
 from tracekit.model.choices import Choices, capture_choices
@@ -70,7 +70,7 @@ def everything(made: TracedModel, sites: tuple[str, ...]) -> list[np.ndarray]:
     for beams in (1, 3):
         answers = answer_deterministically(made, prompts, GenerationConfig(num_beams=beams, max_new_tokens=4))
         arrays += [np.array(answer.token_ids) for answer in answers]
-    drawn = answer_sampled(made, prompts, GenerationConfig(max_new_tokens=4), ["a", "b", "c"])
+    drawn = answer_sampled(made, prompts, DrawConfig(max_new_tokens=4), ["a", "b", "c"])
     return arrays + [np.array(answer.token_ids) for answer in drawn]
 
 

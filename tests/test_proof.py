@@ -651,16 +651,19 @@ def test_a_wrong_layer_is_seen_beside_a_much_larger_one() -> None:
 @pytest.mark.parametrize("numbers", ["logprobs", "entropies"])
 def test_numbers_of_the_answers_tokens_are_replayed(numbers: str) -> None:
     made, traces = captured("llama")
-    wrong = traces[0]._replace(**{numbers: getattr(traces[0], numbers) + np.float32(0.01)})
+    own = traces[0].next_tokens
+    wrong = traces[0]._replace(next_tokens=own._replace(**{numbers: getattr(own, numbers) + np.float32(0.01)}))
     with pytest.raises(CaptureError, match=f"sample 000007: token_{numbers} differs"):
         replay(made, "000007", TEXTS[0], wrong, CaptureConfig(sites=("all",)))
 
 
 def test_tokens_that_are_predicted_otherwise_are_counted() -> None:
     made, traces = captured("llama")
-    wrong = traces[0].predicted_ids.copy()
+    own = traces[0].next_tokens
+    wrong = own.predicted_ids.copy()
     wrong[2:4] += 1
-    result = replay(made, "1", TEXTS[0], traces[0]._replace(predicted_ids=wrong), CaptureConfig(sites=("all",)))
+    other = traces[0]._replace(next_tokens=own._replace(predicted_ids=wrong))
+    result = replay(made, "1", TEXTS[0], other, CaptureConfig(sites=("all",)))
     assert (result.num_positions, result.num_agreeing) == (8, 6)
 
 

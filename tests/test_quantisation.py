@@ -287,6 +287,13 @@ def test_a_gguf_file_that_is_quantised_loads_and_says_so(folder: Path, tmp_path:
         info_of(path, quantize="int8")
 
 
+def test_a_gguf_file_that_was_cut_is_named_and_said_to_be_cut(folder: Path, tmp_path: Path):
+    path = save_gguf(folder, tmp_path / "model.gguf", Kind.F32, FileType.ALL_F32)
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(ModelError, match=r"model\.gguf' cannot be loaded: a file is cut or damaged"):
+        load_tokenizer(ModelConfig(model=str(path)))
+
+
 @pytest.mark.attack
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"GGUF" + bytes(60), b"GGUF\x03\0\0\0" + b"\xff" * 40, b"x" * 999])
 def test_a_gguf_file_that_is_none_is_refused(data: bytes, tmp_path: Path):

@@ -171,5 +171,5 @@ def test_the_sample_shows_every_form_and_a_source_has_to_be_named(tmp_path: Path
     outcome = replay(tmp_path / "run", checkpoint, "sample")
     assert outcome.manifest is not None
     assert outcome.manifest.splits[0].num_samples == 5
-    with pytest.raises(ConfigError, match="name the file with prompts and answers"):
+    with pytest.raises(ConfigError, match="name a file with prompts and answers"):
         replay(tmp_path / "other", checkpoint, "default")

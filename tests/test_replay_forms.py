@@ -544,3 +544,137 @@ def test_what_the_server_logged_is_replayed_token_by_token(made: Made, tmp_path:
             assert task.prompts[example.index].token_ids == record.token_ids[: record.prompt_length]
             assert task.answers[example.index].eos_included == record.eos_included
             assert (example.stop, example.example_id) == (record.stop_string, record.key)
+
+
+SAYS = {"role": "assistant", "content": ANSWER}
+
+
+@pytest.mark.parametrize(
+    ("reason", "read", "has_end"),
+    [
+        ("stop", "stop", True),
+        ("STOP", "stop", True),
+        ("eos_token", "stop", True),
+        ("end_turn", "stop", True),
+        ("stop_sequence", "stop", False),
+        ("max_tokens", "length", False),
+        ("MAX_TOKENS", "length", False),
+        ("model_length", "length", False),
+        ("content_filter", "content_filter", False),
+        ("abort", "abort", False),
+    ],
+)
+def test_why_an_answer_ended_is_read_in_the_words_of_each_engine(reason: str, read: str, has_end: bool, made: Made):
+    row = {"messages": USER, "answer": ANSWER}
+    forms: list[dict[str, Any]] = [
+        row | {"finish_reason": reason},
+        row | {"done_reason": reason},
+        row | {"finish_reason": {"type": reason}},
+        {"messages": USER, "choices": [{"message": SAYS, "finish_reason": reason}]},
+    ]
+    if reason != "abort":  # as Anthropic and Inspect call it; any other text there is a stop string
+        forms += [
+            row | {"stop_reason": reason},
+            {"messages": USER, "choices": [{"message": SAYS, "stop_reason": reason}]},
+        ]
+        forms += [{"request": {"messages": USER}, "response": SAYS | {"stop_reason": reason, "stop_sequence": None}}]
+    for form in forms:
+        example = parse_row(Row(0, "here", form))
+        assert (example.finish_reason, example.stop) == (read, None), form
+        assert answer_ids(made, form) == made.ids(ANSWER) + [made.end] * has_end, form
+
+
+def test_beside_a_finish_reason_a_stop_reason_is_a_stop_string(made: Made):
+    row = {"messages": USER, "answer": "They never ", "finish_reason": "stop", "stop_reason": "stop"}
+    assert parse_row(Row(0, "here", row)).stop == "stop"
+    assert answer_ids(made, row) == made.ids("They never ")
+
+
+def test_an_answer_that_says_how_it_ended_is_not_cut_there(made: Made, tmp_path: Path):
+    rows = tmp_path / "rows.jsonl"
+    text = "They stop at the station"
+    reply = {"message": SAYS | {"content": text}, "stop_reason": "stop"}
+    rows.write_text(json.dumps({"messages": USER, "choices": [reply]}) + "\n")
+    config = ReplayConfig(
+        model=ModelConfig(model=str(made.folder)),
+        source=FileSource(source=str(rows)),
+        capture=CaptureConfig(sites=["hidden_states"]),
+        output=OutputConfig(),
+    )
+    execute(REPLAY, config, tmp_path / "out")
+    record = TraceStore(tmp_path / "out")[0].record
+    assert isinstance(record, ReplayRecord)
+    assert (record.generated_answer, record.finish_reason, record.eos_included) == (text, "stop", True)
+
+
+@pytest.mark.parametrize("matched", ["eos", "end", "other", "string"])
+def test_the_end_token_of_a_column_with_gaps_is_a_number(matched: str, made: Made):
+    stop = {"eos": float(made.eos), "end": float(made.end), "other": 3.0, "string": "END"}[matched]
+    end = {"eos": [made.eos], "end": [made.end]}.get(matched, [])
+    row = {"messages": USER, "answer": ANSWER}
+    for form in (
+        row | {"finish_reason": "stop", "stop_reason": stop},
+        row | {"finish_reason": {"type": "stop", "matched": int(stop) if isinstance(stop, float) else stop}},
+    ):
+        assert answer_ids(made, form) == made.ids(ANSWER) + end
+
+
+INSPECT = {
+    "id": 1,
+    "input": "Where?",
+    "target": "Paris",
+    "messages": [*USER, SAYS | {"source": "generate"}],
+    "output": {"model": "m", "choices": [{"message": SAYS, "stop_reason": "stop"}], "completion": ANSWER},
+    "error": None,
+}
+TURNS: dict[str, dict[str, Any]] = {
+    "trl": {"prompt": USER, "completion": [SAYS]},
+    "trl, one": {"prompt": USER, "completion": SAYS},
+    "inspect": INSPECT,
+    "texts": {"messages": json.dumps(USER), "response": json.dumps({"choices": [{"message": SAYS}]})},
+    "python": {"messages": repr(USER), "answer": ANSWER},
+}
+
+
+@pytest.mark.parametrize("form", TURNS)
+def test_a_turn_is_read_as_other_tools_write_it(form: str, made: Made):
+    task = opened(made, TURNS[form])
+    assert task._prompts[0].token_ids == made.ids(PROMPT)
+    assert task._answers[0].token_ids == made.ids(ANSWER) + [made.end] * (form == "inspect")
+
+
+def test_what_a_model_wrote_in_a_table_of_texts_stays_a_text(made: Made):
+    for said in ("2.0", "0.0"):
+        row = {"question": "1.0", "answer": said, "token_ids": str(made.ids(said))}
+        example = parse_row(Row(0, "here", row, is_untyped=True))
+        assert (example.question, example.answer, example.token_ids) == ("1.0", said, made.ids(said))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [SAYS]}, "an answer and nothing before it; expected the user's message"),
+        ({"prompt": USER, "completion": [*USER, SAYS]}, "'completion' holds 2 messages; expected one"),
+        ({"prompt": USER, "completion": USER}, "'completion' holds 1 messages; expected one, of the assistant"),
+        ({"request": {"prompt": "Q", "echo": True}, "answer": "Q a"}, "'echo' stands beside the prompt"),
+        ({"request": {"prompt": "Q", "suffix": "b"}, "answer": "a"}, "'suffix' stands beside the prompt"),
+        ({"messages": USER, "chat_template": "x", "answer": "a"}, "'chat_template' stands beside the prompt"),
+        ({"messages": USER, "answer": "a", "error": "timeout"}, "the request failed .timeout"),
+        ({"messages": USER, "answer": "a", "finish_reason": 3}, "'finish_reason' is 3; expected a text"),
+        ({"messages": [{"role": "user"}], "answer": "a"}, r"messages\[0\].content: is missing"),
+        ({"messages": "[{'role': 'user', ", "answer": "a"}, "column 'messages'.* cannot be read"),
+        (INSPECT | {"messages": [*USER, SAYS | {"content": "Rome"}]}, "two answers"),
+    ],
+)
+def test_what_would_be_another_prompt_or_answer_is_refused(row: dict[str, Any], message: str):
+    with pytest.raises(SourceError, match=message):
+        parse_row(Row(0, "here", row))
+
+
+@pytest.mark.parametrize("name", ["choices", "options"])
+@pytest.mark.parametrize("options", [["Paris", "Rome"], {"A": "Paris", "B": "Rome"}])
+def test_options_beside_a_question_are_part_of_it(name: str, options: Any):
+    found = parse_row(Row(0, "here", {"question": "Where?", name: options, "response": "B"}))
+    assert (found.question, found.answer) == ("Where?\nA. Paris\nB. Rome", "B")
+    asked = parse_row(Row(0, "here", {"prompt": "Q", "options": {"temperature": 0}, "response": "B"}))
+    assert (asked.question, asked.prompt) == (None, "Q")

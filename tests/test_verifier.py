@@ -166,8 +166,15 @@ def test_records_and_tensors_are_held_against_each_other(copy: Path, before: byt
 def test_a_folder_that_is_no_dataset_is_an_error(tmp_path: Path):
     with pytest.raises(DatasetError, match="no such folder"):
         verify(tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match="is not a tracekit dataset"):
+    with pytest.raises(DatasetError, match=r"is not a tracekit dataset: it holds no plans/<config>\.json$"):
         verify(tmp_path)
+
+
+def test_a_place_beside_the_dataset_is_an_error_that_says_where_the_dataset_is(copy: Path):
+    with pytest.raises(DatasetError, match="it is a file: give the folder of the dataset"):
+        verify(copy / "manifest.json")
+    with pytest.raises(DatasetError, match=f"give one of the datasets in it: .*'{copy.name}'"):
+        verify(copy.parent)
 
 
 def test_an_unknown_configuration_is_an_error(finished: Path):

@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from builders.kit.columns import TextSource
 from builders.next_token.config import NextTokenConfig
 from builders.next_token.task import TASK as NEXT_TOKEN
 from tests.runs_for_tests import run_trivia
 from tests.serving_for_tests import ask, post, serving
 from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_tokenizer
 from tracekit import TraceStore
-from tracekit.config import ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.config import ModelConfig, OutputConfig, PromptConfig
 from tracekit.errors import ConfigError, ModelError
 from tracekit.model.answers import token_offsets
 from tracekit.model.generation import GenerationConfig, answer_deterministically
@@ -72,10 +73,9 @@ def test_ids_without_a_token_are_empty_strings_and_the_run_goes_on(padded: Path,
     for sample in store:
         record = sample.record
         found += sum(i >= NUM_TOKENS for i in record.token_ids)
-        text = record.prompt + record.generated_text
         assert [not token for token in record.tokens] == [i >= NUM_TOKENS for i in record.token_ids]
         assert record.token_offsets == sorted(record.token_offsets)
-        assert record.token_offsets[-1][1] <= len(text)
+        assert record.token_offsets[-1][1] <= len(record.generated_text)
         assert sample.hidden_states().shape[1] == len(record.token_ids)
     assert found > 3
     assert not verify(tmp_path / "out").problems
@@ -132,7 +132,7 @@ def test_a_text_with_a_token_that_has_no_row_is_refused_by_name(short: Path, tmp
     (tmp_path / "texts.txt").write_text("The [PAD] fox jumps.\n")
     config = NextTokenConfig(
         model=ModelConfig(model=str(short), device="cpu"),
-        source=SourceConfig(source=str(tmp_path / "texts.txt")),
+        source=TextSource(source=str(tmp_path / "texts.txt")),
         output=OutputConfig(batch_size=2),
     )
     with pytest.raises(ConfigError, match=r"'\[PAD\]'"):

@@ -2,7 +2,7 @@
 
     setting                 flag            file
     generation.num_beams    --num-beams 2   [generation] num_beams = 2
-    correctness             --correctness   correctness = "exact_match"
+    language                --language      language = "fr"
 
 Configurations are nested Structs; a flag is a field's name, whichever part it is in. Errors name a setting by its path,
 as msgspec does: `Expected int >= 1 - at $.generation.num_beams`. `located` puts in its place what a person typed.

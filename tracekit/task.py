@@ -300,7 +300,7 @@ class Task(Generic[ConfigT, ExampleT]):
 
     @property
     def command(self) -> str:
-        """What runs it, without flags: `python -m builders.trivia_qa`, `python capitals.py`."""
+        """What runs it, without flags: `python -m builders.capitals`, `python capitals.py`."""
         package = self.module.rpartition(".")[0]
         return f"python -m {package}" if package else f"python {self.module}.py"
 

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from builders.csqa.record import CsqaRecord
 from builders.kit.choices import CHOICE_OUTCOME
 from builders.kit.columns import ChoiceSource
-from builders.kit.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, parse_row
-from builders.kit.sources import read_examples
+from builders.kit.csqa_questions import CsqaQuestion, read_questions
 from tracekit.config import Positive, ReadingConfig, RunConfig, ShotsConfig
 from tracekit.records import Mean
 from tracekit.task import Examples, Task, Tracer
@@ -52,7 +51,7 @@ class CsqaConfig(RunConfig, frozen=True, kw_only=True):
 
 def examples(config: CsqaConfig) -> Examples[CsqaQuestion]:
     """The questions of the source."""
-    return read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
+    return read_questions(config.source)
 
 
 def _tracer(config: CsqaConfig, tokenizer: Any, questions: Sequence[CsqaQuestion]) -> Tracer[CsqaQuestion]:

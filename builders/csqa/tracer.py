@@ -8,17 +8,7 @@ import numpy as np
 from builders.csqa.record import CsqaRecord
 from builders.csqa.task import SYSTEM, CsqaConfig
 from builders.kit.columns import ChoiceSource
-from builders.kit.csqa_questions import (
-    COLUMNS,
-    SAMPLE,
-    SOURCE,
-    CsqaQuestion,
-    choice_fields,
-    cut_to_fit,
-    parse_row,
-    with_options,
-)
-from builders.kit.sources import read_examples
+from builders.kit.csqa_questions import CsqaQuestion, choice_fields, cut_to_fit, read_questions, with_options
 from tracekit.answering import read_fields
 from tracekit.console import say
 from tracekit.errors import ConfigError
@@ -73,10 +63,7 @@ class CsqaTracer(Tracer[CsqaQuestion]):
         self._config, self._tokenizer = config, tokenizer
         self._prompter = Prompter(tokenizer, config.prompt, default_system=SYSTEM)
         self.variant = self._prompter.variant
-        whole_sample = ChoiceSource(source="sample")
-        self._pool = read_examples(
-            whole_sample, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row
-        ).examples
+        self._pool = read_questions(ChoiceSource(source="sample")).examples
         self._joint = answer_joint(self._prompter)
         self._limit = _limit(config)
         self._prepared = {example.index: self._prepare(example) for example in examples}

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from builders.csqa_mcq.record import CsqaMcqRecord
 from builders.kit.choices import CHOICE_OUTCOME
 from builders.kit.columns import ChoiceSource
-from builders.kit.csqa_questions import COLUMNS, SAMPLE, SOURCE, CsqaQuestion, parse_row
-from builders.kit.sources import read_examples
+from builders.kit.csqa_questions import CsqaQuestion, read_questions
 from tracekit.config import ModelConfig, Positive, RunConfig, SiteConfig
 from tracekit.records import Mean
 from tracekit.task import Examples, Task, Tracer
@@ -42,7 +41,7 @@ class CsqaMcqConfig(RunConfig, frozen=True, kw_only=True):
 
 def examples(config: CsqaMcqConfig) -> Examples[CsqaQuestion]:
     """The questions of the source."""
-    return read_examples(config.source, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
+    return read_questions(config.source)
 
 
 def _tracer(config: CsqaMcqConfig, tokenizer: Any, questions: Sequence[CsqaQuestion]) -> Tracer[CsqaQuestion]:

@@ -138,7 +138,7 @@ def _questions(config: FinetuneConfig) -> tuple[list[CsqaQuestion], list[CsqaQue
         if unlabelled:
             raise SourceError(
                 f"--{name}-source: {len(unlabelled)} questions have no answer, {unlabelled[0]!r} first; expected a "
-                "labelled split (CommonsenseQA's test split has none)"
+                "labelled split (CommonsenseQA's test split has none); --label-column names another column"
             )
     counts = {len(question.choices) for question in [*train, *held]}
     if len(counts) > 1:

@@ -22,7 +22,7 @@ import msgspec
 from builders.kit.cells import Cells, Columns
 from builders.kit.choices import Choice
 from builders.kit.columns import ChoiceSource
-from builders.kit.options import Options, label_index, option_text, options_of
+from builders.kit.options import Options, label_index, option_text, options_of, tell_unlabelled
 from builders.kit.sources import HubSource, Row, read_examples
 from tracekit.errors import SourceError
 from tracekit.task import Example, Examples
@@ -74,6 +74,7 @@ def read_questions(config: ChoiceSource) -> Examples[McqQuestion]:
         SourceError: as `builders.kit.sources.read_examples`; or an id stands twice, and `on_bad_row` is `error`.
     """
     found = read_examples(config, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
+    tell_unlabelled([one.label_idx for one in found.examples], COLUMNS)
     first: dict[str, int] = {}
     repeated: list[str] = []
     for example in found.examples:
@@ -113,7 +114,6 @@ def parse_row(row: Row) -> McqQuestion:
             options,
             labels,
             start=0,
-            said="the answer",
             nothing="; nothing where unlabelled; an option's text is not accepted",
         ),
     )
@@ -137,7 +137,7 @@ def _checked(cells: Cells, options: Options) -> tuple[list[str], list[str]]:
     if len(options.pairs) != len(_LETTERS):
         raise SourceError(
             f"{len(options.pairs)} options; expected four in {' or '.join(map(repr, cells.names('choices')))} (a list, "
-            f"or an object A to D), or in columns A, B, C, D; columns: {cells.listed}"
+            f"or an object A to D), or in columns A, B, C, D; columns: {cells.listed_for('choices')}"
         )
     labels = [
         letter if label is None else cells.scalar("choices", label) or ""

@@ -148,6 +148,7 @@ TASK = Task(
         most_probable="pred_letter",
         most_probable_correct="is_pred_correct",
         confidences=["self_confidence", "other_confidence"],
+        about_others=["other_confidence"],
         bins="bins",
         kind="prompt_type",
         judged_in="mcq",

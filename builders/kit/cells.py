@@ -39,7 +39,7 @@ ROLES = {
     "text": "text_column",
     "id": "id_column",
 }
-"""What a column may be to a task, and the setting of `SourceConfig` that names it."""
+"""What a column may be to a task, and the setting of a source that names it."""
 
 _MISSING = (None, "", [], {})
 _MISSING_TEXTS = frozenset(("nan", "NaN", "NaT", "<NA>"))
@@ -86,6 +86,11 @@ class Cells:
         """The names of all columns, for messages."""
         return ", ".join(map(str, self.data))
 
+    def listed_for(self, role: str) -> str:
+        """The names of all columns; and the flag that names one, where none of them is a role's."""
+        is_known = role not in ROLES or any(name in self.data for name in self.names(role))
+        return self.listed if is_known else f"{self.listed}; name one by --{ROLES[role].replace('_', '-')}"
+
     def names(self, role: str) -> Sequence[str]:
         """The columns that have a role."""
         return self._columns[role]
@@ -117,7 +122,9 @@ class Cells:
             _, value = self.first(role)
             names = list(map(repr, self.names(role)))
             where = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
-            raise SourceError(f"no {what}; expected a text in {where}, found {value!r}; columns: {self.listed}")
+            raise SourceError(
+                f"no {what}; expected a text in {where}, found {value!r}; columns: {self.listed_for(role)}"
+            )
         return value
 
     def identity(self) -> str:
@@ -172,8 +179,9 @@ class Cells:
         ]
         if not found:
             names = ", ".join(map(repr, self.names("answer")))
+            listed = self.listed_for("answer")
             raise SourceError(
-                f"no answer; expected a text, a list or {{'value', 'aliases'}} in {names}; columns: {self.listed}"
+                f"no answer; expected a text, a list or {{'value', 'aliases'}} in {names}; columns: {listed}"
             )
         return list(dict.fromkeys(found))
 

@@ -22,12 +22,13 @@ import numpy as np
 
 from builders.kit.cells import Cells, Columns
 from builders.kit.choices import Choice
-from builders.kit.options import Options, label_index, option_text, options_of
-from builders.kit.sources import HubSource, Row
+from builders.kit.columns import ChoiceSource
+from builders.kit.options import Options, label_index, option_text, options_of, tell_unlabelled
+from builders.kit.sources import HubSource, Row, read_examples
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import TOO_LONG
 from tracekit.model.prompts import sha256_text
-from tracekit.task import Example
+from tracekit.task import Example, Examples
 
 __all__ = [
     "COLUMNS",
@@ -39,6 +40,7 @@ __all__ = [
     "cut_to_fit",
     "encode_choices",
     "parse_row",
+    "read_questions",
     "with_options",
 ]
 
@@ -46,7 +48,7 @@ SOURCE = HubSource("tau/commonsense_qa", None)
 SAMPLE = Path(__file__).with_name("csqa.jsonl")
 COLUMNS: Columns = {
     "question": ("question", "stem", "question.stem"),
-    "choices": ("choices", "question.choices"),
+    "choices": ("choices", "options", "question.choices"),
     "label": ("answerKey", "answer"),
     "id": ("id",),
 }
@@ -149,10 +151,20 @@ def parse_row(row: Row) -> CsqaQuestion:
             options,
             [choice.label for choice in choices],
             start=None,
-            said="answerKey",
             nothing=", or empty where unlabelled",
         ),
     )
+
+
+def read_questions(config: ChoiceSource) -> Examples[CsqaQuestion]:
+    """The questions of a source.
+
+    Raises:
+        SourceError: as builders.kit.sources.read_examples.
+    """
+    found = read_examples(config, default=SOURCE, sample=SAMPLE, columns=COLUMNS, parse=parse_row)
+    tell_unlabelled([one.label_idx for one in found.examples], COLUMNS)
+    return found
 
 
 def with_options(question: str, choices: Sequence[Choice]) -> str:
@@ -165,8 +177,9 @@ def _choices(cells: Cells, options: Options) -> list[Choice]:
     pairs = options.pairs
     if not 2 <= len(pairs) <= len(_LETTERS):
         raise SourceError(
-            f"{len(pairs)} options; expected 2 to {len(_LETTERS)} in {cells.names('choices')[0]!r} (a list of {{label, "
-            f"text}}, or {{label: [...], text: [...]}}) or in columns A, B, ...; columns: {cells.listed}"
+            f"{len(pairs)} options; expected 2 to {len(_LETTERS)} in {cells.names('choices')[0]!r} (a list, one of "
+            f"{{label, text}}, or {{label: [...], text: [...]}}) or in columns A, B, ...; columns: "
+            f"{cells.listed_for('choices')}"
         )
     if all(label is None for label, _ in pairs):
         pairs = [(letter, text) for letter, (_, text) in zip(_LETTERS, pairs, strict=False)]

@@ -21,6 +21,10 @@ _MAX_DEPTH = 32
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _CUT = re.compile(r"\[\s*['\"{\[]|\{\s*['\"]")
 """A list or object begins here, wherever it ends."""
+_CONTAINER = re.compile(
+    r"array\(|(?:(?:frozen)?set|tuple|list|deque|dict_(?:values|keys)|OrderedDict|Index|Series|ListValue)\(\s*[\[{(]"
+)
+"""So does one that is written with its type: `array([1, 2])`, `Index(['a'], dtype='object')`, `frozenset({'a'})`."""
 _TUPLE = re.compile(r"\(\s*['\"].*['\",]\s*\)", re.DOTALL)
 _NUMPY = re.compile(r"array|np\.(?:str_|bool_?|u?int\d+|float\d+)")
 """What numpy writes in front of brackets."""
@@ -51,7 +55,7 @@ def is_structured(text: str) -> bool:
     bare = text.strip()
     closing = _CLOSING.get(bare[:1]) if bare[:1] != "(" else None
     is_whole = closing is not None and bare.endswith(closing)
-    return is_whole or bare.startswith("array(") or _CUT.match(bare) is not None or _TUPLE.fullmatch(bare) is not None
+    return is_whole or any(form.match(bare) for form in (_CUT, _CONTAINER)) or _TUPLE.fullmatch(bare) is not None
 
 
 def read_structure(text: str) -> Any:

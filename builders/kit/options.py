@@ -14,10 +14,11 @@ import string
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from builders.kit.cells import Cells
+from builders.kit.cells import Cells, Columns
+from tracekit.console import say
 from tracekit.errors import SourceError
 
-__all__ = ["Options", "label_index", "option_text", "options_of"]
+__all__ = ["Options", "label_index", "option_text", "options_of", "tell_unlabelled"]
 
 _LETTERS = string.ascii_uppercase
 _COLUMN = re.compile(
@@ -60,8 +61,8 @@ def _from_choices(cells: Cells, max_columns: int) -> Options:
     value = cells.structure(name, given)
     if isinstance(value, str) and not value.strip().isdecimal():
         raise SourceError(
-            f"the options are no JSON: {name!r} is no JSON list and no object: {value.strip()[:60]!r}; write one, or a "
-            "column for each option"
+            f"column {name!r} holds the options as {value.strip()[:60]!r}; expected a list or an object in JSON; write "
+            "one, or a column for each option"
         )
     if value is None:
         return _from_columns(cells, max_columns)
@@ -75,7 +76,10 @@ def _from_choices(cells: Cells, max_columns: int) -> Options:
             )
         return Options(list(zip(labels, texts, strict=True)))
     if isinstance(value, dict):
-        return Options(sorted(value.items()))
+        pairs = sorted(value.items(), key=lambda pair: (pair[0].isdecimal() and int(pair[0]), pair[0]))
+        while pairs and pairs[-1][1] is None:  # Parquet gives every row the names of all
+            pairs.pop()
+        return Options(pairs)
     listed = value if isinstance(value, list) else []
     return Options([(one.get("label"), one.get("text")) if isinstance(one, dict) else (None, one) for one in listed])
 
@@ -109,11 +113,14 @@ def _from_columns(cells: Cells, max_columns: int) -> Options:
             f"columns {' '.join(columns.values())} hold options, with a gap or more than {len(_LETTERS)}; expected all "
             "from the first on; name them by --choices-columns"
         )
-    pairs = [
-        (_LETTERS[number - start], cells.data[name])
-        for number, name in sorted(columns.items())
-        if not _is_empty(cells, name)
-    ]
+    named = [name for _, name in sorted(columns.items())]
+    while _is_empty(cells, named[-1]):
+        named.pop()
+    if empty := [name for name in named if _is_empty(cells, name)]:
+        raise SourceError(
+            f"column {empty[0]!r} holds no option, and {named[-1]!r} after it holds one; expected all from the first on"
+        )
+    pairs = [(letter, cells.data[name]) for letter, name in zip(_LETTERS, named, strict=False)]
     return Options(pairs, start if is_numbered else None)
 
 
@@ -146,7 +153,7 @@ def option_text(cells: Cells, value: Any, what: str) -> str:
 
 
 def label_index(
-    cells: Cells, options: Options, labels: Sequence[str], *, start: int | None, said: str, nothing: str
+    cells: Cells, options: Options, labels: Sequence[str], *, start: int | None, nothing: str
 ) -> int | None:
     """Number of the right option; None for the empty answer of an unlabelled split.
 
@@ -155,7 +162,6 @@ def label_index(
         options: Its options.
         labels: Their labels.
         start: Where a task's numbers begin, unless the row or the configuration says it; None: numbers are no answers.
-        said: What the answer is called in messages.
         nothing: How messages say that an answer may be empty.
 
     Raises:
@@ -181,9 +187,19 @@ def label_index(
         if start is not None and 0 <= int(text) - start < len(labels):
             return int(text) - start
         if start is None and options.start == 1:
-            raise SourceError(f"{said} is {value!r}, and columns count options from 1; pass --label-start 0 or 1")
+            raise SourceError(f"the answer is {value!r}, and columns count options from 1; pass --label-start 0 or 1")
     accepted = [f"one of {' '.join(labels)}"]
     accepted += [] if is_lettered else [f"a letter A to {letters[-1]}"]
     if start is not None and not is_numbered:
         accepted.append(f"a number {start} to {len(labels) - 1 + start}, counted from {start}")
-    raise SourceError(f"{said} is {value!r}; expected {', or '.join(accepted)}{nothing}")
+    more = "; say where numbers count from: --label-start 0 or 1" if text.isdecimal() and not is_numbered else ""
+    raise SourceError(f"the answer is {value!r}; expected {', or '.join(accepted)}{nothing}{more}; column {name!r}")
+
+
+def tell_unlabelled(labels: Sequence[int | None], columns: Columns) -> None:
+    """Say how many questions have no right answer: its column may have another name."""
+    if num := labels.count(None):
+        say(
+            f"{num} of {len(labels)} questions have no right answer in {', '.join(map(repr, columns['label']))}, and "
+            "will not be judged; --label-column names another column"
+        )

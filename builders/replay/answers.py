@@ -3,20 +3,20 @@
     what        under                                            form
     prompt      messages                                         [{"role", "content"}, ...]: through the chat template
                 question                                         the user's text alone: likewise, or as a plain question
-                question choices                                 CommonsenseQA's, nested or not: with its options
+                question choices (options)                       CommonsenseQA's, nested or not: with its options
                 prompt                                           text as a model reads it, template applied
                 prompt_token_ids                                 its ids
-    answer      answer generation response output completion     text
+    answer      answer generation response output completion     text, or the assistant's message, in a list or not
                 token_ids output_token_ids generated_token_ids   its ids
                 outputs choices                                  [{"text" or "message", "token_ids", "finish_reason"}]
                 reasoning_content reasoning thinking             what the model thought, without its markers
-    ended       finish_reason                                    `stop`: it ended by itself; `length`: it was cut
-                stop_reason matched_stop stop_string             the stop string that ended it, or the end token's id
+    ended       finish_reason, stop_reason and the like          builders/endings.py
     identity    id key custom_id request_id question_id; model
 
 A conversation that ends with the assistant's message holds its own answer. A log may keep the request under `request`
-or `body` and the reply under `response`, as lines of OpenAI's batch API do. A record of this project is read by its
-ids. Ids are checked against the tokenizer, and against the text where both are given.
+or `body` and the reply under `response` (Inspect: `output`), as lines of OpenAI's batch API do. A cell of a table may
+hold messages, ids and logs as JSON. A record of this project is read by its ids. Ids are checked against the
+tokenizer, and against the text where both are given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ import msgspec
 from builders.kit import csqa_questions
 from builders.kit.cells import Cells
 from builders.kit.sources import Row
+from builders.replay.endings import ending_of
 from tracekit.errors import SourceError
 from tracekit.model.messages import (
     REASONING_FIELDS,
@@ -43,11 +44,14 @@ from tracekit.task import Example
 __all__ = ["NAMES", "AnswerExample", "parse_row"]
 
 _ANSWERS = ("answer", "generation", "response", "output", "completion")
+_ASKED = ("question", "prompt")
 _IDS = ("token_ids", "output_token_ids", "generated_token_ids")
 _LISTS = ("outputs", "choices")
-_STOPS = ("stop_reason", "matched_stop", "stop_string")
+_BESIDE_PROMPT = ("suffix", "echo", "chat_template")
 _BESIDE_MESSAGES = ("tools", "functions", "documents", "system", "system_prompt", "continue_final_message")
 """What changes the prompt of a conversation besides its messages: with OpenAI's, vLLM's and Anthropic's requests."""
+_STRUCTURES = ("messages", "request", "body", "prompt_token_ids", *_IDS, *_LISTS)
+"""What a table of texts holds as JSON."""
 _PREDICTIONS = (
     "generated",
     "generated_answer",
@@ -114,25 +118,25 @@ def parse_row(row: Row) -> AnswerExample:
     """
     texts = {name: value for name, value in row.data.items() if not isinstance(value, bytes)}  # a record's checksums
     cells = Cells(row._replace(data=texts), {"id": NAMES})
-    data = cells.data
+    data = _structured(row, cells)
     request, reply = _sides(data)
     only = _only(reply)
-    holder = reply if only is None else only
+    holder = _with_message(reply if only is None else only)
     if "prompt_length" in data:
         prompt, answer = _of_record(data)
     else:
         prompt, said = _prompt(row, request, reply, holder)
         answer = _answer(holder, (*_ANSWERS, "text") if only else _ANSWERS)
-        if said is not None and any(answer.values()):
+        if said is not None and any(answer.values()) and said["answer"] != answer["answer"]:
             raise SourceError("two answers: the conversation ends with the assistant's, and there is another beside it")
-        answer = said or answer
+        answer = answer if any(answer.values()) else said or answer
     if not any(answer.values()):
         raise SourceError(
             f"no answer; expected {_REPLIES}; the prompt goes into {_PROMPTS}; columns: {', '.join(data)}"
         )
-    ending = _ending(request, reply, holder)
-    if ending["finish_reason"] in _CALLS and not answer.get("token_ids"):
-        raise SourceError(f"finish_reason is {ending['finish_reason']!r}: calls of tools are no text; give 'token_ids'")
+    ending = ending_of(request, reply, holder)
+    if ending.reason in _CALLS and not answer.get("token_ids"):
+        raise SourceError(f"finish_reason is {ending.reason!r}: calls of tools are no text; give 'token_ids'")
     return AnswerExample(
         index=row.index,
         example_id=cells.identity(),
@@ -140,20 +144,56 @@ def parse_row(row: Row) -> AnswerExample:
         template_kwargs=_template_kwargs(request, prompt),
         **prompt,
         **answer,
-        **ending,
+        finish_reason=ending.reason,
+        stop=ending.stop,
+        has_ended=ending.is_own,
     )
+
+
+def _structured(row: Row, cells: Cells) -> dict[str, Any]:
+    """The columns: messages, ids and logs out of the texts that hold them, and a model's texts as they stand.
+
+    Raises:
+        SourceError: such a text cannot be read.
+    """
+    texts = {name: value for name, value in row.data.items() if isinstance(value, str) and cells.data[name] is not None}
+    data = cells.data | {name: texts[name] for name in (*_ANSWERS, *_ASKED, *REASONING_FIELDS) if name in texts}
+    data |= {name: cells.structure(name, data[name]) for name in _STRUCTURES if name in data}
+    log = data.get("response")
+    if isinstance(log, str) and log.lstrip().startswith("{") and '"choices"' in log and '"message"' in log:
+        data["response"] = cells.structure("response", log)
+    return data
+
+
+def _with_message(holder: dict[str, Any]) -> dict[str, Any]:
+    """A reply whose answer is a message, as TRL and pipelines of transformers write it, with the message in its place.
+
+    Raises:
+        SourceError: there are several messages.
+    """
+    for name in _ANSWERS:
+        value = holder.get(name)
+        listed = value if isinstance(value, list) else [value]
+        messages = [one for one in listed if isinstance(one, dict) and "role" in one]
+        if not messages:
+            continue
+        if len(listed) > 1 or messages[0]["role"] != "assistant":
+            raise SourceError(f"{name!r} holds {len(listed)} messages; expected one, of the assistant")
+        return {key: one for key, one in holder.items() if key != name} | messages[0] | {"message": messages[0]}
+    return holder
 
 
 def _sides(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was asked, and what came back: two objects of a log, or the row itself."""
     error = data.get("error")
-    response = data.get("response")
-    status = response.get("status_code", 200) if isinstance(response, dict) else 200
-    if isinstance(error, dict) or status != 200:
+    logs = [data[name] for name in ("response", "output") if isinstance(data.get(name), dict)]
+    response = next((one for one in logs if "role" not in one), None)
+    status = 200 if response is None else response.get("status_code", 200)
+    if (error and isinstance(error, dict | str)) or status != 200:
         raise SourceError(f"the request failed ({str(error or f'status {status}')[:80]}); leave the row out")
     asked = next((data[name] for name in ("request", "body") if isinstance(data.get(name), dict)), {})
     request = data | _inner(asked)
-    return request, (_inner(response) if isinstance(response, dict) else data)
+    return request, (data if response is None else _inner(response))
 
 
 def _inner(value: dict[str, Any]) -> dict[str, Any]:
@@ -200,6 +240,8 @@ def _prompt(
     if not given and not ids:
         raise SourceError(f"no prompt; expected {_PROMPTS}; the answer is {_REPLIES}; columns: {', '.join(row.data)}")
     last = forms.pop() if forms and forms[-1].role == "assistant" else None
+    if last is not None and not forms:
+        raise SourceError("'messages' holds an answer and nothing before it; expected the user's message in front")
     said = None if last is None else _said(last, f"messages[{len(forms)}]", has_ids=False)
     try:
         return {**texts, "messages": tuple(conversation(forms)), "prompt_token_ids": ids}, said
@@ -213,22 +255,25 @@ def _template_kwargs(request: dict[str, Any], prompt: dict[str, Any]) -> dict[st
     Raises:
         SourceError: it put more into the prompt than its messages say, and the ids of the prompt are not given.
     """
-    if prompt.get("prompt_token_ids") is not None or not (prompt.get("messages") or prompt.get("question")):
+    if prompt.get("prompt_token_ids") is not None:
         return {}
-    more = next((name for name in _BESIDE_MESSAGES if request.get(name)), None)
+    is_chat = bool(prompt.get("messages") or prompt.get("question"))
+    beside = (*_BESIDE_PROMPT, *_BESIDE_MESSAGES) if is_chat else _BESIDE_PROMPT
+    more = next((name for name in beside if request.get(name)), None)
     if more is not None:
         raise SourceError(
             f"{more!r} stands beside the prompt, and is no part of it here; give 'prompt_token_ids', or all of the "
             "prompt in 'messages'"
         )
     given = request.get("chat_template_kwargs")
-    return given if isinstance(given, dict) else {}
+    return given if is_chat and isinstance(given, dict) else {}
 
 
 def _question(row: Row, request: dict[str, Any], *, has_other: bool) -> str | None:
     """The question; of a row of CommonsenseQA with its options, where no other prompt is given."""
     question = request.get("question")
-    if not isinstance(question, dict) and not _are_options(request.get("choices")):
+    has_options = any(_are_options(request.get(name)) for name in ("choices", "options"))
+    if not isinstance(question, dict) and not (has_options and question):
         return _text(request, ("question",))
     if has_other:
         return None
@@ -239,10 +284,11 @@ def _question(row: Row, request: dict[str, Any], *, has_other: bool) -> str | No
 
 def _are_options(choices: Any) -> bool:
     """Whether `choices` are the options of a question, and no answers of an API."""
-    is_labelled = (
-        isinstance(choices, list) and bool(choices) and all(isinstance(one, dict) and "label" in one for one in choices)
+    listed = choices if isinstance(choices, list) else []
+    is_labelled = bool(listed) and all(
+        isinstance(one, str) or (isinstance(one, dict) and "label" in one) for one in listed
     )
-    return is_labelled or (isinstance(choices, dict) and "label" in choices)
+    return is_labelled or isinstance(choices, dict)
 
 
 def _messages(value: Any) -> list[MessageForm]:
@@ -305,21 +351,6 @@ def _only(reply: dict[str, Any]) -> dict[str, Any] | None:
             )
         return listed[0]
     return None
-
-
-def _ending(request: Mapping[str, Any], reply: Mapping[str, Any], holder: Mapping[str, Any]) -> dict[str, Any]:
-    """How the answer ended, as the log says it of the answer or beside it."""
-    sides = (holder, reply, request)
-    reason = next((side["finish_reason"] for side in sides if side.get("finish_reason")), None)
-    told = [side[name] for side in sides for name in _STOPS if name in side]
-    stops = [value for value in told if isinstance(value, str | int) and not isinstance(value, bool)]
-    stop = next((value for value in stops if value != ""), None)
-    may_be_string = not told and bool(request.get("stop"))  # which of them ended it, nobody says
-    return {
-        "finish_reason": reason if isinstance(reason, str) else "unknown",
-        "stop": stop,
-        "has_ended": reason == "stop" and not isinstance(stop, str) and not may_be_string,
-    }
 
 
 def _model(data: Mapping[str, Any]) -> str | None:

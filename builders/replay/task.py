@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
+from builders.kit.columns import TableSource
 from builders.kit.sources import HubSource, read_examples
 from builders.replay.answers import NAMES, AnswerExample, parse_row
 from builders.replay.record import ReplayRecord
-from tracekit.config import FileSource, PromptedConfig
+from tracekit.config import PromptedConfig
 from tracekit.errors import ConfigError
 from tracekit.records import answered
 from tracekit.task import Examples, Task, Tracer
@@ -28,7 +29,7 @@ _SAMPLE = Path(__file__).with_name("sample.jsonl")
 class ReplayConfig(PromptedConfig, frozen=True, kw_only=True):
     """Prompts and answers from elsewhere, traced."""
 
-    source: FileSource = FileSource(split="train")
+    source: TableSource = TableSource(split="train")
     """Which answers: --source FILE, or `sample`."""
 
 
@@ -39,7 +40,10 @@ def examples(config: ReplayConfig) -> Examples[AnswerExample]:
         ConfigError: no source was named.
     """
     if config.source.source == "default":
-        raise ConfigError("--source - at `$.source.source`; name the file with prompts and answers, or `sample`")
+        raise ConfigError(
+            "this task has no dataset of its own - at `$.source.source`; name a file with prompts and "
+            "answers, or `sample`"
+        )
     return read_examples(
         config.source, default=HubSource("", None), sample=_SAMPLE, columns={"id": NAMES}, parse=parse_row
     )

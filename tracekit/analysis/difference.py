@@ -27,7 +27,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model_name: str
     """The same in short: the last part of the id, and the adapter's name."""
     asked_for: str | None
-    """`self_confidence` or `other_confidence` where the pass asks for it; null elsewhere."""
+    """Which confidence the pass asks for, by its field; null elsewhere."""
     num_judged: int
     """Samples that were judged right or wrong on this side."""
     num_unjudged: int

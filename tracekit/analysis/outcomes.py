@@ -69,7 +69,9 @@ class Outcomes(NamedTuple):
     most_probable_verdicts: list[bool | None]
     """Whether it is right; None where it was not judged."""
     asked_for: str | None
-    """`self_confidence` or `other_confidence` where that was asked for; None elsewhere."""
+    """Which confidence was asked for, by its field; None elsewhere."""
+    is_about_others: bool
+    """Whether that is confidence in somebody else."""
     confidences: np.ndarray
     """(N,) float64, 0 to 1: expected, or of the most probable option; nan where a sample has none."""
     confidence_verdicts: list[bool | None]
@@ -107,9 +109,7 @@ class Outcomes(NamedTuple):
         """What confidence is calibrated against, in words; None where the task states none."""
         if np.isnan(self.confidences).all():
             return None
-        return "the most probable letter" + (
-            " (this model's own answers)" if self.asked_for == "other_confidence" else ""
-        )
+        return "the most probable letter" + (" (this model's own answers)" if self.is_about_others else "")
 
 
 def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Sequence[str] = ()) -> Outcomes:
@@ -160,6 +160,7 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         most_probable=columns[fields.most_probable] if fields.most_probable else None,
         most_probable_verdicts=probable_verdicts,
         asked_for=asked_for,
+        is_about_others=asked_for in fields.about_others,
         confidences=confidences,
         confidence_verdicts=judged,
         confidence_note=note,

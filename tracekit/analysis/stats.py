@@ -53,7 +53,7 @@ class Mean(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A number of the task over all samples that have it."""
 
     name: str
-    """The number: `entropy` (nats), `allowed_mass` (probability), ...; `confidence` (0 to 1), expected by the
+    """The number: `entropy` (nats), ...; `confidence` (0 to 1), expected by the
     probabilities where it was asked for, else the probability of the most probable option; `stated_confidence` (0 to
     1), the midpoint of the bin that the output named."""
     num: int
@@ -144,7 +144,7 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     failures: list[Count]
     """Why, most frequent first."""
     asked_for: str | None
-    """`self_confidence` or `other_confidence` where the pass asks for it; null elsewhere."""
+    """Which confidence the pass asks for, by its field; null elsewhere."""
     calibration: Calibration | None
     """Confidence against the most probable letter being right, ten bins of equal width; null where it cannot be
     told."""

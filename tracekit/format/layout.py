@@ -301,15 +301,17 @@ def config_names(root: Path) -> list[str]:
     """
     if not root.is_dir():
         text = str(root)
-        hint = ""
+        hint = "; it is a file: give the folder of the dataset" if root.is_file() else ""
         if text.startswith("hf:"):
             hint = "; this needs a folder: fetch the dataset with huggingface_hub.snapshot_download first"
-        elif text.count("/") == 1 and not text.startswith((".", "~", "/")):
+        elif not hint and text.count("/") == 1 and not text.startswith((".", "~", "/")):
             hint = f"; if a dataset on the Hub is meant, write hf://datasets/{text}@v1.0.0"
         raise DatasetError(f"no such folder: {text!r}{hint}")
     names = [path.stem for path in files_inside(root, "plans", "*.json")]
     if not names:
-        raise DatasetError(f"{str(root)!r} is not a tracekit dataset: it holds no plans/<config>.json")
+        found = sorted({path.parent.parent.name for path in root.glob("*/plans/*.json")})[:5]
+        hint = f"; give one of the datasets in it: {', '.join(map(repr, found))}" if found else ""
+        raise DatasetError(f"{str(root)!r} is not a tracekit dataset: it holds no plans/<config>.json{hint}")
     return names
 
 

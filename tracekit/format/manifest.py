@@ -434,7 +434,7 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     templates: list[str] = []
     """SHA-256 of every chat template that prompts were made with, sorted; empty where prompts are plain."""
     made_from: dict[str, list[str]] = {}
-    """What the questions were made from, by field of the record (`article_source`: id and hash); empty where a task
+    """What the questions were made from, by field of the record; empty where a task
     takes them as they are."""
     figures: FigureData = FigureData()
     """The numbers behind the card's figures."""

@@ -39,7 +39,7 @@ _MAX_SHARE = 0.01
 def adapter_name(config: ModelConfig) -> str:
     """Adapter and revision, and whether its weights are part of the model's."""
     assert config.adapter is not None
-    adapter = resolve(config.adapter)
+    adapter = resolve(config.adapter, is_adapter=True)
     revision = adapter.revision or adapter.arguments.get("revision", "main")
     return f"{adapter.id}@{revision}" + " (merged)" * config.merge_adapter
 
@@ -81,7 +81,7 @@ def _with_adapter(
     from peft import PeftConfig
 
     assert config.adapter is not None
-    reference = resolve(config.adapter)
+    reference = resolve(config.adapter, is_adapter=True)
     try:
         settings: Any = PeftConfig.from_pretrained(reference.path, **reference.arguments)
     except LOAD_ERRORS as error:

@@ -3,7 +3,7 @@
     {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]}   ->  system, "Be brief."
     {"role": "assistant", "content": "So.", "reasoning_content": "Hm."}         ->  assistant, "So."; reasoning "Hm."
 
-The server reads requests by it, the builder `replay` reads logs by it.
+The server reads requests by it; tasks read logs by it.
 """
 
 from collections.abc import Sequence
@@ -88,6 +88,8 @@ def conversation(forms: Sequence[MessageForm]) -> list[Message]:
     messages = []
     for number, form in enumerate(forms):
         where = f"messages[{number}]"
+        if form.content is None and form.role != "assistant":
+            raise MessageError(f"{where}.content", "is missing; expected a text")
         text = text_of(form, where)
         name = next((name for name in REASONING_FIELDS if getattr(form, name)), None)
         if name is not None:

@@ -81,7 +81,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     own = Path(config.model_path or "").expanduser()
     if config.model_path is not None and own.is_dir() and not (own / "tokenizer_config.json").exists():
         reference = resolve(config.model)  # weights alone
-    adapter = None if config.adapter is None else resolve(config.adapter)
+    adapter = None if config.adapter is None else resolve(config.adapter, is_adapter=True)
     if adapter is not None and adapter_file(adapter, "tokenizer_config.json") is not None:
         reference = adapter
     elif adapter is not None and adapter_file(adapter, "tokenizer.json") is not None:
@@ -94,7 +94,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
             reference.path, trust_remote_code=config.trust_remote_code, **reference.arguments
         )
     except LOAD_ERRORS as error:
-        raise load_error("tokenizer", reference.path, error) from error
+        name = reference.arguments.get("gguf_file", "")
+        raise load_error("tokenizer", str(Path(reference.path, name)), error) from error
     if not tokenizer.is_fast:
         raise ModelError(f"{reference.path!r} has no fast tokenizer (tokenizer.json); character offsets need one")
     if adapter is not None and (template := adapter_file(adapter, "chat_template.jinja")) is not None:
@@ -228,7 +229,7 @@ def _proven(
     if head == "lm" and not traced.is_causal:
         raise ModelError(
             f"{info.id} ({settings.get_text_config().model_type}) is no causal language model: it sees the tokens that "
-            "it is to predict. Encoders are for builders.csqa_mcq"
+            "it is to predict. Encoders are for tasks that score options by a multiple-choice head"
         )
     return traced
 
@@ -308,8 +309,8 @@ def _explained(error: Exception, settings: Any, config: ModelConfig, loads: Load
     if loads == "choices":
         return ModelError(
             f"model {config.model_path or config.model!r} cannot be loaded with a multiple-choice head: {reason[:200]}"
-            "\nExpected an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ...), or what "
-            "builders.finetune_csqa wrote, as a local folder or a Hub id"
+            "\nExpected an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ...), fine-tuned or not, as a "
+            "local folder or a Hub id"
         )
     if loads == "lm" and hasattr(settings, "vision_config"):
         return ModelError(f"model {config.model!r} is loaded for text, and takes pictures; give --image FILE")

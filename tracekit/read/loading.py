@@ -1,16 +1,16 @@
 """Loading for training: a dataset as `datasets` objects whose rows hold arrays, and a decoder for `webdataset`.
 
     ds = tracekit.load_dataset("traces/my-run", split="train")              # or "owner/name", "hf://datasets/owner/name@v1"
-    ds[0]["question"], ds[0]["hidden_states"]                               # str, (L+1, T, D) with its own dtype
+    ds[0]["prompt"], ds[0]["hidden_states"]                                 # str, (L+1, T, D) with its own dtype
     ds.select_columns(["is_correct", "hidden_states"]).shuffle(seed=0)      # what is not selected is not read
 
-    wds.WebDataset("data/trivia_qa/train-{00000..00003}.tar").decode(tracekit.wds_decoder())
+    wds.WebDataset("data/capitals/train-{00000..00003}.tar").decode(tracekit.wds_decoder())
 
 A row is flat: the record's fields, then one column a site. Map-style, the records are an Arrow table mapped from the
 cache of `datasets`, and a site's column holds the sample's key there; the format puts the tensor in its place when a
 row is read:
 
-    Arrow    | key      | question | ... | hidden_states | attentions |
+    Arrow    | key      | prompt   | ... | hidden_states | attentions |
              | "000042" | "What?"  |     | "000042"      | "000042"   |
     row        "000042"   "What?"         (L+1, T, D)     (L, H, T, T)      read by TraceStore, in this process
 
@@ -216,7 +216,7 @@ def _import_datasets() -> Any:
 
 
 def _open_named(path: str | os.PathLike[str], name: str | None, revision: str | None) -> tuple[_Source, bool]:
-    """A configuration, and whether it was named by its records, as the card does (`trivia_qa_records`)."""
+    """A configuration, and whether it was named by its records, as the card does (`capitals_records`)."""
     base = (name or "").removesuffix("_records")
     if name is None or base == name:
         return _open_source(path, name, revision), False

@@ -73,6 +73,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the option with the largest probability is right."""
     confidences: list[str] = []
     """Stated confidence in percent, a field a pass; null in the other passes."""
+    about_others: list[str] = []
+    """Those of `confidences` that are in somebody else; they are held against this model's own answers."""
     bins: str | None = None
     """List of `{label, low, high, midpoint}`: what each letter of a confidence pass stands for."""
     kind: str | None = None
