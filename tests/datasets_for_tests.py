@@ -20,6 +20,7 @@ import numpy as np
 from builders.csqa_mcq.record import CsqaMcqRecord
 from builders.kit.choices import Choice
 from builders.trivia_qa.record import TriviaQARecord
+from tests.tasks_for_tests import TASKS
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import (
     Manifest,
@@ -36,7 +37,7 @@ from tracekit.format.manifest import (
 )
 from tracekit.format.shards import ShardWriter
 from tracekit.read.tables import write_records_table
-from tracekit.records import SCHEMA_VERSION, GenerationSettings, ModelInfo, Record, Span, encode_record
+from tracekit.records import SCHEMA_VERSION, GenerationSettings, ModelInfo, Record, RecordSchema, Span, encode_record
 from tracekit.sites import SITES
 from tracekit.tensors import DTYPES, TensorSpec, encode, positions_of
 
@@ -298,11 +299,14 @@ def write_dataset(
         num_threads=1,
         versions={},
         shards=[ShardTask(name=name, number=int(name[-5:]), batches=[]) for name in names],
+        about=TASKS[task].about,
     )
     write_atomic(layout.plan, to_bytes(plan))
+    schema = RecordSchema.of(type(made[0].record) if made else TriviaQARecord)
+    write_atomic(layout.schema, schema.to_bytes())
     sidecars = {name: write_shard(layout, name, samples) for name, samples in shards.items()}
     if is_finished:
-        _finish(layout, plan, sidecars, made)
+        _finish(layout, plan, schema, sidecars, made)
     return layout
 
 
@@ -315,13 +319,19 @@ def write_shard(layout: Layout, name: str, samples: Sequence[Made] | Sequence[Ma
         return writer.finish()
 
 
-def _finish(layout: Layout, plan: Plan, sidecars: Mapping[str, Sidecar], made: Sequence[Made | MadeChoices]) -> None:
+def _finish(
+    layout: Layout,
+    plan: Plan,
+    schema: RecordSchema,
+    sidecars: Mapping[str, Sidecar],
+    made: Sequence[Made | MadeChoices],
+) -> None:
     """Tables and manifest, as a finished run has them."""
     by_split: dict[str, list[Sidecar]] = {}
     for name, sidecar in sidecars.items():
         by_split.setdefault(name[:-6], []).append(sidecar)
     for split, of_split in by_split.items():
-        write_records_table(layout.records_table(split), plan.task, of_split)
+        write_records_table(layout.records_table(split), schema, of_split)
     summaries = {
         spec.name: TensorSummary(name=spec.name, dtype=spec.dtype, axes=spec.axes, layout=spec.layout, num_bytes=1)
         for sample in made

@@ -10,27 +10,29 @@ import msgspec
 from builders.kit.columns import QuestionSource
 from builders.trivia_qa.task import TASK as TRIVIA_QA
 from builders.trivia_qa.task import TriviaQAConfig
-from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, SamplesConfig, ShotsConfig
+from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, SamplesConfig
 from tracekit.run.runner import Ended, execute
 
 
-def trivia_config(checkpoint: Path, /, **sections: dict[str, Any]) -> TriviaQAConfig:
-    """A small, fast configuration; `sections` override its parts, as `generation={"num_beams": 2}`."""
-    parts = {
-        "model": ModelConfig(model=str(checkpoint), device="cpu"),
-        "source": QuestionSource(source="sample", limit=12),
-        "prompt": ShotsConfig(),
-        "generation": SamplesConfig(num_beams=1, max_new_tokens=6),
-        "capture": CaptureConfig(num_replays=1),
-        "output": OutputConfig(samples_per_shard=5, batch_size=2),
+def trivia_config(checkpoint: Path, /, **changes: Any) -> TriviaQAConfig:
+    """A small, fast configuration, with changes: `generation={"num_beams": 2}`, `correctness="alias_in_answer"`."""
+    small = TriviaQAConfig(
+        model=ModelConfig(model=str(checkpoint), device="cpu"),
+        source=QuestionSource(source="sample", limit=12),
+        generation=SamplesConfig(num_beams=1, max_new_tokens=6),
+        capture=CaptureConfig(num_replays=1),
+        output=OutputConfig(samples_per_shard=5, batch_size=2),
+    )
+    changed = {
+        name: msgspec.structs.replace(getattr(small, name), **change) if isinstance(change, dict) else change
+        for name, change in changes.items()
     }
-    changed = {name: msgspec.structs.replace(part, **sections.get(name, {})) for name, part in parts.items()}
-    return TriviaQAConfig(**changed)
+    return msgspec.structs.replace(small, **changed)
 
 
-def run_trivia(out: Path, checkpoint: Path, /, **sections: dict[str, Any]) -> Ended:
+def run_trivia(out: Path, checkpoint: Path, /, **changes: Any) -> Ended:
     """Run the builder into a folder."""
-    return execute(TRIVIA_QA, trivia_config(checkpoint, **sections), out)
+    return execute(TRIVIA_QA, trivia_config(checkpoint, **changes), out)
 
 
 def hashes(folder: Path) -> dict[str, str]:

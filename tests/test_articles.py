@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from builders.kit.columns import ArticleSource
 from builders.kit.sources import Row, read_examples
 from builders.wiki_qa.articles import SAMPLE, SOURCE, Article, draw_sections, parse_article, sections_of
-from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
 
 
@@ -76,7 +76,7 @@ def test_sections_are_drawn_by_seed_and_article_and_stay_in_order():
 @pytest.mark.parametrize("source", ["sample", "wikitext/slice_articles_12.jsonl"])
 def test_real_articles_give_sections_within_the_limits(source: str, request: pytest.FixtureRequest):
     path = "sample" if source == "sample" else str(request.getfixturevalue("shared") / "data" / source)
-    articles = read_examples(SourceConfig(source=path), default=SOURCE, sample=SAMPLE, parse=parse_article).examples
+    articles = read_examples(ArticleSource(source=path), default=SOURCE, sample=SAMPLE, parse=parse_article).examples
     for one in articles:
         found = sections_of(one, count, min_tokens=150, max_tokens=400)
         assert len(found) >= 3, one.title
@@ -86,5 +86,5 @@ def test_real_articles_give_sections_within_the_limits(source: str, request: pyt
 
 def test_the_sample_is_read_as_it_is(tmp_path: Path):
     rows = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
-    found = read_examples(SourceConfig(source="sample"), default=SOURCE, sample=SAMPLE, parse=parse_article).examples
+    found = read_examples(ArticleSource(source="sample"), default=SOURCE, sample=SAMPLE, parse=parse_article).examples
     assert [one.title for one in found] == [row["title"] for row in rows]

@@ -16,10 +16,11 @@ import yaml
 from huggingface_hub import DatasetCard
 
 import tracekit.cli
+from builders.kit.columns import QuestionSource
 from builders.trivia_qa.task import TASK as TRIVIA_QA
 from builders.trivia_qa.task import TriviaQAConfig
 from tests.runs_for_tests import run_trivia
-from tests.tasks_for_tests import RECORD_TYPES
+from tests.tasks_for_tests import SCHEMAS, TASKS
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore
 from tracekit.card.readme import (
@@ -31,11 +32,10 @@ from tracekit.card.readme import (
     shard_globs,
     split_card,
 )
-from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, SamplesConfig, ShotsConfig
 from tracekit.errors import ConfigError, DatasetError
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Manifest, ShardInfo, read_struct
-from tracekit.records import RecordSchema
 from tracekit.run.command import command_line
 from tracekit.run.merge import merge
 from tracekit.run.plan import public_run
@@ -55,10 +55,15 @@ def manifests(folder: Path) -> list[Manifest]:
     return [read_struct(path, Manifest) for path in sorted((folder / "manifests").glob("*.json"))]
 
 
+SCHEMAS_HERE = dict.fromkeys(("trivia_qa", "trivia_qa_two"), SCHEMAS["trivia_qa"])
+
+
+def made(manifests: list[Manifest], **settings: Any) -> str:
+    return render_card(manifests, SCHEMAS_HERE, **settings)
+
+
 def published(manifests: list[Manifest], **settings: Any) -> str:
-    return render_card(
-        manifests, here="owner/name", version="v1.0.0", settings=CardSettings(**settings), has_figures=True
-    )
+    return made(manifests, here="owner/name", version="v1.0.0", settings=CardSettings(**settings), has_figures=True)
 
 
 def head_of(card: str) -> dict[str, Any]:
@@ -95,12 +100,10 @@ def test_the_default_is_the_records_alone(folder: Path):
 
 def test_features_are_those_of_the_records(folder: Path):
     dataset = datasets.load_dataset(str(folder), "trivia_qa_records")["validation"]
-    assert dataset.features["json"] == datasets.Features.from_arrow_schema(
-        RecordSchema.of(RECORD_TYPES["trivia_qa"]).arrow
-    )
-    for task, record_type in RECORD_TYPES.items():
-        declared = datasets.Features._from_yaml_list(card_features(task, with_tensors=False))
-        assert declared["json"] == datasets.Features.from_arrow_schema(RecordSchema.of(record_type).arrow)
+    assert dataset.features["json"] == datasets.Features.from_arrow_schema(SCHEMAS["trivia_qa"].arrow)
+    for schema in SCHEMAS.values():
+        declared = datasets.Features._from_yaml_list(card_features(schema, with_tensors=False))
+        assert declared["json"] == datasets.Features.from_arrow_schema(schema.arrow)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -148,13 +151,13 @@ def test_the_body_says_how_it_was_made_and_verified(folder: Path):
 
 
 def test_rendering_is_pure(folder: Path, manifests: list[Manifest]):
-    assert render_card(manifests) == render_card(manifests) == (folder / "README.md").read_text()
+    assert made(manifests) == made(manifests) == (folder / "README.md").read_text()
 
 
 def test_every_task_has_a_template_and_features():
-    for task in RECORD_TYPES:
-        assert (Path(__file__).parent.parent / "cards" / f"{task}.md.j2").exists()
-        assert card_features(task, with_tensors=True)[1]["name"] == "safetensors"
+    for name, task in TASKS.items():
+        assert (Path(__file__).parent.parent / "cards" / str(task.card)).exists()
+        assert card_features(SCHEMAS[name], with_tensors=True)[1]["name"] == "safetensors"
 
 
 def test_the_hub_reads_the_head(manifests: list[Manifest]):
@@ -260,7 +263,7 @@ def test_every_line_for_loading_names_repository_and_tag(manifests: list[Manifes
 
 def test_the_code_for_a_folder_runs(folder: Path, manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
-    blocks = re.findall(r"```python\n(.*?)```", render_card(manifests), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", made(manifests), re.DOTALL)
     assert len(blocks) == 4
     found: dict[str, Any] = {}
     for block in blocks[:3]:  # the last is for datasets 2.x and 3.x
@@ -283,7 +286,7 @@ def test_common_parts_stand_once(manifests: list[Manifest]):
 def test_figures_are_shown_where_they_are(manifests: list[Manifest]):
     assert "](figures/trivia_qa-entropy.png)" in published(manifests)
     assert "](figures/trivia_qa_two-norms.png)" in published(manifests)
-    assert "](figures/" not in render_card(manifests)
+    assert "](figures/" not in made(manifests)
 
 
 def test_labels_are_explained_in_numbers(manifests: list[Manifest]):
@@ -339,9 +342,9 @@ def test_what_a_person_wrote_into_the_head_comes_back(manifests: list[Manifest])
         section="Words.",
         extra={"extra_gated_prompt": "Say who you are.", "arxiv": ["2601.00001"]},
     )
-    card = render_card(manifests, here="owner/name", version="v1.0.0", settings=settings)
+    card = made(manifests, here="owner/name", version="v1.0.0", settings=settings)
     assert settings_of(card) == settings_of(card.replace("\n", "\r\n")) == settings
-    assert settings_of(render_card(manifests)) == CardSettings()
+    assert settings_of(made(manifests)) == CardSettings()
     assert settings_of("Words alone.") == CardSettings()
     one = settings_of("---\nlanguage: de\ntags: probing\nlicense:\n---\n")
     assert one == CardSettings(language=["de"], tags=["probing"])
@@ -407,9 +410,9 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> TriviaQAConfig:
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "builders.trivia_qa"]
     taken: list[TriviaQAConfig] = []
-    monkeypatch.setattr(tracekit.cli, "_execute", lambda builder, config, parts: taken.append(config) or 0)
+    monkeypatch.setattr(tracekit.cli, "_execute", lambda task, config: taken.append(config) or 0)
     with pytest.raises(SystemExit, match="0"):
-        tracekit.cli.run_builder(TRIVIA_QA, TriviaQAConfig, words[3:])
+        tracekit.cli.run_task(TRIVIA_QA, words[3:])
     return taken[0]
 
 
@@ -419,31 +422,31 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> TriviaQAConfig:
         TriviaQAConfig(),
         TriviaQAConfig(
             model=ModelConfig(model="org/name@v1", quantize="int8", int8_threshold=0.5, trust_remote_code=True),
-            source=SourceConfig(source="o/d", split="train", limit=1000, offset=7, on_bad_row="skip"),
-            prompt=PromptConfig(
+            source=QuestionSource(source="o/d", split="train", limit=1000, offset=7, on_bad_row="skip"),
+            prompt=ShotsConfig(
                 system='--be brief: don\'t, "say" $HOME\nor `x`', template_kwargs=("a=1", "b=x y"), num_shots=2
             ),
-            generation=GenerationConfig(num_beams=1, num_samples=10, temperature=0.7, top_p=0.9, trace_samples=True),
+            generation=SamplesConfig(num_beams=1, num_samples=10, temperature=0.7, top_p=0.9, trace_samples=True),
             capture=CaptureConfig(sites=("hidden", "attn"), layers=("0", "-1", "4-8"), tokens="last", num_replays=0),
             output=OutputConfig(dataset_config="mine", batch_size=3, seed=-5, out="elsewhere"),
             correctness="alias_in_answer",
         ),
-        TriviaQAConfig(prompt=PromptConfig(system=""), output=OutputConfig(batch_size="auto")),
+        TriviaQAConfig(prompt=ShotsConfig(system=""), output=OutputConfig(batch_size="auto")),
     ],
 )
 def test_the_command_makes_the_same_configuration(
     config: TriviaQAConfig, manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch
 ):
     run = public_run(config, manifests[0].model, manifests[0].source)
-    command = command_line("trivia_qa", config)
+    command = command_line(TRIVIA_QA.command, config)
     assert "--out" not in command
     assert public_run(parsed(command, monkeypatch), manifests[0].model, manifests[0].source) == run
 
 
 def test_a_run_writes_its_command_down(folder: Path, manifests: list[Manifest]):
     assert manifests[0].command == (
-        "python -m builders.trivia_qa --model tiny --device cpu --source sample --limit 12 --num-beams 1 "
-        "--max-new-tokens 6 --num-replays 1 --samples-per-shard 5 --batch-size 2"
+        "python -m builders.trivia_qa --model tiny --device cpu --limit 12 --source sample --num-replays 1 "
+        "--samples-per-shard 5 --batch-size 2 --num-beams 1 --max-new-tokens 6"
     )
     assert f"```bash\n{manifests[0].command}\n```" in (folder / "README.md").read_text()
 

@@ -18,10 +18,10 @@ import pytest
 from builders.introspection import questions as mcq_questions
 from builders.kit import csqa_questions
 from builders.kit.cells import Cells, Row
+from builders.kit.columns import ChoiceSource, QuestionSource
 from builders.kit.sources import read_examples
 from builders.trivia_qa import task as trivia_qa
-from tracekit.config import SourceConfig
-from tracekit.errors import ConfigError, SourceError
+from tracekit.errors import SourceError
 from tracekit.task import Examples
 
 TEXTS = ["Mars", "O'Neil", 'the "red" one', "Earth, too"]
@@ -44,7 +44,7 @@ def write(path: Path, form: str, row: dict[str, Any]) -> str:
 
 
 def read(parse: Callable[[Row], Any], columns: Any, source: str, **settings: Any) -> Examples[Any]:
-    config = SourceConfig(source=source, **settings)
+    config = (ChoiceSource if "choices" in columns else QuestionSource)(source=source, **settings)
     return read_examples(config, default=trivia_qa.SOURCE, sample=Path(), parse=parse, columns=columns)
 
 
@@ -342,11 +342,6 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
             read(trivia_qa.parse_row, trivia_qa.COLUMNS, str(path), answer_column="answers", on_bad_row=on_bad_row)
 
 
-def test_a_column_without_a_meaning_for_the_task_is_refused():
-    with pytest.raises(ConfigError, match=r"columns .* - at `\$\.source\.choices_columns`.*--question-column"):
-        read(trivia_qa.parse_row, trivia_qa.COLUMNS, "none.csv", choices_columns=("A", "B"))
-
-
 # Options in columns
 
 NAMES = ["choice{}", "choice_{}", "Choice {}", "option{}", "ending{}", "sol{}", "op{}"]
@@ -423,10 +418,10 @@ def test_questions_whose_answers_are_in_another_column_are_told_of(
     module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     name = write(tmp_path, "jsonl", {"question": "Q?", "choices": TEXTS, "cop": 2})
-    assert module.read_questions(SourceConfig(source=name)).examples[0].label_idx is None
+    assert module.read_questions(ChoiceSource(source=name)).examples[0].label_idx is None
     assert "1 of 1 questions have no right answer in" in (said := capsys.readouterr().err)
     assert "--label-column" in said
-    config = SourceConfig(source=name, label_column="cop", label_start=0)
+    config = ChoiceSource(source=name, label_column="cop", label_start=0)
     assert module.read_questions(config).examples[0].label_idx == 2
     assert "no right answer" not in capsys.readouterr().err
 

@@ -4,20 +4,21 @@ import json
 import re
 import shlex
 import shutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
-from builders.introspection.task import single_passes
-from builders.trivia_qa.task import TASK, TriviaQAConfig
+from builders.kit.columns import QuestionSource
+from builders.trivia_qa.task import TASK as TRIVIA_QA
+from builders.trivia_qa.task import TriviaQAConfig
 from tests.judges_for_tests import FakeClient, install
+from tests.tasks_for_tests import TASKS
 from tests.test_finetune_csqa import save_encoder
 from tests.test_wiki_qa import writer
-from tracekit.cli import main, run_builder
-from tracekit.config import PromptConfig, RunConfig, SourceConfig, check
+from tracekit.cli import main, run_task
+from tracekit.config import RunConfig, ShotsConfig, check
 from tracekit.errors import ConfigError
 from tracekit.flags import settings_of
 from tracekit.format.layout import Layout, config_names
@@ -26,7 +27,7 @@ from tracekit.format.shards import sha256_file
 from tracekit.run.command import asked, command_line, with_out
 from tracekit.run.merge import merge
 
-SAMPLES = Path(__file__).parent.parent / "builders" / "samples"
+BUILDERS = Path(__file__).parent.parent / "builders"
 
 
 QUESTION_FLAGS = re.findall(
@@ -40,43 +41,37 @@ QUESTION_FLAGS = re.findall(
 class Case(NamedTuple):
     """How a builder is run here."""
 
-    config: str
-    """Name of its configuration's class."""
     flags: str
     """Several flags that are not at their defaults."""
-    sample: str | None = "trivia_qa.jsonl"
-    """File that is its source, under a name with a space; None where the flags name one."""
+    file: tuple[str, str] | None
+    """A flag, and a file of the builders that it gets under a name with a space."""
 
 
 CASES = {
     "trivia_qa": Case(
-        "TriviaQAConfig", "--limit 3 --max-new-tokens 3 --num-samples 2 --top-p 0.9 --system='-a \"b\" $c'"
+        "--limit 3 --max-new-tokens 3 --num-samples 2 --top-p 0.9 --system='-a \"b\" $c'",
+        ("--source", "trivia_qa/sample.jsonl"),
     ),
-    "csqa": Case("CsqaConfig", "--limit 3 --max-seq-len 300 --offset 1 --num-shots 1", "csqa.jsonl"),
-    "csqa_mcq": Case("CsqaMcqConfig", "--limit 3 --max-seq-len 40 --store-dtype bfloat16", "csqa.jsonl"),
+    "csqa": Case("--limit 3 --max-seq-len 300 --offset 1 --num-shots 1", ("--source", "kit/csqa.jsonl")),
+    "csqa_mcq": Case("--limit 3 --max-seq-len 40 --store-dtype bfloat16", ("--source", "kit/csqa.jsonl")),
     "next_token": Case(
-        "NextTokenConfig", "--kind wikitext2 --max-seq-len 16 --stride 12 --limit 6", "next_token_wikitext.txt"
+        "--kind wikitext2 --max-seq-len 16 --stride 12 --limit 6", ("--source", "next_token/sample_wikitext.txt")
     ),
     "introspection": Case(
-        "IntrospectionConfig",
         "--limit 2 --bin-edges 0 50 90 100 --shuffle-options --max-new-tokens 2",
-        "introspection.jsonl",
+        ("--source", "introspection/sample.jsonl"),
     ),
-    "degradation": Case(
-        "DegradationConfig",
-        "--config iq_it_ablation --limit 2 --groups q mlp:0-1 --levels 0 0.5 --max-new-tokens 2",
-        None,
-    ),
+    "degradation": Case("--config iq_it_ablation --limit 2 --groups q mlp:0-1 --levels 0 0.5 --max-new-tokens 2", None),
     "wiki_qa": Case(
-        "WikiQAConfig",
         "--limit 3 --min-section-tokens 100 --max-section-tokens 4000 --num-questions 2 --num-beams 2 "
         "--max-new-tokens 3 --question-model openai:writer --concurrency 2",
-        "wiki_articles.jsonl",
+        ("--source", "wiki_qa/sample.jsonl"),
     ),
     "nonsense_entities": Case(
-        "NonsenseConfig", "--num-names 2 --num-wordings 1 --controls 1 --limit 5 --max-new-tokens 2 --seed 9", None
+        "--num-names 2 --num-wordings 1 --controls 1 --limit 5 --max-new-tokens 2 --seed 9",
+        ("--species", "nonsense_entities/animals.tsv"),
     ),
-    "replay": Case("ReplayConfig", "--limit 3 --template-date 2020-02-02 --no-merge-adapter", "replay.jsonl"),
+    "replay": Case("--limit 3 --template-date 2020-02-02 --no-merge-adapter", ("--source", "replay/sample.jsonl")),
 }
 SHARED = "--sites hidden --layers 0 -1 --num-replays 1 --samples-per-shard 2 --device cpu"
 
@@ -91,18 +86,10 @@ class Started(NamedTuple):
 
     def run(self, words: list[str], out: Path | None = None) -> None:
         """Run it by the words of a command line."""
-        module = import_module(f"builders.{self.name}")
-        more: dict[str, Any] = {"stages": getattr(module, "STAGES", {}), "configs": getattr(module, "CONFIGS", {})}
-        if self.name == "introspection":
-            more["parts"] = single_passes
         where = [] if out is None else ["--out", str(out)]
         with pytest.raises(SystemExit) as ended:
-            run_builder(module.TASK, self.config_type, [*words, *where], **more)
+            run_task(TASKS[self.name], [*words, *where])
         assert ended.value.code == 0
-
-    @property
-    def config_type(self) -> type[RunConfig]:
-        return getattr(import_module(f"builders.{self.name}"), CASES[self.name].config)
 
     def given_back(self, words: list[str]) -> list[str]:
         """A command's words with local files and models in place of their names."""
@@ -162,18 +149,18 @@ def started(
     request: pytest.FixtureRequest, model: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Started:
     name, case = request.param, CASES[request.param]
-    install(monkeypatch, FakeClient(writer, name="writer@https://api.example"), where="builders.wiki_qa")
+    install(monkeypatch, FakeClient(writer, name="writer@https://api.example"), where="builders.wiki_qa.stages")
     of_model = encoder if name == "csqa_mcq" else model
     words = [*shlex.split(case.flags), *shlex.split(SHARED), "--model", str(of_model)]
     if name == "csqa_mcq":
         words[words.index("hidden")] = "hidden_states"
     files = {of_model.name: of_model}
-    for flag, sample in {"--source": case.sample, "--species": "nonsense_animals.tsv"}.items():
-        if sample is not None and (flag == "--source" or name == "nonsense_entities"):
-            file = tmp_path / f"my own {sample}"
-            shutil.copy(SAMPLES / sample, file)
-            files[file.name] = file
-            words += [flag, str(file)]
+    if case.file is not None:
+        flag, path = case.file
+        file = tmp_path / f"my own {Path(path).name}"
+        shutil.copy(BUILDERS / path, file)
+        files[file.name] = file
+        words += [flag, str(file)]
     return Started(name, files, words)
 
 
@@ -189,16 +176,16 @@ def test_the_command_of_the_card_makes_the_same_plan(started: Started, tmp_path:
 def test_a_configuration_file_gives_the_same_command(started: Started, tmp_path: Path):
     taken: list[RunConfig] = []
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("tracekit.cli._execute_stages", lambda builder, config, *_: taken.append(config) or 0)
+    monkeypatch.setattr("tracekit.cli._execute_stages", lambda task, config: taken.append(config) or 0)
     started.run(started.words)
     lines = []
     for path, value in sorted(settings_of(taken[0]).items(), key=lambda pair: "." in pair[0]):
-        if value is not None and value != settings_of(started.config_type())[path]:
+        if value is not None and value != settings_of(TASKS[started.name].config())[path]:
             lines.append(f"{path} = {json.dumps(value)}")
     (tmp_path / "run.toml").write_text("\n".join(lines))
     started.run(["--config", str(tmp_path / "run.toml")])
     monkeypatch.undo()
-    commands = [command_line(started.name, config) for config in taken]
+    commands = [command_line(TASKS[started.name].command, config) for config in taken]
     assert commands[0] == commands[1]
 
 
@@ -273,7 +260,7 @@ def test_less_than_a_folder_was_begun_with_names_a_command_that_can_be_pasted(
     next(out.glob("data/*/*1.tar")).unlink()
     next(out.glob("sidecars/*/*1.json")).unlink()
     with pytest.raises(SystemExit):
-        run_builder(TASK, TriviaQAConfig, [*words, "--limit", "2", "--samples-per-shard", "2", "--out", str(out)])
+        run_task(TRIVIA_QA, [*words, "--limit", "2", "--samples-per-shard", "2", "--out", str(out)])
     (command,) = re.findall(r"Run what it was begun with:\n +(.*)\n", capsys.readouterr().err)
     started.run(started.given_back(shlex.split(command)[3:]))
     assert len(read_struct(Layout(out, "trivia_qa").manifest, Manifest).shards) == 2
@@ -285,10 +272,10 @@ def test_a_file_that_a_command_names_by_its_hash_is_found_where_it_lies(
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "q", "answers": ["a"]}\n')
-    config = TriviaQAConfig(source=SourceConfig(source=str(file)))
+    config = TriviaQAConfig(source=QuestionSource(source=str(file)))
     name = asked(config)["source.source"]
     assert name == f"mine.jsonl@sha256:{sha256_file(file)}"
-    named = TriviaQAConfig(source=SourceConfig(source=name))
+    named = TriviaQAConfig(source=QuestionSource(source=name))
     assert check(named).source.source == "mine.jsonl"
     file.write_text("other")
     with pytest.raises(ConfigError, match=r"mine\.jsonl@sha256.*'mine.jsonl' is another file; give the path"):
@@ -318,7 +305,9 @@ def split_flags(words: list[str]) -> dict[str, list[str]]:
 
 
 def test_a_margin_stands_before_a_run_and_not_inside_its_texts():
-    command = command_line("trivia_qa", TriviaQAConfig(prompt=PromptConfig(system="one\n  two\n\n'three'")))
+    command = command_line(
+        "python -m builders.trivia_qa", TriviaQAConfig(prompt=ShotsConfig(system="one\n  two\n\n'three'"))
+    )
     shown = with_out(f"{command}\n{command}", "a folder", margin="    ")
     assert [line[:10] for line in shown.splitlines()].count("    python") == 2
     words = shlex.split(shown)

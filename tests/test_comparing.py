@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.datasets_for_tests import make_sample, write_dataset
+from tests.tasks_for_tests import SCHEMAS
 from tracekit import verify
 from tracekit.errors import CorruptShardError, DatasetError, SampleNotFoundError
 from tracekit.format.layout import Layout
@@ -27,7 +28,7 @@ from tracekit.read.tables import INDEX_COLUMNS, index_schema, write_records_tar
 
 pytestmark = pytest.mark.attack
 
-COLUMNS = index_schema("trivia_qa").names
+COLUMNS = index_schema(SCHEMAS["trivia_qa"]).names
 SITES = ("hidden_states", "attentions", "topk_ids")
 
 
@@ -104,7 +105,7 @@ def test_a_changed_value_of_the_record_table_is_found(right: Layout, column: str
         path.write_bytes(before)
 
 
-@pytest.mark.parametrize("column", [*INDEX_COLUMNS, "tensor_index"])
+@pytest.mark.parametrize("column", [*INDEX_COLUMNS, "_tensor_index"])
 def test_a_shifted_place_is_never_read(right: Layout, column: str):
     path = right.records_table("train")
     table = pq.read_table(path)
@@ -119,9 +120,9 @@ def test_a_shifted_place_is_never_read(right: Layout, column: str):
             array = pa.array([rows[0], value], kind)
             pq.write_table(table.set_column(number, table.schema.field(column), array), path)
             store = TraceStore(right.root)
-            if column == "tensor_index" and sorted(map(str, value)) == sorted(map(str, rows[1])):
+            if column == "_tensor_index" and sorted(map(str, value)) == sorted(map(str, rows[1])):
                 continue  # the same places in another order
-            if column.startswith("json"):
+            if column.startswith("_json"):
                 with pytest.raises((CorruptShardError, DatasetError)):
                     store.record("000001")
                 continue
@@ -138,10 +139,12 @@ def sidecar_values(layout: Layout) -> Iterator[tuple[str, Any]]:
         yield field, msgspec.structs.replace(sidecar, **{field: getattr(sidecar, field) + 1})
     for field in ("name", "sha256"):
         yield field, msgspec.structs.replace(sidecar, **{field: getattr(sidecar, field)[::-1]})
-    kinds = {field.name: field.type for field in index_schema("trivia_qa")}
+    kinds = {field.name: field.type for field in index_schema(SCHEMAS["trivia_qa"])}
     for field in SampleIndex.__struct_fields__:
         value = msgspec.to_builtins(getattr(sidecar.samples[1], field), builtin_types=(bytes,))
-        for one in changed(value, kinds["tensor_index" if field == "tensors" else field]):
+        for one in changed(
+            value, kinds["_tensor_index" if field == "tensors" else field if field in kinds else f"_{field}"]
+        ):
             index = msgspec.convert(
                 msgspec.structs.asdict(sidecar.samples[1]) | {field: one}, SampleIndex, builtin_types=(bytes,)
             )
@@ -196,7 +199,7 @@ def test_a_sidecar_that_is_none_is_named(tmp_path: Path, damage: str):
         (lambda t: pa.concat_tables([t, t]), "4 rows of shard train-00000"),
         (lambda t: t.take([1, 0]), "key of sample '000000' is not what its shard says"),
         (lambda t: t.drop_columns("question"), "column 'question' is missing"),
-        (lambda t: t.drop_columns("checksums"), "column 'checksums' is missing"),
+        (lambda t: t.drop_columns("_checksums"), "column '_checksums' is missing"),
         (lambda t: t.append_column("more", pa.array([1, 2])), "column 'more' is unknown"),
         (lambda t: t.set_column(0, "task", t["task"].cast(pa.large_string())), "column 'task' is large_string"),
         (lambda t: t.slice(0, 0), "0 rows of shard train-00000"),
@@ -332,7 +335,7 @@ def test_a_damaged_table_is_refused_by_readers_or_changes_nothing_that_is_read_o
     TraceStore(tmp_path, check=True).close()
 
 
-@pytest.mark.parametrize("column", ["key", "shard_name", "json_offset", "data_offset", "tensor_index", "token_ids"])
+@pytest.mark.parametrize("column", ["key", "_shard", "_json_offset", "_data_offset", "_tensor_index", "token_ids"])
 @pytest.mark.parametrize("change", ["null", "another type"])
 def test_a_column_that_readers_need_is_checked(tmp_path: Path, column: str, change: str):
     path = two_samples(tmp_path).records_table("train")

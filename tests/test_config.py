@@ -7,13 +7,14 @@ import pytest
 from builders.introspection.config import IntrospectionConfig
 from builders.trivia_qa.task import TriviaQAConfig
 from tracekit.config import (
-    CaptureConfig,
-    GenerationConfig,
+    AnswersConfig,
     ModelConfig,
     OutputConfig,
     PromptConfig,
     PublishConfig,
     RunConfig,
+    SamplesConfig,
+    SiteConfig,
     SourceConfig,
     check,
     load_toml,
@@ -26,9 +27,9 @@ from tracekit.sites import SITES, resolve_sites
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (RunConfig(generation=GenerationConfig(num_beams=0)), r"`int` >= 1 - at `\$.generation.num_beams`"),
-        (RunConfig(generation=GenerationConfig(top_p=1.5)), r"\$.generation.top_p"),
-        (RunConfig(generation=GenerationConfig(temperature=0.0)), r"\$.generation.temperature"),
+        (AnswersConfig(generation=SamplesConfig(num_beams=0)), r"`int` >= 1 - at `\$.generation.num_beams`"),
+        (AnswersConfig(generation=SamplesConfig(top_p=1.5)), r"\$.generation.top_p"),
+        (AnswersConfig(generation=SamplesConfig(temperature=0.0)), r"\$.generation.temperature"),
         (RunConfig(model=ModelConfig(quantize="int3")), r"Invalid enum value 'int3' - at `\$.model.quantize`"),  # type: ignore[arg-type]
         (RunConfig(source=SourceConfig(limit=0)), r"\$.source.limit"),
         (RunConfig(source=SourceConfig(offset=-1)), r"\$.source.offset"),
@@ -43,11 +44,11 @@ from tracekit.sites import SITES, resolve_sites
         (RunConfig(output=OutputConfig(batch_size=0)), r"\$.output.batch_size"),
         (RunConfig(output=OutputConfig(dataset_config="a/b")), r"dataset name 'a/b' - at `\$.output.dataset_config`"),
         (
-            RunConfig(capture=CaptureConfig(sites=("hiden",))),
+            RunConfig(capture=SiteConfig(sites=("hiden",))),
             r"unknown site 'hiden' - at `\$.capture.sites`; sites: hid",
         ),
         (
-            RunConfig(prompt=PromptConfig(template_kwargs=("x",))),
+            AnswersConfig(prompt=PromptConfig(template_kwargs=("x",))),
             r"'x' - at `\$.prompt.template_kwargs`; expected name=",
         ),
     ],

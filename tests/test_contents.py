@@ -32,14 +32,14 @@ class Sides:
     def __init__(self, folder: Path, journal_folder: Path) -> None:
         local = read_local(folder)
         self.state: State = local.state
-        made = render_card([*local.state.manifests.values()])
+        made = render_card([*local.state.manifests.values()], local.state.schemas)
         self.local = local._replace(root=journal_folder, card=made)
         self.remote = self.released = Remote("", {}, local.state, made)
 
     def release(self) -> tuple[dict[str, Any], list[str]]:
         settings, notes = _settings(REPO, self.local, self.remote, self.released, {})
         note_card(REPO, self.local, settings)
-        card = render_card([*self.state.manifests.values()], settings=settings)
+        card = render_card([*self.state.manifests.values()], self.state.schemas, settings=settings)
         self.remote = self.released = self.remote._replace(card=card)
         return split_card(card)[0], notes
 

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 import tracekit.run.worker as worker_module
 from builders.csqa.task import TASK as CSQA
 from builders.csqa.task import CsqaConfig
+from builders.kit.columns import ChoiceSource
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2, tiny_tokenizer
 from tracekit import TraceStore, verify
-from tracekit.cli import run_builder
-from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.cli import run_task
+from tracekit.config import ModelConfig, OutputConfig, PromptConfig, ReadingConfig, ShotsConfig
 from tracekit.errors import CaptureError, ConfigError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.model.continuations import answer_joint, continuation_ids
@@ -31,9 +32,9 @@ from tracekit.run.runner import Ended, execute
 def config_for(checkpoint: Path, /, max_seq_len: int | str = "auto", **sections: dict[str, Any]) -> CsqaConfig:
     parts = {
         "model": ModelConfig(model=str(checkpoint), device="cpu"),
-        "source": SourceConfig(source="sample", limit=5),
-        "prompt": PromptConfig(),
-        "capture": CaptureConfig(num_replays=1),
+        "source": ChoiceSource(source="sample", limit=5),
+        "prompt": ShotsConfig(),
+        "capture": ReadingConfig(num_replays=1),
         "output": OutputConfig(samples_per_shard=4, batch_size=2),
     }
     changed: dict[str, Any] = {
@@ -358,7 +359,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
 def test_a_dry_run_writes_nothing(checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--model", str(checkpoints["llama"]), "--source", "sample", "--limit", "3", "--max-seq-len", "200"]
     with pytest.raises(SystemExit) as stopped:
-        run_builder(CSQA, CsqaConfig, [*arguments, "--dry-run", "--out", str(tmp_path / "run")])
+        run_task(CSQA, [*arguments, "--dry-run", "--out", str(tmp_path / "run")])
     assert stopped.value.code == 0
     assert "examples        3\n" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
@@ -366,7 +367,7 @@ def test_a_dry_run_writes_nothing(checkpoints: dict[str, Path], tmp_path: Path, 
 
 def test_a_bad_limit_is_refused_with_its_flag(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        run_builder(CSQA, CsqaConfig, ["--model", "demo", "--source", "sample", "--max-seq-len", "0"])
+        run_task(CSQA, ["--model", "demo", "--source", "sample", "--max-seq-len", "0"])
     assert "--max-seq-len 0: " in capsys.readouterr().err
 
 

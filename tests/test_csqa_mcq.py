@@ -23,10 +23,11 @@ from transformers import (
 
 from builders.csqa_mcq.record import CsqaMcqRecord
 from builders.csqa_mcq.task import TASK, CsqaMcqConfig
+from builders.kit.columns import ChoiceSource
 from builders.kit.csqa_questions import SAMPLE
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
-from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.config import ModelConfig, OutputConfig, SiteConfig
 from tracekit.errors import ConfigError, ModelError
 from tracekit.format.layout import Layout
 from tracekit.run.recheck import replay_stored
@@ -90,8 +91,8 @@ def finetuned(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(out: Path, encoder: Path, /, **sections: Any) -> Ended:
     parts: dict[str, Any] = {
         "model": ModelConfig(model=str(encoder), device="cpu"),
-        "source": SourceConfig(source="sample", limit=6),
-        "capture": CaptureConfig(sites=SITES, num_replays=1),
+        "source": ChoiceSource(source="sample", limit=6),
+        "capture": SiteConfig(sites=SITES, num_replays=1),
         "output": OutputConfig(samples_per_shard=4, batch_size=2),
     }
     own = {name: value for name, value in sections.items() if name not in parts}
@@ -227,12 +228,8 @@ def test_what_is_cut_is_counted_and_never_the_option(encoder: Path, tmp_path: Pa
 
 
 def test_what_is_refused(encoder: Path, finetuned: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="--tokens last"):
-        run(tmp_path / "x", encoder, capture={"tokens": "last"})
     with pytest.raises(ConfigError, match="leaves no room"):
         run(tmp_path / "x", encoder, max_seq_len=4)
-    with pytest.raises(ConfigError, match="generates nothing"):
-        run(tmp_path / "x", encoder, prompt=PromptConfig(num_shots=3))
     ranked = tmp_path / "ranked"
     BertForSequenceClassification.from_pretrained(encoder, num_labels=1).save_pretrained(ranked)
     with pytest.raises(ModelError, match="is a checkpoint of BertForSequenceClassification"):

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from builders.kit.choices import Choice
+from builders.kit.columns import ChoiceSource
 from builders.kit.csqa_questions import SAMPLE, SOURCE, cut_to_fit, encode_choices, parse_row
 from builders.kit.sources import Row, read_examples
 from tests.tiny_checkpoint import tiny_tokenizer
-from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, SourceError
 
 NESTED: dict[str, Any] = {
@@ -133,7 +133,7 @@ def test_a_question_of_many_megabytes_is_too_long_to_be_cut():
 
 
 def test_the_sample_is_spread_over_the_letters():
-    found = read_examples(SourceConfig(source="sample"), default=SOURCE, sample=SAMPLE, parse=parse_row).examples
+    found = read_examples(ChoiceSource(source="sample"), default=SOURCE, sample=SAMPLE, parse=parse_row).examples
     assert len(found) >= 60
     assert len({example.question for example in found}) == len({example.example_id for example in found}) == len(found)
     assert all(len({choice.text for choice in example.choices}) == 5 for example in found)
@@ -146,7 +146,7 @@ def test_the_sample_is_spread_over_the_letters():
 
 def test_the_slices_of_the_real_dataset_are_read(shared: Path):
     for name, count in (("train_500.jsonl", 500), ("dev_300.jsonl", 300)):
-        settings = SourceConfig(source=str(shared / "data/commonsenseqa" / name))
+        settings = ChoiceSource(source=str(shared / "data/commonsenseqa" / name))
         found = read_examples(settings, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
         assert len(found) == count
         assert all(len(example.choices) == 5 and example.label_idx is not None for example in found)
@@ -155,7 +155,7 @@ def test_the_slices_of_the_real_dataset_are_read(shared: Path):
 def test_a_csv_file_is_read(tmp_path: Path):
     path = tmp_path / "rows.csv"
     path.write_text("id,question,A,B,C,answerKey\nx1,Where?,here,there,nowhere,C\nx2,When?,now,later,,A\n")
-    found = read_examples(SourceConfig(source=str(path)), default=SOURCE, sample=SAMPLE, parse=parse_row).examples
+    found = read_examples(ChoiceSource(source=str(path)), default=SOURCE, sample=SAMPLE, parse=parse_row).examples
     assert [(q.example_id, q.gold_label, len(q.choices)) for q in found] == [("x1", "C", 3), ("x2", "A", 2)]
 
 

@@ -12,18 +12,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import builders.degradation.task as degradation
+import builders.degradation.tracer as degradation
 import tracekit.run.worker as worker_module
 from builders.degradation.configs import CONFIGS, LEVELS, DegradationConfig, get_config
 from builders.degradation.damage import METHODS
 from builders.degradation.export import export_degradation
 from builders.degradation.task import TASK as DEGRADATION
 from builders.degradation.task import gives
+from builders.kit.columns import PromptSource
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
-from tracekit.cli import _print_estimate, main, run_builder
-from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.cli import _print_estimate, main, run_task
+from tracekit.config import CaptureConfig, DrawConfig, ModelConfig, OutputConfig, PromptConfig
 from tracekit.errors import CaptureError, ConfigError, DtypeOverflowError, MemoryPressureError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
@@ -54,9 +55,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_for(checkpoint: Path, prompts: Path | str, /, **changes: Any) -> DegradationConfig:
     parts = {
         "model": ModelConfig(model=str(checkpoint), device="cpu"),
-        "source": SourceConfig(source=str(prompts)),
+        "source": PromptSource(source=str(prompts)),
         "prompt": PromptConfig(),
-        "generation": GenerationConfig(num_beams=1, max_new_tokens=5),
+        "generation": DrawConfig(num_beams=1, max_new_tokens=5),
         "capture": CaptureConfig(sites=("hidden_states",), num_replays=1),
         "output": OutputConfig(samples_per_shard=12),
     }
@@ -448,7 +449,6 @@ def test_perplexity_is_that_of_the_level(checkpoint: Path, prompts: Path, tmp_pa
         ({"groups": ("brain",)}, r"group 'brain' - at `\$\.groups\[0\]`; expected one of attn"),
         ({"groups": ("mlp:9",)}, r"layer"),
         ({"model": {"quantize": "int8"}}, r"--quantize int8 - at `\$\.model\.quantize`"),
-        ({"generation": {"num_samples": 2}}, r"--num-samples"),
         ({"perplexity_text": "nowhere.txt"}, r"nowhere\.txt"),
     ],
 )
@@ -576,12 +576,12 @@ def test_the_command_line_takes_a_name_and_flags_over_it(
     arguments = ["--config", "iq_it", "--model", str(checkpoint), "--method", "ablation", "--limit", "2"]
     arguments += ["--groups", "q", "mlp:0-1", "--n-rep", "2", "--max-new-tokens", "3", "--dry-run"]
     with pytest.raises(SystemExit) as ended:
-        run_builder(DEGRADATION, DegradationConfig, [*arguments, "--out", str(tmp_path / "run")], configs=CONFIGS)
+        run_task(DEGRADATION, [*arguments, "--out", str(tmp_path / "run")])
     assert ended.value.code == 0
     assert f"examples        {2 * len(LEVELS['ablation']) * 2 * 2}\n" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit):
-        run_builder(DEGRADATION, DegradationConfig, ["--config", "iq"], configs=CONFIGS)
+        run_task(DEGRADATION, ["--config", "iq"])
     assert "--config 'iq': no such file, and no name of dreams_it" in capsys.readouterr().err
 
 

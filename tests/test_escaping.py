@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.datasets_for_tests import make_sample, write_dataset
+from tests.tasks_for_tests import SCHEMAS
 from tracekit.card.escaping import Markdown, cell, code, escaped, fence, finalize, python
 from tracekit.card.readme import CardSettings, own_section, render_card, settings_of, split_card
 from tracekit.card.script import render_script, script_problem
 from tracekit.console import printable, printable_json
 from tracekit.format.layout import Layout, config_names
-from tracekit.format.manifest import FileInfo, Manifest, Metric, read_manifest
+from tracekit.format.manifest import FileInfo, Manifest, Metric, read_manifest, read_schema
 from tracekit.read.verifier import verify
 
 pytestmark = pytest.mark.attack
@@ -63,6 +64,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return msgspec.structs.replace(read_manifest(layout), files=[file])
 
 
+def card_of(manifest: Manifest, section: str | None = None) -> str:
+    return render_card([manifest], SCHEMAS, settings=CardSettings(section=section))
+
+
 def lines_of(text: str) -> list[str]:
     """Lines as Markdown has them."""
     return re.split(r"\r\n?|\n", text)
@@ -100,13 +105,13 @@ def forged(manifest: Manifest, name: str) -> Manifest:
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NAMES, section=st.sampled_from([None, "Mine.\n\n- all of it"]))
 def test_no_name_forges_the_own_section_or_leaves_its_place(manifest: Manifest, name: str, section: str | None):
-    text = render_card([forged(manifest, name)], settings=CardSettings(section=section))
+    text = card_of(forged(manifest, name), section)
     assert own_section(text) == section
     assert settings_of(text).section == section
     assert [line for line in lines_of(text) if line.startswith("<!--")] == [BEGIN, END]
     _, body = split_card(text)
     shape = re.sub(r"(?m)^(`{3,})\w*\n.*?^\1$", "", body, flags=re.DOTALL)
-    plain = render_card([forged(manifest, "name")], settings=CardSettings(section=section))
+    plain = card_of(forged(manifest, "name"), section)
     usual = re.sub(r"(?m)^(`{3,})\w*\n.*?^\1$", "", split_card(plain)[1], flags=re.DOTALL)
     assert len(lines_of(shape)) == len(lines_of(usual))  # no name makes a line of its own
     for line, other in zip(lines_of(shape), lines_of(usual), strict=True):
@@ -117,7 +122,7 @@ def test_no_name_forges_the_own_section_or_leaves_its_place(manifest: Manifest, 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NAMES)
 def test_snippets_are_python_that_only_names_the_name(manifest: Manifest, name: str):
-    text = render_card([forged(manifest, name)])
+    text = card_of(forged(manifest, name))
     (snippet,) = [block for block in re.findall(r"(?ms)^```python\n(.*?)^```$", text) if "TraceStore" in block]
     called = {ast.unparse(node.func) for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Call)}
     assert called <= {
@@ -193,11 +198,11 @@ LITERALS = {
 
 @pytest.mark.parametrize("change", [*SCRIPTS, *LITERALS])
 def test_a_script_with_anything_of_its_own_is_named(manifest: Manifest, change: str):
-    script = render_script([manifest])
-    assert script_problem(script.encode(), [manifest]) is None
+    script = render_script([manifest], SCHEMAS)
+    assert script_problem(script.encode(), [manifest], SCHEMAS) is None
     changed = (SCRIPTS | LITERALS)[change](script)
     assert changed != script
-    problem = script_problem(changed.encode(errors="surrogateescape"), [manifest])
+    problem = script_problem(changed.encode(errors="surrogateescape"), [manifest], SCHEMAS)
     assert problem is not None
     assert "do not run it" in problem or "Fetch it again" in problem
 
@@ -206,14 +211,16 @@ def test_a_script_with_anything_of_its_own_is_named(manifest: Manifest, change: 
 def test_a_released_script_is_right_and_no_other_byte_of_it_is(version: str):
     root = Path(__file__).parent / "data" / f"schema-{version}"
     script = (root / "load_traces.py").read_bytes()
-    manifests = [read_manifest(Layout(root, name)) for name in config_names(root)]
-    assert script_problem(script, manifests) is None
+    layouts = [Layout(root, name) for name in config_names(root)]
+    manifests = [read_manifest(layout) for layout in layouts]
+    schemas = {layout.config: read_schema(layout) for layout in layouts}
+    assert script_problem(script, manifests, schemas) is None
     start = script.index(b"FINGERPRINT = ") + 80  # later versions may have made it of other bytes
     for at in [*range(0, start - 80, 41), *range(start, len(script), 41)]:
         broken = bytearray(script)
         broken[at] ^= 1
         if not script[at : at + 1].isspace():  # between values of JSON
-            assert script_problem(bytes(broken), manifests) is not None, script[at - 20 : at + 20]
+            assert script_problem(bytes(broken), manifests, schemas) is not None, script[at - 20 : at + 20]
 
 
 def test_verify_says_that_a_script_differs(tmp_path: Path):
@@ -223,7 +230,7 @@ def test_verify_says_that_a_script_differs(tmp_path: Path):
 
 
 def test_a_separator_of_a_template_keeps_its_space(manifest: Manifest):
-    assert "the embeddings are index 0); T tokens" in render_card([forged(manifest, "x")])
+    assert "the embeddings are index 0); T tokens" in card_of(forged(manifest, "x"))
     assert finalize("; ") == "; "
     assert finalize(" name ").strip() == "name"
     assert finalize("\n") == ""

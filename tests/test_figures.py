@@ -13,8 +13,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from builders.trivia_qa.record import TriviaQARecord
 from tests.runs_for_tests import hashes, run_trivia
 from tests.sample_records import serve_record, trivia_record
+from tests.tasks_for_tests import TASKS
 from tracekit import TraceStore
 from tracekit.card.figures import draw, figures_of
 from tracekit.errors import ConfigError
@@ -149,7 +151,7 @@ def test_no_hidden_states_no_norms():
 
 
 def test_answers_are_counted_by_entropy_and_judgement():
-    tally = Tally()
+    tally = Tally(TASKS["trivia_qa"].outcome)
     for entropies, is_correct in (([0.0, 0.1], True), ([2.0], False), ([1.0, 2.0, 0.0], False), ([], False)):
         tally.add(trivia_record(token_entropies=entropies, is_correct=is_correct, template_sha256="ab"))
     data = tally.figures()
@@ -162,7 +164,7 @@ def test_answers_are_counted_by_entropy_and_judgement():
 
 
 def test_drawn_answers_beside_the_deterministic_one_count_in_no_mean_and_no_class():
-    alone, beside = Tally(), Tally()
+    alone, beside = Tally(TASKS["trivia_qa"].outcome), Tally(TASKS["trivia_qa"].outcome)
     record = trivia_record(is_correct=True, f1=1.0, is_truncated=False)
     alone.add(record)
     beside.add(record)
@@ -172,13 +174,13 @@ def test_drawn_answers_beside_the_deterministic_one_count_in_no_mean_and_no_clas
 
 
 def test_of_a_server_drawn_answers_count():
-    tally = Tally()
+    tally = Tally(TASKS["serve"].outcome)
     tally.add(serve_record(sample_index=1, is_truncated=True))
     assert {metric.name: metric.value for metric in tally.metrics()}["truncated_share"] == 1.0
 
 
 def test_answers_that_are_all_certain_have_a_histogram_too():
-    tally = Tally()
+    tally = Tally(TASKS["trivia_qa"].outcome)
     tally.add(trivia_record(token_entropies=[0.0]))
     assert tally.figures().entropy_right == [1, *[0] * 19]
 
@@ -197,7 +199,7 @@ def test_finishing_needs_no_shard(finished: Path, tmp_path: Path):
     for path in [*out.glob("data/*/*.tar"), out / "manifests/trivia_qa.json"]:
         path.unlink()
     layout = Layout(out, "trivia_qa")
-    finish(layout, read_plan(layout))
+    finish(layout, read_plan(layout), TriviaQARecord)
     expected = {name: value for name, value in hashes(finished).items() if not name.startswith("data/")}
     assert hashes(out) == expected
 

@@ -18,10 +18,10 @@ from transformers.trainer import Trainer
 import builders.finetune_csqa.training as training
 from builders.finetune_csqa.command import finetune, main
 from builders.finetune_csqa.config import FinetuneConfig
+from builders.kit.columns import ChoiceSource
 from builders.kit.csqa_questions import SAMPLE, SOURCE, encode_choices, parse_row
 from builders.kit.sources import read_examples
 from tests.tiny_checkpoint import save_tiny_checkpoint
-from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, DatasetError, ModelError, PlanMismatchError, SourceError
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ def test_the_kept_model_has_the_accuracy_that_is_written_down(finished: Path, to
     metrics = json.loads((finished / "metrics.json").read_text())
     model: Any = AutoModelForMultipleChoice.from_pretrained(finished).eval()
     tokenizer = AutoTokenizer.from_pretrained(finished)
-    settings = SourceConfig(source=toy["eval_source"], limit=40)
+    settings = ChoiceSource(source=toy["eval_source"], limit=40)
     questions = read_examples(settings, default=SOURCE, sample=SAMPLE, parse=parse_row).examples
     num_right = 0
     for question in questions:

@@ -2,23 +2,20 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
 
-from tests.test_command import CASES
-from tracekit.cli import main, run_builder
+from tests.tasks_for_tests import TASKS
+from tracekit.cli import main, run_task
 from tracekit.commands import Serve
 from tracekit.config import RunConfig, check
 from tracekit.errors import ConfigError
 from tracekit.flags import Origins, flag_words, located, settings_of
 
-CONFIGS: dict[str, type[RunConfig]] = {
-    name: getattr(import_module(f"builders.{name}"), case.config) for name, case in CASES.items()
-}
+CONFIGS: dict[str, type[RunConfig]] = {name: task.config for name, task in TASKS.items() if name != "serve"}
 
 
 def bad_values(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -65,11 +62,10 @@ def test_a_refused_setting_is_named_as_it_was_set(
 ):
     shown = str(value[0] if isinstance(value, list) else value)
     flag = f"--{path.rpartition('.')[2].replace('_', '-')}"
-    builder = import_module(f"builders.{name}").TASK
 
     def said(*words: str) -> str:
         with pytest.raises(SystemExit) as ended:
-            run_builder(builder, CONFIGS[name], [*words, "--out", str(tmp_path / "run")])
+            run_task(TASKS[name], [*words, "--out", str(tmp_path / "run")])
         assert ended.value.code in (1, 2)
         text = error_of(capsys)
         assert "$" not in text

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-import builders.degradation.task as degradation
+import builders.degradation.tracer as degradation
 import tracekit.run.engine as engine_module
 import tracekit.run.planner as planner_module
 import tracekit.run.runner as run_module
@@ -22,12 +22,13 @@ import tracekit.run.worker as worker_module
 from builders.degradation.configs import DegradationConfig
 from builders.degradation.export import export_degradation
 from builders.degradation.task import TASK as DEGRADATION
+from builders.kit.columns import PromptSource
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.test_degradation import PROMPTS, Memory, config_for
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, load_dataset, verify
-from tracekit.cli import run_builder
-from tracekit.config import ModelConfig, SourceConfig
+from tracekit.cli import run_task
+from tracekit.config import ModelConfig
 from tracekit.errors import DatasetError, MemoryPressureError, PlanMismatchError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Plan, read_plan
@@ -240,7 +241,7 @@ def test_a_dry_run_counts_what_is_new_and_writes_nothing(
     arguments += ["--sites", "hidden_states", "--num-replays", "1", "--samples-per-shard", "12", "--temperature", "1"]
     arguments += ["--top-p", "1", "--top-k", "0", "--out", str(small), "--dry-run"]
     with pytest.raises(SystemExit) as ended:
-        run_builder(DEGRADATION, DegradationConfig, arguments)
+        run_task(DEGRADATION, arguments)
     assert ended.value.code == 0
     assert "examples        2 more; 4 are there\n" in capsys.readouterr().out
     assert hashes(small) == before
@@ -299,9 +300,9 @@ def test_a_run_whose_plan_grew_meanwhile_leaves_the_finishing_to_the_other(
     run(grown, checkpoint, prompts, n_rep=2)
     finish = run_module.finish_planned
 
-    def late(layout: Layout, plan: Plan) -> Any:
+    def late(layout: Layout, plan: Plan, record_type: Any) -> Any:
         (layout.plan).write_bytes((grown / "plans/degradation.json").read_bytes())
-        return finish(layout, plan)
+        return finish(layout, plan, record_type)
 
     monkeypatch.setattr(run_module, "finish_planned", late)
     outcome = run(tmp_path / "run", checkpoint, prompts)
@@ -413,7 +414,7 @@ def test_a_restart_with_another_batch_size_begins_with_that(
 def test_a_grid_of_a_trained_model_grows(shared: Path, tmp_path: Path):
     config = DegradationConfig(
         model=ModelConfig(model=str(shared / "models/stories260K-hf"), device="cpu"),
-        source=SourceConfig(source="dreams", limit=2),
+        source=PromptSource(source="dreams", limit=2),
         groups=("mlp",),
         levels=(0.0,),
     )

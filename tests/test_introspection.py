@@ -13,18 +13,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import builders.introspection.task as introspection
+import builders.introspection.tracer as introspection
 import tracekit.run.worker as worker_module
 from builders.introspection.config import PASSES, IntrospectionConfig
 from builders.introspection.task import TASK as INTROSPECTION
 from builders.introspection.task import single_passes
+from builders.kit.columns import ChoiceSource
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, publish
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
-from tracekit.cli import run_builder
-from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.cli import run_task
+from tracekit.config import CaptureConfig, DrawConfig, ModelConfig, OutputConfig, ShotsConfig
 from tracekit.errors import CaptureError, ConfigError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.model.generation import Generated
@@ -79,9 +80,9 @@ def config_for(checkpoint: Path, questions: Path, /, **changes: Any) -> Introspe
     """A small configuration of all passes; dictionaries change a part, other values a setting."""
     parts = {
         "model": ModelConfig(model=str(checkpoint), device="cpu"),
-        "source": SourceConfig(source=str(questions), split="test"),
-        "prompt": PromptConfig(),
-        "generation": GenerationConfig(num_beams=1, max_new_tokens=4),
+        "source": ChoiceSource(source=str(questions), split="test"),
+        "prompt": ShotsConfig(),
+        "generation": DrawConfig(num_beams=1, max_new_tokens=4),
         "capture": CaptureConfig(sites=("hidden_states", "resid_post_mlp"), num_replays=1),
         "output": OutputConfig(samples_per_shard=3, batch_size=2),
     }
@@ -429,7 +430,6 @@ def test_a_question_that_is_too_long_for_one_pass_is_left_out_of_all(checkpoints
         ({"passes": ("mcq", "mcq")}, r"'mcq mcq' - at `\$\.passes`"),
         ({"passes": ()}, r"at `\$\.passes`; expected one or more of mcq"),
         ({"prompt": {"num_shots": 2}}, r"--num-shots 2 - at `\$\.prompt\.num_shots`"),
-        ({"generation": {"num_samples": 3}}, r"--num-samples"),
         ({"generation": {"num_beams": 2}, "do_sample": True}, r"num_beams"),
         ({"bin_edges": (0, 50, 40, 100)}, r"0 50 40 100 - at `\$\.bin_edges`"),
         ({"bin_midpoints": (1,)}, r"at `\$\.bin_midpoints`; expected 8"),
@@ -471,7 +471,7 @@ def test_a_run_stopped_in_its_second_pass_ends_in_the_same_bytes(
     codes = []
     for _ in range(3):
         with pytest.raises(SystemExit) as ended:
-            run_builder(INTROSPECTION, IntrospectionConfig, [*arguments, "--device", "cpu"], parts=single_passes)
+            run_task(INTROSPECTION, [*arguments, "--device", "cpu"])
         codes.append(ended.value.code)
     assert codes == [130, 0, 0]
     assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
@@ -490,11 +490,8 @@ def test_the_model_is_loaded_once_for_all_passes(
     monkeypatch.setattr(worker_module, "load_model", counted)
     arguments = ["--model", str(checkpoints.llama), "--source", str(checkpoints.questions), "--max-new-tokens", "2"]
     with pytest.raises(SystemExit) as ended:
-        run_builder(
-            INTROSPECTION,
-            IntrospectionConfig,
-            [*arguments, "--dataset-config", "intro", "--sites", "none", "--out", str(tmp_path / "run")],
-            parts=single_passes,
+        run_task(
+            INTROSPECTION, [*arguments, "--dataset-config", "intro", "--sites", "none", "--out", str(tmp_path / "run")]
         )
     assert ended.value.code == 0
     assert len(calls) == 1
@@ -507,12 +504,7 @@ def test_a_dry_run_shows_every_pass_and_writes_nothing(
 ):
     arguments = ["--model", str(checkpoints.llama), "--source", str(checkpoints.questions), "--dry-run"]
     with pytest.raises(SystemExit) as ended:
-        run_builder(
-            INTROSPECTION,
-            IntrospectionConfig,
-            [*arguments, "--out", str(tmp_path / "run")],
-            parts=single_passes,
-        )
+        run_task(INTROSPECTION, [*arguments, "--out", str(tmp_path / "run")])
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert [line.split()[1] for line in out.splitlines() if line.startswith("configuration")] == list(PASSES)
@@ -535,12 +527,7 @@ def test_what_stops_a_later_pass_stops_the_run_before_the_first(
     arguments = ["--model", str(checkpoints.llama), "--source", str(checkpoints.questions), "--max-new-tokens", "200"]
     for extra, message in ((["--bin-edges", "0", "50"], "--bin-edges 0 50"), ([], "the model has 512")):
         with pytest.raises(SystemExit) as ended:
-            run_builder(
-                INTROSPECTION,
-                IntrospectionConfig,
-                [*arguments, *extra, "--out", str(tmp_path / "run")],
-                parts=single_passes,
-            )
+            run_task(INTROSPECTION, [*arguments, *extra, "--out", str(tmp_path / "run")])
         assert ended.value.code == 1
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,28 @@ import numpy as np
 import pytest
 
 from tests.datasets_for_tests import Made, MadeChoices, make_choices, make_sample, write_dataset
-from tests.tasks_for_tests import RECORD_TYPES
+from tests.tasks_for_tests import SCHEMAS
 from tracekit import TraceStore
 from tracekit.card.script import render_script
 from tracekit.errors import DatasetError
 from tracekit.format.manifest import FileInfo, Manifest, Sidecar, read_struct, to_bytes
 from tracekit.format.shards import sha256_file
 from tracekit.read.tables import write_records_tar
-from tracekit.records import RecordSchema
 from tracekit.sites import SITES
 from tracekit.tensors import encode, pack_indices
 
 Import = Callable[[Path], Any]
 
 
+def rendered(manifests: Sequence[Manifest]) -> str:
+    """The loading script of configurations."""
+    return render_script(manifests, {manifest.config: SCHEMAS[manifest.task] for manifest in manifests})
+
+
 def add_script(folder: Path) -> Path:
     """Write the loading script of a dataset folder."""
     script = folder / "load_traces.py"
-    script.write_text(render_script([read_struct(path, Manifest) for path in (folder / "manifests").glob("*.json")]))
+    script.write_text(rendered([read_struct(path, Manifest) for path in (folder / "manifests").glob("*.json")]))
     return folder
 
 
@@ -124,13 +128,13 @@ def test_the_records_alone_are_the_default(folder: Path, imported: Import, argum
     shutil.rmtree(folder / "data/trivia_qa")
     builder = imported(folder)(**arguments)
     dataset = load(builder)
-    assert dataset.column_names == [field.name for field in RecordSchema.of(RECORD_TYPES["trivia_qa"]).arrow]
+    assert dataset.column_names == [field.name for field in SCHEMAS["trivia_qa"].arrow]
     assert [row["key"] for row in stream(builder)] == dataset["key"] == sorted(dataset["key"])
 
 
 def test_records_have_the_types_that_they_declare(folder: Path, imported: Import):
     features = imported(folder)(config_name="trivia_qa_records").info.features
-    assert features == datasets.Features.from_arrow_schema(RecordSchema.of(RECORD_TYPES["trivia_qa"]).arrow)
+    assert features == datasets.Features.from_arrow_schema(SCHEMAS["trivia_qa"].arrow)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float8_e4m3fn"])
@@ -456,11 +460,11 @@ def test_rendering_is_pure_and_the_first_configuration_is_the_default(finished: 
     paths = [f"records/also/{split.name}.tar" for split in manifest.splits]
     files = [msgspec.structs.replace(manifest.files[-1], path=path) for path in paths]
     other = msgspec.structs.replace(other, files=files)
-    assert render_script([manifest, other]) == render_script([manifest, other])
+    assert rendered([manifest, other]) == rendered([manifest, other])
 
     def run(*manifests: Manifest) -> dict[str, Any]:
         namespace: dict[str, Any] = {"__file__": "load_traces.py", "__name__": "load_traces"}
-        exec(compile(render_script(manifests), "load_traces.py", "exec"), namespace)  # noqa: S102
+        exec(compile(rendered(manifests), "load_traces.py", "exec"), namespace)  # noqa: S102
         return namespace
 
     one, two = run(manifest, other), run(other, manifest)
@@ -476,12 +480,12 @@ def test_rendering_is_pure_and_the_first_configuration_is_the_default(finished: 
 
 def test_the_fingerprint_is_over_the_bytes_of_the_manifests(finished: Path):
     digest = hashlib.sha256((finished / "manifests/trivia_qa.json").read_bytes()).hexdigest()
-    assert f'\nFINGERPRINT = "{digest}"\n' in render_script(manifests_of(finished))
+    assert f'\nFINGERPRINT = "{digest}"\n' in rendered(manifests_of(finished))
 
 
 def test_the_script_stands_alone_with_one_import_a_line(finished: Path):
     """datasets 3 finds imports line by line, and checks that each can be imported."""
-    tree = ast.parse(render_script(manifests_of(finished)))
+    tree = ast.parse(rendered(manifests_of(finished)))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert all(node.lineno == node.end_lineno and node.col_offset == 0 for node in imports)
     found = {(node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name) for node in imports}
@@ -491,7 +495,7 @@ def test_the_script_stands_alone_with_one_import_a_line(finished: Path):
 def test_two_configurations_of_one_name_are_refused(finished: Path):
     (manifest,) = manifests_of(finished)
     with pytest.raises(DatasetError, match=r"two configurations of load_traces\.py would be named 'trivia_qa_records'"):
-        render_script([manifest, msgspec.structs.replace(manifest, config="trivia_qa_records")])
+        rendered([manifest, msgspec.structs.replace(manifest, config="trivia_qa_records")])
 
 
 def test_tracekits_own_copy_loads_nothing():

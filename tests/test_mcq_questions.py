@@ -10,8 +10,8 @@ import pytest
 
 from builders.introspection.questions import McqQuestion, parse_row, read_questions, shuffled
 from builders.kit.choices import Choice
+from builders.kit.columns import ChoiceSource
 from builders.kit.sources import Row
-from tracekit.config import SourceConfig
 from tracekit.errors import SourceError
 
 TEXTS = ["Mars", "Jupiter", "Venus", "Earth"]
@@ -204,9 +204,9 @@ def test_a_malformed_row_says_what_was_expected(data: dict[str, Any], message: s
 # Files
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> SourceConfig:
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> ChoiceSource:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return SourceConfig(source=str(path))
+    return ChoiceSource(source=str(path))
 
 
 def test_a_json_lines_file_of_every_form_is_read(tmp_path: Path):
@@ -224,7 +224,7 @@ def test_a_csv_file_with_columns_and_one_with_a_json_text_are_read(tmp_path: Pat
     cell = json.dumps(TEXTS).replace('"', '""')
     nested.write_text(f'id,question,options,answer\nx,{QUESTION},"{cell}",1\nz,Unknown?,"{cell}",\n')
     for path, letters in ((columns, ["B", "B"]), (nested, ["B", None])):
-        found = read_questions(SourceConfig(source=str(path))).examples
+        found = read_questions(ChoiceSource(source=str(path))).examples
         assert found[0].choices == choices(TEXTS)
         assert [one.correct_letter for one in found] == letters
 
@@ -310,7 +310,7 @@ def test_an_unlabelled_question_stays_so():
 def test_real_questions_are_read_whole(shared: Path, name: str):
     path = shared / "data/mcq" / f"{name}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found = read_questions(SourceConfig(source=str(path), on_bad_row="skip"))
+    found = read_questions(ChoiceSource(source=str(path), on_bad_row="skip"))
     assert found.info.skipped == []
     for row, question in zip(rows, found.examples, strict=True):
         assert row["query"].endswith(question.question)

@@ -13,11 +13,11 @@ from builders.judging.prompts import EXISTENCE
 from builders.nonsense_entities.config import NamesConfig, NonsenseConfig
 from builders.nonsense_entities.prompts import WORDINGS
 from builders.nonsense_entities.record import NonsenseEntitiesRecord
-from builders.nonsense_entities.task import STAGES, TASK
+from builders.nonsense_entities.task import TASK
 from tests.judges_for_tests import FakeClient, install
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
-from tracekit.cli import run_builder
+from tracekit.cli import run_task
 from tracekit.clients.client import Request
 from tracekit.format.labels import label_sets, read_summary
 from tracekit.format.layout import Layout
@@ -30,7 +30,7 @@ def run(out: Path, model: Path, *flags: str) -> int:
     """The command, in this process; its exit code."""
     arguments = ["--model", str(model), "--out", str(out), *SMALL, *flags]
     with pytest.raises(SystemExit) as ended:
-        run_builder(TASK, NonsenseConfig, arguments, stages=STAGES)
+        run_task(TASK, arguments)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
@@ -176,7 +176,7 @@ def test_a_model_judges_with_a_prompt_of_its_own(made: Path, tmp_path: Path, mon
     config = NonsenseConfig(judge=JudgeConfig(judge="org/judge"))
     config = msgspec.structs.replace(config, output=msgspec.structs.replace(config.output, out=str(folder)))
     shards = {path: digest for path, digest in hashes(folder).items() if path.startswith(("data/", "manifests/"))}
-    assert STAGES["evaluate"](config) == 0
+    assert TASK.stages["evaluate"](config) == 0
     layout = Layout(folder, "nonsense_entities")
     (name,) = [one for one in label_sets(layout) if one.startswith("judge-")]
     assert read_summary(layout, name).judge == client.name
@@ -188,9 +188,6 @@ def test_a_model_judges_with_a_prompt_of_its_own(made: Path, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--source", "x.jsonl"], "names come from --species"),
-        (["--num-samples", "3"], "there is one answer a question"),
-        (["--num-shots", "3"], "no right one to show"),
         (["--num-wordings", "99"], "there are 12"),
         (["--num-names", "100000"], "lower --num-names"),
         (["--plants", "nowhere.json"], "give another --plants"),
@@ -201,6 +198,14 @@ def test_settings_without_meaning_are_refused(
 ):
     assert run(tmp_path / "run", model, *flags) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--source", "--num-samples", "--num-shots"])
+def test_settings_of_other_tasks_are_no_flags_here(
+    flag: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(tmp_path / "run", model, flag, "3") == 2
+    assert flag in capsys.readouterr().err
 
 
 def test_lists_of_names_are_taken_from_files(model: Path, tmp_path: Path, shared: Path):

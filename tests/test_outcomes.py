@@ -9,10 +9,13 @@ import pytest
 from tests.datasets_for_tests import make_choices, make_sample, write_dataset
 from tests.degradation_for_tests import make_damaged
 from tests.introspection_for_tests import Question, make_pass, write_passes
-from tests.tasks_for_tests import RECORD_TYPES
-from tracekit.analysis.outcomes import FIELDS, Outcomes, calibration_of, read_outcomes
+from tracekit.analysis.outcomes import Outcomes, calibration_of, read_outcomes
+from tracekit.errors import DatasetError
+from tracekit.format.layout import write_atomic
+from tracekit.format.manifest import read_manifest, to_bytes
 from tracekit.read.remote import list_configs
 from tracekit.read.store import TraceStore
+from tracekit.records import About, Outcome
 
 QUESTIONS = [
     Question(probs=(0.7, 0.1, 0.1, 0.1), parsed="A", confident=95.0),
@@ -26,11 +29,13 @@ def outcomes(root: Path, config: str = "mcq", where: tuple[str, ...] = ()) -> Ou
         return read_outcomes(store, list_configs(root), config, where)
 
 
-@pytest.mark.parametrize("task", FIELDS)
-def test_the_table_names_fields_that_the_records_have(task: str):
-    fields, known = FIELDS[task], set(RECORD_TYPES[task].__struct_fields__)
-    named = [fields.verdict, fields.answer, fields.probs, fields.probs_verdict, *fields.same, *fields.confidences]
-    assert {name for name in named if name} | {field for _, field in fields.numbers} <= known
+def test_an_outcome_that_names_no_field_of_the_records_is_refused(tmp_path: Path):
+    layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000")]})
+    plain = read_manifest(layout)
+    about = About(outcome=Outcome(correct="is_right"))
+    write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(plain, about=about)))
+    with pytest.raises(DatasetError, match="the field 'is_right'"):
+        outcomes(tmp_path, "trivia_qa")
 
 
 def test_the_answers_of_the_pass_mcq(tmp_path: Path):

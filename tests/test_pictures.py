@@ -14,10 +14,11 @@ from builders.degradation.configs import DegradationConfig, get_config
 from builders.degradation.damage import Damaged
 from builders.degradation.task import TASK as DEGRADATION
 from builders.degradation.weight_groups import find_group
+from builders.kit.columns import PromptSource
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_vision import draw_picture, save_tiny_gemma3, save_tiny_llava
 from tracekit import TraceStore, verify
-from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.config import CaptureConfig, DrawConfig, ModelConfig, OutputConfig, PromptConfig
 from tracekit.errors import ConfigError, ModelError
 from tracekit.format.layout import Layout
 from tracekit.format.shards import sha256_file
@@ -45,8 +46,8 @@ def config_for(checkpoint: Path, picture: Path | None, prompts: Path, /, **chang
     return msgspec.structs.replace(
         DegradationConfig(
             model=ModelConfig(model=str(checkpoint), device="cpu"),
-            source=SourceConfig(source=str(prompts)),
-            generation=GenerationConfig(num_beams=1, max_new_tokens=5),
+            source=PromptSource(source=str(prompts)),
+            generation=DrawConfig(num_beams=1, max_new_tokens=5),
             capture=CaptureConfig(sites=("hidden_states", "resid_post_mlp", "queries"), num_replays=2),
             output=OutputConfig(),
             groups=("mlp",),

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.tasks_for_tests import TASKS
 from tracekit.config import OutputConfig, RunConfig
 from tracekit.format.manifest import Plan, SourceInfo
 from tracekit.records import SCHEMA_VERSION, ModelInfo
@@ -32,7 +33,7 @@ def planned(examples: list[Example], *, size: int, batch_size: int, lengths: lis
     )
     return make_plan(
         name="t",
-        task="t",
+        task=TASKS["trivia_qa"],
         run={},
         config=RunConfig(output=OutputConfig(samples_per_shard=size)),
         model=MODEL,

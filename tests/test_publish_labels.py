@@ -13,6 +13,7 @@ from builders.trivia_qa.record import TriviaQARecord
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, publish
 from tests.runs_for_tests import trivia_config
+from tests.tasks_for_tests import SCHEMAS
 from tracekit import TraceStore
 from tracekit.card.readme import render_card
 from tracekit.clients.client import ClientConfig
@@ -82,13 +83,13 @@ def test_the_card_names_label_sets_with_their_rates(folder: Path):
     layout = judge(folder)
     manifest = read_struct(layout.manifest, Manifest)
     (summary,) = read_summaries(layout)
-    card = render_card([manifest], labels=[summary])
+    card = render_card([manifest], SCHEMAS, labels=[summary])
     refused = next(rate for rate in summary.rates if rate.name == "refusal_rate")
     shown = f"refusal_rate {refused.value:.3f} [{refused.low:.3f}, {refused.high:.3f}]"
     assert f"| `{summary.name}` | rules | 12 samples, 0 without a label | {shown}" in card
     assert "\n\n\n" not in card.partition("### Label sets")[2].partition("### How")[0]
     assert "|\n\n### Tensors" in card
-    assert "### Label sets" not in render_card([manifest])
+    assert "### Label sets" not in render_card([manifest], SCHEMAS)
 
 
 def test_labels_that_are_not_those_of_their_summary_are_not_published(folder: Path):

@@ -10,13 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from builders.nonsense_entities.config import NonsenseConfig
-from builders.nonsense_entities.task import STAGES, TASK
+from builders.nonsense_entities.task import TASK as NONSENSE
 from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.runs_for_tests import hashes, log_lines, trivia_config
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import verify
-from tracekit.cli import run_builder
+from tracekit.cli import run_task
 from tracekit.config import OutputConfig, PublishConfig
 from tracekit.errors import ConfigError
 from tracekit.ranks import Rank, this_rank
@@ -159,5 +158,5 @@ def test_stages_that_ask_models_are_for_one_process(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
-        run_builder(TASK, NonsenseConfig, ["--out", str(tmp_path / "run")], stages=STAGES)
+        run_task(NONSENSE, ["--out", str(tmp_path / "run")])
     assert "--stages questions evaluate: run in one process" in capsys.readouterr().err

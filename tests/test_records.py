@@ -7,14 +7,17 @@ import pyarrow as pa
 import pytest
 
 from tests.sample_records import record_of, trivia_record
-from tests.tasks_for_tests import RECORD_TYPES
+from tests.tasks_for_tests import RECORD_TYPES, SCHEMAS
 from tracekit.errors import CorruptShardError, DatasetError
-from tracekit.records import Record, RecordSchema, decode_record, encode_record, field_docs
+from tracekit.records import Record, RecordSchema, decode_record, encode_record, field_docs, task_of
+
+TRIVIA = RECORD_TYPES["trivia_qa"]
 
 
 def test_a_record_survives_the_round_trip():
     record = trivia_record()
-    assert decode_record(encode_record(record)) == record
+    assert decode_record(encode_record(record), TRIVIA) == record
+    assert task_of(encode_record(record)) == "trivia_qa"
 
 
 def test_every_key_is_always_there_and_floats_have_a_point():
@@ -36,7 +39,7 @@ def test_a_float_that_is_not_finite_is_an_error(value: float):
         (lambda r: r.pop("question"), "missing required field `question`"),
         (lambda r: r.update(extra=1), "unknown field `extra`"),
         (lambda r: r.update(prompt_length="3"), r"Expected `int`, got `str` - at `\$.prompt_length`"),
-        (lambda r: r.update(task="poetry"), "unknown task 'poetry'"),
+        (lambda r: r.update(task="poetry"), r"Invalid value 'poetry' - at `\$.task`"),
         (lambda r: r["tensors"][0].update(shape=[1.5]), r"\$.tensors\[0\].shape\[0\]"),
     ],
 )
@@ -44,13 +47,15 @@ def test_a_record_that_breaks_the_contract_is_named(change, message: str):
     raw = msgspec.json.decode(encode_record(trivia_record()))
     change(raw)
     with pytest.raises(CorruptShardError, match=message):
-        decode_record(msgspec.json.encode(raw), where="here")
+        decode_record(msgspec.json.encode(raw), SCHEMAS["trivia_qa"].strict_type, where="here")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b'{"key": 1}'])
 def test_what_is_no_record_is_an_error(data: bytes):
     with pytest.raises(CorruptShardError, match="here"):
-        decode_record(data, where="here")
+        decode_record(data, TRIVIA, where="here")
+    with pytest.raises(CorruptShardError, match="here"):
+        task_of(data, where="here")
 
 
 @pytest.mark.parametrize("task", RECORD_TYPES)
@@ -96,9 +101,9 @@ def test_an_integer_that_no_table_holds_is_neither_written_nor_read(value: int):
         encode_record(trivia_record(seed=value))
     data = encode_record(trivia_record(seed=41)).replace(b'"seed":41', f'"seed":{value}'.encode())
     with pytest.raises(CorruptShardError, match=r"here: an integer past 64 bits - at `\$\.seed`"):
-        decode_record(data, where="here")
+        decode_record(data, TRIVIA, where="here")
 
 
 def test_the_largest_integers_and_long_numbers_in_texts_are_kept():
     record = trivia_record(seed=2**63 - 1, prompt="1234567890123456789012345")
-    assert decode_record(encode_record(record)) == record
+    assert decode_record(encode_record(record), TRIVIA) == record

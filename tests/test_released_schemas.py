@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builders.trivia_qa.record import TriviaQARecord
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, load_dataset, verify
 from tracekit.errors import CorruptShardError
@@ -51,7 +52,8 @@ def test_what_is_read_is_what_the_shards_hold(version: str, config: str):
                 row = store._row(key)
                 if row.shard != path:
                     continue
-                assert decode_record(data[row.json_offset :][: row.json_size]) == store.record(key)
+                raw = data[row.json_offset :][: row.json_size]
+                assert decode_record(raw, TriviaQARecord) == store.record(key)
                 found = store.tensors(key)
                 start = data.index(f"{key}.safetensors".encode()) + 512
                 size = int(data[start + 124 - 512 : start + 135 - 512], 8)

@@ -8,13 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from builders.degradation.replaying import DegradationReplay
 from tests.datasets_for_tests import MODEL, make_sample, write_dataset
-from tracekit.commands import Verify
+from tracekit.config import ModelConfig
 from tracekit.errors import DatasetError, ModelError
 from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import read_manifest, to_bytes
+from tracekit.format.shards import sha256_file
 from tracekit.run import recheck as replay
-from tracekit.run.recheck import replay_stored
+from tracekit.run.recheck import Shown, replay_stored
 
 pytestmark = pytest.mark.attack
 
@@ -118,11 +120,12 @@ def test_no_file_is_read_because_a_manifest_names_it(layout: Layout, field: str,
     )
     picture = layout.root.parent / "a.png"
     picture.write_bytes(b"a picture")
+    shown = Shown(manifest, ModelConfig(), None, {"--image": str(picture)})
     with pytest.raises(ModelError, match="--image PATH"):
-        replay._shown_again(manifest, Verify.__new__, None, str(picture), None)
-    manifest.run["image"] = f"a.png@sha256:{replay.sha256_file(picture)}"
+        DegradationReplay().begin(shown)
+    manifest.run["image"] = f"a.png@sha256:{sha256_file(picture)}"
     with pytest.raises(ModelError, match="--chat-template PATH"):
-        replay._shown_again(manifest, Verify.__new__, None, str(picture), None)
+        DegradationReplay().begin(shown)
 
 
 @pytest.mark.parametrize("run", [{}, {"model": None}, {"model": {"model": 3}}, {"model": [[]]}, {"model": {"x": 1}}])

@@ -1,6 +1,7 @@
 """Answers from elsewhere: how a turn ended times in what form the answer is given; reasoning put back or refused."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,15 +10,18 @@ import pytest
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from builders.kit.sources import Row
-from builders.replay.answers import parse_row
+from builders.replay.answers import AnswerExample, parse_row
 from builders.replay.record import ReplayRecord
 from builders.replay.task import TASK as REPLAY
-from builders.replay.task import ReplayConfig, ReplayTask
+from builders.replay.task import ReplayConfig
 from tests.serving_for_tests import ask, serving
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit import TraceStore, verify
-from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig, SourceConfig
+from tracekit.answering import open_tracer
+from tracekit.config import CaptureConfig, FileSource, ModelConfig, OutputConfig, PromptConfig
 from tracekit.errors import SourceError
+from tracekit.model.generation import Generated
+from tracekit.model.prompts import Prompt
 from tracekit.records import Span
 from tracekit.run.runner import execute
 from tracekit.serve.record import ServeRecord
@@ -79,20 +83,34 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(folder, tokenizer, eos, end)
 
 
-def opened(made: Made, *rows: dict[str, Any], template: str | None = None) -> ReplayTask:
-    """The task of some rows, rendered and checked; no weights are loaded."""
+class Read(NamedTuple):
+    """What the model would read of rows."""
+
+    prompts: list[Prompt]
+    answers: list[Generated]
+
+
+def read(config: ReplayConfig, made: Made, examples: Sequence[AnswerExample]) -> Read:
+    """Prompts and answers of examples, rendered and checked; no weights are loaded."""
+    tracer: Any = open_tracer(REPLAY, config, made.tokenizer, examples)
+    prompts = [tracer.prompt(one) for one in examples]
+    return Read(prompts, tracer.outputs(None, examples, [prompt.token_ids for prompt in prompts]))
+
+
+def opened(made: Made, *rows: dict[str, Any], template: str | None = None) -> Read:
+    """The same of rows, with a chat template."""
     if template is not None:
         made.tokenizer.chat_template = template
     try:
         examples = [parse_row(Row(index, "here", row)) for index, row in enumerate(rows)]
         config = ReplayConfig(model=ModelConfig(model=str(made.folder)), prompt=PromptConfig())
-        return REPLAY.open(config, made.tokenizer, examples)
+        return read(config, made, examples)
     finally:
         made.tokenizer.chat_template = CHAT
 
 
 def answer_ids(made: Made, row: dict[str, Any], template: str | None = None) -> list[int]:
-    return opened(made, row, template=template)._answers[0].token_ids
+    return opened(made, row, template=template).answers[0].token_ids
 
 
 # ---------------------------------------------------------------- how it ended, times the form that it is given in
@@ -172,10 +190,10 @@ def test_a_text_gets_the_end_of_its_turn_where_the_model_ended_it(form: str, end
     if ending == "other":
         said["stop_reason"] = made.eos
     task = opened(made, reply(form, made, said, None))
-    assert task._prompts[0].token_ids == made.ids(PROMPT)
+    assert task.prompts[0].token_ids == made.ids(PROMPT)
     end = {"own": [made.end], "bare": [made.end], "other": [made.eos]}.get(ending, [])
-    assert task._answers[0].token_ids == made.ids(ANSWER) + end
-    assert task._answers[0].eos_included == (ending in ENDED)
+    assert task.answers[0].token_ids == made.ids(ANSWER) + end
+    assert task.answers[0].eos_included == (ending in ENDED)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in ("conversation",)])
@@ -189,8 +207,8 @@ def test_ids_are_kept_as_they_are_given(form: str, ending: str, last: str | None
     if ending == "string":
         token_ids = made.ids(ANSWER + "\n\n")
     task = opened(made, reply(form, made, said, token_ids))
-    assert task._answers[0].token_ids == token_ids
-    assert task._answers[0].eos_included == (token_ids[-1] in (made.eos, made.end))
+    assert task.answers[0].token_ids == token_ids
+    assert task.answers[0].eos_included == (token_ids[-1] in (made.eos, made.end))
 
 
 def test_where_a_prompt_is_no_turn_the_tokenizer_ends_the_text(made: Made):
@@ -234,9 +252,9 @@ def test_a_record_of_this_projects_own_server_is_read_by_its_ids(stop: str | Non
     example = parse_row(Row(0, "here", record))
     assert (example.example_id, example.model, example.stop) == ("000004", "org/m", stop)
     task = opened(made, record)
-    assert (task._prompts[0].token_ids, task._answers[0].token_ids) == (made.ids(PROMPT), new)
-    assert task._answers[0].eos_included == (stop is None)
-    assert task._prompts[0].spans == [Span(name="user", start=1, stop=3)]
+    assert (task.prompts[0].token_ids, task.answers[0].token_ids) == (made.ids(PROMPT), new)
+    assert task.answers[0].eos_included == (stop is None)
+    assert task.prompts[0].spans == [Span(name="user", start=1, stop=3)]
 
 
 # ---------------------------------------------------------------- reasoning
@@ -266,7 +284,7 @@ def test_reasoning_is_put_back_between_the_markers(template: str, generated: str
         "raw prompt": {"prompt": PROMPT} | {"outputs": [{"text": "Paris"} | thought | ending]},
     }[place]
     if place == "raw prompt":
-        row["prompt"] = opened(made, {"messages": USER, "token_ids": [9]}, template=template)._prompts[0].text
+        row["prompt"] = opened(made, {"messages": USER, "token_ids": [9]}, template=template).prompts[0].text
     assert answer_ids(made, row, template) == [*made.ids(generated), made.end]
 
 
@@ -303,8 +321,8 @@ def test_template_kwargs_of_the_request_have_to_be_those_of_the_run(made: Made):
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder)), prompt=PromptConfig(template_kwargs=("enable_thinking=false",))
     )
-    task = REPLAY.open(config, made.tokenizer, [parse_row(Row(0, "here", row))])
-    assert task._answers[0].token_ids == made.ids("Paris")
+    task = read(config, made, [parse_row(Row(0, "here", row))])
+    assert task.answers[0].token_ids == made.ids("Paris")
 
 
 @pytest.mark.parametrize("answer", ["Paris", "<|channel|>final<|message|>Paris"])
@@ -378,8 +396,8 @@ def test_a_beginning_of_sequence_that_only_the_ids_have_is_no_error(prompt: str,
     bare = made.ids(prompt.removeprefix("<s>"))
     ids = [made.tokenizer.bos_token_id, *bare] if has_bos else bare
     task = opened(made, {"prompt": prompt, "prompt_token_ids": ids, "outputs": [{"token_ids": [9]}]})
-    assert task._prompts[0].token_ids == ids
-    assert task._prompts[0].template_sha256 is None
+    assert task.prompts[0].token_ids == ids
+    assert task.prompts[0].template_sha256 is None
 
 
 def test_ids_of_another_prompt_are_refused(made: Made):
@@ -392,7 +410,7 @@ def test_a_developer_is_the_system_and_parts_are_joined(made: Made):
     parts = [{"type": "text", "text": "Where"}, {"type": "text", "text": "to?"}]
     row = {"messages": [{"role": "developer", "content": "Brief."}, {"role": "user", "content": parts}], "answer": "a"}
     assert "<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nWhere\nto?<|im_end|>" in (
-        opened(made, row)._prompts[0].text
+        opened(made, row).prompts[0].text
     )
 
 
@@ -474,7 +492,7 @@ def test_records_hold_ids_spans_and_the_end_of_each_form(made: Made, tmp_path: P
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder), device="cpu"),
-        source=SourceConfig(source=str(source), split="train"),
+        source=FileSource(source=str(source), split="train"),
         capture=CaptureConfig(sites=("hidden_states",), num_replays=1),
         output=OutputConfig(samples_per_shard=8, batch_size=4),
     )
@@ -517,14 +535,14 @@ def test_what_the_server_logged_is_replayed_token_by_token(made: Made, tmp_path:
         served = [sample.record for sample in store]
     lines.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in served))
     for source in (lines, table):
-        config = ReplayConfig(model=ModelConfig(model=str(made.folder)), source=SourceConfig(source=str(source)))
+        config = ReplayConfig(model=ModelConfig(model=str(made.folder)), source=FileSource(source=str(source)))
         examples, _ = REPLAY.examples(config)
-        task = REPLAY.open(config, made.tokenizer, examples)
+        task = read(config, made, examples)
         for example, record in zip(examples, served, strict=True):
             assert isinstance(record, ServeRecord)
-            assert task._answers[example.index].token_ids == record.generated_token_ids
-            assert task._prompts[example.index].token_ids == record.token_ids[: record.prompt_length]
-            assert task._answers[example.index].eos_included == record.eos_included
+            assert task.answers[example.index].token_ids == record.generated_token_ids
+            assert task.prompts[example.index].token_ids == record.token_ids[: record.prompt_length]
+            assert task.answers[example.index].eos_included == record.eos_included
             assert (example.stop, example.example_id) == (record.stop_string, record.key)
 
 
@@ -579,7 +597,7 @@ def test_an_answer_that_says_how_it_ended_is_not_cut_there(made: Made, tmp_path:
     rows.write_text(json.dumps({"messages": USER, "choices": [reply]}) + "\n")
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder)),
-        source=SourceConfig(source=str(rows)),
+        source=FileSource(source=str(rows)),
         capture=CaptureConfig(sites=["hidden_states"]),
         output=OutputConfig(),
     )

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import builders.degradation.task as degradation
+import builders.degradation.tracer as degradation
 from builders.degradation.task import TASK as DEGRADATION
 from builders.trivia_qa.task import TASK as TRIVIA_QA
-from builders.trivia_qa.task import TriviaQATask
 from tests.runs_for_tests import hashes, log_lines, trivia_config
 from tests.test_degradation import Memory, config_for
 from tests.tiny_checkpoint import save_tiny_checkpoint
+from tracekit.answering import AnsweringTracer
 from tracekit.errors import CaptureError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
@@ -139,7 +139,7 @@ def test_damaged_runs_that_die_at_every_batch_have_the_same_bytes(
     def run(out: Path) -> Ended:
         return execute(DEGRADATION, config, out, engine=engine)
 
-    with no_room_for(most, degradation.DegradationTask):
+    with no_room_for(most, degradation.DegradationTracer):
         run(tmp_path / "whole")
         assert run_with_kills(run, tmp_path / "killed", when) > 0 or when == "noted"
     whole = parts_of(tmp_path / "whole", "degradation")
@@ -157,7 +157,7 @@ def test_runs_of_answers_that_die_at_every_batch_have_the_same_bytes(checkpoint:
     def run(out: Path) -> Ended:
         return execute(TRIVIA_QA, config, out, engine=engine)
 
-    with no_room_for(3, TriviaQATask):
+    with no_room_for(3, AnsweringTracer):
         run(tmp_path / "whole")
         assert run_with_kills(run, tmp_path / "killed", when) > 0
     assert {*parts_of(tmp_path / "whole", "trivia_qa").values()} == {(2, 2), (3,)}
@@ -176,9 +176,9 @@ def test_a_shard_is_the_same_whatever_its_process_made_before(checkpoint: Path, 
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return own(self, traced, examples, place)
 
-    own = degradation.DegradationTask.trace
+    own = degradation.DegradationTracer.trace
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(degradation.DegradationTask, "trace", tight)
+        patch.setattr(degradation.DegradationTracer, "trace", tight)
         execute(DEGRADATION, config, tmp_path / "tight", engine=engine)
     assert parts_of(tmp_path / "tight", "degradation") == {(first, 0): (2, 2, 1), (second, 0): (5,)}
     layouts = [Layout(tmp_path / name, "degradation") for name in ("whole", "tight")]
@@ -222,7 +222,7 @@ def test_a_wrong_row_is_found_where_rows_are_replayed(checkpoint: Path, tmp_path
         generation={"max_new_tokens": 2},
         output={"samples_per_shard": 8, "batch_size": 2},
     )
-    own, count = TriviaQATask.trace, iter(range(99))
+    own, count = AnsweringTracer.trace, iter(range(99))
 
     def trace(self: Any, traced: Any, examples: Any, place: Any) -> Any:
         samples = own(self, traced, examples, place)
@@ -232,7 +232,7 @@ def test_a_wrong_row_is_found_where_rows_are_replayed(checkpoint: Path, tmp_path
         return samples
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TriviaQATask, "trace", trace)
+        patch.setattr(AnsweringTracer, "trace", trace)
         if wrong == 1:
             manifest = execute(TRIVIA_QA, config, tmp_path / "run").manifest
             assert manifest is not None

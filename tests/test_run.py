@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 import tracekit.run.planner
-from builders.trivia_qa.task import TriviaQATask
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
+from tracekit.answering import AnsweringTracer
 from tracekit.errors import CaptureError, NoSpaceError, PlanMismatchError, ShardLockedError, SourceError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
@@ -28,7 +28,7 @@ class StoppedError(Exception):
 def die_at_batch(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Have the number-th call of `trace` raise."""
     calls = 0
-    original = TriviaQATask.trace
+    original = AnsweringTracer.trace
 
     def trace(self, traced, examples, place):
         nonlocal calls
@@ -37,7 +37,7 @@ def die_at_batch(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise StoppedError
         return original(self, traced, examples, place)
 
-    monkeypatch.setattr(TriviaQATask, "trace", trace)
+    monkeypatch.setattr(AnsweringTracer, "trace", trace)
 
 
 def test_a_run_leaves_a_dataset_that_verifies(finished: Path):
@@ -129,7 +129,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_a_resume_repeats_it(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "run"
-    original = TriviaQATask.trace
+    original = AnsweringTracer.trace
     state = {"tight": True, "calls": 0}
 
     def trace(self, traced, examples, place):
@@ -140,7 +140,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_a_resume_repeats_it(
             raise StoppedError
         return original(self, traced, examples, place)
 
-    monkeypatch.setattr(TriviaQATask, "trace", trace)
+    monkeypatch.setattr(AnsweringTracer, "trace", trace)
     sizes = {"output": {"batch_size": 5}}
     with pytest.raises(StoppedError):
         run_trivia(out, model, **sizes)
@@ -152,14 +152,14 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_a_resume_repeats_it(
 
 
 def test_running_out_of_memory_with_one_example_is_an_error(model: Path, tmp_path: Path, monkeypatch):
-    original = TriviaQATask.trace
+    original = AnsweringTracer.trace
 
     def trace(self, traced, examples, place):
         if place.config:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         return original(self, traced, examples, place)
 
-    monkeypatch.setattr(TriviaQATask, "trace", trace)
+    monkeypatch.setattr(AnsweringTracer, "trace", trace)
     with pytest.raises(RuntimeError, match="out of memory"):
         run_trivia(tmp_path / "run", model)
 
@@ -169,7 +169,7 @@ def test_a_signal_finishes_the_batch_and_the_run_goes_on_later(
     finished: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ):
     out = tmp_path / "run"
-    original = TriviaQATask.trace
+    original = AnsweringTracer.trace
 
     def trace(self, traced, examples, place):
         if place.config and place.shard == 1:
@@ -177,7 +177,7 @@ def test_a_signal_finishes_the_batch_and_the_run_goes_on_later(
         return original(self, traced, examples, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TriviaQATask, "trace", trace)
+        patch.setattr(AnsweringTracer, "trace", trace)
         outcome = run_trivia(out, model)
     assert outcome.interrupted
     assert outcome.manifest is None
@@ -256,13 +256,13 @@ def test_a_dry_run_reckons_the_size_closely(finished: Path, model: Path, tmp_pat
 
 
 def test_a_replay_past_the_tolerance_stops_the_run_and_nothing_is_written(model: Path, tmp_path: Path, monkeypatch):
-    original = TriviaQATask.trace
+    original = AnsweringTracer.trace
 
     def trace(self, traced, examples, place):
         samples = original(self, traced, examples, place)
         return [sample._replace(trace=_altered(sample.trace)) for sample in samples]
 
-    monkeypatch.setattr(TriviaQATask, "trace", trace)
+    monkeypatch.setattr(AnsweringTracer, "trace", trace)
     with pytest.raises(CaptureError, match=r"sample 0000\d\d: hidden_states differs from a lone eager run"):
         run_trivia(tmp_path / "run", model)
     assert list((tmp_path / "run").glob("data/trivia_qa/*.tar")) == []

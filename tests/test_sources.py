@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import builders.kit.files
 from builders.kit.sources import HubSource, Row, read_examples
-from tracekit.config import SourceConfig
+from tracekit.config import FileSource
 from tracekit.errors import SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.task import Examples
@@ -45,12 +45,12 @@ def parse_question(row: Row) -> str:
 
 
 def read(source: str | Path, **settings: Any) -> Examples[str]:
-    config = SourceConfig(source=str(source), **settings)
+    config = FileSource(source=str(source), **settings)
     return read_examples(config, default=DEFAULT, sample=SAMPLE, parse=parse_question)
 
 
 def read_rows(source: str | Path, **settings: Any) -> list[Row]:
-    config = SourceConfig(source=str(source), **settings)
+    config = FileSource(source=str(source), **settings)
     return read_examples(config, default=DEFAULT, sample=SAMPLE, parse=lambda row: row).examples
 
 
@@ -237,7 +237,7 @@ def test_cells_may_be_long(tmp_path: Path, suffix: str) -> None:
     else:
         frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
     columns = {"question": ("question",)}
-    config = SourceConfig(source=str(path))
+    config = FileSource(source=str(path))
     found = read_examples(config, default=DEFAULT, sample=SAMPLE, parse=parse_question, columns=columns)
     assert found.examples == [long, "b"]
 
@@ -261,7 +261,7 @@ def test_a_tsv_file_has_a_header_where_it_names_a_column_that_is_read(tmp_path: 
     path = write(tmp_path, "rows.tsv", 'question\tn\n"a\tb ""c"""\t1\n')
     assert read_rows(path)[0].data == {"1": "question", "2": "n"}
     columns = {"question": ("question",)}
-    config = SourceConfig(source=str(path))
+    config = FileSource(source=str(path))
     found = read_examples(config, default=DEFAULT, sample=SAMPLE, parse=parse_question, columns=columns)
     assert found.examples == ['a\tb "c"']
 
@@ -340,7 +340,7 @@ def test_a_bug_in_parse_is_not_taken_for_a_malformed_row(tmp_path: Path) -> None
     path = write_rows(tmp_path, ".jsonl", ["q"])
     with pytest.raises(KeyError):
         read_examples(
-            SourceConfig(source=str(path), on_bad_row="skip"),
+            FileSource(source=str(path), on_bad_row="skip"),
             default=DEFAULT,
             sample=SAMPLE,
             parse=lambda row: row.data["answer"],
@@ -626,10 +626,10 @@ def test_no_network(tmp_path: Path, source: str) -> None:
     code = f"""
 from pathlib import Path
 from builders.kit.sources import HubSource, read_examples
-from tracekit.config import SourceConfig
+from tracekit.config import FileSource
 from tracekit.errors import SourceError
 try:
-    read_examples(SourceConfig(source={source!r}), default=HubSource("org/name", "one"), sample=Path(), parse=print)
+    read_examples(FileSource(source={source!r}), default=HubSource("org/name", "one"), sample=Path(), parse=print)
 except SourceError as error:
     print(error)
 """
@@ -651,9 +651,9 @@ def test_datasets_is_imported_only_for_the_hub() -> None:
 import sys
 from pathlib import Path
 from builders.kit.sources import HubSource, read_examples
-from tracekit.config import SourceConfig
+from tracekit.config import FileSource
 default = HubSource("org/name", None)
-read_examples(SourceConfig(source="sample"), default=default, sample=Path({str(SAMPLE)!r}), parse=str)
+read_examples(FileSource(source="sample"), default=default, sample=Path({str(SAMPLE)!r}), parse=str)
 assert not {{"datasets", "huggingface_hub"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)

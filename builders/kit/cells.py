@@ -39,7 +39,7 @@ ROLES = {
     "text": "text_column",
     "id": "id_column",
 }
-"""What a column may be to a task, and the setting of `SourceConfig` that names it."""
+"""What a column may be to a task, and the setting of a source that names it."""
 
 _MISSING = (None, "", [], {})
 _MISSING_TEXTS = frozenset(("nan", "NaN", "NaT", "<NA>"))

@@ -4,10 +4,17 @@ from typing import Literal
 
 from tracekit.config import FileSource
 
-__all__ = ["ArticleSource", "ChoiceSource", "PromptSource", "QuestionSource", "TextSource"]
+__all__ = ["ArticleSource", "ChoiceSource", "PromptSource", "QuestionSource", "TableSource", "TextSource"]
 
 
-class QuestionSource(FileSource, frozen=True, kw_only=True):
+class TableSource(FileSource, frozen=True, kw_only=True):
+    """Rows with an id of their own, and how many of them."""
+
+    id_column: str | None = None
+    """Column with the id of the row; by default the names that the task knows."""
+
+
+class QuestionSource(TableSource, frozen=True, kw_only=True):
     """Questions with accepted answers, and how many of them."""
 
     question_column: str | None = None
@@ -16,7 +23,7 @@ class QuestionSource(FileSource, frozen=True, kw_only=True):
     """Column with the accepted answers."""
 
 
-class ChoiceSource(FileSource, frozen=True, kw_only=True):
+class ChoiceSource(TableSource, frozen=True, kw_only=True):
     """Multiple-choice questions, and how many of them."""
 
     question_column: str | None = None
@@ -31,7 +38,7 @@ class ChoiceSource(FileSource, frozen=True, kw_only=True):
     """Number of the first option, where the right option is a number. Default: 0, or as the options are numbered."""
 
 
-class TextSource(FileSource, frozen=True, kw_only=True):
+class TextSource(TableSource, frozen=True, kw_only=True):
     """Texts, and how many of them."""
 
     text_column: str | None = None
@@ -47,7 +54,7 @@ class ArticleSource(FileSource, frozen=True, kw_only=True):
     """Column with the text of the article; by default the names that the task knows."""
 
 
-class PromptSource(FileSource, frozen=True, kw_only=True):
+class PromptSource(TableSource, frozen=True, kw_only=True):
     """Prompts, and how many of them."""
 
     text_column: str | None = None

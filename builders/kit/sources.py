@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from builders.kit.cells import ROLES, Columns, Row
 from builders.kit.files import SUFFIXES, BadRow, Table, open_file
 from tracekit.config import FileSource
-from tracekit.errors import ConfigError, SourceError
+from tracekit.errors import SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.task import Examples
 
@@ -76,7 +76,6 @@ def read_examples(
         columns: The columns that `parse` reads, by role: which of `--question-column` and the like have a meaning.
 
     Raises:
-        ConfigError: a column is named for a role that the task does not have.
         SourceError: the source is missing, cannot be reached or read, is empty or has no row left after `offset`; a row
             is malformed and `on_bad_row` is `error`; or every row was skipped.
     """
@@ -113,29 +112,15 @@ def read_examples(
 
 
 def _named(config: FileSource, columns: Columns) -> Columns:
-    """The columns that the configuration names, by role.
-
-    Raises:
-        ConfigError: the task has no such role.
-    """
+    """The columns that the configuration names, by role."""
     named: dict[str, Sequence[str]] = {}
     for role, setting in ROLES.items():
         given = getattr(config, setting, None)
         if not given:
             continue
-        if (
-            role == "answer"
-            and role not in columns
-            and "label" in columns
-            and not getattr(config, "label_column", None)
-        ):
+        if role == "answer" and role not in columns and not getattr(config, "label_column", None):
             role = "label"
-        if role not in columns:
-            flags = " ".join(_flag(setting) for known, setting in ROLES.items() if known in columns) or "none"
-            raise ConfigError(
-                f"columns {given!r} - at `$.source.{setting}`; this task does not read such a column; the "
-                f"flags of columns that it takes: {flags}"
-            )
+        assert role in columns, f"the task has a setting {setting!r} and reads no such column"
         named[role] = (given,) if isinstance(given, str) else given
     return named
 

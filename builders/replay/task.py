@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
+from builders.kit.columns import TableSource
 from builders.kit.sources import HubSource, read_examples
 from builders.replay.answers import NAMES, AnswerExample, parse_row
 from builders.replay.record import ReplayRecord
-from tracekit.config import FileSource, PromptedConfig
+from tracekit.config import PromptedConfig
 from tracekit.errors import ConfigError
 from tracekit.records import answered
 from tracekit.task import Examples, Task, Tracer
@@ -28,7 +29,7 @@ _SAMPLE = Path(__file__).with_name("sample.jsonl")
 class ReplayConfig(PromptedConfig, frozen=True, kw_only=True):
     """Prompts and answers from elsewhere, traced."""
 
-    source: FileSource = FileSource(split="train")
+    source: TableSource = TableSource(split="train")
     """Which answers: --source FILE, or `sample`."""
 
 

@@ -38,7 +38,7 @@ from tracekit.format.layout import records_tar_path, shard_name
 from tracekit.format.manifest import Manifest, ShardInfo
 from tracekit.records import RecordSchema
 from tracekit.sizes import filesize
-from tracekit.task import about_of, find_task
+from tracekit.task import about_of, find_task, known_tasks
 
 __all__ = [
     "MADE_KEYS",
@@ -181,7 +181,7 @@ def settings_of(card_text: str, manifests: Sequence[Manifest] = ()) -> CardSetti
     for key in _MADE_LISTS if made else ("tags",):
         entries, ours = head.get(key) or [], made.get(key, [])
         entries = [entries] if isinstance(entries, str) else entries
-        known = (*_TAGS, _HIDDEN_STATES, *ours) if key == "tags" else ours
+        known = (*_TAGS, _HIDDEN_STATES, *(ours if made else known_tasks())) if key == "tags" else ours
         is_list = isinstance(entries, list)
         added[key] = [one for one in entries if one not in known] if is_list else entries  # what is none is refused
         removed[key] = [one for one in ours if one not in entries]

@@ -17,7 +17,7 @@ import msgspec
 
 from tracekit.errors import UNREADABLE, DatasetError
 from tracekit.format.layout import Layout, cut_torn_line, files_inside, inside, read_whole, write_atomic
-from tracekit.format.manifest import read_struct, to_bytes
+from tracekit.format.manifest import check_known, read_struct, to_bytes
 
 __all__ = [
     "Label",
@@ -122,11 +122,11 @@ def summary_path(layout: Layout, name: str) -> Path:
     return inside(layout.root, f"labels/{layout.config}/{name}.json")
 
 
-def read_labels(path: Path) -> list[Label]:
+def read_labels(path: Path, *, to_continue: bool = False) -> list[Label]:
     """Labels of a set in the order of the file; of a key that stands twice, the last one.
 
     Raises:
-        DatasetError: the file cannot be read, or a whole line is no label.
+        DatasetError: the file cannot be read, a whole line is no label, or with `to_continue` a later version wrote it.
     """
     decoder = msgspec.json.Decoder(Label)
     found: dict[str, Label] = {}
@@ -139,6 +139,8 @@ def read_labels(path: Path) -> list[Label]:
                 f"{path} line {number} is no label: {error}. Delete the file and judge again; what a model said before "
                 "is in its cache"
             ) from error
+        if to_continue:
+            check_known(line, label, where=f"{path} line {number}")
         found[label.key] = label
     return list(found.values())
 

@@ -44,6 +44,7 @@ __all__ = [
     "SplitInfo",
     "TensorSummary",
     "Verification",
+    "check_known",
     "index_entry",
     "newest_schema",
     "read_growth",
@@ -54,6 +55,7 @@ __all__ = [
     "shard_info",
     "shard_names",
     "shard_number",
+    "sidecar_checksum",
     "to_bytes",
 ]
 
@@ -288,8 +290,13 @@ class Sidecar(_Stored, frozen=True, kw_only=True):
 
     def with_checksum(self) -> Self:
         """The same, its checksum that of what it says now."""
-        blank = msgspec.structs.replace(self, checksum=None)
-        return msgspec.structs.replace(self, checksum=zlib.crc32(to_bytes(blank, compact=True)))
+        return msgspec.structs.replace(self, checksum=sidecar_checksum(to_bytes(self, compact=True)))
+
+
+def sidecar_checksum(data: bytes) -> int:
+    """What the checksum of a sidecar of these bytes has to be, fields of later versions included."""
+    fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    return zlib.crc32(msgspec.json.encode(fields | {"checksum": msgspec.Raw(b"null")}))
 
 
 class ShardInfo(_Stored, frozen=True, kw_only=True):
@@ -503,21 +510,31 @@ def read_struct(path: Path, struct: type[StoredT], *, to_continue: bool = False)
         with suppress(*UNREADABLE):  # another major version has other fields
             check_schema(msgspec.json.decode(data, type=_Versioned).schema_version, where=path)
         raise DatasetError(f"{path} is not a tracekit {struct.__name__.lower()}: {error}") from error
-    if to_continue and (unknown := _unknown(msgspec.json.decode(data), msgspec.to_builtins(found), "$")):
+    if to_continue:
+        check_known(data, found, where=path)
+    return found
+
+
+def check_known(data: bytes, found: msgspec.Struct, *, where: object) -> None:
+    """Refuse to continue what a later version began; `found` is what was decoded of `data`.
+
+    Raises:
+        DatasetError: a field is stored that is not known here.
+    """
+    if unknown := _unknown(msgspec.json.decode(data), found, "$"):
         raise DatasetError(
-            f"{path}: a later tracekit wrote the field `{unknown}`, which this one does not know; the dataset "
+            f"{where}: a later tracekit wrote the field `{unknown}`, which this one does not know; the dataset "
             "can be read, verified and published. To continue it: pip install -U tracekit-llm"
         )
-    return found
 
 
 def _unknown(stored: Any, known: Any, path: str) -> str | None:
     """The path of the first field that is stored and not known."""
-    if isinstance(stored, dict) and isinstance(known, dict):
+    if isinstance(stored, dict) and isinstance(known, msgspec.Struct):
         for name, value in stored.items():
-            if name not in known:
+            if name not in known.__struct_fields__:
                 return f"{path}.{name}"
-            if (found := _unknown(value, known[name], f"{path}.{name}")) is not None:
+            if (found := _unknown(value, getattr(known, name), f"{path}.{name}")) is not None:
                 return found
     if isinstance(stored, list) and isinstance(known, list):
         pairs = enumerate(zip(stored, known, strict=True))
@@ -541,7 +558,7 @@ def read_plan(layout: Layout, *, to_continue: bool = False) -> Plan:
     """The plan of a configuration.
 
     Raises:
-        DatasetError: it is missing, is no plan, or is one of another configuration; as `read_struct`.
+        DatasetError: it is missing, is no plan, or is one of another configuration or major version; as `read_struct`.
     """
     return _of(layout, layout.plan, read_struct(layout.plan, Plan, to_continue=to_continue))
 
@@ -550,15 +567,16 @@ def read_manifest(layout: Layout) -> Manifest:
     """The manifest of a configuration.
 
     Raises:
-        DatasetError: it is missing, is no manifest, or is one of another configuration.
+        DatasetError: it is missing, is no manifest, or is one of another configuration or major version.
     """
     return _of(layout, layout.manifest, read_struct(layout.manifest, Manifest))
 
 
 def _of(layout: Layout, path: Path, stored: NamedT) -> NamedT:
-    """A plan or manifest whose name is that of its file: paths are made of it."""
+    """A plan or manifest that this version reads, and whose name is that of its file: paths are made of it."""
     if stored.config != layout.config:
         raise DatasetError(f"{path} is of the configuration {stored.config!r}, expected {layout.config!r}")
+    check_schema(stored.schema_version, where=path)
     return stored
 
 

@@ -42,6 +42,7 @@ from tracekit.format.manifest import (
     SampleIndex,
     Sidecar,
     Verification,
+    check_known,
     read_struct,
     shard_number,
     to_bytes,
@@ -87,7 +88,7 @@ class RawSample(NamedTuple):
     payload: Member
 
 
-class JournalLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class JournalLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of a journal."""
 
     batch: Annotated[int, msgspec.Meta(ge=0)]
@@ -117,7 +118,7 @@ class ShardWriter:
 
     Raises:
         ShardLockedError: another process is writing this shard.
-        DatasetError: a file that no tracekit run left is in the way.
+        DatasetError: a file that no tracekit run left is in the way, or a later version began the shard.
         NoSpaceError: the disk is full; everything noted in the journal stays.
     """
 
@@ -322,7 +323,12 @@ class ShardWriter:
         self.losses = added_up([*self.losses, *line.losses])
 
     def _resume(self) -> None:
-        """Read the journal, cut the tar back to the last whole batch, and rebuild what is known of it."""
+        """Read the journal, cut the tar back to the last whole batch, and rebuild what is known of it.
+
+        Raises:
+            DatasetError: a later version wrote the journal; nothing is changed.
+            CorruptShardError: the journal contradicts itself or the tar.
+        """
         end = 0
         known = 0
         for line in self._journal_path.read_bytes().splitlines(keepends=True):
@@ -332,6 +338,7 @@ class ShardWriter:
                 entry = None
             if entry is None:  # torn by a crash or a full disk: what follows is not to be trusted
                 break
+            check_known(line, entry, where=self._journal_path)
             known += len(line)
             if entry.end is not None:
                 if entry.batch != self.num_batches or entry.end < end:

@@ -22,14 +22,15 @@ from tracekit.records import RecordSchema
 __all__ = ["SplitTables", "sidecar_problems"]
 
 
-def sidecar_problems(where: str, stored: Sidecar, made: Sidecar, *, has_checksums: bool) -> list[str]:
-    """Where a sidecar is not the one that was made again from its shard, or was changed since it was written."""
+def sidecar_problems(where: str, stored: Sidecar, made: Sidecar, *, checksum: int | None) -> list[str]:
+    """Where a sidecar is not the one that was made again from its shard, or was changed since it was written.
+    `checksum` is that of its bytes; None before schema 2.0."""
     problems = [
         f"{where}: {field} is {getattr(stored, field)!r}, its shard says {getattr(made, field)!r}"
         for field in ("name", "number", "num_bytes", "sha256")
         if getattr(stored, field) != getattr(made, field)
     ]
-    if has_checksums and stored.checksum != stored.with_checksum().checksum:
+    if stored.checksum != checksum:
         problems.append(f"{where}: its bytes are not those of its checksum; they were altered")
     if not len(stored.samples) == len(stored.records) == len(made.samples):
         counts = f"{len(stored.samples)} samples and {len(stored.records)} records"

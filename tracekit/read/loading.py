@@ -421,7 +421,8 @@ def _unpacked(spec: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -
     if spec["layout"] in ("scaled", "sparse"):
         own = msgspec.convert(spec, TensorSpec)
         counts = specs.get(f"{own.name}.counts")
-        return msgspec.to_builtins(plain_spec(own, None if counts is None else msgspec.convert(counts, TensorSpec)))
+        plain = plain_spec(own, None if counts is None else msgspec.convert(counts, TensorSpec))
+        return {**spec, **msgspec.to_builtins(plain)}
     if spec["layout"] != "causal":
         return dict(spec)
     num_rows = sum(stop - start for start, stop in spec["positions"])

@@ -48,6 +48,7 @@ from tracekit.format.manifest import (
     shard_info,
     shard_names,
     shard_number,
+    sidecar_checksum,
 )
 from tracekit.format.shards import RawSample, index_of, iter_samples, read_sample, sha256_file
 from tracekit.read.comparing import SplitTables, sidecar_problems
@@ -220,8 +221,10 @@ class _Config:
             return tables.shard(None) if tables is not None else []
         problems: list[str] = []
         if (sidecar := self._sidecar(shard.name)) is not None:
-            where = self._layout.sidecar(shard.name).relative_to(self._layout.root).as_posix()
-            problems += sidecar_problems(where, sidecar, made, has_checksums=self._has_checksums)
+            path = self._layout.sidecar(shard.name)
+            checksum = sidecar_checksum(read_whole(path)) if self._has_checksums else None
+            where = path.relative_to(self._layout.root).as_posix()
+            problems += sidecar_problems(where, sidecar, made, checksum=checksum)
         for name, value in msgspec.structs.asdict(shard_info(made, self._plan.source.split)).items():
             if tables is not None and getattr(shard, name) != value:
                 said = f"{name} of shard {shard.name} is {getattr(shard, name)!r}"

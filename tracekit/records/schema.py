@@ -8,13 +8,12 @@ names, and it has an end: no type holds itself.
 """
 
 import ast
-import copy
 import inspect
 import keyword
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 import msgspec
@@ -36,6 +35,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _TAG = "task"
 _MAX_NODES = 5000
 """Types in a schema, each counted where it is used; the largest of tracekit's own have 100."""
+_MAX_DEPTH = 40
+"""Types inside one another, references and nulls counted; those of tracekit's own have 7."""
 _DOCS = "FIELD_DOCS"
 
 
@@ -214,7 +215,7 @@ class _Reader:
         if _TAG not in names or node.fields[names.index(_TAG)].default is None:
             raise self._error("$", "no task is named: it has to begin with `task`, an enum of one name")
         missing = [name for name in Record.__struct_fields__ if name not in names]
-        if missing and self._is_required(missing):
+        if self._is_required(missing):
             raise self._error("$", f"no field {missing[0]!r}, which every record has")
         if shadowed := [one for one in names if hasattr(Record, one) and one not in Record.__struct_fields__]:
             raise self._error("$", f"no field may be named {shadowed[0]!r}")
@@ -228,6 +229,8 @@ class _Reader:
         self._num_nodes += 1
         if self._num_nodes > _MAX_NODES:
             raise self._error(path, f"more than {_MAX_NODES} types")
+        if len(inside) > _MAX_DEPTH:
+            raise self._error(path, f"more than {_MAX_DEPTH} types inside one another")
         if not isinstance(schema, dict):
             raise self._error(path, f"{schema!r} is no type")
         if unknown := sorted(schema.keys() - _KEYWORDS):
@@ -242,7 +245,7 @@ class _Reader:
         if isinstance(kind, str) and kind in _SCALARS:
             return Node(kind)
         if kind == "array" and "items" in schema:
-            return Node("array", items=self._node(schema["items"], f"{path}[]", inside))
+            return Node("array", items=self._node(schema["items"], f"{path}[]", (*inside, "")))
         if kind == "object" and isinstance(schema.get("properties"), dict):
             return self._object(schema, path, inside)
         raise self._error(path, f"type {kind!r} with {', '.join(sorted(schema))}, which no table holds")
@@ -251,7 +254,7 @@ class _Reader:
         others = [one for one in kinds if one != {"type": "null"}] if isinstance(kinds, list) else []
         if len(others) != 1 or len(kinds) != 2:
             raise self._error(path, "a choice of types; one type, or one and null, is what a table holds")
-        return self._node(others[0], path, inside)._replace(is_nullable=True)
+        return self._node(others[0], path, (*inside, ""))._replace(is_nullable=True)
 
     def _reference(self, reference: Any, path: str, inside: tuple[str, ...]) -> Node:
         prefix, _, name = str(reference).rpartition("/")
@@ -275,10 +278,12 @@ class _Reader:
         fields: list[Field] = []
         for name, one in schema["properties"].items():
             self._check_name(name, path)
-            node = self._node(one, f"{path}.{name}", inside)
-            doc, default = one.get("description", ""), copy.deepcopy(one.get("default"))
+            node = self._node(one, f"{path}.{name}", (*inside, ""))
+            doc, default = one.get("description", ""), one.get("default")
             if name == _TAG and path == "$":
                 default = one["enum"][0] if "enum" in one and len(one["enum"]) == 1 else None
+            elif "default" in one:
+                self._check_default(default, node, f"{path}.{name}")
             fields.append(Field(name, node, doc if isinstance(doc, str) else "", name in required, default))
         return Node("object", name=title, fields=tuple(fields))
 
@@ -286,25 +291,27 @@ class _Reader:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
             raise self._error(path, f"{name!r} is no name that a field may have")
 
+    def _check_default(self, default: Any, node: Node, path: str) -> None:
+        try:
+            msgspec.convert(default, _annotation(node, is_strict=False))
+        except msgspec.ValidationError as error:
+            raise self._error(path, f"its default {default!r} is none of its values: {error}") from error
+
     def _error(self, path: str, what: str) -> DatasetError:
-        return DatasetError(f"{self._where}: {what} - at `{path}`")
+        return DatasetError(f"{self._where}: {what[:200]} - at `{path[:200]}`")
 
 
 def _defined(fields: Sequence[Field], *, is_strict: bool) -> list[tuple[str, Any, Any]]:
     """Fields as `msgspec.defstruct` takes them."""
     found: list[tuple[str, Any, Any]] = []
     for field in fields:
-        given = msgspec.NODEFAULT if field.is_required else copy.deepcopy(field.default)
-        is_plain = given is msgspec.NODEFAULT or not isinstance(given, list | dict)
-        default = msgspec.field(default=given) if is_plain else msgspec.field(default_factory=_copies(given))
-        annotation = _annotation(field.node, is_strict=is_strict)
-        is_unset = not field.is_required and field.default is None and not field.node.is_nullable
-        found.append((field.name, annotation | None if is_unset else annotation, default))
+        annotation, default = _annotation(field.node, is_strict=is_strict), msgspec.field()
+        if not (field.is_required or is_strict):
+            is_unset = field.default is None and not field.node.is_nullable
+            annotation = annotation | None if is_unset else annotation
+            default = msgspec.field(default_factory=partial(msgspec.convert, field.default, annotation))
+        found.append((field.name, annotation, default))
     return found
-
-
-def _copies(value: Any) -> Any:
-    return lambda: copy.deepcopy(value)
 
 
 def _annotation(node: Node, *, is_strict: bool) -> Any:

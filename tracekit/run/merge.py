@@ -30,6 +30,7 @@ from tracekit.records import (
     About,
     Record,
     RecordSchema,
+    ResponseRecord,
     decode_record,
     encode_record,
     schema_differences,
@@ -233,7 +234,7 @@ def _copy(source: Layout, name: str, target: Layout, shard: ShardTask, task: Tas
     """Copy one shard, its records renumbered, or what is missing of it."""
     if target.shard(shard.name).exists() and target.sidecar(shard.name).exists():
         return
-    sidecar = read_struct(source.sidecar(name), Sidecar)
+    sidecar = read_struct(source.sidecar(name), Sidecar, to_continue=True)
     if not source.shard(name).exists():
         raise DatasetError(
             f"{source.shard(name)} is not here; merging needs the shards. Fetch a published dataset first "
@@ -263,6 +264,8 @@ def _renumbered(
 ) -> tuple[str, bytes, Payload]:
     record: Record = decode_record(bytes(raw), task.record, where=index.key)
     record = msgspec.structs.replace(record, schema_version=SCHEMA_VERSION)
+    if isinstance(record, ResponseRecord) and not record.generated_text.startswith(record.prompt):  # of schema 1.x
+        record = msgspec.structs.replace(record, generated_text=record.prompt + record.generated_text)
     if task.outcome.shard is not None:
         record = msgspec.structs.replace(record, **{task.outcome.shard: shard})
     file.seek(index.tensors_offset)

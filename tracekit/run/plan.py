@@ -190,6 +190,8 @@ def mismatch(folder: Path, plan: Plan, found: dict[str, tuple[Any, Any]]) -> Pla
     to_do = "Run the original command to go on with it"
     if "code" in found:
         to_do = "The file of the task was changed since. Run it as it was, or pass --force-run"
+    if any(name.startswith("record.") for name in found):
+        to_do = "The task's record was changed since. Install the version of the task that began it"
     if "schema_version" in found:
         to_do = "It can be read, verified and published; to add to it, use the tracekit that began it"
     return PlanMismatchError(
