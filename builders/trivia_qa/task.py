@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["TASK", "TriviaExample", "TriviaQAConfig", "parse_row"]
 
 SOURCE = HubSource("mandarjoshi/trivia_qa", "rc.nocontext")
-SAMPLE = Path(__file__).with_name("sample.jsonl")
+SAMPLE = Path(__file__).with_name("trivia_qa.jsonl")
 COLUMNS: Columns = {
     "question": ("question", "context"),
     "answer": ("answer", "answers", "aliases"),
