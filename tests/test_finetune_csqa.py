@@ -16,12 +16,13 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer, BertConfig, 
 from transformers.trainer import Trainer
 
 import builders.finetune_csqa.training as training
-from builders.finetune_csqa.command import finetune, main
+from builders.finetune_csqa.command import finetune
 from builders.finetune_csqa.config import FinetuneConfig
 from builders.kit.columns import ChoiceSource
 from builders.kit.csqa_questions import SAMPLE, SOURCE, encode_choices, parse_row
 from builders.kit.sources import read_examples
 from tests.tiny_checkpoint import save_tiny_checkpoint
+from tracekit.cli import run_main
 from tracekit.errors import ConfigError, DatasetError, ModelError, PlanMismatchError, SourceError
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +95,11 @@ def quick(toy: dict[str, str], out: Path, /, **changes: Any) -> FinetuneConfig:
     """A training of a few steps."""
     settings: dict[str, Any] = {"max_seq_len": NUM_POSITIONS, "batch_size": 8, "lr": 1e-3, "epochs": 3, "limit": 40}
     return FinetuneConfig(**toy | settings | {"out": str(out)} | changes)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; its exit code."""
+    return run_main("builders.finetune_csqa", "builders.finetune_csqa.command", FinetuneConfig, arguments)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
