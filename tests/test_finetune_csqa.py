@@ -31,6 +31,11 @@ THINGS = ["grass", "snow", "coal", "sky", "sun", "blood"]
 NUM_POSITIONS = 24
 
 
+def main(arguments: list[str]) -> int:
+    """What the command line does."""
+    return run_main("builders.finetune_csqa", "builders.finetune_csqa.command", FinetuneConfig, arguments)
+
+
 def save_encoder(folder: Path) -> Path:
     """A tiny random BERT without a head and a tokenizer of words."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "please", "choose", "the", "word", "?", *COLOURS, *THINGS]

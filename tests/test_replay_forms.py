@@ -220,8 +220,9 @@ def test_where_a_prompt_is_no_turn_the_tokenizer_ends_the_text(made: Made):
 
 @pytest.mark.parametrize("end", ["</s>", "<|im_end|>"])
 def test_an_end_that_the_text_has_is_not_doubled(end: str, made: Made):
-    row = {"messages": USER, "answer": "Paris" + end, "finish_reason": "stop"}
-    assert answer_ids(made, row) == made.ids("Paris" + end)
+    for after in ("", "\n"):  # as a template writes it
+        row = {"messages": USER, "answer": "Paris" + end + after, "finish_reason": "stop"}
+        assert answer_ids(made, row) == made.ids("Paris" + end)
 
 
 def test_of_several_stop_strings_nobody_says_whether_one_ended_it(made: Made):
@@ -230,6 +231,41 @@ def test_of_several_stop_strings_nobody_says_whether_one_ended_it(made: Made):
     assert answer_ids(made, {"request": body, "response": {"choices": choices}}) == made.ids("Paris")
     told = [choices[0] | {"stop_reason": None}]
     assert answer_ids(made, {"request": body, "response": {"choices": told}}) == [*made.ids("Paris"), made.end]
+
+
+@pytest.mark.parametrize("name", ["stop", "stop_sequences", "stop_strings"])
+@pytest.mark.parametrize("place", ["", "sampling_params", "parameters", "options", "extra_body"])
+@pytest.mark.parametrize("form", ["row", "log"])
+def test_stop_strings_are_seen_wherever_a_request_keeps_them(form: str, place: str, name: str, made: Made):
+    asked = {name: ["\n"]} if not place else {place: {name: ["\n"]}}
+    choice = {"message": {"content": "Paris"}, "finish_reason": "stop"}
+    body = {"messages": USER} | asked
+    row = body | {"choices": [choice]} if form == "row" else {"request": body, "response": {"choices": [choice]}}
+    assert answer_ids(made, row) == made.ids("Paris")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "has_ended"),
+    [
+        ({"done_reason": "stop"}, "stop", True),
+        ({"done_reason": "length"}, "length", False),
+        ({"stop_reason": "end_turn", "stop_sequence": None}, "stop", True),
+        ({"stop_reason": "max_tokens"}, "length", False),
+        ({"stop_reason": "length"}, "length", False),
+        ({"stop_reason": "stop_sequence", "stop_sequence": "is"}, "stop", False),
+        ({"finish_reason": "stop", "stop_reason": "stop_sequence"}, "stop", False),
+        ({"finish_reason": "length", "stop_reason": "max_tokens"}, "length", False),
+        ({"finish_reason": "eos_token"}, "stop", True),
+        ({"finish_reason": "MAX_TOKENS"}, "length", False),
+        ({"finish_reason": "MAX_OUTPUT_TOKENS"}, "length", False),
+    ],
+    ids=str,
+)
+def test_other_servers_words_for_an_end_are_read(said: dict[str, Any], reason: str, has_ended: bool, made: Made):
+    row = {"messages": USER, "answer": "The length"} | said
+    assert parse_row(Row(0, "here", row)).finish_reason == reason
+    assert answer_ids(made, row) == made.ids("The length") + [made.end] * has_ended
+    assert parse_row(Row(0, "here", row)).stop == said.get("stop_sequence")
 
 
 @pytest.mark.parametrize("stop", [None, "\n\n"])
@@ -289,6 +325,28 @@ def test_reasoning_is_put_back_between_the_markers(template: str, generated: str
     assert answer_ids(made, row, template) == [*made.ids(generated), made.end]
 
 
+@pytest.mark.parametrize("name", ["reasoning", "thinking", "reasoning_details", "thinking_blocks", "thoughts"])
+@pytest.mark.parametrize("place", ["message", "choice", "row"])
+def test_reasoning_in_another_form_is_refused_by_name(place: str, name: str, made: Made):
+    thought = {name: [{"type": "text", "text": "In France."}]}
+    row = {
+        "message": {"messages": USER, "choices": [{"message": {"content": "Paris"} | thought}]},
+        "choice": {"messages": USER, "choices": [{"message": {"content": "Paris"}} | thought]},
+        "row": {"messages": USER, "answer": "Paris"} | thought,
+    }[place]
+    with pytest.raises(SourceError, match=f"{name}|no message with a text"):
+        answer_ids(made, row)
+    if place == "message" and name == "reasoning_details":
+        row["choices"][0]["message"]["reasoning"] = "In France."  # OpenRouter gives both
+        assert answer_ids(made, row) == made.ids("<think>\nIn France.\n</think>\n\nParis")
+
+
+def test_reasoning_that_stands_in_the_answer_too_is_refused(made: Made):
+    row = {"messages": USER, "answer": "<think>\nHm.\n</think>\n\nParis", "reasoning": "Hm."}
+    with pytest.raises(SourceError, match="leave one of the two out"):
+        answer_ids(made, row)
+
+
 def test_a_text_as_the_model_wrote_it_gets_nothing_in_front(made: Made):
     raw = "<|channel|>analysis<|message|>Hm.<|im_end|><|im_start|>assistant\n<|channel|>final<|message|>Paris"
     assert answer_ids(made, {"messages": USER, "answer": raw}, CHANNEL) == made.ids(raw)
@@ -314,8 +372,10 @@ def test_what_the_request_puts_beside_its_messages_is_not_left_out(name: str, ma
     assert answer_ids(made, {"request": body | {name: None}, "response": reply}) == made.ids("Paris")
 
 
-def test_template_kwargs_of_the_request_have_to_be_those_of_the_run(made: Made):
-    body = {"messages": USER, "chat_template_kwargs": {"enable_thinking": False}}
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_template_kwargs_of_the_request_have_to_be_those_of_the_run(is_nested: bool, made: Made):
+    given = {"chat_template_kwargs": {"enable_thinking": False}}
+    body = {"messages": USER} | ({"extra_body": given} if is_nested else given)
     row = {"request": body, "response": {"choices": [{"message": {"content": "Paris"}}]}}
     with pytest.raises(SourceError, match=r"pass --template-kwargs enable_thinking=false"):
         opened(made, row)

@@ -20,7 +20,7 @@ from builders.kit.sources import HubSource, Row, read_examples
 from builders.trivia_qa.record import TriviaQARecord
 from tracekit.config import AnswersConfig, ShotsConfig
 from tracekit.errors import SourceError
-from tracekit.records import Mean, Number, accuracy, answered
+from tracekit.records import Mean, Number, answered
 from tracekit.task import Example, Examples, Task
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ TASK = Task(
         shard="shard",
         numbers=[*answered().numbers, Number(name="f1", field="f1")],
         means=[
-            *answered().means,
-            accuracy("is_correct"),
+            *answered(correct="is_correct").means,
             Mean(name="exact_match", field="exact_match", definition="Share of answers that equal an accepted one."),
             Mean(name="f1", field="f1", definition="Best token F1 over the accepted answers, 0 to 1."),
         ],
