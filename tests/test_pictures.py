@@ -138,14 +138,14 @@ def test_a_replay_needs_the_picture_and_knows_another_one(
     folder: Path, checkpoint: Path, picture: Path, tmp_path: Path
 ):
     layout = Layout(folder, "degradation")
-    done = replay_stored(layout, 3, model=str(checkpoint), adapter=None, device="cpu", image=str(picture))
+    done = replay_stored(layout, 3, model=str(checkpoint), adapter=None, device="cpu", files={"--image": str(picture)})
     assert done.num_replayed == 3
     with pytest.raises(ModelError, match=r"made with the picture house\.png@sha256:.*is not given; .*--image PATH"):
         replay_stored(layout, 1, model=str(checkpoint), adapter=None, device="cpu")
     other = tmp_path / "other.png"
     other.write_bytes(picture.read_bytes() + b" ")
     with pytest.raises(ModelError, match="is another one"):
-        replay_stored(layout, 1, model=str(checkpoint), adapter=None, device="cpu", image=str(other))
+        replay_stored(layout, 1, model=str(checkpoint), adapter=None, device="cpu", files={"--image": str(other)})
 
 
 def test_the_same_answers_come_of_any_batch(
@@ -187,7 +187,7 @@ def test_a_template_with_a_clock_sees_the_date_of_the_run(checkpoint: Path, tmp_
 def test_the_limit_rises_with_a_picture(picture: Path):
     config = get_config("cookie_theft_it")
     assert config.sequence_limit == 512
-    assert msgspec.structs.replace(config, image=str(picture)).sequence_limit == 1024
+    assert msgspec.structs.replace(config, files={"--image": str(picture)}).sequence_limit == 1024
     assert msgspec.structs.replace(config, image=str(picture), max_seq_len=700).sequence_limit == 700
     assert config.source.source == "picture"
 
