@@ -102,11 +102,6 @@ def quick(toy: dict[str, str], out: Path, /, **changes: Any) -> FinetuneConfig:
     return FinetuneConfig(**toy | settings | {"out": str(out)} | changes)
 
 
-def main(arguments: list[str]) -> int:
-    """The command; its exit code."""
-    return run_main("builders.finetune_csqa", "builders.finetune_csqa.command", FinetuneConfig, arguments)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """What a finished training leaves, its checkpoints apart."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
