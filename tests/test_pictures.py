@@ -187,7 +187,7 @@ def test_a_template_with_a_clock_sees_the_date_of_the_run(checkpoint: Path, tmp_
 def test_the_limit_rises_with_a_picture(picture: Path):
     config = get_config("cookie_theft_it")
     assert config.sequence_limit == 512
-    assert msgspec.structs.replace(config, files={"--image": str(picture)}).sequence_limit == 1024
+    assert msgspec.structs.replace(config, image=str(picture)).sequence_limit == 1024
     assert msgspec.structs.replace(config, image=str(picture), max_seq_len=700).sequence_limit == 700
     assert config.source.source == "picture"
 
