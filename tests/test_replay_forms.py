@@ -700,8 +700,8 @@ TURNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", TURNS)
 def test_a_turn_is_read_as_other_tools_write_it(form: str, made: Made):
     task = opened(made, TURNS[form])
-    assert task._prompts[0].token_ids == made.ids(PROMPT)
-    assert task._answers[0].token_ids == made.ids(ANSWER) + [made.end] * (form == "inspect")
+    assert task.prompts[0].token_ids == made.ids(PROMPT)
+    assert task.answers[0].token_ids == made.ids(ANSWER) + [made.end] * (form == "inspect")
 
 
 def test_what_a_model_wrote_in_a_table_of_texts_stays_a_text(made: Made):

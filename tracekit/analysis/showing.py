@@ -43,7 +43,7 @@ def metric_lines(manifest: Manifest) -> list[str]:
         rule = manifest.run.get(outcome.rule or "") if metric.name in of_correct else None
         note = f"  (by {rule})" if rule else ""
         if metric.warn_above is not None and metric.value > metric.warn_above:
-            note = f"  ({metric.warning})"
+            note = f"  ({metric.value:.0%} {metric.warning})"
         lines.append(f"{metric.name:18s} {metric.value:.4g}{note}")
     return lines + [f"{loss.name:18s} stored as {loss.form}: {loss.in_words()}" for loss in manifest.losses]
 
