@@ -257,7 +257,7 @@ def test_stats_of_a_damaged_model_are_by_level(damaged: str, tmp_path: Path, cap
 
 def test_pictures_of_what_was_not_damaged_are_refused(a: str, damaged: str, capsys: pytest.CaptureFixture[str]):
     assert main(["show", a, "--stats", "--plots", "x"]) == 1
-    assert "nothing was damaged here" in capsys.readouterr().err
+    assert "error: --plots draws what the task of a dataset has to draw" in capsys.readouterr().err
     assert main(["show", damaged, "--plots", "x"]) == 1
     assert "--plots goes with --stats" in capsys.readouterr().err
 
