@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
-from tests.tasks_for_tests import RECORD_TYPES
+from builders.finetune_csqa.config import FinetuneConfig
+from tests.tasks_for_tests import RECORD_TYPES, TASKS
+from tracekit.commands import Command
 from tracekit.sites import SITES
 
 pytestmark = pytest.mark.timeout(900)  # whole runs of a real model, on whatever machine
@@ -18,7 +21,24 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BUILDERS = (ROOT / "builders/README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-BUILDERS_BLOCKS = re.findall(r"```python\n(.*?)```", BUILDERS, re.DOTALL)
+FOREIGN = {"--cpu", "--gpus-per-task", "--no-deps", "--nproc_per_node", "--num_processes"}
+"""Flags of other programs."""
+
+
+def builders_block(word: str) -> str:
+    """The code of builders/README.md that has a word."""
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", BUILDERS, re.DOTALL) if word in code]
+    return code
+
+
+def flags(kind: Any) -> set[str]:
+    """Every flag of a Struct, however deep."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return {flag for one in kind.types for flag in flags(one)}
+    if not isinstance(kind, msgspec.inspect.StructType):
+        return set()
+    own = {f"--{field.name.replace('_', '-')}" for field in kind.fields}
+    return own | {flag for field in kind.fields for flag in flags(field.type)}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +50,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (command,) = re.findall(r"python (-m builders\.trivia_qa --model demo .*?traces/probe)", TEXT, re.DOTALL)
     arguments = command.replace("\\\n", " ").split()
     demo = ["--limit", "4", "--tokens", "all", "--sites", "hidden", "attn", "--out", "traces/demo"]
-    for extra in (["--limit", "40"], demo):
+    for extra in (["--limit", "20"], demo):
         shorter = [*arguments, *extra, "--max-new-tokens", "12"]
         done = subprocess.run([sys.executable, *shorter], capture_output=True, text=True, cwd=folder)
         assert done.returncode == 0, done.stderr
@@ -39,8 +59,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_workflow_of_the_builders_runs(workplace: Path):
     (command,) = re.findall(r"python (-m builders\.next_token --model demo .*?traces/ewt)", BUILDERS)
-    code, *_ = BUILDERS_BLOCKS
-    for arguments in ([*command.split(), "--limit", "3"], ["-c", code]):
+    for arguments in ([*command.split(), "--limit", "3"], ["-c", builders_block("traces/ewt")]):
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=workplace)
         assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-2]) < 1e-5, "attention recomputed from queries and keys is another"
@@ -48,10 +67,10 @@ def test_the_workflow_of_the_builders_runs(workplace: Path):
 
 def test_the_probe_and_the_patch_of_introspection_run_and_show_something(workplace: Path):
     (command,) = re.findall(r"python (-m builders\.introspection --model demo .*?traces/introspection)\n", BUILDERS)
-    _, probe, patch = BUILDERS_BLOCKS
+    probe, patch = builders_block("RidgeCV"), builders_block("with patch(")
     assert max(len(probe.splitlines()), len(patch.splitlines())) <= 20
     said = []
-    for arguments in ([*command.split(), "--limit", "24", "--max-new-tokens", "2"], ["-c", probe], ["-c", patch]):
+    for arguments in ([*command.split(), "--limit", "8", "--max-new-tokens", "2"], ["-c", probe], ["-c", patch]):
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=workplace)
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
@@ -62,9 +81,24 @@ def test_the_probe_and_the_patch_of_introspection_run_and_show_something(workpla
 
 
 def test_every_builder_is_named():
-    for path in (ROOT / "builders").glob("*.py"):
-        if f'"builders.{path.stem}"' in path.read_text("utf-8"):
-            assert f"`{path.stem}`" in BUILDERS
+    for path in (ROOT / "builders").glob("*/__main__.py"):
+        assert f"`{path.parent.name}`" in BUILDERS
+
+
+def test_every_flag_and_every_file_that_is_named_is_there():
+    kinds = [*[task.config for task in TASKS.values()], FinetuneConfig, *get_args(Command)]
+    known = (
+        {flag for kind in kinds for flag in flags(msgspec.inspect.type_info(kind))} | {"--config", "--help"} | FOREIGN
+    )
+    for text, folder in ((TEXT, ROOT), (BUILDERS, ROOT / "builders")):
+        assert set(re.findall(r"--[a-z][\w-]*", text)) <= known
+        for path, anchor in re.findall(r"\]\((?!http)([^)#\s]*)(?:#([\w-]+))?\)", text):
+            page = folder / path if path else ROOT / "builders/README.md"
+            assert page.exists(), path
+            heads = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in {re.sub(r"[^\w-]", "", head.lower().replace(" ", "-")) for head in heads}
+        for path in re.findall(r"`((?:tracekit|builders|cards|tests|benchmarks)/[\w./]*)`", text):
+            assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

@@ -1,1 +1,1 @@
-"""What datasets say: statistics, differences between two, curves over levels; tables and figures of them."""
+"""What datasets say: statistics, differences between two; tables and figures of them."""

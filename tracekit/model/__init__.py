@@ -1,1 +1,1 @@
-"""The model: load it, prove it, generate, capture, patch, damage. The only package that works with torch."""
+"""The model: load it, prove it, generate, capture, patch. The only package that works with torch."""

@@ -1,1 +1,1 @@
-"""A run: plan, execute, finish, resume, merge, replay, export."""
+"""A run: plan, execute, finish, resume, merge, replay."""

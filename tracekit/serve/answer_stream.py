@@ -1,4 +1,4 @@
-"""Rows: one request of a batch while its answer comes, token by token; what of it can be said to the client."""
+"""An answer stream: one request of a batch while its answer comes, by tokens, and what the client can be told of it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The engine: one thread that has the model. Requests in by a bounded queue, answers out as they come, samples kept.
+"""The batcher: one thread that has the model. Requests in by a bounded queue, answers out as they come, samples kept.
 
     submit -> queue (at most max_queue) -> batch -> generate, texts sent as they come -> capture -> write -> their ends
     sent -> next batch
