@@ -252,7 +252,7 @@ def test_stats_of_a_damaged_model_are_by_level(damaged: str, tmp_path: Path, cap
     assert (tmp_path / "plots/degradation-levels-ablation.png").read_bytes().startswith(b"\x89PNG")
     assert main(["show", damaged, "--stats", "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)
-    assert [level["level"] for level in one["levels"]] == [0.0, 0.5]
+    assert [level["level"] for level in one["report"]] == [0.0, 0.5]
 
 
 def test_pictures_of_what_was_not_damaged_are_refused(a: str, damaged: str, capsys: pytest.CaptureFixture[str]):
