@@ -1,17 +1,20 @@
 """What a new version may be called, on hand-made states: no files, no Hub."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from tests.tasks_for_tests import RECORD_TYPES
+from tests.tasks_for_tests import SCHEMAS
 from tracekit.errors import VersionError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, index_entry, read_struct, to_bytes
 from tracekit.format.release import Change, State, Step, Version, change_between, check_version
-from tracekit.records import RecordSchema
+from tracekit.records import Record, RecordSchema
+
+WHOLE = SCHEMAS["trivia_qa"]
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +23,24 @@ def manifest(finished: Path) -> Manifest:
     return read_struct(Layout(finished, "trivia_qa").manifest, Manifest)
 
 
-def schema(**fields: dict[str, Any]) -> dict[str, Any]:
-    """A JSON Schema of one Struct, `Rec`."""
-    return {"$ref": "#/$defs/Rec", "$defs": {"Rec": {"title": "Rec", "type": "object", "properties": fields}}}
+def schema(**fields: dict[str, Any]) -> RecordSchema:
+    """Records with what every record has, and these fields."""
+    document = copy.deepcopy(WHOLE.document)
+    struct = document["$defs"]["TriviaQARecord"]
+    kept = ("task", *Record.__struct_fields__)
+    struct["properties"] = {name: one for name, one in struct["properties"].items() if name in kept} | fields
+    return RecordSchema(document)
 
 
 TEXT, NUMBER = {"type": "string"}, {"type": "integer"}
 
 
-def state(*manifests: Manifest, schemas: dict[str, Any] | None = None) -> State:
+def state(*manifests: Manifest, schemas: dict[str, RecordSchema] | None = None) -> State:
     """A dataset of these configurations."""
     return State(
         {one.config: index_entry(one, to_bytes(one)) for one in manifests},
         {one.config: one for one in manifests},
-        {one.config: schema(key=TEXT) for one in manifests} | (schemas or {}),
+        {one.config: schema(text=TEXT) for one in manifests} | (schemas or {}),
     )
 
 
@@ -150,11 +157,11 @@ def test_another_task_or_contract_is_major(manifest: Manifest):
 @pytest.mark.parametrize(
     ("fields", "step", "reason"),
     [
-        ({"key": TEXT, "extra": NUMBER}, Step.MINOR, "record field Rec.extra of trivia_qa is new"),
-        ({}, Step.MAJOR, "record field Rec.key of trivia_qa changed or went"),
-        ({"key": NUMBER}, Step.MAJOR, "record field Rec.key of trivia_qa changed or went"),
-        ({"key": NUMBER, "extra": TEXT}, Step.MAJOR, "record field Rec.key of trivia_qa changed or went"),
-        ({"key": {"type": "string", "description": "other words"}}, Step.PATCH, None),
+        ({"text": TEXT, "extra": NUMBER}, Step.MINOR, "record.extra of trivia_qa is new"),
+        ({}, Step.MAJOR, "record.text of trivia_qa changed or went"),
+        ({"text": NUMBER}, Step.MAJOR, "record.text of trivia_qa changed or went"),
+        ({"text": NUMBER, "extra": TEXT}, Step.MAJOR, "record.text of trivia_qa changed or went"),
+        ({"text": {"type": "string", "description": "other words"}}, Step.PATCH, None),
     ],
     ids=["added", "gone", "another type", "both", "described otherwise"],
 )
@@ -166,15 +173,15 @@ def test_record_fields(manifest: Manifest, fields: dict[str, Any], step: Step, r
 
 
 def test_fields_of_the_real_record_are_seen(manifest: Manifest):
-    whole = RecordSchema.of(RECORD_TYPES["trivia_qa"]).document
-    less = RecordSchema.of(RECORD_TYPES["trivia_qa"]).document
-    del less["$defs"]["TriviaQARecord"]["properties"]["question"]
-    old, new = state(manifest, schemas={"trivia_qa": less}), state(manifest, schemas={"trivia_qa": whole})
+    document = copy.deepcopy(WHOLE.document)
+    del document["$defs"]["TriviaQARecord"]["properties"]["question"]
+    less = {"trivia_qa": RecordSchema(document)}
+    old, new = state(manifest, schemas=less), state(manifest, schemas={"trivia_qa": WHOLE})
     changed = replace(manifest, invariants=[])
     new = new._replace(manifests={"trivia_qa": changed})
     assert change_between(old, new).step == Step.MINOR
     back = old._replace(manifests={"trivia_qa": changed})
-    assert "TriviaQARecord.question" in change_between(state(manifest, schemas={"trivia_qa": whole}), back).reasons[0]
+    assert "record.question" in change_between(state(manifest, schemas={"trivia_qa": WHOLE}), back).reasons[0]
 
 
 def test_the_largest_change_counts_and_stands_first(manifest: Manifest):

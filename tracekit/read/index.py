@@ -380,10 +380,13 @@ def schema_of(layout: Layout, task: str) -> RecordSchema:
     finished has none; its task's own is taken.
 
     Raises:
-        DatasetError: it describes no records, or there is none and the task is not installed.
+        DatasetError: it describes no records or those of another task, or there is none and the task is not installed.
     """
     if layout.schema.exists():
-        return read_schema(layout)
+        schema = read_schema(layout)
+        if schema.task != task:
+            raise DatasetError(f"{layout.schema} is of the task {schema.task!r}, expected {task!r}")
+        return schema
     return RecordSchema.of(the_task(task, where=layout.root, to_do=f"a dataset without {layout.schema.name}").record)
 
 
