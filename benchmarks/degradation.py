@@ -24,7 +24,7 @@ from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.plots import BLUE, ORANGE, canvas, grid, png, style
 
 GROUPS = ("attn", "mlp", "embed")
-_TEXT = Path(__file__).parents[1] / "builders" / "next_token" / "sample_wikitext.txt"
+_TEXT = Path(__file__).parents[1] / "builders" / "next_token" / "next_token_wikitext.txt"
 _NUM_CHARACTERS, _NUM_DRAWS, _WINDOW = 2500, 3, 256
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]

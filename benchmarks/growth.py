@@ -46,7 +46,7 @@ from tracekit.model.traced import TracedModel
 from tracekit.run.runner import execute
 from tracekit.tensors import encode
 
-TEXT = Path(__file__).parent.parent / "builders" / "wiki_qa" / "sample.jsonl"
+TEXT = Path(__file__).parent.parent / "builders" / "wiki_qa" / "wiki_articles.jsonl"
 _LAYERS = (1, 2, 4, 8, 16, 31)
 _LENGTHS = (64, 128, 256, 512)
 _SAMPLES = (32, 64, 128, 256)

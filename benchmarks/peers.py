@@ -59,7 +59,7 @@ from tracekit.records import encode_record
 from tracekit.task import Place
 from tracekit.tensors import decode, encode
 
-TEXT = Path(__file__).parent.parent / "builders" / "wiki_qa" / "sample.jsonl"
+TEXT = Path(__file__).parent.parent / "builders" / "wiki_qa" / "wiki_articles.jsonl"
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-peers"
 LAYERS = (15, 29)
 """Hidden states that are kept alone: what blocks 14 and 28 put out; 30, the last, is after the final norm."""

@@ -11,6 +11,7 @@ made.expected["hidden_states"][1]       # of the second choice
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,7 +183,7 @@ def make_choices(
     shared = {name: getattr(base, name) for name in Record.__struct_fields__}
     num_choices = len(lengths)
     record = CsqaMcqRecord(
-        **{**shared, "config": "csqa_mcq", "eos_included": False},
+        **{**shared, "config": "csqa_mcq", "eos_included": False, "spans": choice_spans(offsets)},
         question=base.question,
         concept=None,
         choices=[Choice(label="ABCDE"[i], text=f"option {i}") for i in range(num_choices)],
@@ -202,6 +203,11 @@ def make_choices(
         token_type_ids=None,
     )
     return MadeChoices(record, stored, expected)
+
+
+def choice_spans(offsets: Sequence[int]) -> list[Span]:
+    """Spans of choices that lie at these offsets."""
+    return [Span(name=f"choice_{i}", start=a, stop=b) for i, (a, b) in enumerate(pairwise(offsets))]
 
 
 def make_record(

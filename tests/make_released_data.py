@@ -1,11 +1,12 @@
 """Makes the folder of today's schema in tests/data: python tests/make_released_data.py FOLDER
 
-One small dataset of every task, all of tiny random models. Run it once, when a schema is released, and commit what it
-writes; it is never written again.
+One small dataset a kind of record, all of tiny random models. Run it once, when a schema is released, and commit what
+it writes; that is never written again.
 """
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -16,11 +17,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from tests.judges_for_tests import FakeClient, install
 from tests.serving_for_tests import ask, serving
 from tests.tasks_for_tests import TASKS
 from tests.test_csqa_mcq import tokenizer_for
-from tests.test_wiki_qa import writer
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit.cli import run_task
 
@@ -29,7 +28,8 @@ THREE = [
     {"question": "Who wrote Hamlet?", "answers": ["Shakespeare"]},
     {"question": "2 + 2?", "answers": ["4"]},
 ]
-LITTLE = ["--sites", "hidden_states", "--layers", "1", "--tokens", "last", "--num-replays", "1", "--limit", "1"]
+ONE = ["--sites", "hidden_states", "--layers", "1", "--num-replays", "1", "--limit", "1"]
+LAST = ["--tokens", "last"]
 SHORT = ["--max-new-tokens", "4"]
 
 
@@ -41,56 +41,27 @@ def main(out: Path) -> None:
         save_tiny_checkpoint(Path("tiny"), chat=True)
         _save_encoder(Path("encoder"))
         Path("three.jsonl").write_text("".join(json.dumps(one) + "\n" for one in THREE))
-        _run(
-            "trivia_qa",
-            out,
-            "--source",
-            "three.jsonl",
-            "--sites",
-            "hidden",
-            "attn",
-            "topk",
-            *SHORT,
-            "--samples-per-shard",
-            "2",
-        )
-        small = ["--dataset-config", "small", "--tokens", "answer", "--store-dtype", "int8", "--attention-top-p", "0.9"]
-        _run(
-            "trivia_qa",
-            out,
-            "--source",
-            "three.jsonl",
-            "--sites",
-            "hidden",
-            "attn",
-            *SHORT,
-            *small,
-            "--samples-per-shard",
-            "2",
-        )
-        for task in ("csqa", "replay"):
-            _run(task, out, "--source", "sample", *LITTLE)
-        _run("csqa_mcq", out, "--source", "sample", *LITTLE[:4], *LITTLE[6:], model="encoder")
-        _run("next_token", out, "--source", "sample:ud_ewt", *LITTLE)
-        _run("introspection", out, "--source", "sample", "--passes", "mcq", *LITTLE, *SHORT)
+        three = ["--source", "three.jsonl", "--tokens", "answer", "--samples-per-shard", "2", *SHORT]
+        _run("trivia_qa", out, *three, "--sites", "hidden", "attn", "topk")
+        small = ["--dataset-config", "small", "--store-dtype", "int8", "--attention-top-p", "0.9", "--limit", "2"]
+        _run("trivia_qa", out, *three, *small, "--sites", "hidden", "attn")
+        _run("csqa_mcq", out, "--source", "sample", *ONE, model="encoder")
+        _run("next_token", out, "--source", "sample:ud_ewt", *ONE, *LAST)
+        _run("introspection", out, "--source", "sample", "--passes", "mcq", *ONE, *LAST, *SHORT)
         damage = ["--groups", "mlp", "--levels", "0", "0.5", "--no-do-sample", "--samples-per-shard", "2"]
-        _run("degradation", out, "--source", "iq", *damage, *LITTLE, *SHORT)
-        _run("nonsense_entities", out, "--num-names", "1", "--num-wordings", "1", *LITTLE, *SHORT)
-        with pytest.MonkeyPatch.context() as patch:
-            install(patch, FakeClient(writer, name="org/writer@abc"), where="builders.wiki_qa.stages")
-            asked = ["--min-section-tokens", "100", "--max-section-tokens", "4000", "--num-questions", "1"]
-            _run("wiki_qa", out, "--source", "sample", *asked, *LITTLE, *SHORT)
+        _run("degradation", out, "--source", "iq", *damage, *ONE, *LAST, *SHORT)
+        _run("nonsense_entities", out, "--num-names", "1", "--num-wordings", "1", *ONE, *LAST, *SHORT)
         with serving(out, Path("tiny")) as server:
             ask(server.url)
+    for folder in ("logs", "output"):  # not part of the dataset
+        shutil.rmtree(out / folder)
 
 
 def _run(task: str, out: Path, *flags: str, model: str = "tiny") -> None:
     arguments = ["--model", model, "--device", "cpu", "--out", str(out), "--batch-size", "2", *flags]
-    try:
+    with pytest.raises(SystemExit) as ended:
         run_task(TASKS[task], arguments)
-    except SystemExit as ended:
-        if ended.code:
-            raise
+    assert not ended.value.code, (task, ended.value.code)
 
 
 def _save_encoder(folder: Path) -> None:

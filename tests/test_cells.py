@@ -453,3 +453,10 @@ def test_numbers_may_count_from_one():
 def test_a_role_without_columns_is_none_of_a_row():
     cells = Cells(Row(3, "here", {"a": 1}), {"id": ("a",)})
     assert (cells.identity(), cells.has_role("a"), cells.listed) == ("1", True, "a")
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+@pytest.mark.parametrize("empty", ["()", "( )", "[]", "{}"])
+def test_an_empty_list_is_no_answer(tmp_path: Path, form: str, empty: str):
+    with pytest.raises(SourceError, match="no answer"):
+        read_one(trivia_qa, tmp_path, form, {"question": "Which?", "answers": empty})

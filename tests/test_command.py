@@ -50,28 +50,28 @@ class Case(NamedTuple):
 CASES = {
     "trivia_qa": Case(
         "--limit 3 --max-new-tokens 3 --num-samples 2 --top-p 0.9 --system='-a \"b\" $c'",
-        ("--source", "trivia_qa/sample.jsonl"),
+        ("--source", "trivia_qa/trivia_qa.jsonl"),
     ),
     "csqa": Case("--limit 3 --max-seq-len 300 --offset 1 --num-shots 1", ("--source", "kit/csqa.jsonl")),
     "csqa_mcq": Case("--limit 3 --max-seq-len 40 --store-dtype bfloat16", ("--source", "kit/csqa.jsonl")),
     "next_token": Case(
-        "--kind wikitext2 --max-seq-len 16 --stride 12 --limit 6", ("--source", "next_token/sample_wikitext.txt")
+        "--kind wikitext2 --max-seq-len 16 --stride 12 --limit 6", ("--source", "next_token/next_token_wikitext.txt")
     ),
     "introspection": Case(
         "--limit 2 --bin-edges 0 50 90 100 --shuffle-options --max-new-tokens 2",
-        ("--source", "introspection/sample.jsonl"),
+        ("--source", "introspection/introspection.jsonl"),
     ),
     "degradation": Case("--config iq_it_ablation --limit 2 --groups q mlp:0-1 --levels 0 0.5 --max-new-tokens 2", None),
     "wiki_qa": Case(
         "--limit 3 --min-section-tokens 100 --max-section-tokens 4000 --num-questions 2 --num-beams 2 "
         "--max-new-tokens 3 --question-model openai:writer --concurrency 2",
-        ("--source", "wiki_qa/sample.jsonl"),
+        ("--source", "wiki_qa/wiki_articles.jsonl"),
     ),
     "nonsense_entities": Case(
         "--num-names 2 --num-wordings 1 --controls 1 --limit 5 --max-new-tokens 2 --seed 9",
         ("--species", "nonsense_entities/animals.tsv"),
     ),
-    "replay": Case("--limit 3 --template-date 2020-02-02 --no-merge-adapter", ("--source", "replay/sample.jsonl")),
+    "replay": Case("--limit 3 --template-date 2020-02-02 --no-merge-adapter", ("--source", "replay/replay.jsonl")),
 }
 SHARED = "--sites hidden --layers 0 -1 --num-replays 1 --samples-per-shard 2 --device cpu"
 

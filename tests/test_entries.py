@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.datasets_for_tests import make_choices, make_sample
+from tests.tasks_for_tests import SCHEMAS
 from tracekit.read.arrow_rows import column_reader
 from tracekit.read.tables import index_schema
 from tracekit.records import encode_record
@@ -62,7 +63,7 @@ def test_types_that_other_writers_choose_are_read_too(kind: pa.DataType):
 
 def test_the_entries_of_real_records_are_read_as_they_were_written():
     for made in (make_sample("000000", sites=("hidden_states", "attentions", "topk_ids")), make_choices("000001")):
-        schema = index_schema(made.record.task_name())
+        schema = index_schema(SCHEMAS[made.record.task_name()])
         fields = msgspec.json.decode(encode_record(made.record))
         column = pa.array([fields["tensors"]], type=schema.field("tensors").type)
         assert column_reader(column)(0) == fields["tensors"]

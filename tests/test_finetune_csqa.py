@@ -16,18 +16,24 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer, BertConfig, 
 from transformers.trainer import Trainer
 
 import builders.finetune_csqa.training as training
-from builders.finetune_csqa.command import finetune, main
+from builders.finetune_csqa.command import finetune
 from builders.finetune_csqa.config import FinetuneConfig
 from builders.kit.columns import ChoiceSource
 from builders.kit.csqa_questions import SAMPLE, SOURCE, encode_choices, parse_row
 from builders.kit.sources import read_examples
 from tests.tiny_checkpoint import save_tiny_checkpoint
+from tracekit.cli import run_main
 from tracekit.errors import ConfigError, DatasetError, ModelError, PlanMismatchError, SourceError
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
 THINGS = ["grass", "snow", "coal", "sky", "sun", "blood"]
 NUM_POSITIONS = 24
+
+
+def main(arguments: list[str]) -> int:
+    """What the command line does."""
+    return run_main("builders.finetune_csqa", "builders.finetune_csqa.command", FinetuneConfig, arguments)
 
 
 def save_encoder(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import pytest
 
 import builders
 
-PATH = Path(builders.__file__).parent / "introspection" / "sample.jsonl"
+PATH = Path(builders.__file__).parent / "introspection" / "introspection.jsonl"
 LETTERS = list("ABCD")
 
 

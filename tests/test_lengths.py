@@ -3,6 +3,7 @@ beside it and whatever ran before it."""
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,16 +16,25 @@ from transformers import AutoModelForCausalLM, AutoModelForMultipleChoice
 
 from tests import every_architecture
 from tests.architecture_checks import relative
+from tests.tiny_checkpoint import tiny_tokenizer
 from tests.tiny_configs import VOCAB_SIZE, tiny_config
 from tests.tiny_models import model_info
-from tracekit.config import CaptureConfig, DrawConfig, GenerationConfig
+from tracekit.config import CaptureConfig, DrawConfig, GenerationConfig, ModelConfig
 from tracekit.errors import CaptureError, ModelError
 from tracekit.model.capture import Text, capture
 from tracekit.model.choices import Choices, capture_choices
 from tracekit.model.continuations import score_continuations
-from tracekit.model.generation import Decoding, Listener, answer_deterministically, answer_sampled, answer_variously
+from tracekit.model.generation import (
+    Decoding,
+    Listener,
+    answer_deterministically,
+    answer_sampled,
+    answer_variously,
+    find_padding_rule,
+)
 from tracekit.model.lengths import groups_within, length_limit
-from tracekit.model.models import _clean_generation_config
+from tracekit.model.models import _clean_generation_config, load_model, load_tokenizer
+from tracekit.model.models import model_info as model_info_of
 from tracekit.model.proof import prove, replay
 from tracekit.model.traced import TracedModel
 from tracekit.tensors import unpack_causal
@@ -414,3 +424,37 @@ def _hidden_alone(case: every_architecture.Case, model: Any, row: list[int]) -> 
     inputs, without_cache = every_architecture._inputs(case, row), every_architecture._without_cache(case)
     with torch.inference_mode():
         return [hidden[0] for hidden in model(**inputs, output_hidden_states=True, **without_cache).hidden_states]
+
+
+# ---------------------------------------------------------------- padding before a prompt
+
+MOVED = ("BartForCausalLM", "GitForCausalLM", "XLMWithLMHeadModel", "XLNetLMHeadModel", "MarianForCausalLM")
+"""Classes that count padding as text: they take no positions, or take them in the first pass alone."""
+
+
+@pytest.mark.parametrize(
+    "name", [*MOVED, "GPT2LMHeadModel", "BloomForCausalLM", "LlamaForCausalLM", "MambaForCausalLM"]
+)
+def test_an_answer_does_not_depend_on_the_length_of_the_prompts_beside_it(name: str):
+    model = every_architecture.build(every_architecture.CASES[name])
+    _clean_generation_config(model, None)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    traced = TracedModel(model, None, model_info(name))
+    find_padding_rule(traced)
+    assert traced.is_moved_by_padding == (name in MOVED)
+    prompts = [ids(length) for length in (5, 23, 11, 5)]
+    config = GenerationConfig(num_beams=1, max_new_tokens=NUM_NEW)
+    together = answer_deterministically(traced, prompts, config)
+    assert together == [answer_deterministically(traced, [prompt], config)[0] for prompt in prompts]
+    if name in MOVED:
+        traced.is_moved_by_padding = False
+        unfit = answer_deterministically(traced, prompts, config)
+        assert unfit != together, "the padding would not have been noticed here"
+
+
+def test_the_loader_measures_it(tmp_path: Path):
+    every_architecture.build(every_architecture.CASES["BartForCausalLM"]).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = ModelConfig(model=str(tmp_path), device="cpu")
+    traced = load_model(config, model_info_of(config, variant="base"), load_tokenizer(config), ("hidden_states",))
+    assert traced.is_moved_by_padding

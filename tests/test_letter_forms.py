@@ -131,6 +131,13 @@ def test_json_is_read_by_its_answer(key: str, right: str):
         ("**C**: it has no moon", "C"),
         ("# Answer\n\nC", "C"),
         ("- **Answer:** C", "C"),
+        ("## C", "C"),
+        ("> C. Venus", "C"),
+        ("答案选C", "C"),
+        ("回答：C", "C"),
+        ("La respuesta es la C", "C"),
+        ("C is close to the sun", "C"),
+        ("The answer is C. If moons counted, it would be A.", "C"),
         ("<answer>\nC\n</answer>", "C"),
         ("<b>Answer</b>: C", "C"),
         ("Answer: C (not B)", "C"),
@@ -189,6 +196,15 @@ def test_other_forms_that_are_unambiguous(text: str, right: str):
         '{{"answer": "{0} or {1}"}}',
         "\\boxed{{{0}}} or \\boxed{{{1}}}",
         "It is between {0} and {1}",
+        "Answer: {0} {1}",
+        "Answer: {0}; {1}",
+        "Answer: {0}. {1}",
+        "Answer: ({0})({1})",
+        "{0} - false, {1} - true",
+        "{0} (false) {1} (true)",
+        "{0} is worse than {1}",
+        "{0} is inferior to {1}.",
+        "{0} is close, {1} is right",
         "{0}/{1}",
         "Not {0}, maybe {1}",
     ],
@@ -224,6 +240,16 @@ def test_of_two_letters_none_is_read(text: str, first: str, second: str):
         "{} seems right, however the question asks for rings",
         "Why not {}?",
         "{}?",
+        "{} is ruled out",
+        "{} was rejected.",
+        "{} is a distractor",
+        "{} is the second best",
+        "The answer would be {} if it had rings",
+        "The answer is {}, unless moons count",
+        "{} — неверно",
+        "정답은 {}가 아닙니다",
+        "정답: {} 아님",
+        "答えは{}ではありません",
         '{{"reasoning": "{} is small"}}',
         '{{"answer": null, "rejected": "{}"}}',
         '{{"answer": "not {}"}}',
@@ -352,6 +378,23 @@ def test_an_option_whose_text_is_denied_is_none(head: str, verdict: str, other: 
         assert name_letter(f"{head}{other}{sign}{PLANETS[other]}{verdict}", PLANETS).letter is None
 
 
+@pytest.mark.parametrize("tie", [" is ", ", which is ", ", i.e. ", " is the "])
+@pytest.mark.parametrize("head", ["", "Answer: "])
+def test_a_letter_that_is_called_by_another_options_text_is_none(head: str, tie: str):
+    for letter, other in itertools.permutations(PLANETS, 2):
+        assert name_letter(f"{head}{letter}{tie}{PLANETS[other]}", PLANETS).letter is None
+        assert name_letter(f"{head}{letter}{tie}{PLANETS[letter]}", PLANETS).letter in (letter, None)
+
+
+@pytest.mark.parametrize(
+    "options", [{"A": "True", "B": "False"}, {"A": "Wrong", "B": "Right"}, {"A": "No", "B": "Yes"}]
+)
+@pytest.mark.parametrize("form", ["{}. {}", "{}: {}", "({}) {}", "Answer: {}. {}.", "**{}. {}**", "{} ({})"])
+def test_options_that_are_verdicts_are_no_denials(form: str, options: dict[str, str]):
+    for letter, text in options.items():
+        assert name_letter(form.format(letter, text), options).letter == letter
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -402,7 +445,8 @@ def test_answers_beside_what_is_denied_are_read(text: str):
 @pytest.mark.attack
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(
-    "piece", [" ", "-", "*", "=>", "<b>", "</b>", ": ", "answer ", "but ", "not A, ", "(", "\\boxed{", "\n"]
+    "piece",
+    [" ", "-", "*", "=>", "<b>", "</b>", ": ", "answer ", "but ", "not A, ", "(", "\\boxed{", "\n", "A B ", "C"],
 )
 def test_long_outputs_are_read_in_no_time(piece: str):
     for head in ("", "Answer", "B", "B is so: ", "Answer: B, but "):

@@ -214,7 +214,7 @@ def test_a_json_lines_file_of_every_form_is_read(tmp_path: Path):
     found = read_questions(write(tmp_path / "rows.jsonl", rows))
     assert [one.example_id for one in found.examples] == [f"q{number}" for number in range(len(FORMS))]
     assert {one.correct_letter for one in found.examples} == {"B"}
-    assert (found.info.num_rows, found.info.num_used, found.info.skipped) == (len(FORMS), len(FORMS), [])
+    assert (found.source.num_rows, found.source.num_used, found.source.skipped) == (len(FORMS), len(FORMS), [])
 
 
 def test_a_csv_file_with_columns_and_one_with_a_json_text_are_read(tmp_path: Path):
@@ -242,8 +242,8 @@ def test_an_id_that_stands_twice_is_refused_or_skipped(tmp_path: Path):
         ("a", 0, QUESTION),
         ("b", 1, QUESTION),
     ]
-    assert found.info.num_used == 2
-    assert [line.split(": ", 1)[1][:25] for line in found.info.skipped] == ["id 'a' is that of row 0 t"] * 2
+    assert found.source.num_used == 2
+    assert [line.split(": ", 1)[1][:25] for line in found.source.skipped] == ["id 'a' is that of row 0 t"] * 2
 
 
 def test_an_id_that_is_the_row_of_another_stands_twice(tmp_path: Path):
@@ -257,7 +257,7 @@ def test_a_malformed_row_is_skipped_beside_a_repeated_id(tmp_path: Path):
     config = msgspec.structs.replace(write(tmp_path / "rows.jsonl", rows), on_bad_row="skip")
     found = read_questions(config)
     assert [one.example_id for one in found.examples] == ["a", "c"]
-    assert (found.info.num_rows, found.info.num_used, len(found.info.skipped)) == (4, 2, 2)
+    assert (found.source.num_rows, found.source.num_used, len(found.source.skipped)) == (4, 2, 2)
 
 
 # Order
@@ -311,7 +311,7 @@ def test_real_questions_are_read_whole(shared: Path, name: str):
     path = shared / "data/mcq" / f"{name}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     found = read_questions(ChoiceSource(source=str(path), on_bad_row="skip"))
-    assert found.info.skipped == []
+    assert found.source.skipped == []
     for row, question in zip(rows, found.examples, strict=True):
         assert row["query"].endswith(question.question)
         assert not question.question.startswith("Question:")

@@ -55,6 +55,7 @@ def test_all_stages_leave_questions_answers_labels_and_rates(made: Path):
     assert how["kept"] == {"animals": 2, "plants": 2, "medicines": 2}
     assert all("@sha256:" in text for text in how["lists"].values())
     results = json.loads((made / "output/nonsense_entities/tiny/eval_results.json").read_text())
+    assert results["command"] == "python -m builders.nonsense_entities --stages evaluate --device cpu"
     rates = {(rate["name"], rate["group"]): rate for rate in results["rates"]}
     none = {"num": 0}  # of a domain whose answers all speak of something else
     of_domains = [rates.get(("false_acceptance_rate", f"domain={domain}"), none)["num"] for domain in WORDINGS]

@@ -14,7 +14,11 @@ import tracekit
 from tests.oldest import lower_bounds
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(f"{p.parent.name}.{p.stem}" for n in ("tracekit", "builders") for p in (ROOT / n).glob("[a-z]*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("tracekit", "builders")
+    for path in (ROOT / package).rglob("[a-z]*.py")
+)
 
 
 def python(code: str) -> str:

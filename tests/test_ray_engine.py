@@ -25,7 +25,7 @@ from builders.trivia_qa.task import TASK as TRIVIA_QA
 from builders.trivia_qa.task import TriviaQAConfig
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, large_files
-from tests.ray_for_tests import BrokenBuilder, DyingBuilder, workers
+from tests.ray_for_tests import BROKEN, DYING, workers
 from tests.runs_for_tests import hashes, log_lines, run_trivia, trivia_config
 from tests.test_stager import BUILD, check_released, computed_once, tars
 from tracekit.cluster.session import connected, share
@@ -36,6 +36,7 @@ from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
 from tracekit.ranks import Rank
 from tracekit.run.runner import execute
+from tracekit.task import TaskRef
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'tracekit-llm[ray]'")
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
@@ -72,10 +73,10 @@ def nodes() -> Iterator[Nodes]:
     started.cluster.shutdown()
 
 
-def run_on(nodes: Nodes, out: Path, model: Path, builder: Any = None, **sections: dict[str, Any]) -> Any:
+def run_on(nodes: Nodes, out: Path, model: Path, task: Any = TRIVIA_QA, **sections: dict[str, Any]) -> Any:
     """A run on the nodes."""
     config = msgspec.structs.replace(trivia_config(model, **sections), cluster=nodes.settings)
-    return execute(builder or TRIVIA_QA, config, out, engine=nodes.engine)
+    return execute(task, config, out, engine=nodes.engine)
 
 
 def made(folder: Path) -> dict[str, str]:
@@ -132,7 +133,7 @@ def test_ctrl_c_stops_between_batches_and_any_engine_goes_on(
 def test_an_error_of_a_worker_ends_the_run_as_in_one_process(nodes: Nodes, model: Path, finished: Path, tmp_path: Path):
     out = tmp_path / "run"
     with pytest.raises(CaptureError, match=r"^question 7 cannot be traced$"):
-        run_on(nodes, out, model, BrokenBuilder())
+        run_on(nodes, out, model, BROKEN)
     run_on(nodes, out, model)
     assert made(out) == made(finished)
     assert computed_once(out)
@@ -143,7 +144,7 @@ def test_a_shard_that_kills_its_workers_ends_the_run(
 ):
     monkeypatch.setattr(pool_module, "_MAX_DEATHS", 0)
     with pytest.raises(ClusterError, match=r"validation-00001 brought down 1 workers.*--batch-size goes on"):
-        run_on(nodes, tmp_path / "run", model, DyingBuilder())
+        run_on(nodes, tmp_path / "run", model, DYING)
 
 
 def test_a_dry_run_writes_nothing(nodes: Nodes, model: Path, tmp_path: Path):
@@ -198,7 +199,7 @@ def begin(model: Path, finished: Path, tmp_path: Path, publish: PublishConfig, *
     plan = read_plan(Layout(finished, "trivia_qa"))
     plan = msgspec.structs.replace(plan, shards=[], versions={**plan.versions, **versions})
     config = msgspec.structs.replace(trivia_config(model), publish=publish)
-    job = NodeJob("1", TRIVIA_QA, config, [], plan.model)
+    job = NodeJob.of("1", TaskRef.of(TRIVIA_QA), config, [], plan.model)
     run = Begin(plan, finished, "not-there.partial", tmp_path / "own", False)
     NodeWorker(Rank(0, 1, 0), str(tmp_path / "away")).begin(job, run)
 

@@ -9,9 +9,12 @@ import pytest
 
 from builders.trivia_qa.record import TriviaQARecord
 from tests.runs_for_tests import hashes
+from tests.tasks_for_tests import RECORD_TYPES
 from tracekit import TraceStore, load_dataset, verify
+from tracekit.analysis.stats import stats
+from tracekit.cli import main
 from tracekit.errors import CorruptShardError
-from tracekit.format.layout import Layout
+from tracekit.format.layout import Layout, config_names
 from tracekit.format.manifest import Manifest, read_plan, read_struct
 from tracekit.read import index
 from tracekit.records import SCHEMA_VERSION, decode_record
@@ -19,18 +22,16 @@ from tracekit.run.merge import merge
 from tracekit.tensors import decode
 
 DATA = Path(__file__).parent / "data"
-CONFIGS = [("1.0", "trivia_qa"), ("1.1", "trivia_qa"), ("1.1", "small")]
+VERSIONS = ["1.0", "1.1", "2.0"]
+CONFIGS = [("1.0", "trivia_qa"), *((version, name) for version in VERSIONS[1:] for name in ("trivia_qa", "small"))]
 
 
 @pytest.mark.parametrize(("version", "config"), CONFIGS)
 def test_they_are_read(version: str, config: str):
     with TraceStore(DATA / f"schema-{version}", config) as store:
         assert store.meta["schema_version"] == version  # type: ignore[call-overload]
-        assert store.columns(["question"])["question"].to_pylist() == [
-            "Capital of France?",
-            "Who wrote Hamlet?",
-            "2 + 2?",
-        ]
+        questions = ["Capital of France?", "Who wrote Hamlet?", "2 + 2?"]
+        assert store.columns(["question"])["question"].to_pylist() == questions[: len(store)]
         for sample in store:
             num_tokens, kept = len(sample.record.token_ids), len(sample.record.token_ids) - sample.record.prompt_length
             assert sample.hidden_states(layer=2).shape == (kept, 32)
@@ -38,7 +39,7 @@ def test_they_are_read(version: str, config: str):
             assert attention.shape == (2, 4, kept, num_tokens)
             sums = attention.sum(-1)
             assert (np.abs(sums - 1) < 1e-5).all() if config != "small" else (sums >= 0.9 - 1e-5).all()
-        assert store.stack("hidden_states", layer=1, tokens="first_answer").values.shape == (3, 32)
+        assert store.stack("hidden_states", layer=1, tokens="first_answer").values.shape == (len(store), 32)
 
 
 @pytest.mark.parametrize(("version", "config"), CONFIGS)
@@ -62,11 +63,26 @@ def test_what_is_read_is_what_the_shards_hold(version: str, config: str):
                 assert all(np.array_equal(stored[name], found[name], equal_nan=True) for name in stored)
 
 
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("version", VERSIONS)
 def test_they_are_right_and_stay_as_they_are(version: str):
     before = hashes(DATA / f"schema-{version}")
     assert verify(DATA / f"schema-{version}").problems == []
     assert hashes(DATA / f"schema-{version}") == before
+
+
+@pytest.mark.parametrize("config", config_names(DATA / "schema-2.0"))
+def test_every_task_is_read_as_its_records(config: str, capsys: pytest.CaptureFixture[str]):
+    root = DATA / "schema-2.0"
+    with TraceStore(root, config, check=True) as store:
+        assert len(store) > 0
+        for sample in store:
+            assert type(sample.record) is RECORD_TYPES[sample.record.task_name()]
+            assert sample.tensors().keys() == {spec.name for spec in sample.record.tensors}
+        assert len(load_dataset(root, config, split=store.info().splits[0].name)) == len(store)
+    (found,) = stats(str(root), config=config)
+    assert found.metrics
+    assert main(["show", str(root), "--dataset-config", config, "--examples", "1"]) == 0
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("version", "config"), CONFIGS)

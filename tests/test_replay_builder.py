@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from builders.kit.columns import TableSource
 from builders.kit.sources import Row
 from builders.replay.answers import parse_row
 from builders.replay.record import ReplayRecord
@@ -16,7 +17,7 @@ from builders.trivia_qa.record import TriviaQARecord
 from tests.runs_for_tests import run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import TraceStore, verify
-from tracekit.config import CaptureConfig, FileSource, ModelConfig, OutputConfig
+from tracekit.config import CaptureConfig, ModelConfig, OutputConfig
 from tracekit.errors import ConfigError, SourceError
 from tracekit.records import Message
 from tracekit.run.runner import Ended, execute
@@ -29,7 +30,7 @@ def row(**data: Any) -> Row:
 def replay(out: Path, checkpoint: Path, source: Path | str, **changes: Any) -> Ended:
     config = ReplayConfig(
         model=ModelConfig(model=str(checkpoint), device="cpu"),
-        source=FileSource(source=str(source), split="train"),
+        source=TableSource(source=str(source), split="train"),
         capture=CaptureConfig(sites=("hidden_states", "attentions"), num_replays=1),
         output=OutputConfig(samples_per_shard=4, batch_size=3),
         **changes,

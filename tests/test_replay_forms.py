@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from builders.kit.columns import TableSource
 from builders.kit.sources import Row
 from builders.replay.answers import AnswerExample, parse_row
 from builders.replay.record import ReplayRecord
@@ -18,7 +19,7 @@ from tests.serving_for_tests import ask, serving
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit import TraceStore, verify
 from tracekit.answering import open_tracer
-from tracekit.config import CaptureConfig, FileSource, ModelConfig, OutputConfig, PromptConfig
+from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, PromptConfig
 from tracekit.errors import SourceError
 from tracekit.model.generation import Generated
 from tracekit.model.prompts import Prompt
@@ -219,8 +220,9 @@ def test_where_a_prompt_is_no_turn_the_tokenizer_ends_the_text(made: Made):
 
 @pytest.mark.parametrize("end", ["</s>", "<|im_end|>"])
 def test_an_end_that_the_text_has_is_not_doubled(end: str, made: Made):
-    row = {"messages": USER, "answer": "Paris" + end, "finish_reason": "stop"}
-    assert answer_ids(made, row) == made.ids("Paris" + end)
+    for after in ("", "\n"):  # as a template writes it
+        row = {"messages": USER, "answer": "Paris" + end + after, "finish_reason": "stop"}
+        assert answer_ids(made, row) == made.ids("Paris" + end)
 
 
 def test_of_several_stop_strings_nobody_says_whether_one_ended_it(made: Made):
@@ -229,6 +231,41 @@ def test_of_several_stop_strings_nobody_says_whether_one_ended_it(made: Made):
     assert answer_ids(made, {"request": body, "response": {"choices": choices}}) == made.ids("Paris")
     told = [choices[0] | {"stop_reason": None}]
     assert answer_ids(made, {"request": body, "response": {"choices": told}}) == [*made.ids("Paris"), made.end]
+
+
+@pytest.mark.parametrize("name", ["stop", "stop_sequences", "stop_strings"])
+@pytest.mark.parametrize("place", ["", "sampling_params", "parameters", "options", "extra_body"])
+@pytest.mark.parametrize("form", ["row", "log"])
+def test_stop_strings_are_seen_wherever_a_request_keeps_them(form: str, place: str, name: str, made: Made):
+    asked = {name: ["\n"]} if not place else {place: {name: ["\n"]}}
+    choice = {"message": {"content": "Paris"}, "finish_reason": "stop"}
+    body = {"messages": USER} | asked
+    row = body | {"choices": [choice]} if form == "row" else {"request": body, "response": {"choices": [choice]}}
+    assert answer_ids(made, row) == made.ids("Paris")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "has_ended"),
+    [
+        ({"done_reason": "stop"}, "stop", True),
+        ({"done_reason": "length"}, "length", False),
+        ({"stop_reason": "end_turn", "stop_sequence": None}, "stop", True),
+        ({"stop_reason": "max_tokens"}, "length", False),
+        ({"stop_reason": "length"}, "length", False),
+        ({"stop_reason": "stop_sequence", "stop_sequence": "is"}, "stop", False),
+        ({"finish_reason": "stop", "stop_reason": "stop_sequence"}, "stop", False),
+        ({"finish_reason": "length", "stop_reason": "max_tokens"}, "length", False),
+        ({"finish_reason": "eos_token"}, "stop", True),
+        ({"finish_reason": "MAX_TOKENS"}, "length", False),
+        ({"finish_reason": "MAX_OUTPUT_TOKENS"}, "length", False),
+    ],
+    ids=str,
+)
+def test_other_servers_words_for_an_end_are_read(said: dict[str, Any], reason: str, has_ended: bool, made: Made):
+    row = {"messages": USER, "answer": "The length"} | said
+    assert parse_row(Row(0, "here", row)).finish_reason == reason
+    assert answer_ids(made, row) == made.ids("The length") + [made.end] * has_ended
+    assert parse_row(Row(0, "here", row)).stop == said.get("stop_sequence")
 
 
 @pytest.mark.parametrize("stop", [None, "\n\n"])
@@ -288,6 +325,28 @@ def test_reasoning_is_put_back_between_the_markers(template: str, generated: str
     assert answer_ids(made, row, template) == [*made.ids(generated), made.end]
 
 
+@pytest.mark.parametrize("name", ["reasoning", "thinking", "reasoning_details", "thinking_blocks", "thoughts"])
+@pytest.mark.parametrize("place", ["message", "choice", "row"])
+def test_reasoning_in_another_form_is_refused_by_name(place: str, name: str, made: Made):
+    thought = {name: [{"type": "text", "text": "In France."}]}
+    row = {
+        "message": {"messages": USER, "choices": [{"message": {"content": "Paris"} | thought}]},
+        "choice": {"messages": USER, "choices": [{"message": {"content": "Paris"}} | thought]},
+        "row": {"messages": USER, "answer": "Paris"} | thought,
+    }[place]
+    with pytest.raises(SourceError, match=f"{name}|no message with a text"):
+        answer_ids(made, row)
+    if place == "message" and name == "reasoning_details":
+        row["choices"][0]["message"]["reasoning"] = "In France."  # OpenRouter gives both
+        assert answer_ids(made, row) == made.ids("<think>\nIn France.\n</think>\n\nParis")
+
+
+def test_reasoning_that_stands_in_the_answer_too_is_refused(made: Made):
+    row = {"messages": USER, "answer": "<think>\nHm.\n</think>\n\nParis", "reasoning": "Hm."}
+    with pytest.raises(SourceError, match="leave one of the two out"):
+        answer_ids(made, row)
+
+
 def test_a_text_as_the_model_wrote_it_gets_nothing_in_front(made: Made):
     raw = "<|channel|>analysis<|message|>Hm.<|im_end|><|im_start|>assistant\n<|channel|>final<|message|>Paris"
     assert answer_ids(made, {"messages": USER, "answer": raw}, CHANNEL) == made.ids(raw)
@@ -313,8 +372,10 @@ def test_what_the_request_puts_beside_its_messages_is_not_left_out(name: str, ma
     assert answer_ids(made, {"request": body | {name: None}, "response": reply}) == made.ids("Paris")
 
 
-def test_template_kwargs_of_the_request_have_to_be_those_of_the_run(made: Made):
-    body = {"messages": USER, "chat_template_kwargs": {"enable_thinking": False}}
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_template_kwargs_of_the_request_have_to_be_those_of_the_run(is_nested: bool, made: Made):
+    given = {"chat_template_kwargs": {"enable_thinking": False}}
+    body = {"messages": USER} | ({"extra_body": given} if is_nested else given)
     row = {"request": body, "response": {"choices": [{"message": {"content": "Paris"}}]}}
     with pytest.raises(SourceError, match=r"pass --template-kwargs enable_thinking=false"):
         opened(made, row)
@@ -492,7 +553,7 @@ def test_records_hold_ids_spans_and_the_end_of_each_form(made: Made, tmp_path: P
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder), device="cpu"),
-        source=FileSource(source=str(source), split="train"),
+        source=TableSource(source=str(source), split="train"),
         capture=CaptureConfig(sites=("hidden_states",), num_replays=1),
         output=OutputConfig(samples_per_shard=8, batch_size=4),
     )
@@ -535,7 +596,7 @@ def test_what_the_server_logged_is_replayed_token_by_token(made: Made, tmp_path:
         served = [sample.record for sample in store]
     lines.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in served))
     for source in (lines, table):
-        config = ReplayConfig(model=ModelConfig(model=str(made.folder)), source=FileSource(source=str(source)))
+        config = ReplayConfig(model=ModelConfig(model=str(made.folder)), source=TableSource(source=str(source)))
         examples, _ = REPLAY.examples(config)
         task = read(config, made, examples)
         for example, record in zip(examples, served, strict=True):
@@ -597,7 +658,7 @@ def test_an_answer_that_says_how_it_ended_is_not_cut_there(made: Made, tmp_path:
     rows.write_text(json.dumps({"messages": USER, "choices": [reply]}) + "\n")
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder)),
-        source=FileSource(source=str(rows)),
+        source=TableSource(source=str(rows)),
         capture=CaptureConfig(sites=["hidden_states"]),
         output=OutputConfig(),
     )

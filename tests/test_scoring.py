@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from builders.kit.scoring import AliasMatch, exact_match, f1, find_alias, normalize_answer
 
-SAMPLE = Path(__file__).parents[1] / "builders/trivia_qa/sample.jsonl"
+SAMPLE = Path(__file__).parents[1] / "builders/trivia_qa/trivia_qa.jsonl"
 TRIVIAQA = Path(__file__).parents[2] / "shared/data/triviaqa/triviaqa_300.jsonl"
 
 # Words, articles, punctuation, and the characters that have gone wrong: "İ" grows when lower-cased, a sigma depends on

@@ -29,7 +29,7 @@ from tracekit.errors import SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.task import Examples
 
-SAMPLE = Path(__file__).parents[1] / "builders/trivia_qa/sample.jsonl"
+SAMPLE = Path(__file__).parents[1] / "builders/trivia_qa/trivia_qa.jsonl"
 TRIVIAQA = Path(__file__).parents[2] / "shared/data/triviaqa/triviaqa_300.jsonl"
 DEFAULT = HubSource("org/name", "one")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -352,7 +352,7 @@ def test_ragged_csv_row(tmp_path: Path) -> None:
     assert error_of(path) == (
         "rows.csv line 3: 1 cells; expected 2, one for each of question, n; fix it or pass --on-bad-row skip"
     )
-    assert read(path, on_bad_row="skip").info.skipped == [
+    assert read(path, on_bad_row="skip").source.skipped == [
         "rows.csv line 3: 1 cells; expected 2, one for each of question, n",
         "rows.csv line 4: 3 cells; expected 2, one for each of question, n",
     ]

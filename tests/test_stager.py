@@ -24,12 +24,12 @@ import json, sys, torch
 torch.set_num_threads(1)
 import tracekit.hub
 tracekit.hub.FIRST_WAIT_SECONDS = 0.02
-from builders.trivia_qa.task import TASK, TriviaQAConfig
-from tracekit.cli import run_builder
+from builders.trivia_qa.task import TASK
+from tracekit.cli import run_task
 command_lines = json.loads(sys.argv[1])
 for command_line in command_lines:
     try:
-        run_builder(TASK, TriviaQAConfig, command_line)
+        run_task(TASK, command_line)
     except SystemExit as end:
         print("exit", end.code, file=sys.stderr) if len(command_lines) > 1 else sys.exit(end.code)
 """

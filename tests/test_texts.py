@@ -179,7 +179,7 @@ def test_a_malformed_sentence_is_named_by_its_line_or_left_out(tmp_path: Path, b
         documents(path)
     found = read_documents(TextSource(source=str(path), on_bad_row="skip"))
     assert [d.index for d in found.examples] == [0, 2]
-    assert len(found.info.skipped) == 1
+    assert len(found.source.skipped) == 1
 
 
 def test_labels_are_named(tmp_path: Path):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.datasets_for_tests import MadeChoices, make_choices, make_sample, write_dataset
+from tests.datasets_for_tests import MadeChoices, choice_spans, make_choices, make_sample, write_dataset
 from tests.runs_for_tests import hashes
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import verify
@@ -64,7 +64,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link to nothing": (lambda d: (d / "figures").symlink_to(d / "nowhere"), "figures is a symbolic link to nothing"),
     "an altered table": (lambda d: flip(d / "records/trivia_qa/validation.parquet", 50), "SHA-256"),
     "a missing table": (lambda d: (d / "records/trivia_qa/validation.tar").unlink(), "missing"),
-    "an altered schema": (lambda d: flip(d / "schemas/trivia_qa.json", 5), "SHA-256"),
+    "an altered schema": (lambda d: flip(d / "schemas/trivia_qa.json", 5), "schemas/trivia_qa.json: None refers to"),
+    "an altered description": (
+        lambda d: rewrite_json(d / "schemas/trivia_qa.json", lambda s: s["$defs"]["Span"].update(description="x")),
+        "schemas/trivia_qa.json: ",
+    ),
     "a missing index": (lambda d: (d / "manifest.json").unlink(), "manifest.json cannot be read"),
     "an altered manifest": (
         lambda d: rewrite_json(d / "manifests/trivia_qa.json", lambda m: m["metrics"].clear()),
@@ -241,18 +245,18 @@ def test_choices_are_held_against_the_tensors(tmp_path: Path, number: int, chang
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("offsets", "message"),
     [
-        ({"choice_offsets": [0, 3, 5, 10]}, "choices end at token 10 of 9"),
-        ({"choice_offsets": [0, 5, 9]}, "choice_offsets [0, 5, 9] are not those of 3 choices"),
-        ({"choice_offsets": []}, "choice_offsets [] are not those of 3 choices"),
-        ({"choice_offsets": [1, 3, 5, 9]}, "choice_offsets [1, 3, 5, 9] are not those"),
-        ({"choice_offsets": [0, 5, 5, 9]}, "choice_offsets [0, 5, 5, 9] are not those"),
+        ([0, 3, 5, 10], "choices end at token 10 of 9"),
+        ([1, 3, 5, 9], "its choices lie at [[1, 3], [3, 5], [5, 9]]"),
+        ([0, 5, 5, 9], "its choices lie at [[0, 5], [5, 5], [5, 9]]"),
+        ([0, 5, 9], "'hidden_states': choices at [0, 3, 5, 9], its record says [0, 5, 9]"),
+        ([], "'hidden_states': holds choices, its record none"),
     ],
 )
-def test_choices_are_held_against_the_tokens(tmp_path: Path, changes: dict[str, Any], message: str):
-    made = make_choices("000000", sites=())
-    made = made._replace(record=msgspec.structs.replace(made.record, **changes))
+def test_choices_are_held_against_the_tokens(tmp_path: Path, offsets: list[int], message: str):
+    made = make_choices("000000", sites=("hidden_states",))
+    made = made._replace(record=msgspec.structs.replace(made.record, spans=choice_spans(offsets)))
     assert [problem for problem in problems_of(tmp_path, made) if message in problem]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import builders
 
-PATH = Path(builders.__file__).parent / "wiki_qa" / "sample.jsonl"
+PATH = Path(builders.__file__).parent / "wiki_qa" / "wiki_articles.jsonl"
 
 
 @pytest.fixture(scope="module")

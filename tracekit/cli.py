@@ -22,7 +22,7 @@ from tracekit.errors import ConfigError, TracekitError
 from tracekit.flags import Origins, located, settings_of
 from tracekit.format.layout import Layout
 from tracekit.ranks import this_rank
-from tracekit.task import Task, import_file, task_in
+from tracekit.task import Task, check_name_is_free, import_file, task_in
 
 __all__ = ["main", "run_main", "run_task"]
 
@@ -124,13 +124,14 @@ def run_task(task: Task[Any, Any], argv: list[str] | None = None) -> None:
 
         def begin() -> int:
             own = _as_imported(task)
+            check_name_is_free(own)
             found.extend((own, *_take_config(arguments, own.config, own.configs)))
             return 0
 
         if code := _exit_code(begin, Origins({}, arguments), _STOPPED):
             sys.exit(code)
         own, default, file = found
-        config = _parsed(arguments, default, own.command, f"{own.config.__doc__}\n\n{_about_configs(own.configs)}")
+        config = _parsed(arguments, default, own.command, f"{own.title}\n\n{_about_configs(own.configs)}")
         in_file = {} if file is None else settings_of(read_toml(file))
         origins = Origins(settings_of(config), arguments, file, in_file)
         sys.exit(_exit_code(lambda: _execute_stages(own, check(config)), origins, _STOPPED))

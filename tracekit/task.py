@@ -53,6 +53,7 @@ __all__ = [
     "TaskRef",
     "Tracer",
     "about_of",
+    "check_name_is_free",
     "find_task",
     "import_file",
     "known_tasks",
@@ -254,8 +255,8 @@ class Task(Generic[ConfigT, ExampleT]):
     can_estimate: Callable[[ConfigT], bool] = lambda config: True
     """Whether a dry run can measure already; not where an earlier stage has to write the examples first."""
     card: Path | str | None = None
-    """Template of the card's part about a configuration: a file, or the name of one in cards/; by default the title
-    stands there."""
+    """Template of the card's part about a configuration, where the task is installed: a file, or the name of one in
+    cards/; by default the title stands there."""
     report: "Callable[[TraceStore], Report] | None" = None
     """What `tracekit show --stats` says besides."""
     exports: "Mapping[str, Callable[..., Path]]" = field(default_factory=dict)
@@ -264,8 +265,7 @@ class Task(Generic[ConfigT, ExampleT]):
     """Name of the module that defines it."""
 
     def __post_init__(self) -> None:
-        defined = sys._getframe(2).f_globals.get("__name__", "__main__")  # as namedtuple and Enum do
-        object.__setattr__(self, "module", defined)
+        object.__setattr__(self, "module", _defined_in())
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"task {self.name!r}: expected a name of letters, digits and '_'")
         if self.record.__struct_config__.tag != self.name:
@@ -303,6 +303,14 @@ class Task(Generic[ConfigT, ExampleT]):
         """What runs it, without flags: `python -m builders.capitals`, `python capitals.py`."""
         package = self.module.rpartition(".")[0]
         return f"python -m {package}" if package else f"python {self.module}.py"
+
+
+def _defined_in() -> str:
+    """Name of the module in which a task is made, as namedtuple and Enum find it; `dataclasses.replace` makes none."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "dataclasses", "typing"):
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "__main__")
 
 
 @cache
@@ -400,10 +408,25 @@ def task_in(module: Any, name: str) -> Task[Any, Any]:
     Raises:
         ConfigError: it defines none.
     """
-    found = [one for one in vars(module).values() if isinstance(one, Task) and one.name == name]
+    tasks = [one for one in vars(module).values() if isinstance(one, Task) and one.module == module.__name__]
+    found = [one for one in tasks if one.name == name]
     if not found:
         raise ConfigError(f"{module.__file__} defines no task {name!r}; assign it to a name of the module, as TASK")
     return found[0]
+
+
+def check_name_is_free(task: Task[Any, Any]) -> None:
+    """See that no package has a task of this name that is another one.
+
+    Raises:
+        ConfigError: one has.
+    """
+    others = [one for one in _entry_points(task.name) if one.module != task.module]
+    if others:
+        raise ConfigError(
+            f"the task {task.name!r} of {task.file or task.module} has the name of a task that is installed "
+            f"({others[0].value}); give it another name, and its record the same tag"
+        )
 
 
 class TaskRef(NamedTuple):

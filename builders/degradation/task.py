@@ -25,7 +25,7 @@ from tracekit.console import say
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.prompts import sha256_text
-from tracekit.records import Number, accuracy, answered
+from tracekit.records import Number, answered
 from tracekit.task import Example, Examples, Report, Task, Tracer
 
 if TYPE_CHECKING:
@@ -233,7 +233,6 @@ TASK = Task(
             Number(name="perplexity", field="perplexity"),
             Number(name="truncated_share", field="is_truncated"),
         ],
-        means=[*answered().means, accuracy("is_correct")],
         same=["prompt_text", "image_sha256", "expected_answer"],
         occasions=["damage.level", "damage.group", "repeat"],
         conditions=["damage.method", "damage.group", "damage.level", "damage.seed"],

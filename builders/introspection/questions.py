@@ -30,7 +30,7 @@ from tracekit.task import Example, Examples
 __all__ = ["COLUMNS", "SAMPLE", "SOURCE", "McqQuestion", "parse_row", "read_questions", "shuffled"]
 
 SOURCE = HubSource("cais/mmlu", "all")
-SAMPLE = Path(__file__).with_name("sample.jsonl")
+SAMPLE = Path(__file__).with_name("introspection.jsonl")
 COLUMNS: Columns = {
     "question": ("question", "question_stem", "query"),
     "choices": ("options", "choices"),

@@ -31,7 +31,6 @@ _WHAT = r"(?:who|what|where|when|which|how|why|whether|if)"
 _AFTER = (
     rf"(?=$|[.,;:!?]| (?:{_WHAT}|for|to|about|on|of|from|exactly|at|based|in (?:the|my|this)|without|with|here|yet)\b)"
 )
-_ENOUGH = r"(?:enough|sufficient|adequate|any|further|more)"
 
 _ABSTENTIONS = (
     rf"{_I} {_HEDGE}{_NOT} {_HEDGE}{_SAY}\b",

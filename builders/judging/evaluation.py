@@ -62,6 +62,11 @@ class Evaluation(NamedTuple):
     is_invented: Callable[[Any], bool] = lambda record: True
     """Whether a record is about an invented thing; False for controls."""
 
+    @property
+    def command(self) -> str:
+        """What runs the builder, without flags."""
+        return f"python -m builders.{self.task}"
+
 
 class _Sample(NamedTuple):
     """What is kept of a record while it is judged."""
@@ -102,7 +107,7 @@ def evaluate(config: RunConfig, evaluation: Evaluation, *, judge: JudgeConfig, c
     with open_judge(judge, evaluation.what, model=config.model, client=client, cache=cache) as opened:
         name = set_name(opened)
         labels = _judge(layout, name, opened, samples)
-        command = stage_line(evaluation.task, config, "evaluate")
+        command = stage_line(evaluation.command, config, "evaluate")
         summary = _sum_up(layout, name, opened, evaluation, samples, labels, is_open=is_open, command=command)
         if opened.summary is not None:
             say(f"{opened.name}: {opened.summary}")
@@ -154,7 +159,7 @@ def _read_samples(layout: Layout, evaluation: Evaluation) -> tuple[dict[str, _Sa
     Raises:
         DatasetError: there is none, or a later version planned them.
     """
-    again = f"python -m builders.{evaluation.task} --stages answers --out {layout.root}"
+    again = f"{evaluation.command} --stages answers --out {layout.root}"
     if not layout.plan.exists():
         raise DatasetError(
             f"{str(layout.root)!r} holds no answers of the configuration {layout.config!r} to judge; make them first: "

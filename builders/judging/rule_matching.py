@@ -129,7 +129,6 @@ _OR_AFTER = re.compile(
     r"(?P<other>[^,.;!?]*)",
     re.IGNORECASE,
 )
-_ITEM_BEFORE = re.compile(r"(?:^|[\s,])(?P<item>[\w'.-]+)\s*,\s*$")
 
 
 def _is_one_of_several(text: str, start: int, stop: int, gold: tuple[str, ...]) -> bool:

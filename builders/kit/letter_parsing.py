@@ -38,16 +38,17 @@ _SIGNS = {
 """Other scripts' signs as the ones that are read, one for one, so that places in a text stay."""
 _OPENING = r"(?:[\s\"'“‘*_`(\[{$]|<(?=\w>\W*$)|<\w+>|\\(?:boxed|text(?:bf)?|math(?:bf|rm))(?=\{)|\\[(\[])*"
 _FIRST = re.compile(
-    r"(?:[-–—•]\s+)?" + _OPENING + r"([A-Za-z])((?:[\"'”’*_`)\]}>$]|\\[)\]])*)(?![A-Za-z0-9])(.*)", re.DOTALL
+    r"(?:(?:[-–—•>]|#{1,6})\s+)?" + _OPENING + r"([A-Za-z])((?:[\"'”’*_`)\]}>$]|\\[)\]])*)(?![A-Za-z0-9])(.*)",
+    re.DOTALL,
 )
 _ANSWER_WORDS = (
     "answer|antwort|antwoord|svar|réponse|respuesta|resposta|risposta|odpowied[źz]|odpověď|cevap|jawaban|đáp án|ответ"
-    "|відповідь|απάντηση|תשובה|الجواب|الإجابة|उत्तर|คำตอบ|答案|解答|答え|正解|정답"
+    "|відповідь|απάντηση|תשובה|الجواب|الإجابة|उत्तर|คำตอบ|答案|回答|解答|答え|正解|정답"
 )
 _BETWEEN = (
-    r"(?:[\s\"'”’*_`)\]}~#:=>–—→⇒-]|</?\w{1,20}>|是|为|為|は|은|는"
+    r"(?:[\s\"'”’*_`)\]}~#:=>–—→⇒-]|</?\w{1,20}>|[应應]?[选選]|是|为|為|は|은|는"
     r"|(?<![A-Za-z])(?i:is|(?:must|should|would) be|(?:appears|seems) to be|(?:most )?likely|probably|clearly|therefore"
-    r"|ist|es|est|è|é)(?![A-Za-z])){0,40}?"
+    r"|ist|es|est|è|é|la|el)(?![A-Za-z])){0,40}?"
 )
 """What stands between a word for the answer and its letter: signs of emphasis and quotes, a verb, a colon or a dash."""
 _ALONE = r"([A-Za-z])(?![A-Za-z0-9])(?![-'’./*]\w|[+#])"
@@ -65,9 +66,11 @@ _ANOTHER = re.compile(
 _SETS_OFF = re.compile(r"[.:),;!]+[^\w\s]*_*(?:\s|$)|\s*\n|\s+(?:[-–—:(]|is\b|because\b|since\b)|</")
 _DENIED = re.compile(
     r"\W*(?:(?:is|was|seems|looks)\s+(?:(?:also|clearly|obviously|just|simply)\s+)?"
-    r"(?:not|wrong|incorrect|false|impossible|unlikely|invalid|excluded|eliminated|less|too|out)\b"
+    r"(?:not|wrong|incorrect|false|impossible|unlikely|invalid|excluded|eliminated|less|too|out|ruled out|rejected"
+    r"|discarded|dismissed|worse|worst|inferior|weaker|tempting|close(?=\s*(?:[,.;!]|but\b|$))"
+    r"|(?:a|the) (?:distractor|decoy|trap|second[- ]best))\b"
     r"|(?:is|was|does|did|can|ca|could|would|wo)n['’]t\b|(?:cannot|fails?|(?:does|did|can|could|would)\s+not)\b"
-    r"|değil|नहीं|[은는이가]?\s*아니|[じで]は?ゃ?な[いく]|不正确|不对|不對|不是|错|錯)"
+    r"|değil|नहीं|[은는이가]?\s*아[니닙님닌닐]|[じで]は?ゃ?(?:な[いく]|ありません)|неверн|неправильн|不正确|不对|不對|不是|错|錯)"
 )
 """What denies the letter before it, or the text of its option."""
 _VERDICT = re.compile(
@@ -80,6 +83,10 @@ _NO_CHOICE = re.compile(
     r"|[^\w,–—-]*(?:i (?:do not|don['’]t|cannot|can['’]t|am not)|i['’]m (?:not|unsure))\b)"
 )
 """What stands after a letter that is no choice."""
+_ONLY_LETTERS = re.compile(r"\W*\b([A-Z])\b(?:\W*\b[A-Z]\b)*\W*")
+"""Letters and nothing else, as of an answer that names several."""
+_NAMELY = re.compile(r"\W*(?:(?:which\s+)?is\s+(?:the\s+)?|(?:i\.e\.|namely),?\s+)", re.IGNORECASE)
+"""What ties the text of an option to the letter before it."""
 _PAIR = re.compile(r"(?<![A-Za-z0-9])([A-Z])\s*(?:[:=]|\(\s*\d|\d)")
 """A letter with a value of its own."""
 _UNSAID = re.compile(
@@ -99,6 +106,7 @@ _MAX_SENTENCE = 1000
 """Characters before a letter that are looked at."""
 _ASKS = re.compile(r"\W*(?i:why|is|are|was|were|what|which|how|do|does|did|would|should|could|can)\b")
 _SUPPOSES = re.compile(r"\b(?i:if|unless|suppose|initially|at first|for example|for instance|e\.g)\b")
+_CONDITION = re.compile(r"\b(?i:if|unless)\b")
 _LINK = re.compile(
     r"[:=>–—→⇒是为為は은는]|\s-+\s|(?<![A-Za-z])(?i:is|be|likely|probably|clearly|ist|es|est|è|é)(?![A-Za-z])"
 )
@@ -145,7 +153,7 @@ _OF_OTHERS = re.compile(
 )
 """A conclusion that may be somebody else's, or none."""
 _TAKEN_BACK = re.compile(
-    r"\W*(?i:wrong|incorrect|false|nope|never mind|scratch that|not (?:right|correct|quite|it|this))\W*(?:$|[.!;\n])"
+    r"\W*(?i:wrong|incorrect|false|nope|never mind|scratch that|not (?:right|correct|quite|it|this))\W*(?:$|[.,!;)\n])"
 )
 _ANSWER_KEYS = re.compile(
     rf"(?i:(?:(?:the|my|your|final|correct|right|best|model|predicted|selected|chosen|most|likely)[\W_]*)*"
@@ -240,9 +248,11 @@ def _is_own(text: str, match: "re.Match[str]", options: Mapping[str, str]) -> bo
     start = max((end.end() for end in _SENTENCE_END.finditer(before)), default=0)
     end = _SENTENCE_END.search(text, match.end())
     sentence = before[start:]
-    if (end is not None and end[0] == "?" and _ASKS.match(before[start:] or text[match.start() :])) or _SUPPOSES.search(
-        sentence
-    ):
+    if end is not None and end[0] == "?" and _ASKS.match(before[start:] or text[match.start() :]):
+        return False
+    own_text = options[match[1].upper()]
+    after = text[match.end() : None if end is None else end.start()][:_MAX_SENTENCE].replace(own_text, "", 1)
+    if _SUPPOSES.search(sentence) or _CONDITION.search(after):
         return False
     clause = max((one.end() for one in _CLAUSE.finditer(before)), default=0)
     if _UNSAID.search(before[max(clause, start) :]) or re.search(r"(?i:\b(?:all|any\w*|every\w*)\s+but\s+$)", before):
@@ -263,7 +273,9 @@ def _after(text: str, match: "re.Match[str]") -> str:
 
 def _doubt(letter: str, rest: str, listed: str | None, options: Mapping[str, str]) -> str | None:
     """Why a letter is not the answer, for what follows it; None where nothing speaks against it."""
-    other = _other(letter, options, _ANOTHER.match(rest)) or listed or _corrected(letter, rest, options)
+    is_of_option = _begins(rest, options[letter])
+    beside = _ONLY_LETTERS.fullmatch(rest.split("\n", 1)[0]) if not is_of_option else None
+    other = _other(letter, options, _ANOTHER.match(rest) or beside) or listed or _corrected(letter, rest, options)
     if other is not None:
         return f"several letters: {letter}, {other}, ..."
     other = _text_of_another(letter, rest, options)
@@ -272,12 +284,13 @@ def _doubt(letter: str, rest: str, listed: str | None, options: Mapping[str, str
     other = _weighed(letter, rest, options) or _paired(letter, rest, options)
     if other is not None:
         return f"several letters: {letter}, {other}, ..."
-    if _NO_CHOICE.match(rest) and not _begins(rest, options[letter]):
+    if _NO_CHOICE.match(rest) and not is_of_option:
         return f"the letter {letter}, but no choice"
     own = re.match(rf"\W*{re.escape(options[letter])}(?!\w)", rest, re.IGNORECASE) if options[letter].strip() else None
     is_denied = own is not None and (_DENIED.match(rest, own.end()) or _VERDICT.match(rest, own.end())) is not None
+    is_taken_back = _TAKEN_BACK.match(rest) is not None and not is_of_option
     is_weighed = _ASSERTED.match(rest) is not None and _CONTRAST.search(rest) is not None
-    return f"the letter {letter}, taken back" if is_weighed or is_denied or _TAKEN_BACK.match(rest) else None
+    return f"the letter {letter}, taken back" if is_weighed or is_denied or is_taken_back else None
 
 
 def _paired(letter: str, rest: str, options: Mapping[str, str]) -> str | None:
@@ -406,6 +419,9 @@ def _text_of_another(letter: str, rest: str, options: Mapping[str, str]) -> str 
     if not _plain(line) or not re.search(r"\w", line):
         same = _same(rest.strip(), options) if re.search(r"\w", rest) else []
         return None if letter in same else next(iter(same), None)
+    if tie := _NAMELY.match(line):
+        tied = [name for name in options if _begins(line[tie.end() :], options[name])]
+        return None if letter in tied else next(iter(tied), None)
     cut = [name for name in options if _is_cut(line, options[name])]
     begun = [name for name in options if _begins(line, options[name])]
     if begun:

@@ -25,7 +25,7 @@ _CONTAINER = re.compile(
     r"array\(|(?:(?:frozen)?set|tuple|list|deque|dict_(?:values|keys)|OrderedDict|Index|Series|ListValue)\(\s*[\[{(]"
 )
 """So does one that is written with its type: `array([1, 2])`, `Index(['a'], dtype='object')`, `frozenset({'a'})`."""
-_TUPLE = re.compile(r"\(\s*['\"].*['\",]\s*\)", re.DOTALL)
+_TUPLE = re.compile(r"\(\s*(?:['\"].*['\",]\s*)?\)", re.DOTALL)
 _NUMPY = re.compile(r"array|np\.(?:str_|bool_?|u?int\d+|float\d+)")
 """What numpy writes in front of brackets."""
 _TOKEN = re.compile(

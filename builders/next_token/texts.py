@@ -57,12 +57,12 @@ HUB: dict[Kind, HubSource] = {
 
 _FOLDER = Path(__file__).parent
 SAMPLES: dict[Kind, Path] = {
-    "ud_ewt": _FOLDER / "sample_ud_ewt.conllu",
-    "go_emotions": _FOLDER / "sample_go_emotions.tsv",
+    "ud_ewt": _FOLDER / "next_token_ud_ewt.conllu",
+    "go_emotions": _FOLDER / "next_token_go_emotions.tsv",
     "csqa": CSQA_SAMPLE,
-    "wikitext2": _FOLDER / "sample_wikitext.txt",
-    "wikitext103": _FOLDER / "sample_wikitext.txt",
-    "text": _FOLDER / "sample_wikitext.txt",
+    "wikitext2": _FOLDER / "next_token_wikitext.txt",
+    "wikitext103": _FOLDER / "next_token_wikitext.txt",
+    "text": _FOLDER / "next_token_wikitext.txt",
 }
 """Small samples of every kind, written for this project."""
 

@@ -14,7 +14,7 @@ Forms of the lists:
 A name is kept only if no list knows it, whatever the case, as a name of any kind; of animals and plants neither with
 another ending of the epithet (`alba` for `albus`: the same name under another genus). Left out, too, are epithets of
 very many species (`vulgaris`), epithets that are names by themselves (`orca`) or whose ending does not agree with the
-genus, medicines that end in a salt or form (`XR`), and well-known brands: see `exclusions.json`. Lists
+genus, medicines that end in a salt or form (`XR`), and well-known brands: see `nonsense_exclusions.json`. Lists
 are never complete: a name that is made here may be that of something real. Everything is drawn by seed.
 """
 
@@ -48,9 +48,9 @@ DOMAINS = ("animals", "plants", "medicines")
 """What is invented."""
 _FOLDER = Path(__file__).parent
 SAMPLES: Mapping[str, Path] = {
-    "animals": _FOLDER / "animals.tsv",
-    "plants": _FOLDER / "plants.json",
-    "medicines": _FOLDER / "medicines.json",
+    "animals": _FOLDER / "nonsense_animals.tsv",
+    "plants": _FOLDER / "nonsense_plants.json",
+    "medicines": _FOLDER / "nonsense_medicines.json",
 }
 """The small lists packaged here, by domain."""
 _BINOMIAL = re.compile(r"(?P<genus>[A-Z][a-z-]+) (?P<epithet>[a-z][a-z-]{2,})")
@@ -67,7 +67,7 @@ _EPITHET_GENDERS: Mapping[str, frozenset[str]] = {**_GENDERS, "is": frozenset("m
 
 
 class _Exclusions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What no name is made with, of our own: `exclusions.json`."""
+    """What no name is made with, of our own: `nonsense_exclusions.json`."""
 
     general_epithets: list[str]
     """Epithets of very many species: places, colours, sizes, habitats."""
@@ -79,7 +79,7 @@ class _Exclusions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Well-known medicines that lists of substances leave out."""
 
 
-_EXCLUSIONS = msgspec.json.decode((_FOLDER / "exclusions.json").read_bytes(), type=_Exclusions)
+_EXCLUSIONS = msgspec.json.decode((_FOLDER / "nonsense_exclusions.json").read_bytes(), type=_Exclusions)
 _FORM_WORDS = frozenset(_EXCLUSIONS.forms)
 
 

@@ -48,6 +48,8 @@ _ASKED = ("question", "prompt")
 _IDS = ("token_ids", "output_token_ids", "generated_token_ids")
 _LISTS = ("outputs", "choices")
 _BESIDE_PROMPT = ("suffix", "echo", "chat_template")
+_OTHER_REASONING = ("reasoning_details", "thinking_blocks", "reasoning_text", "thoughts", *REASONING_FIELDS)
+"""Names of reasoning; under the last it is read where it is a text."""
 _BESIDE_MESSAGES = ("tools", "functions", "documents", "system", "system_prompt", "continue_final_message")
 """What changes the prompt of a conversation besides its messages: with OpenAI's, vLLM's and Anthropic's requests."""
 _STRUCTURES = ("messages", "request", "body", "prompt_token_ids", *_IDS, *_LISTS)
@@ -193,6 +195,8 @@ def _sides(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         raise SourceError(f"the request failed ({str(error or f'status {status}')[:80]}); leave the row out")
     asked = next((data[name] for name in ("request", "body") if isinstance(data.get(name), dict)), {})
     request = data | _inner(asked)
+    further = request.get("extra_body")  # of a call of OpenAI's client
+    request |= further if isinstance(further, dict) else {}
     return request, (data if response is None else _inner(response))
 
 
@@ -321,11 +325,21 @@ def _answer(holder: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     beside = {holder[name] for name in REASONING_FIELDS if isinstance(holder.get(name), str) and holder[name]}
     if len(beside) > 1:
         raise SourceError(f"several texts in {', '.join(map(repr, REASONING_FIELDS))} differ; leave one")
-    return {
-        "answer": said["answer"] if text is None else text,
-        "reasoning": said["reasoning"] or (beside.pop() if beside else None),
-        "token_ids": ids,
-    }
+    reasoning = said["reasoning"] or (beside.pop() if beside else None)
+    if reasoning is None and ids is None:
+        _check_reasoning(holder, holder.get("message") or {})
+    return {"answer": said["answer"] if text is None else text, "reasoning": reasoning, "token_ids": ids}
+
+
+def _check_reasoning(*sides: Mapping[str, Any]) -> None:
+    """Refuse reasoning that is not put back: it stands in another form than a text, or under another name."""
+    for side in sides:
+        name = next((name for name in _OTHER_REASONING if isinstance(side.get(name), str | list) and side[name]), None)
+        if name is not None:
+            raise SourceError(
+                f"{name!r} holds reasoning in a form that is not read here; give it as a text in "
+                f"{' or '.join(map(repr, REASONING_FIELDS))}, or give 'token_ids'"
+            )
 
 
 def _said(form: MessageForm, where: str, *, has_ids: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 read as    finish_reason, done_reason, SGLang's {"type", "matched"}; Anthropic's and Inspect's stop_reason
 stop       stop eos eos_token end_turn STOP: the model ended its turn; stop_sequence: a stop string did
-length     length max_tokens max_length model_length MAX_TOKENS
+length     length max_tokens max_length max_output_tokens model_length MAX_TOKENS
 as it is   any other; `unknown` where nothing says it
 
 stop_reason matched_stop stop_string stop_sequence      the stop string, or the id of the token that ended the turn
@@ -16,14 +16,17 @@ from tracekit.errors import SourceError
 __all__ = ["Ending", "ending_of"]
 
 _BY_STRING = "stop_sequence"
-_NAMES = ("finish_reason", "done_reason")
+_NAMES = ("finish_reason", "done_reason", "finishReason", "stopReason")
 _STOPS = ("stop_reason", "matched_stop", "stop_string", _BY_STRING)
 _REASONS = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", _BY_STRING), "stop"),
-    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), "length"),
+    **dict.fromkeys(("length", "max_tokens", "max_length", "max_output_tokens", "model_length"), "length"),
     **dict.fromkeys(("tool_calls", "tool_use"), "tool_calls"),
     **{word: word for word in ("content_filter", "refusal", "unknown")},
 }
+_STOP_LISTS = ("stop", "stop_sequences", "stop_strings")
+_IN_REQUESTS = ("sampling_params", "parameters", "params", "options", "generation_config")
+"""Where requests keep their stop strings, other than at their top."""
 
 
 class Ending(NamedTuple):
@@ -57,7 +60,12 @@ def ending_of(request: Mapping[str, Any], reply: Mapping[str, Any], holder: Mapp
     if said is None and isinstance(first, str) and first.lower() in _REASONS:
         said, told = first, [one for one in stops if one != first]
         stops = told
+    others = [one for one in stops if isinstance(one, str) and one != "stop" and one.lower() in _REASONS]
+    if others:  # words beside a finish_reason, and no strings
+        told = stops = [one for one in stops if one not in others]
     word, stop = (said or "unknown").lower(), stops[0] if stops else None
-    may_be_string = word == "stop" and not told and bool(request.get("stop"))  # which of them ended it, nobody says
+    asked = (request, *(request[name] for name in _IN_REQUESTS if isinstance(request.get(name), dict)))
+    has_strings = any(side.get(name) for side in asked for name in _STOP_LISTS)
+    may_be_string = _BY_STRING in others or (word == "stop" and not told and not others and has_strings)
     is_end = _REASONS.get(word) == "stop" and word != _BY_STRING
     return Ending(_REASONS.get(word, said or word), stop, is_end and not isinstance(stop, str) and not may_be_string)

@@ -23,7 +23,7 @@ from tracekit.task import Examples, Task, Tracer
 
 __all__ = ["TASK", "ReplayConfig"]
 
-_SAMPLE = Path(__file__).with_name("sample.jsonl")
+_SAMPLE = Path(__file__).with_name("replay.jsonl")
 
 
 class ReplayConfig(PromptedConfig, frozen=True, kw_only=True):

@@ -102,13 +102,18 @@ class ReplayTracer(AnsweringTracer[AnswerExample]):
             ids = self._known(one, one.token_ids, "token_ids")
             self._check_ids(one, prompt, ids)
         else:
-            ids = self._tokenised(prompt, self._whole_text(one, prompt.text))
+            ids = self._tokenised(prompt, self._up_to_end(self._whole_text(one, prompt.text)))
             end = self._end_token(one, prompt)
             if ids and end is not None and ids[-1] not in self._ends:
                 ids = [*ids, end]
         if not ids:
             raise SourceError(f"row {one.index} ({one.example_id}): the answer has no token")
         return Generated(ids, "stop" if ids[-1] in self._ends else "length")
+
+    def _up_to_end(self, text: str) -> str:
+        """A text without the white space that a template writes after an end token."""
+        bare, ends = text.rstrip(), self._tokenizer.convert_ids_to_tokens(sorted(self._ends))
+        return bare if bare.endswith(tuple(end for end in ends if end)) else text
 
     def _whole_text(self, one: AnswerExample, prompt: str) -> str:
         """Everything that the model wrote, its reasoning between the template's markers.
@@ -127,6 +132,10 @@ class ReplayTracer(AnsweringTracer[AnswerExample]):
                     "reasoning in the prompt (--template-kwargs enable_thinking=false)"
                 )
             return answer if is_as_written or self._turn is None else self._turn.with_lead(prompt, answer)
+        if end_of_thinking("", answer) and one.reasoning.strip() in answer:
+            raise SourceError(
+                f"{where}: the answer holds the reasoning that stands beside it too; leave one of the two out"
+            )
         whole = None if self._turn is None else self._turn.with_reasoning(prompt, one.reasoning, answer, is_cut=is_cut)
         if whole is None or whole[end_of_thinking(prompt, whole) :].strip() != answer.strip():
             raise SourceError(

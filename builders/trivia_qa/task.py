@@ -20,7 +20,7 @@ from builders.kit.sources import HubSource, Row, read_examples
 from builders.trivia_qa.record import TriviaQARecord
 from tracekit.config import AnswersConfig, ShotsConfig
 from tracekit.errors import SourceError
-from tracekit.records import Mean, Number, accuracy, answered
+from tracekit.records import Mean, Number, answered
 from tracekit.task import Example, Examples, Task
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["TASK", "TriviaExample", "TriviaQAConfig", "parse_row"]
 
 SOURCE = HubSource("mandarjoshi/trivia_qa", "rc.nocontext")
-SAMPLE = Path(__file__).with_name("sample.jsonl")
+SAMPLE = Path(__file__).with_name("trivia_qa.jsonl")
 COLUMNS: Columns = {
     "question": ("question", "context"),
     "answer": ("answer", "answers", "aliases"),
@@ -147,8 +147,7 @@ TASK = Task(
         shard="shard",
         numbers=[*answered().numbers, Number(name="f1", field="f1")],
         means=[
-            *answered().means,
-            accuracy("is_correct"),
+            *answered(correct="is_correct").means,
             Mean(name="exact_match", field="exact_match", definition="Share of answers that equal an accepted one."),
             Mean(name="f1", field="f1", definition="Best token F1 over the accepted answers, 0 to 1."),
         ],

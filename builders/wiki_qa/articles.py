@@ -20,7 +20,7 @@ from builders.kit.sources import HubSource, Row
 __all__ = ["COLUMNS", "SAMPLE", "SOURCE", "Article", "Section", "draw_sections", "parse_article", "sections_of"]
 
 SOURCE = HubSource("euirim/goodwiki", None)
-SAMPLE = Path(__file__).with_name("sample.jsonl")
+SAMPLE = Path(__file__).with_name("wiki_articles.jsonl")
 
 COLUMNS: Columns = {
     "title": ("title",),

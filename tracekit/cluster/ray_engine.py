@@ -75,11 +75,10 @@ class RayEngine:
         most = 1 if config.output.dry_run else max(1, num_tasks)
         asked = self._share(kind, most=most)
         wanted = min(most, asked.num_workers)
-        task = TaskRef.of(job.task)
-        self._start(wanted, asked, task)
+        self._start(wanted, asked)
         if config.model.device_map == "none":
             config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, device=kind))
-        node_job = NodeJob(uuid.uuid4().hex, task, config, job.examples, job.info)
+        node_job = NodeJob.of(uuid.uuid4().hex, TaskRef.of(job.task), config, job.examples, job.info)
         yield RayWork(ray, self._slots[:wanted], ray.put(node_job), job, self._settings)
 
     def _connected(self) -> Any:
@@ -100,7 +99,7 @@ class RayEngine:
         number = asked if asked is None or most is None else min(asked, most)
         return share(nodes, num_workers=number, gpus_per_worker=settings.gpus_per_worker, on_gpus=kind == "cuda")
 
-    def _start(self, num_workers: int, asked: Share, task: TaskRef) -> None:
+    def _start(self, num_workers: int, asked: Share) -> None:
         """Start what is missing. Each worker has a place of its own, so that Ray starts it anew on the same node."""
         ray = self._ray
         from ray.util.placement_group import placement_group, remove_placement_group
@@ -121,7 +120,7 @@ class RayEngine:
                     scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0),
                     runtime_env=environment,
                 )
-                .remote(Rank(number, asked.num_workers, 0), str(Path.cwd()), task)
+                .remote(Rank(number, asked.num_workers, 0), str(Path.cwd()))
             )
             self._slots.append(Slot(number, actor))
             self._stack.callback(ray.kill, actor)
@@ -144,7 +143,8 @@ class RayWork:
         actor, *others = [slot.actor for slot in self._slots]
         for other in others:  # what goes wrong there is seen when it is asked to begin
             other.open.remote(self._job_ref)
-        estimate = called(self._ray, actor.estimate.remote(self._job_ref, examples, lengths, samples_per_shard))
+        indices = [example.index for example in examples]
+        estimate = called(self._ray, actor.estimate.remote(self._job_ref, indices, lengths, samples_per_shard))
         alike = estimate.seconds - estimate.overhead_seconds
         return estimate._replace(seconds=estimate.overhead_seconds + alike / len(self._slots))
 
@@ -155,7 +155,8 @@ class RayWork:
             TracekitError: as in one process.
         """
         actor = self._slots[0].actor
-        return called(self._ray, actor.batch_size.remote(self._job_ref, asked, examples, lengths))
+        indices = [example.index for example in examples]
+        return called(self._ray, actor.batch_size.remote(self._job_ref, asked, indices, lengths))
 
     def shards(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it.

@@ -11,6 +11,7 @@ that does not see the folder stages its shards on the Hub, and hands over their 
 
 import hashlib
 import os
+import pickle
 import queue
 import shutil
 import socket
@@ -24,7 +25,7 @@ import torch
 from tracekit.answering import open_tracer
 from tracekit.config import RunConfig
 from tracekit.console import heard
-from tracekit.errors import ConfigError, ShardLockedError, TracekitError
+from tracekit.errors import ConfigError, ShardLockedError
 from tracekit.format.journal import Sent, read_journal, sent_shards
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Plan, ShardTask
@@ -36,7 +37,7 @@ from tracekit.records import ModelInfo
 from tracekit.run.plan import Estimate, versions
 from tracekit.run.worker import Loader, Step, Worker
 from tracekit.sites import resolve_sites
-from tracekit.task import TaskRef
+from tracekit.task import Task, TaskRef
 
 __all__ = ["Begin", "Begun", "Made", "NodeJob", "NodeWorker", "Reply", "is_staging", "own_folder"]
 
@@ -47,10 +48,31 @@ class NodeJob(NamedTuple):
     key: str
     """Tells jobs apart."""
     task: TaskRef
+    packed: bytes
+    """Configuration and examples, pickled: a worker imports the task before it knows their types. The device of the
+    configuration is a kind of device, not one of them."""
+    info: ModelInfo
+
+    @classmethod
+    def of(cls, key: str, task: TaskRef, config: RunConfig, examples: Sequence[Any], info: ModelInfo) -> "NodeJob":
+        """A job, ready to travel."""
+        return cls(key, task, pickle.dumps((config, list(examples))), info)
+
+
+class _Unpacked(NamedTuple):
+    """A job where it arrived."""
+
+    key: str
+    task: Task[Any, Any]
     config: RunConfig
-    """Its device is a kind of device, not one of them."""
     examples: Sequence[Any]
     info: ModelInfo
+
+    @classmethod
+    def of(cls, job: NodeJob) -> "_Unpacked":
+        task = job.task.found()
+        config, examples = pickle.loads(job.packed)  # noqa: S301 - the driver of this run packed it
+        return cls(job.key, task, config, examples, job.info)
 
 
 class Begin(NamedTuple):
@@ -106,16 +128,12 @@ def is_staging(config: RunConfig) -> bool:
 class NodeWorker:
     """One model on one node. Every method but the first needs a worker that is open, as a new process is not."""
 
-    def __init__(self, rank: Rank, driver_folder: str, task: TaskRef) -> None:
+    def __init__(self, rank: Rank, driver_folder: str) -> None:
         if Path(driver_folder).is_dir():  # so that relative paths mean what they mean to the driver
             os.chdir(driver_folder)
-        self._error: TracekitError | None = None
-        try:
-            task.found()  # before a job with examples of its types arrives
-        except TracekitError as error:
-            self._error = error  # raised where the driver hears it
         self._rank, self._loader = rank, Loader()
-        self._job: NodeJob | None = None
+        self._given: _Unpacked | None = None
+        self._job: _Unpacked | None = None
         self._tracer: Any = None
         self._traced: Any = None
         self._layout = Layout(Path(), "")
@@ -132,28 +150,29 @@ class NodeWorker:
         Raises:
             TracekitError: what opening them raises in one process.
         """
-        if self._job is not None and self._job.key == job.key:
+        given = self._unpacked(job)
+        if self._job is given:
             return ()
         self.end()
         if self._tracer is not None:
             self._tracer.close()
         with heard() as said:
-            tokenizer = load_tokenizer(job.config.model)
-            self._tracer = open_tracer(job.task.found(), job.config, tokenizer, job.examples)
-            sites = resolve_sites(job.config.capture.sites)
-            self._traced = self._loader.load(job.config.model, job.info, tokenizer, sites, self._tracer.loads)
-        self._job = job
+            tokenizer = load_tokenizer(given.config.model)
+            self._tracer = open_tracer(given.task, given.config, tokenizer, given.examples)
+            sites = resolve_sites(given.config.capture.sites)
+            self._traced = self._loader.load(given.config.model, given.info, tokenizer, sites, self._tracer.loads)
+        self._job = given
         return tuple(said)
 
-    def estimate(self, job: NodeJob, examples: Sequence[Any], lengths: Sequence[int], size: int) -> Estimate:
+    def estimate(self, job: NodeJob, indices: Sequence[int], lengths: Sequence[int], size: int) -> Estimate:
         """What these examples will cost this one worker; `size` samples go into a shard."""
         self.open(job)
-        return self._made_worker(Layout(Path(), "")).estimate(examples, lengths, size)
+        return self._made_worker(Layout(Path(), "")).estimate(self._examples(indices), lengths, size)
 
-    def batch_size(self, job: NodeJob, asked: Any, examples: Sequence[Any], lengths: Sequence[int]) -> int:
+    def batch_size(self, job: NodeJob, asked: Any, indices: Sequence[int], lengths: Sequence[int]) -> int:
         """Examples a batch, by the memory of this device."""
         self.open(job)
-        return self._made_worker(Layout(Path(), "")).batch_size(asked, examples, lengths)
+        return self._made_worker(Layout(Path(), "")).batch_size(asked, self._examples(indices), lengths)
 
     def begin(self, job: NodeJob, run: Begin) -> tuple[Begun, tuple[str, ...]]:
         """Take part in a run.
@@ -163,22 +182,23 @@ class NodeWorker:
             TracekitError: as `open`; as Stager where shards are staged from here.
         """
         self.end()
+        config = self._unpacked(job).config
         host, shared = socket.gethostname(), Layout(run.folder, run.plan.config)
         _check_versions(run.plan, host)
         is_shared = not run.is_apart and (shared.shard("any").parent / run.marker).exists()
-        if not is_shared and not is_staging(job.config):
+        if not is_shared and not is_staging(config):
             raise ConfigError(
                 f"the worker on {host} does not see {str(run.folder)!r} of the driver. Put --out where all "
                 "nodes share, under the same path; or let each worker send its shards to the Hub as they are made: "
                 "--publish owner/name --version v1.0.0 --free-local"
             )
         said = self.open(job)
-        if (here := computing_device(job.config.model).type) != run.plan.device_type:
+        if (here := computing_device(config.model).type) != run.plan.device_type:
             raise ConfigError(f"the worker on {host} has a device {here!r}, the plan {run.plan.device_type!r}")
         torch.set_num_threads(run.plan.num_threads)
         self._layout = shared if is_shared else Layout(run.own_folder, run.plan.config)
         if not is_shared:
-            self._stager = self._stack.enter_context(Stager(self._layout, job.config.publish, self._sent.put))
+            self._stager = self._stack.enter_context(Stager(self._layout, config.publish, self._sent.put))
         self._worker = self._made_worker(self._layout)
         return Begun(_node_id(), host, is_shared), said
 
@@ -218,6 +238,16 @@ class NodeWorker:
         self._worker = None
         self._stack.close()
         self._stager = None
+
+    def _unpacked(self, job: NodeJob) -> _Unpacked:
+        if self._given is None or self._given.key != job.key:
+            self._given = _Unpacked.of(job)
+        return self._given
+
+    def _examples(self, indices: Sequence[int]) -> list[Any]:
+        assert self._job is not None
+        by_index = {example.index: example for example in self._job.examples}
+        return [by_index[index] for index in indices]
 
     def _made_worker(self, layout: Layout) -> Worker[Any]:
         assert self._job is not None

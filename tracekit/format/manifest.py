@@ -155,7 +155,7 @@ class Plan(_Stored, frozen=True, kw_only=True):
     about: About | None = None
     """What reading needs to know of the task; null in plans of schema 1.x."""
     code: str | None = None
-    """SHA-256 of the file that defines the task, where it is one file; null for a task in a package."""
+    """The file that defines the task, where it is one file: `capitals.py@sha256:...`; null for a task in a package."""
     is_growing: bool = False
     """Whether samples come as they are asked for, as a server's do: its shards are then those that have a sidecar."""
 

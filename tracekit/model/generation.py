@@ -3,11 +3,13 @@
 The deterministic answer is greedy or beam search. Sampled answers use one random generator each, seeded by (run
 seed, key, sample index): the Gumbel-max trick turns argmax over noisy scores into an exact draw from their softmax, so
 a text does not depend on what else is in its batch. Prompts whose rows would influence one another by their length
-(tracekit.model.lengths) are answered apart.
+(tracekit.model.lengths) are answered apart. Prompts are padded on the left; where a model takes padding for text
+(Bart, XLM, ...), prompts of one length run together.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +29,9 @@ from transformers import (
 
 from tracekit.config import DrawConfig, GenerationConfig
 from tracekit.model.lengths import groups_within
-from tracekit.model.traced import TracedModel
+from tracekit.model.memory import is_out_of_memory
+from tracekit.model.references import LOAD_ERRORS
+from tracekit.model.traced import TracedModel, rounding_of
 from tracekit.model.vocabulary import check_rows
 from tracekit.records import GenerationSettings
 
@@ -40,6 +44,7 @@ __all__ = [
     "answer_once",
     "answer_sampled",
     "answer_variously",
+    "find_padding_rule",
     "settings_of",
 ]
 
@@ -183,8 +188,44 @@ def _in_groups(
     """
     answers: dict[int, Generated] = {}
     for group in groups_within([len(prompt) + max_new_tokens for prompt in prompts], traced.length_limit):
-        answers |= zip(group, answer(group), strict=True)
+        by_length: dict[int, list[int]] = {}
+        for row in group:
+            by_length.setdefault(len(prompts[row]) if traced.is_moved_by_padding else 0, []).append(row)
+        for rows in by_length.values():
+            answers |= zip(rows, answer(rows), strict=True)
     return [answers[row] for row in range(len(prompts))]
+
+
+def find_padding_rule(traced: TracedModel) -> None:
+    """Measure whether padding before a prompt changes its answer; sets `is_moved_by_padding`."""
+    if traced.is_row_coupled:
+        return
+    model: Any = traced.model
+    settings = HFGenerationConfig(
+        max_new_tokens=2,
+        do_sample=False,
+        pad_token_id=model.generation_config.pad_token_id,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ids = traced.probe_ids()[0].tolist()
+    short = ids[: max(1, len(ids) // 3)]
+    try:
+        beside, alone = (_run(traced, prompts, settings).logits for prompts in ([short, ids], [short]))
+    except LOAD_ERRORS as error:  # some cannot take rows of several lengths
+        if is_out_of_memory(error):
+            raise
+        traced.is_moved_by_padding = True
+        return
+    num_steps = 1 + bool(beside[0][0].argmax() == alone[0][0].argmax())  # then another token was taken
+    changes = [
+        (one[0] - other[0]).float().abs().max() / other[0].float().abs().max()
+        for one, other in zip(beside[:num_steps], alone, strict=False)  # the answer may end before
+    ]
+    # transformers tells most models the positions of their tokens: those that it does not tell are looked at closely
+    is_told = "position_ids" in signature(model.forward).parameters
+    allowed = rounding_of(traced.info) / (1 if is_told else 3)
+    traced.is_moved_by_padding = not all(change <= allowed for change in changes)
 
 
 def settings_of(config: GenerationConfig, *, do_sample: bool) -> GenerationSettings:
@@ -297,14 +338,10 @@ def _generate(
     segments: Sequence[Sequence[int]] = (),
     stopping: StoppingCriteriaList | None = None,
 ) -> list[Generated]:
-    model: Any = traced.model
     for prompt in prompts:
         check_rows(traced.tokenizer, prompt)
-    own = model.generation_config
+    own = traced.model.generation_config
     longest = max(len(prompt) for prompt in prompts)
-    pad = own.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=traced.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=traced.device)
     names = inputs[0] if inputs else ()
     further = {name: torch.cat([one[name] for one in inputs]).to(traced.device) for name in names}
     if segments:
@@ -315,21 +352,23 @@ def _generate(
         num_beams=num_beams,
         max_new_tokens=config.max_new_tokens,
         eos_token_id=own.eos_token_id,
-        pad_token_id=pad,
+        pad_token_id=own.pad_token_id,
         bos_token_id=own.bos_token_id,
     )
-    traced.begin_pass()
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=settings,
-            logits_processor=processors,
-            stopping_criteria=stopping,
-            **further,
-        )
+    output = _run(traced, prompts, settings, logits_processor=processors, stopping_criteria=stopping, **further)
     eos_ids = set(own.eos_token_id or [])
     return [_cut(row, eos_ids, config.max_new_tokens) for row in output[:, longest:].tolist()]
+
+
+def _run(traced: TracedModel, prompts: Sequence[list[int]], settings: HFGenerationConfig, **further: Any) -> Any:
+    """What transformers' `generate` gives for prompts, padded on the left to one length."""
+    model: Any = traced.model
+    longest, pad = max(len(prompt) for prompt in prompts), settings.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=traced.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=traced.device)
+    traced.begin_pass()
+    with torch.inference_mode():
+        return model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **further)
 
 
 def _cut(ids: list[int], eos_ids: set[int], max_new_tokens: int) -> Generated:

@@ -29,6 +29,7 @@ from tracekit.console import say
 from tracekit.errors import ModelError
 from tracekit.model.adapters import adapter_file, adapter_name, may_add_rows, with_adapter
 from tracekit.model.families import OFF_INTERFACE
+from tracekit.model.generation import find_padding_rule
 from tracekit.model.memory import is_out_of_memory
 from tracekit.model.placement import (
     computing_device,
@@ -226,6 +227,8 @@ def _proven(
         prove(traced, sites)
         if traced.is_offloaded and head == "lm":  # generation may take other ways through a model, with its cache
             model.generate(traced.probe_ids(), max_new_tokens=2, do_sample=False)
+        if traced.is_causal and head == "lm":
+            find_padding_rule(traced)
     if head == "lm" and not traced.is_causal:
         raise ModelError(
             f"{info.id} ({settings.get_text_config().model_type}) is no causal language model: it sees the tokens that "

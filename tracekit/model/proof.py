@@ -32,7 +32,7 @@ from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
 from tracekit.model.families import NOT_REPEATABLE
 from tracekit.model.hooks import check_attention, eager_attention, record
 from tracekit.model.lengths import rope_parameters
-from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, is_quantized, tolerance_of
+from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, is_quantized, rounding_of, tolerance_of
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
 from tracekit.storage import unpacked
 from tracekit.tensors import TensorSpec, is_companion, positions_of, site_of, unpack_causal
@@ -176,13 +176,7 @@ def _find_coupling(traced: TracedModel, ids: Tensor, before: _Reference) -> None
         _relative(together[row, :length], hidden[0])
         for row, (length, hidden) in enumerate(zip(lengths, [before.hidden_states[-1], *alone], strict=True))
     ]
-    traced.is_row_coupled |= not max(errors) <= _largest_change(traced)
-
-
-def _largest_change(traced: TracedModel) -> float:
-    """Relative change of a row that is still rounding."""
-    is_exact = traced.info.dtype == "float32" and not is_quantized(traced.info)
-    return 1e-4 if is_exact else tolerance_of(traced.info).max_rel_error
+    traced.is_row_coupled |= not max(errors) <= rounding_of(traced.info)
 
 
 def _find_length_rule(traced: TracedModel, ids: Tensor, before: _Reference) -> None:
@@ -202,7 +196,7 @@ def _find_length_rule(traced: TracedModel, ids: Tensor, before: _Reference) -> N
     positions = torch.stack([own, own + stop - len(own)])
     with torch.inference_mode(), eager_attention(traced.model, traced.anatomy):
         beside = traced.run(ids.repeat(2, 1), position_ids=positions, output_hidden_states=True).hidden_states[-1]
-    if not _relative(beside[0], before.hidden_states[-1][0]) <= _largest_change(traced):
+    if not _relative(beside[0], before.hidden_states[-1][0]) <= rounding_of(traced.info):
         traced.length_limit = 0
 
 

@@ -52,6 +52,12 @@ def tolerance_of(info: ModelInfo, stored_dtype: str | None = None) -> Tolerance:
     return Tolerance(max(model.max_rel_error, stored.max_rel_error), min(model.min_cosine, stored.min_cosine))
 
 
+def rounding_of(info: ModelInfo) -> float:
+    """Relative change of a row by what runs beside it that is still rounding."""
+    is_exact = info.dtype == "float32" and not is_quantized(info)
+    return 1e-4 if is_exact else tolerance_of(info).max_rel_error
+
+
 def probe_tokens(tokenizer: Any) -> Sequence[int]:
     """A short text as ids: a real sentence where there is a tokenizer, else the first ids."""
     if tokenizer is None:
@@ -85,6 +91,7 @@ class TracedModel:
     `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.model.proof.prove`, which every model goes through
     before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row, and
     `length_limit`, where it finds that the longest row changes others in a way that the configuration does not tell.
+    The loader sets `is_moved_by_padding` where padding before a prompt changes its answer.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class TracedModel:
         self.is_causal = False
         self.rows_sum_to_one = True
         self.is_head_fresh = False
+        self.is_moved_by_padding = False
         self.length_limit = length_limit(model.config)
         self._longest = longest_text(model.config)
         self._rotary: RotaryState | None = None

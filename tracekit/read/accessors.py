@@ -22,7 +22,7 @@ import numpy as np
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
 from tracekit.read.byte_ranges import Row, Stored, choice_number, extent_of, find_place, layers_of, num_query_heads
 from tracekit.read.graphs import Graph, attention_edges
-from tracekit.read.index import ShardBytes
+from tracekit.read.index import Folder, ShardBytes
 from tracekit.read.remote import ByteRange, RemoteShards
 from tracekit.read.rows import Rows
 from tracekit.read.stacking import (
@@ -56,10 +56,10 @@ _STAGES = ("embed", "pre_attn", "post_attn", "post_mlp")
 class Accessors:
     """Reads samples of opened rows; `TraceStore` is one, and `Sample` has its methods without their `key`."""
 
-    def __init__(self, rows: Rows, bytes_of: Mapping[Path, ShardBytes], types: Mapping[Path, type[Record]]) -> None:
+    def __init__(self, rows: Rows, folder_of: Mapping[Path, Folder]) -> None:
         self._rows = rows
-        self._bytes_of = bytes_of
-        self._record_type = types
+        self._folder_of = folder_of
+        self._bytes_of: dict[Path, ShardBytes] = {shard: folder.bytes_of for shard, folder in folder_of.items()}
 
     def record(self, key: str) -> Record:
         """The typed record of a sample, from its shard; where that is not here, from the record table.
@@ -68,18 +68,33 @@ class Accessors:
             SampleNotFoundError: no such key.
             CorruptShardError: the shard does not hold this record where the index says.
         """
-        row = self._row(key)
+        record: Record = self._record_as(self._row(key), self._folder_of[self._row(key).shard].record_type)
+        return record
+
+    def record_fields(self, key: str) -> dict[str, Any]:
+        """The fields of a sample's record as they are stored, those that the installed task does not know included.
+
+        Raises: as `record`.
+        """
+        fields: dict[str, Any] = msgspec.to_builtins(
+            self._record_as(self._row(key), self._folder_of[self._row(key).shard].schema.strict_type)
+        )
+        return fields
+
+    def _record_as(self, row: Row, struct: type[Any]) -> Any:
+        """The record of a row, decoded and checked as this type."""
+        key = row.key
         if isinstance(self._bytes_of[row.shard], RemoteShards) or not row.shard.exists():
             fields = self._rows.record_fields(key)
             assert fields["key"] == key, (fields["key"], key)
             try:
-                return msgspec.convert(fields, self._record_type[row.shard])
+                return msgspec.convert(fields, struct)
             except msgspec.ValidationError as error:
                 raise DatasetError(
                     f"{row.shard}: sample {key!r}: its row is no record: {error}. Run `tracekit verify` on the dataset"
                 ) from error
         raw = self._read(row, row.json_offset, row.json_size)
-        record = decode_record(raw, self._record_type[row.shard], where=f"{row.shard}: record {key!r}")
+        record = decode_record(raw, struct, where=f"{row.shard}: record {key!r}")
         if record.key != key:
             raise CorruptShardError(
                 f"{row.shard}: found the record of {record.key!r}, the index says it is {key!r}. "

@@ -359,8 +359,9 @@ class _Reader:
 
     def row(self, key: str) -> dict[str, Any]:
         """One row. The record of a folder's sample is read from the shard, and so proves that it holds this sample."""
-        record = msgspec.to_builtins(self._store.record(key)) if self._choice.fields else {}
-        return {name: self._value(name, record.get(name, key)) for name in self._choice.columns}
+        record = self._store.record_fields(key) if self._choice.fields else {}
+        sites = self._choice.sites
+        return {name: self._value(name, key if name in sites else record[name]) for name in self._choice.columns}
 
     @property
     def _store(self) -> TraceStore:

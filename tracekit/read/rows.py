@@ -95,14 +95,16 @@ class Rows:
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns of the records, without those that say where bytes are."""
-        return pa.schema([field for field in self._parts[0].schema if field.name not in _NOT_IN_RECORDS])
+        """Columns of the records, without those that say where bytes are: all that any folder has."""
+        joined = _joined([part.schema.empty_table() for part in self._parts]).schema
+        return pa.schema([field for field in joined if field.name not in _NOT_IN_RECORDS])
 
     def table(self, names: Sequence[str] | None = None) -> pa.Table:
-        """These columns of every row; all of the records' by default."""
+        """These columns of every row; all of the records' by default. What a folder's records do not have is null."""
         self._check_open()
         wanted = self.schema.names if names is None else names
-        return pa.concat_tables([part.read(wanted) for part in self._parts], promote_options="default")
+        tables = [part.read([name for name in wanted if name in part.schema.names]) for part in self._parts]
+        return _joined(tables).select(wanted)
 
     def with_prompt(self, sha256: str) -> np.ndarray:
         """Rows whose rendered prompt, or user's text, has this SHA-256."""
@@ -209,6 +211,22 @@ def ranges_of(
         for entry in entries:
             extent = extent_of(stored, entry=entry, choice=number)
             yield ByteRange(row.shard, extent.start, extent.start + extent.num_bytes)
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables one after the other, also where records of some have fields that others do not have."""
+    if all(one.schema.equals(tables[0].schema) for one in tables):
+        return pa.concat_tables(tables)
+    kinds = [pa.schema([(field.name, _nullable(field.type)) for field in one.schema]) for one in tables]
+    pairs = zip(tables, kinds, strict=True)
+    return pa.concat_tables([one.cast(kind) for one, kind in pairs], promote_options="permissive")
+
+
+def _nullable(kind: pa.DataType) -> pa.DataType:
+    """The same type, null allowed everywhere inside."""
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _nullable(field.type)) for field in kind])
+    return pa.list_(_nullable(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
 def _no_key(key: str, keys: Sequence[str]) -> str:

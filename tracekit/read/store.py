@@ -89,8 +89,7 @@ class TraceStore(Accessors):
             raise DatasetError(f"the folders hold different tasks ({', '.join(tasks)}); read them separately")
         super().__init__(
             Rows(self._folders, where=", ".join(str(path) for path in self._paths)),
-            {shard.path: folder.bytes_of for folder in self._folders for shard in folder.shards},
-            {shard.path: folder.record_type for folder in self._folders for shard in folder.shards},
+            {shard.path: folder for folder in self._folders for shard in folder.shards},
         )
 
     def __enter__(self) -> "TraceStore":

@@ -131,7 +131,8 @@ def accuracy(field: str, *, name: str = "accuracy") -> Mean:
 
 
 def answered(**others: Any) -> Outcome:
-    """The outcome of a task whose records are ResponseRecords; `others` are fields in the place of some."""
+    """The outcome of a task whose records are ResponseRecords; `others` are fields in the place of some. With
+    `correct`, accuracy is among the metrics."""
     outcome = Outcome(
         answer="generated_answer",
         numbers=[
@@ -145,7 +146,8 @@ def answered(**others: Any) -> Outcome:
                 definition="Share of the answers that were cut before they ended.",
                 warn_above=LARGE_SHARE,
                 warning="of the answers were cut before they ended; raise --max-new-tokens",
-            )
+            ),
+            *([] if others.get("correct") is None else [accuracy(others["correct"])]),
         ],
         entropies="token_entropies",
     )

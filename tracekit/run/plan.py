@@ -18,7 +18,6 @@ from tracekit.config import FileSource, PromptConfig, RunConfig
 from tracekit.errors import NoSpaceError, PlanMismatchError
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Plan, ShardTask, SourceInfo
-from tracekit.format.shards import sha256_file
 from tracekit.records import SCHEMA_VERSION, ModelInfo
 from tracekit.run.command import named_file
 from tracekit.sizes import filesize
@@ -140,7 +139,7 @@ def make_plan(
         versions=versions(),
         shards=deal(examples, lengths, config=config, batch_size=batch_size),
         about=task.about,
-        code=None if task.file is None else f"sha256:{sha256_file(task.file)}",
+        code=None if task.file is None else named_file(str(task.file)),
     )
 
 
@@ -189,7 +188,7 @@ def mismatch(folder: Path, plan: Plan, found: dict[str, tuple[Any, Any]]) -> Pla
     """The error for a folder that was begun with something else; `found` are the differences that matter."""
     to_do = "Run the original command to go on with it"
     if "code" in found:
-        to_do = "The file of the task was changed since. Run it as it was, or pass --force-run"
+        to_do = "The file that defines the task was changed since. Run it as it was"
     if any(name.startswith("record.") for name in found):
         to_do = "The task's record was changed since. Install the version of the task that began it"
     if "schema_version" in found:
