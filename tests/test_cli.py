@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.runs_for_tests import hashes
+from tests.runs_for_tests import log_lines
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,18 +30,77 @@ def tracekit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return call("-m", "tracekit.cli", *arguments)
 
 
+class Said(NamedTuple):
+    """What became of a command line."""
+
+    code: int
+    out: str
+    err: str
+    heavy: list[str]
+    """Heavy packages that were imported by then."""
+
+
+_SEVERAL = """
+import contextlib, io, json, runpy, sys
+for module, words in json.loads(sys.argv[1]):
+    sys.argv = [module, *words]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            code = ended.code
+    heavy = {"torch", "transformers", "datasets", "peft", "accelerate", "ray", "huggingface_hub"} & sys.modules.keys()
+    print(json.dumps([code, out.getvalue(), err.getvalue(), sorted(heavy)]))
+"""
+
+
+def several(command_lines: list[tuple[str, list[str]]]) -> list[Said]:
+    """Several command lines, one after the other in one process: torch is imported once."""
+    done = call("-c", _SEVERAL, json.dumps(command_lines))
+    assert done.returncode == 0, done.stderr
+    return [Said(*json.loads(line)) for line in done.stdout.splitlines()]
+
+
 @pytest.fixture(scope="module")
 def small(model: Path) -> list[str]:
     return ["--model", str(model), "--source", "sample", "--limit", "4", "--num-beams", "1", "--max-new-tokens", "4"]
 
 
+class Told(NamedTuple):
+    """What a builder said, and where its dataset is."""
+
+    finished: Path
+    said: dict[str, Said]
+
+
 @pytest.fixture(scope="module")
-def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    done = trivia(*small, "--out", str(folder))
-    assert done.returncode == 0, done.stderr
-    assert f"next: tracekit verify {folder}" in done.stderr
-    return folder
+def told(small: list[str], model: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    folder = tmp_path_factory.mktemp("cli")
+    run, other, toml = folder / "run", str(folder / "other"), folder / "run.toml"
+    toml.write_text(
+        f'[model]\nmodel = "{model}"\n[source]\nsource = "sample"\nlimit = 3\n'
+        "[generation]\nnum_beams = 2\nmax_new_tokens = 4\n"
+    )
+    lines = {
+        "dry": [*small, "--out", other, "--dry-run"],
+        "no model": ["--source", "sample", "--model", "./nowhere", "--out", other],
+        "no source": ["--source", "nowhere.jsonl", "--model", "demo", "--out", other],
+        "run": [*small, "--out", str(run)],
+        "again": [*small, "--out", str(run)],
+        "config": ["--config", str(toml), "--limit", "2", "--out", str(folder / "of-config")],
+    }
+    verify = ("tracekit.cli", ["verify", str(run), "--replay", "2", "--model", str(model)])
+    *said, replayed = several([*(("builders.trivia_qa", words) for words in lines.values()), verify])
+    assert not Path(other).exists()
+    return Told(run, dict(zip(lines, said, strict=True)) | {"replay": replayed})
+
+
+@pytest.fixture(scope="module")
+def finished(told: Told) -> Path:
+    run = told.said["run"]
+    assert run.code == 0, run.err
+    assert f"next: tracekit verify {told.finished}" in run.err
+    return told.finished
 
 
 def test_verify_says_ok_and_what_comes_next(finished: Path):
@@ -50,11 +110,11 @@ def test_verify_says_ok_and_what_comes_next(finished: Path):
     assert done.stderr.endswith(f"next: tracekit show {finished}\n")
 
 
-def test_verify_with_replay_prints_errors_per_site(finished: Path, model: Path):
-    done = tracekit("verify", str(finished), "--replay", "2", "--model", str(model))
-    assert done.returncode == 0, done.stderr
-    assert "replayed 2 samples alone" in done.stdout
-    assert "hidden_states" in done.stdout
+def test_verify_with_replay_prints_errors_per_site(told: Told):
+    replayed = told.said["replay"]
+    assert replayed.code == 0, replayed.err
+    assert "replayed 2 samples alone" in replayed.out
+    assert "hidden_states" in replayed.out
 
 
 def test_verify_of_a_damaged_dataset_exits_with_one(finished: Path, tmp_path: Path):
@@ -131,8 +191,6 @@ def test_help_lists_the_common_flags():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "./nowhere"], "error: no model at './nowhere'"),
-        (["--model", "demo", "--source", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--num-beams", "0"], "error: --num-beams 0: Expected `int` >= 1"),
         (["--sites", "hiden"], "unknown site 'hiden'"),
         (["--config", "nowhere.toml"], "'nowhere.toml' cannot be read"),
@@ -146,33 +204,33 @@ def test_bad_input_is_an_error_that_says_what_to_do(arguments: list[str], messag
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_prints_the_plan(small: list[str], tmp_path: Path):
-    done = trivia(*small, "--out", str(tmp_path / "run"), "--dry-run")
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(
+    ("name", "message"), [("no model", "error: no model at './nowhere'"), ("no source", "nowhere.jsonl")]
+)
+def test_a_model_or_a_source_that_is_not_there_is_named(told: Told, name: str, message: str):
+    assert told.said[name].code == 1
+    assert message in told.said[name].err
+    assert "Traceback" not in told.said[name].err
+
+
+def test_a_dry_run_prints_the_plan(told: Told):
+    assert told.said["dry"].code == 0, told.said["dry"].err
     for name in ("examples", "prompt tokens", "bytes a sample", "total", "shards", "time"):
-        assert name in done.stdout
-    assert not (tmp_path / "run").exists()
+        assert name in told.said["dry"].out
 
 
-def test_flags_override_the_file_and_the_merged_configuration_is_kept(small: list[str], model: Path, tmp_path: Path):
-    toml = tmp_path / "run.toml"
-    toml.write_text(
-        f'[model]\nmodel = "{model}"\n[source]\nsource = "sample"\nlimit = 3\n'
-        "[generation]\nnum_beams = 2\nmax_new_tokens = 4\n"
-    )
-    done = trivia("--config", str(toml), "--limit", "2", "--out", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    run = json.loads((tmp_path / "run/manifests/trivia_qa.json").read_text())["run"]
+def test_flags_override_the_file_and_the_merged_configuration_is_kept(told: Told):
+    assert told.said["config"].code == 0, told.said["config"].err
+    folder = told.finished.with_name("of-config")
+    run = json.loads((folder / "manifests/trivia_qa.json").read_text())["run"]
     assert run["generation"]["num_beams"] == 2
     assert run["source"]["limit"] == 2
 
 
-def test_the_same_command_again_says_that_there_is_nothing_to_do(small: list[str], finished: Path):
-    before = hashes(finished)
-    done = trivia(*small, "--out", str(finished))
-    assert done.returncode == 0
-    assert "nothing to do" in done.stderr
-    assert hashes(finished) == before
+def test_the_same_command_again_says_that_there_is_nothing_to_do(told: Told):
+    assert told.said["again"].code == 0
+    assert "nothing to do" in told.said["again"].err
+    assert len(log_lines(told.finished)) == 1, "a batch was computed again"
 
 
 def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(model: Path, tmp_path: Path):
@@ -197,27 +255,14 @@ def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(model: Path, tmp_path: 
 
 
 BUILDERS = sorted(path.parent.name for path in (ROOT / "builders").glob("*/__main__.py"))
-_LOADED = """
-import contextlib, io, json, runpy, sys
-for module, words in json.loads(sys.argv[1]):
-    sys.argv = [module, *words]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        except SystemExit as ended:
-            code = ended.code
-    heavy = {"torch", "transformers", "datasets", "peft", "accelerate", "ray", "huggingface_hub"} & sys.modules.keys()
-    print(json.dumps([module, words, code, sorted(heavy)]))
-"""
 
 
 def test_flags_are_read_before_torch_is_imported():
     commands = ("verify", "show", "export", "diff", "merge", "publish", "serve")
     asked = [(f"builders.{name}", words) for name in BUILDERS for words in (["--help"], ["--num-beens", "3"])]
     asked += [("tracekit.cli", words) for words in (["--help"], ["--hepl"], *([name, "--help"] for name in commands))]
-    done = call("-c", _LOADED, json.dumps(asked))
-    said = [json.loads(line) for line in done.stdout.splitlines()]
-    assert said == [[module, words, 0 if "--help" in words else 2, []] for module, words in asked], done.stderr
+    for (module, words), said in zip(asked, several(asked), strict=True):
+        assert (said.code, said.heavy) == (0 if "--help" in words else 2, []), (module, words, said.err)
 
 
 def test_every_builder_is_there():
@@ -240,7 +285,6 @@ def test_every_builder_is_there():
                 ("diff", ["FOLDER", "--json"]),
             )
         ),
-        ["-m", "builders.trivia_qa", "SMALL", "--dry-run"],
         ["-m", "builders.trivia_qa", "SMALL"],
     ],
 )
