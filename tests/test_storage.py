@@ -35,8 +35,8 @@ from tracekit.run.merge import merge
 from tracekit.run.recheck import replay_stored
 from tracekit.storage import (
     QUANTIZED_DTYPES,
+    StorageForm,
     StorageLoss,
-    Stored,
     content_problem,
     for_storage,
     keep_top_p,
@@ -502,7 +502,7 @@ def changed(spec: TensorSpec, **changes: Any) -> TensorSpec:
     return msgspec.structs.replace(spec, **changes)
 
 
-def in_both_forms() -> Stored:
+def in_both_forms() -> StorageForm:
     """A sample with scaled hidden states and sparse attention, of two tokens."""
     hidden = np.ones((1, 2, 4), np.float32)
     weights = np.array([[[1.0, 0.4, 0.6], [1.0, 0.5, 0.5]]], np.float32)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tracekit.analysis.outcomes import number_label
-from tracekit.analysis.stats import Bar, ConfigStats, Lengths, Mean
+from tracekit.analysis.stats import Bar, ConfigStats, Lengths, NumberStats
 from tracekit.console import out, printable, printable_json
 from tracekit.format.labels import rate_lines
 from tracekit.format.layout import Layout
@@ -240,7 +240,7 @@ def _length_text(lengths: Lengths) -> str:
     return f"{lengths.mean:.4g}  ({lengths.shortest} to {lengths.longest})"
 
 
-def _mean_line(one: ConfigStats, mean: Mean) -> str:
+def _mean_line(one: ConfigStats, mean: NumberStats) -> str:
     what = " parsed" if mean.name == "stated_confidence" else ""
     count = f"of {mean.num}{what}, " if what or mean.num < one.num_samples - one.num_extra else ""
     return _row(number_label(mean.name, one.asked_for), f"{mean.mean:.4g}  ({count}std {mean.std:.3g})")
