@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import measured, parse_arguments, say, store_results, table
-from builders.finetune_csqa.command import Outcome, finetune
+from builders.finetune_csqa.command import Trained, finetune
 from builders.finetune_csqa.config import FinetuneConfig
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "commonsenseqa"
@@ -47,7 +47,7 @@ def run() -> Mapping[str, Any] | None:
         lr=_LR,
         out=str(folder / "checkpoint"),
     )
-    outcomes: list[Outcome] = []
+    outcomes: list[Trained] = []
     try:
         took = measured(lambda: outcomes.append(finetune(config)))
     finally:

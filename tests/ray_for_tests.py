@@ -13,7 +13,7 @@ from tracekit.answering import AnsweringTracer
 from tracekit.errors import CaptureError
 from tracekit.model.traced import TracedModel
 from tracekit.records import Record
-from tracekit.task import Place, Sample, Task
+from tracekit.task import Place, Task, TracedSample
 
 __all__ = ["BROKEN", "DYING", "workers"]
 
@@ -22,14 +22,14 @@ WRONG = 7
 
 
 class _Broken(AnsweringTracer[TriviaExample]):
-    def trace(self, traced: TracedModel, examples: Sequence[TriviaExample], place: Place) -> list[Sample]:
+    def trace(self, traced: TracedModel, examples: Sequence[TriviaExample], place: Place) -> list[TracedSample]:
         if WRONG in {example.index for example in examples} and place.config:
             raise CaptureError(f"question {WRONG} cannot be traced")
         return super().trace(traced, examples, place)
 
 
 class _Dying(AnsweringTracer[TriviaExample]):
-    def trace(self, traced: TracedModel, examples: Sequence[TriviaExample], place: Place) -> list[Sample]:
+    def trace(self, traced: TracedModel, examples: Sequence[TriviaExample], place: Place) -> list[TracedSample]:
         if WRONG in {example.index for example in examples} and place.config:
             os._exit(1)
         return super().trace(traced, examples, place)

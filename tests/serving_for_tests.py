@@ -19,7 +19,7 @@ from tracekit.format.manifest import Verification
 from tracekit.serve.growing import GrowingDataset
 from tracekit.serve.server import LoggingServer
 from tracekit.serve.settings import ServerSettings
-from tracekit.task import Sample
+from tracekit.task import TracedSample
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +53,7 @@ def hold_writing(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thre
     opened, writing = threading.Event(), threading.Event()
     original = GrowingDataset.add
 
-    def slow(self: GrowingDataset, samples: Sequence[Sample], verification: Verification | None) -> None:
+    def slow(self: GrowingDataset, samples: Sequence[TracedSample], verification: Verification | None) -> None:
         writing.set()
         opened.wait(60)
         original(self, samples, verification)

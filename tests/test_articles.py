@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from builders.kit.columns import ArticleSource
-from builders.kit.sources import Row, read_examples
+from builders.kit.sources import SourceRow, read_examples
 from builders.wiki_qa.articles import SAMPLE, SOURCE, Article, draw_sections, parse_article, sections_of
 from tracekit.errors import SourceError
 
@@ -25,7 +25,7 @@ def words(number: int, word: str = "w") -> str:
 
 @pytest.mark.parametrize("field", ["text", "markdown", "article", "content"])
 def test_a_row_is_an_article_whatever_its_text_is_called(field: str):
-    found = parse_article(Row(7, "here", {"title": " Ice ", field: "Cold water.", "h_score_cat": 3}))
+    found = parse_article(SourceRow(7, "here", {"title": " Ice ", field: "Cold water.", "h_score_cat": 3}))
     assert found == Article(7, "Ice", "Cold water.", "3")
 
 
@@ -34,7 +34,7 @@ def test_a_row_is_an_article_whatever_its_text_is_called(field: str):
 )
 def test_a_row_without_title_or_text_is_refused_with_its_columns(data: dict[str, object]):
     with pytest.raises(SourceError, match="columns: " + ", ".join(data)):
-        parse_article(Row(0, "here", data))
+        parse_article(SourceRow(0, "here", data))
 
 
 @pytest.mark.parametrize("mark", ["## {}", "### {} ##", "== {} ==", " = = {} = = ", "={}="])

@@ -17,7 +17,7 @@ import pytest
 
 from builders.introspection import questions as mcq_questions
 from builders.kit import csqa_questions
-from builders.kit.cells import Cells, Row
+from builders.kit.cells import Cells, SourceRow
 from builders.kit.columns import ChoiceSource, QuestionSource
 from builders.kit.sources import read_examples
 from builders.trivia_qa import task as trivia_qa
@@ -43,7 +43,7 @@ def write(path: Path, form: str, row: dict[str, Any]) -> str:
     return name
 
 
-def read(parse: Callable[[Row], Any], columns: Any, source: str, **settings: Any) -> Examples[Any]:
+def read(parse: Callable[[SourceRow], Any], columns: Any, source: str, **settings: Any) -> Examples[Any]:
     config = (ChoiceSource if "choices" in columns else QuestionSource)(source=source, **settings)
     return read_examples(config, default=trivia_qa.SOURCE, sample=Path(), parse=parse, columns=columns)
 
@@ -51,7 +51,7 @@ def read(parse: Callable[[Row], Any], columns: Any, source: str, **settings: Any
 def read_one(module: Any, folder: Path, form: str, row: dict[str, Any], **settings: Any) -> Any:
     """The example that a builder makes of a row, through a file or (`memory`) straight away."""
     if form == "memory":
-        return module.parse_row(Row(0, "here", row))
+        return module.parse_row(SourceRow(0, "here", row))
     return read(module.parse_row, module.COLUMNS, write(folder, form, row), **settings).examples[0]
 
 
@@ -162,24 +162,24 @@ def test_a_column_with_gaps_is_read_as_the_one_without(tmp_path: Path):
 @pytest.mark.parametrize("missing", [*MISSING, "", [], {}], ids=lambda value: f"{type(value).__name__} {value}")
 def test_what_is_missing_is_missing_in_every_role(missing: Any):
     with pytest.raises(SourceError, match=r"no answer"):
-        trivia_qa.parse_row(Row(0, "here", {"question": "Q?", "answer": missing}))
+        trivia_qa.parse_row(SourceRow(0, "here", {"question": "Q?", "answer": missing}))
     with pytest.raises(SourceError, match=r"no question"):
-        trivia_qa.parse_row(Row(0, "here", {"question": missing, "answer": "x"}))
+        trivia_qa.parse_row(SourceRow(0, "here", {"question": missing, "answer": "x"}))
     found = (
-        trivia_qa.parse_row(Row(7, "here", {"question": "Q?", "answer": ["x", missing], "id": missing}))
+        trivia_qa.parse_row(SourceRow(7, "here", {"question": "Q?", "answer": ["x", missing], "id": missing}))
         if (not isinstance(missing, list | dict))
-        else trivia_qa.parse_row(Row(7, "here", {"question": "Q?", "answer": "x", "id": missing}))
+        else trivia_qa.parse_row(SourceRow(7, "here", {"question": "Q?", "answer": "x", "id": missing}))
     )
     assert (found.answers, found.example_id) == (["x"], "row-7")
     row = {"question": "Q?", "choices": TEXTS, "answer": missing}
-    assert mcq_questions.parse_row(Row(0, "here", row)).label_idx is None
-    assert csqa_questions.parse_row(Row(0, "here", row)).label_idx is None
+    assert mcq_questions.parse_row(SourceRow(0, "here", row)).label_idx is None
+    assert csqa_questions.parse_row(SourceRow(0, "here", row)).label_idx is None
     row = {"question": "Q?", **dict(zip("ABCD", TEXTS, strict=True)), "options": missing, "answer": "A"}
-    assert mcq_questions.parse_row(Row(0, "here", row)).label_idx == 0
+    assert mcq_questions.parse_row(SourceRow(0, "here", row)).label_idx == 0
     with pytest.raises(SourceError, match=r"an option|column 'C' holds no option"):
-        mcq_questions.parse_row(Row(0, "here", row | {"C": missing}))
+        mcq_questions.parse_row(SourceRow(0, "here", row | {"C": missing}))
     with pytest.raises(SourceError, match=r"an option"):
-        mcq_questions.parse_row(Row(0, "here", {"question": "Q?", "choices": [*TEXTS[:3], missing]}))
+        mcq_questions.parse_row(SourceRow(0, "here", {"question": "Q?", "choices": [*TEXTS[:3], missing]}))
 
 
 @pytest.mark.parametrize("word", ["nan", "NaN", "<NA>", "NaT"])
@@ -195,11 +195,11 @@ def test_two_sets_of_options_that_differ_are_refused():
     row = {"question": "Q?", "choices": TEXTS, "answer": "A"}
     letters = dict(zip("ABCD", TEXTS, strict=True))
     for parse in (mcq_questions.parse_row, csqa_questions.parse_row):
-        assert parse(Row(0, "here", row | letters)).label_idx == 0
-        assert parse(Row(0, "here", letters | {"question": "Q?", "answer": "B"})).label_idx == 1
+        assert parse(SourceRow(0, "here", row | letters)).label_idx == 0
+        assert parse(SourceRow(0, "here", letters | {"question": "Q?", "answer": "B"})).label_idx == 1
         with pytest.raises(SourceError, match=r"columns A B C D hold other options than 'choices'.*--choices-columns"):
-            parse(Row(0, "here", row | letters | {"C": "other"}))
-        named = Row(0, "here", row | letters | {"C": "other"}, named={"choices": ("choices",)})
+            parse(SourceRow(0, "here", row | letters | {"C": "other"}))
+        named = SourceRow(0, "here", row | letters | {"C": "other"}, named={"choices": ("choices",)})
         assert parse(named).label_idx == 0
 
 
@@ -220,7 +220,7 @@ def test_a_whole_float_in_a_text_keeps_all_its_digits(tmp_path: Path, cell: str,
 @pytest.mark.parametrize("value", [2.0**53, -(2.0**53), 2.0**53 + 2])
 def test_a_float_whose_last_digit_may_be_lost_is_refused(value: float):
     with pytest.raises(SourceError, match="is not exact"):
-        trivia_qa.parse_row(Row(0, "here", {"question": "Q?", "answer": value}))
+        trivia_qa.parse_row(SourceRow(0, "here", {"question": "Q?", "answer": value}))
 
 
 @pytest.mark.parametrize("word", ["None", "NA", "null", "N/A", "-", "2.50", "007", "1e5"])
@@ -247,7 +247,7 @@ def test_other_words_are_texts(tmp_path: Path, form: str, word: str):
     ids=str,
 )
 def test_values_of_other_types_are_read_as_text(value: Any, text: str):
-    assert trivia_qa.parse_row(Row(0, "here", {"question": "Q?", "answer": value})).answers == [text]
+    assert trivia_qa.parse_row(SourceRow(0, "here", {"question": "Q?", "answer": value})).answers == [text]
 
 
 def test_floats_of_32_bits_are_read_as_they_are_written(tmp_path: Path):
@@ -262,7 +262,7 @@ def test_floats_of_32_bits_are_read_as_they_are_written(tmp_path: Path):
 @pytest.mark.parametrize("value", [1e20, float("inf"), -1e300, b"\xff", [["a"], ["b"]], {"x": "a"}], ids=str)
 def test_values_without_an_exact_text_are_refused(value: Any):
     with pytest.raises(SourceError, match=r"answer|UTF-8"):
-        trivia_qa.parse_row(Row(0, "here", {"question": "Q?", "answer": value}))
+        trivia_qa.parse_row(SourceRow(0, "here", {"question": "Q?", "answer": value}))
 
 
 @pytest.mark.parametrize("cell", ["['Paris', 'City of", "['a' 'b', 'c']", "[Paris, City of Paris]", "{'value': }"])
@@ -292,9 +292,11 @@ def test_a_text_in_a_list_is_no_number(tmp_path: Path, form: str):
 
 def test_a_question_is_never_read_as_a_list():
     for question in ("['a'", "[1, 2] is which type?", "{x}", "17.0"):
-        assert trivia_qa.parse_row(Row(0, "here", {"question": question, "answer": "x"}, True)).question == question
+        assert (
+            trivia_qa.parse_row(SourceRow(0, "here", {"question": question, "answer": "x"}, True)).question == question
+        )
         row = {"question": question, "choices": TEXTS}
-        assert csqa_questions.parse_row(Row(0, "here", row, True)).question == question
+        assert csqa_questions.parse_row(SourceRow(0, "here", row, True)).question == question
 
 
 # Columns by hand
@@ -351,9 +353,9 @@ NAMES = ["choice{}", "choice_{}", "Choice {}", "option{}", "ending{}", "sol{}", 
 def test_options_in_numbered_columns_from_zero(name: str):
     row = {"question": "Q?"} | {name.format(number): text for number, text in enumerate(TEXTS)}
     for answer, index in ((2, 2), ("2", 2), (2.0, 2), ("C", 2), ("0", 0)):
-        found = mcq_questions.parse_row(Row(0, "here", row | {"answer": answer}))
+        found = mcq_questions.parse_row(SourceRow(0, "here", row | {"answer": answer}))
         assert ([choice.text for choice in found.choices], found.label_idx) == (TEXTS, index)
-        assert csqa_questions.parse_row(Row(0, "here", row | {"answer": answer})).label_idx == index
+        assert csqa_questions.parse_row(SourceRow(0, "here", row | {"answer": answer})).label_idx == index
 
 
 @pytest.mark.parametrize("name", ["option_{}", "opt{}", "op{}", "choice{}", "{}"])
@@ -361,7 +363,7 @@ def test_options_in_numbered_columns_from_zero(name: str):
 def test_options_in_lettered_columns(name: str, letters: str):
     row = {"question": "Q?", "answer": "C"} | {name.format(a): text for a, text in zip(letters, TEXTS, strict=True)}
     for module in (mcq_questions, csqa_questions):
-        found = module.parse_row(Row(0, "here", row))
+        found = module.parse_row(SourceRow(0, "here", row))
         assert ([choice.text for choice in found.choices], found.label_idx) == (TEXTS, 2)
 
 
@@ -369,22 +371,25 @@ def test_options_in_lettered_columns(name: str, letters: str):
 @pytest.mark.parametrize("module", [mcq_questions, csqa_questions])
 def test_options_in_columns_from_one_need_letters_or_a_start(name: str, module: Any):
     row = {"question": "Q?"} | {name.format(number): text for number, text in enumerate(TEXTS, start=1)}
-    assert module.parse_row(Row(0, "here", row | {"answer": "B"})).label_idx == 1
+    assert module.parse_row(SourceRow(0, "here", row | {"answer": "B"})).label_idx == 1
     with pytest.raises(SourceError, match=r"columns count options from 1; pass --label-start 0 or 1"):
-        module.parse_row(Row(0, "here", row | {"answer": 1}))
+        module.parse_row(SourceRow(0, "here", row | {"answer": 1}))
     for start in (0, 1):
-        assert module.parse_row(Row(0, "here", row | {"answer": 1}, label_start=start)).label_idx == 1 - start
+        assert module.parse_row(SourceRow(0, "here", row | {"answer": 1}, label_start=start)).label_idx == 1 - start
 
 
 def test_options_in_two_sets_of_columns_or_with_a_gap_are_refused():
     lettered, numbered = dict(zip("ABCD", TEXTS, strict=True)), {f"choice{n}": text for n, text in enumerate(TEXTS)}
     with pytest.raises(SourceError, match=r"columns A B C D and choice0 .*--choices-columns"):
-        mcq_questions.parse_row(Row(0, "here", {"question": "Q?", **lettered, **numbered}))
+        mcq_questions.parse_row(SourceRow(0, "here", {"question": "Q?", **lettered, **numbered}))
     empty = dict.fromkeys(numbered, None)
-    assert mcq_questions.parse_row(Row(0, "here", {"question": "Q?", **lettered, **empty})).choices[3].text == TEXTS[3]
+    assert (
+        mcq_questions.parse_row(SourceRow(0, "here", {"question": "Q?", **lettered, **empty})).choices[3].text
+        == TEXTS[3]
+    )
     del numbered["choice2"]
     with pytest.raises(SourceError, match=r"with a gap"):
-        mcq_questions.parse_row(Row(0, "here", {"question": "Q?", **numbered}))
+        mcq_questions.parse_row(SourceRow(0, "here", {"question": "Q?", **numbered}))
 
 
 @pytest.mark.parametrize("names", ["ABCDE", [f"choice{n}" for n in range(5)], [f"option{n}" for n in range(1, 6)]])
@@ -392,25 +397,25 @@ def test_options_in_two_sets_of_columns_or_with_a_gap_are_refused():
 def test_an_empty_column_before_another_option_is_refused(names: Any, module: Any):
     row = {"question": "Q?", **dict(zip(names, [*TEXTS, None], strict=True))}
     assert [
-        one.text for one in module.parse_row(Row(0, "here", row)).choices
+        one.text for one in module.parse_row(SourceRow(0, "here", row)).choices
     ] == TEXTS  # fewer options: empty at the end
     for answer in (2, 3, "D"):  # whichever it is, it would count other options
         gap = {"question": "Q?", **dict(zip(names, [*TEXTS[:2], "", *TEXTS[2:]], strict=True)), "answer": answer}
         with pytest.raises(SourceError, match=f"column '{names[2]}' holds no option, and '{names[4]}' after it"):
-            module.parse_row(Row(0, "here", gap, label_start=0))
+            module.parse_row(SourceRow(0, "here", gap, label_start=0))
 
 
 def test_an_object_of_numbered_options_is_in_the_order_of_its_numbers():
     options = {str(number): f"option {number}" for number in range(1, 12)}
     row = {"question": "Q?", "choices": options | {"12": None}, "answer": "10"}
-    found = csqa_questions.parse_row(Row(0, "here", row))
+    found = csqa_questions.parse_row(SourceRow(0, "here", row))
     assert ([one.label for one in found.choices], found.label_idx) == (list(options), 9)
 
 
 @pytest.mark.parametrize("name", ["choices", "options"])
 @pytest.mark.parametrize("module", [mcq_questions, csqa_questions])
 def test_a_list_of_options_has_either_name(name: str, module: Any):
-    assert module.parse_row(Row(0, "here", {"question": "Q?", name: TEXTS, "answer": "C"})).label_idx == 2
+    assert module.parse_row(SourceRow(0, "here", {"question": "Q?", name: TEXTS, "answer": "C"})).label_idx == 2
 
 
 @pytest.mark.parametrize("module", [mcq_questions, csqa_questions])
@@ -439,19 +444,19 @@ def test_questions_whose_answers_are_in_another_column_are_told_of(
 )
 def test_a_table_with_names_of_its_own_is_refused_with_the_flag(module: Any, row: dict[str, Any], flag: str):
     with pytest.raises(SourceError, match=flag):
-        module.parse_row(Row(0, "here", row))
+        module.parse_row(SourceRow(0, "here", row))
 
 
 def test_numbers_may_count_from_one():
     for answer, index in ((1, 0), ("4", 3), (2.0, 1)):
         row = {"question": "Q?", "choices": TEXTS, "answer": answer}
-        assert mcq_questions.parse_row(Row(0, "here", row, label_start=1)).label_idx == index
+        assert mcq_questions.parse_row(SourceRow(0, "here", row, label_start=1)).label_idx == index
     with pytest.raises(SourceError, match=r"the answer is 0; .*a number 1 to 4, counted from 1"):
-        mcq_questions.parse_row(Row(0, "here", {"question": "Q?", "choices": TEXTS, "answer": 0}, label_start=1))
+        mcq_questions.parse_row(SourceRow(0, "here", {"question": "Q?", "choices": TEXTS, "answer": 0}, label_start=1))
 
 
 def test_a_role_without_columns_is_none_of_a_row():
-    cells = Cells(Row(3, "here", {"a": 1}), {"id": ("a",)})
+    cells = Cells(SourceRow(3, "here", {"a": 1}), {"id": ("a",)})
     assert (cells.identity(), cells.has_role("a"), cells.listed) == ("1", True, "a")
 
 

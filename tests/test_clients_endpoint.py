@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.endpoint_for_tests import KEY, TestEndpoint
-from tracekit.clients.client import ClientConfig, Message, Reply, Request
+from tracekit.clients.client import ChatMessage, ClientConfig, Reply, Request
 from tracekit.clients.endpoint import EndpointClient
 from tracekit.errors import ClientError, ConfigError
 
@@ -44,7 +44,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
 
 
 def asking(text: str, **fields: object) -> Request:
-    return Request(messages=[Message(role="user", content=text)], **fields)  # pyright: ignore[reportArgumentType]
+    return Request(messages=[ChatMessage(role="user", content=text)], **fields)  # pyright: ignore[reportArgumentType]
 
 
 def replies_to(*texts: str, client: EndpointClient | None = None, **settings: object) -> list[Reply]:
@@ -295,7 +295,7 @@ def test_without_the_package_the_pip_line_is_said(monkeypatch: pytest.MonkeyPatc
 _SCRIPT = """
 import sys
 from pathlib import Path
-from tracekit.clients.client import ClientConfig, Message, Request
+from tracekit.clients.client import ClientConfig, ChatMessage, Request
 from tracekit.clients.by_name import open_client
 from tracekit.config import ModelConfig
 
@@ -303,7 +303,7 @@ settings = ClientConfig(concurrency=2, max_retries=0, timeout=60)
 texts = sys.argv[2:]
 cache = Path(sys.argv[1])
 with open_client("openai:tiny", model=ModelConfig(), settings=settings, cache=cache, desc="asking") as client:
-    requests = [Request(messages=[Message(role="user", content=text)]) for text in texts]
+    requests = [Request(messages=[ChatMessage(role="user", content=text)]) for text in texts]
     print(client.name, [reply.text or reply.error for reply in client.ask(requests)], client.summary)
 """
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tracekit.clients.local
 from tests.tiny_checkpoint import CHAT_TEMPLATE, save_tiny_checkpoint, save_tiny_gpt2
 from tracekit.clients.by_name import open_client
-from tracekit.clients.client import ClientConfig, Message, Reply, Request
+from tracekit.clients.client import ChatMessage, ClientConfig, Reply, Request
 from tracekit.clients.local import LocalClient
 from tracekit.config import ModelConfig
 from tracekit.errors import ConfigError, ModelError
@@ -36,9 +36,9 @@ def client_of(folder: Path | str, concurrency: int = 3, **model: Any) -> LocalCl
 
 
 def asking(text: str, *, system: str | None = None, **fields: Any) -> Request:
-    messages = [Message(role="user", content=text)]
+    messages = [ChatMessage(role="user", content=text)]
     if system is not None:
-        messages = [Message(role="system", content=system), *messages]
+        messages = [ChatMessage(role="system", content=system), *messages]
     return Request(messages=messages, **{"max_new_tokens": 12, **fields})
 
 
@@ -91,7 +91,7 @@ def test_a_base_model_reads_the_chat_written_out_and_stops_where_it_asks_itself(
 
     monkeypatch.setattr(tracekit.clients.local, "answer_once", answer)
     chat = [("system", "Reckon."), ("user", "1 + 1?"), ("assistant", "2"), ("user", "2 + 2?")]
-    reply = client.ask([Request(messages=[Message(role=r, content=c) for r, c in chat])])[0]  # pyright: ignore[reportArgumentType]
+    reply = client.ask([Request(messages=[ChatMessage(role=r, content=c) for r, c in chat])])[0]  # pyright: ignore[reportArgumentType]
     expected = "Reckon.\n\nUser: 1 + 1?\nAssistant: 2\nUser: 2 + 2?\nAssistant:"
     assert client._tokenizer.decode(seen[0], skip_special_tokens=True) == expected
     assert (reply.text, reply.finish_reason) == ("4.", "stop")
@@ -154,7 +154,7 @@ def test_a_chat_that_the_template_refuses_fails_alone(tmp_path: Path):
 
 def test_the_date_in_a_template_stands_still(tmp_path: Path):
     folder = with_template(tmp_path / "tiny", "{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE)
-    assert client_of(folder)._render([Message(role="user", content="Hi")]).text.startswith("01 Jan 2026<|user|>")
+    assert client_of(folder)._render([ChatMessage(role="user", content="Hi")]).text.startswith("01 Jan 2026<|user|>")
 
 
 # ---------------------------------------------------------------- what does not fit

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tracekit.clients.client import ClientConfig, Message, OnReply, Reply, Request, failed_reply, ignore_reply
+from tracekit.clients.client import ChatMessage, ClientConfig, OnReply, Reply, Request, failed_reply, ignore_reply
 from tracekit.clients.responses import CachedClient, Usage
 from tracekit.errors import ClientError, ConfigError
 
@@ -43,7 +43,7 @@ class Echo:
 
 
 def asking(text: str, seed: int = 0) -> Request:
-    return Request(messages=[Message(role="user", content=text)], seed=seed)
+    return Request(messages=[ChatMessage(role="user", content=text)], seed=seed)
 
 
 def texts_of(client: CachedClient, *texts: str) -> list[str]:

@@ -9,7 +9,7 @@ import yaml
 from tracekit.card.readme import render_card, split_card
 from tracekit.format.release import State
 from tracekit.publish.contents import _settings, note_card
-from tracekit.publish.snapshot import Local, Remote, read_local
+from tracekit.publish.snapshot import Local, OnHub, read_local
 
 REPO = "owner/name"
 VALUES: dict[str, tuple[Any, Any]] = {
@@ -34,7 +34,7 @@ class Sides:
         self.state: State = local.state
         made = render_card([*local.state.manifests.values()], local.state.schemas)
         self.local = local._replace(root=journal_folder, card=made)
-        self.remote = self.released = Remote("", {}, local.state, made)
+        self.remote = self.released = OnHub("", {}, local.state, made)
 
     def release(self) -> tuple[dict[str, Any], list[str]]:
         settings, notes = _settings(REPO, self.local, self.remote, self.released, {})
@@ -44,7 +44,7 @@ class Sides:
         return split_card(card)[0], notes
 
     def edit(self, side: str, values: dict[str, Any]) -> None:
-        one: Local | Remote = getattr(self, side)
+        one: Local | OnHub = getattr(self, side)
         assert one.card is not None
         head, body = split_card(one.card)
         head = {key: value for key, value in (head | values).items() if value is not ...}

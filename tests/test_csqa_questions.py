@@ -11,7 +11,7 @@ from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 from builders.kit.choices import Choice
 from builders.kit.columns import ChoiceSource
 from builders.kit.csqa_questions import SAMPLE, SOURCE, cut_to_fit, encode_choices, parse_row
-from builders.kit.sources import Row, read_examples
+from builders.kit.sources import SourceRow, read_examples
 from tests.tiny_checkpoint import tiny_tokenizer
 from tracekit.errors import ConfigError, SourceError
 
@@ -44,7 +44,7 @@ CHOICES = [Choice(label="A", text="water"), Choice(label="B", text="sand dune")]
 
 
 def parsed(data: dict[str, Any]):
-    return parse_row(Row(index=7, where="here", data=data))
+    return parse_row(SourceRow(index=7, where="here", data=data))
 
 
 def bert_like(*, has_types: bool = True) -> PreTrainedTokenizerFast:

@@ -232,10 +232,10 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def planned(self: Any, dry_run: bool) -> Any:
         from tracekit.format.release import Version
         from tracekit.publish.contents import small_files
-        from tracekit.publish.snapshot import EMPTY, Remote, merged
+        from tracekit.publish.snapshot import EMPTY, OnHub, merged
 
         local = self._local
-        remote = Remote("", {}, EMPTY, None)
+        remote = OnHub("", {}, EMPTY, None)
         contents = small_files("tester/traces", local, Version(1, 0, 0), remote, None, merged(EMPTY, local), {})
         self._check_here(local.large)
         assert all(SECRET.encode() not in data for data in contents.files.values())

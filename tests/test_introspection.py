@@ -310,19 +310,16 @@ def test_reasoning_that_does_not_end_is_named_as_the_reason(
         assert "reasoning did not end" in sample.record.parse_failure
 
 
-def test_options_are_shuffled_by_seed_alike_in_every_pass(checkpoints: Checkpoints, tmp_path: Path):
-    for name, changes in (
-        ("plain", {}),
-        ("one", {"shuffle_options": True}),
-        ("two", {"shuffle_options": True, "output": {"seed": 5}}),
-    ):
-        run_passes(tmp_path / name, checkpoints.llama, checkpoints.questions, capture={"sites": ("none",)}, **changes)
+@pytest.mark.parametrize("made", ["llama"], indirect=True)
+def test_options_are_shuffled_by_seed_alike_in_every_pass(made: Made, checkpoints: Checkpoints, tmp_path: Path):
+    changes: dict[str, Any] = {"shuffle_options": True, "capture": {"sites": ("none",)}}
+    run_passes(tmp_path / "one", made.checkpoint, checkpoints.questions, **changes)
     orders: dict[str, list[list[int]]] = {}
-    for name in ("plain", "one", "two"):
-        passes = [TraceStore(str(tmp_path / name), config=one) for one in PASSES]
+    for name, folder in (("plain", made.folder), ("one", tmp_path / "one")):
+        passes = [TraceStore(str(folder), config=one) for one in PASSES]
         orders[name] = [passes[0].record(key).option_order for key in passes[0].keys]
         for key, order in zip(passes[0].keys, orders[name], strict=True):
-            before = TraceStore(str(tmp_path / "plain"), config="mcq").record(key)
+            before = made.store("mcq").record(key)
             assert [store.record(key).option_order for store in passes] == [order] * 3
             record = passes[0].record(key)
             assert [option.text for option in record.options] == [before.options[i].text for i in order]
@@ -332,7 +329,8 @@ def test_options_are_shuffled_by_seed_alike_in_every_pass(checkpoints: Checkpoin
             assert texts[record.correct_answer_letter] == right
     assert orders["plain"] == [[0, 1, 2, 3]] * 4
     assert orders["one"] != orders["plain"]
-    assert orders["one"] != orders["two"]
+    other = config_for(made.checkpoint, checkpoints.questions, passes=("mcq",), output={"seed": 5}, **changes)
+    assert [one.order for one in INTROSPECTION.examples(other).examples] != orders["one"]
 
 
 def test_sampled_outputs_are_drawn_by_question_and_recorded(checkpoints: Checkpoints, tmp_path: Path):
@@ -409,7 +407,7 @@ def test_bad_rows_and_repeated_ids_are_named_or_skipped(checkpoints: Checkpoints
 
 def test_a_question_that_is_too_long_for_one_pass_is_left_out_of_all(checkpoints: Checkpoints, tmp_path: Path):
     """The confidence passes have longer prompts, so that questions near the limit fit the first pass alone."""
-    rows = [QUESTIONS[0] | {"id": f"q{n}", "question": "long " * n + "?"} for n in range(10, 250, 8)]
+    rows = [QUESTIONS[0] | {"id": f"q{n}", "question": "long " * n + "?"} for n in range(10, 250, 24)]
     path = write_questions(tmp_path / "rows.jsonl", [*rows, QUESTIONS[0] | {"id": "x", "question": "endless " * 10**5}])
     changes: dict[str, Any] = {"source": {"on_bad_row": "skip"}, "capture": {"sites": ("none",), "num_replays": 0}}
     run_passes(tmp_path / "run", checkpoints.gpt2, path, **changes)
@@ -453,10 +451,10 @@ def test_solved_examples_end_in_their_letter(checkpoints: Checkpoints, tmp_path:
     assert sample.record.prompt.split("Answer:")[1].strip()[0] in "ABCD"
 
 
+@pytest.mark.parametrize("made", ["llama"], indirect=True)
 def test_a_run_stopped_in_its_second_pass_ends_in_the_same_bytes(
-    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Made, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run_passes(tmp_path / "whole", checkpoints.llama, checkpoints.questions)
     append, calls = worker_module.ShardWriter.append, []
 
     def stop_after_four(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -474,7 +472,7 @@ def test_a_run_stopped_in_its_second_pass_ends_in_the_same_bytes(
             run_task(INTROSPECTION, [*arguments, "--device", "cpu"])
         codes.append(ended.value.code)
     assert codes == [130, 0, 0]
-    assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
+    assert hashes(tmp_path / "run") == hashes(made.folder)
     assert [len(log_lines(tmp_path / "run", name)) for name in PASSES] == [3, 3, 3], "a batch was computed again"
 
 
@@ -533,6 +531,7 @@ def test_what_stops_a_later_pass_stops_the_run_before_the_first(
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("made", ["llama"], indirect=True)
 def test_passes_are_published_as_configurations(made: Made, xet_hub: TestHub):
     publish(xet_hub, made.folder, "v1.0.0")
     done = xet_hub.python(LOAD, REPO, *PASSES)

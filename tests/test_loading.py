@@ -29,7 +29,7 @@ from tracekit.format.layout import Layout, write_atomic
 from tracekit.format.manifest import Manifest, read_struct, to_bytes
 from tracekit.hub import HubPath
 from tracekit.read.loading import load_dataset, wds_decoder
-from tracekit.read.remote import Remote
+from tracekit.read.remote import RemoteConfig
 from tracekit.read.store import TraceStore
 from tracekit.records import RecordSchema
 from tracekit.sites import SITES
@@ -498,7 +498,7 @@ def test_a_name_is_one_on_the_hub_and_only_its_split_is_fetched(
     fetched: list[tuple[HubPath, list[str]]] = []
     monkeypatch.setattr(
         "tracekit.read.loading.open_remote",
-        lambda hub, name: opened.append((hub, name)) or Remote(folder, "trivia_qa", pinned),
+        lambda hub, name: opened.append((hub, name)) or RemoteConfig(folder, "trivia_qa", pinned),
     )
     monkeypatch.setattr("tracekit.read.loading.fetch", lambda hub, patterns: fetched.append((hub, patterns)))
     dataset = load_dataset(path, "trivia_qa", split="train", revision=revision)

@@ -11,7 +11,7 @@ import pytest
 from builders.introspection.questions import McqQuestion, parse_row, read_questions, shuffled
 from builders.kit.choices import Choice
 from builders.kit.columns import ChoiceSource
-from builders.kit.sources import Row
+from builders.kit.sources import SourceRow
 from tracekit.errors import SourceError
 
 TEXTS = ["Mars", "Jupiter", "Venus", "Earth"]
@@ -49,7 +49,7 @@ FORMS = [MMLU, ARC, ARC_NUMBERED, OPENBOOKQA, MAPPING, LIST, PAIRS, COLUMNS, AS_
 
 
 def parsed(data: dict[str, Any]) -> McqQuestion:
-    return parse_row(Row(index=7, where="here", data=data))
+    return parse_row(SourceRow(index=7, where="here", data=data))
 
 
 def choices(texts: Sequence[str]) -> list[Choice]:

@@ -170,8 +170,7 @@ def test_every_number_is_that_of_plain_transformers(checkpoints: dict[str, Path]
         np.testing.assert_allclose(sample.attention(layer=1), output.attentions[1][0], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("stride", [None, 24])
+@pytest.mark.parametrize(("family", "stride"), [("llama", 24), ("gpt2", None)])
 def test_perplexity_of_a_run_is_the_usual_sliding_window_one(
     checkpoints: dict[str, Path], tmp_path: Path, family: str, stride: int | None
 ):
@@ -199,17 +198,17 @@ def test_perplexity_of_a_run_is_the_usual_sliding_window_one(
 def test_perplexity_over_rows_of_the_real_wikitext(model: Path, shared: Path, tmp_path: Path):
     """As a table of lines, joined by two line feeds, with whole windows of the model's length."""
     lines = (
-        (shared / "data/wikitext/slice_test_300lines.raw").read_text(encoding="utf-8").splitlines(keepends=True)[:24]
+        (shared / "data/wikitext/slice_test_300lines.raw").read_text(encoding="utf-8").splitlines(keepends=True)[:10]
     )
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     settings: dict[str, Any] = {"source": path, "kind": "wikitext2", "capture": {"sites": ("none",)}}
     outcome = run(tmp_path / "run", model, **settings)
     total, count = by_hand(model, "\n\n".join(lines), 512, 512)
-    assert count > 2000
+    assert count > 600
     assert metrics(outcome)["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
     assert outcome.manifest is not None
-    assert outcome.manifest.source.num_used == 24
+    assert outcome.manifest.source.num_used == 10
 
 
 def test_a_token_alone_has_no_loss(model: Path, tmp_path: Path):

@@ -138,14 +138,14 @@ def test_a_replay_needs_the_picture_and_knows_another_one(
     folder: Path, checkpoint: Path, picture: Path, tmp_path: Path
 ):
     layout = Layout(folder, "degradation")
-    done = replay_stored(layout, 3, model=str(checkpoint), adapter=None, device="cpu", image=str(picture))
+    done = replay_stored(layout, 3, model=str(checkpoint), adapter=None, device="cpu", files={"--image": str(picture)})
     assert done.num_replayed == 3
     with pytest.raises(ModelError, match=r"made with the picture house\.png@sha256:.*is not given; .*--image PATH"):
         replay_stored(layout, 1, model=str(checkpoint), adapter=None, device="cpu")
     other = tmp_path / "other.png"
     other.write_bytes(picture.read_bytes() + b" ")
     with pytest.raises(ModelError, match="is another one"):
-        replay_stored(layout, 1, model=str(checkpoint), adapter=None, device="cpu", image=str(other))
+        replay_stored(layout, 1, model=str(checkpoint), adapter=None, device="cpu", files={"--image": str(other)})
 
 
 def test_the_same_answers_come_of_any_batch(

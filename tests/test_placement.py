@@ -81,7 +81,14 @@ def assert_same(mine: list[np.ndarray], theirs: list[np.ndarray]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "share"),
-    [("llama", 0.6), ("gpt2", 0.0), ("gemma2", 0.6), ("mixtral", 0.6), ("falcon", 0.0), ("deepseek_v3", 0.6)],
+    [
+        ("llama", 0.6),
+        ("gpt2", 0.0),
+        *[
+            pytest.param(name, share, marks=pytest.mark.slow)
+            for name, share in (("gemma2", 0.6), ("mixtral", 0.6), ("falcon", 0.0), ("deepseek_v3", 0.6))
+        ],
+    ],
 )
 def test_a_model_half_or_wholly_on_the_disk_gives_the_same_bits(
     name: str, share: float, saved: Callable[[str], Path], tmp_path: Path
@@ -113,7 +120,9 @@ def test_weights_that_accelerate_keeps_in_host_memory_give_the_same_bits():
     assert_same(everything(proven(model, "gemma2"), sites), everything(traced("gemma2"), sites))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "mixtral", "cohere"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", *[pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "mixtral", "cohere")]]
+)
 def test_tensors_of_several_accelerators_are_collected(name: str):
     settings = {"_experts_implementation": "eager"} if name == "mixtral" else {}  # the other way asks the driver
     model, sites = tiny_model(name, attention=None, **settings), sites_of(name)
@@ -319,11 +328,13 @@ def test_a_weight_that_is_read_past_its_module_is_found():
 
 
 def test_an_adapter_beside_offloaded_weights_is_refused(tmp_path: Path):
-    checkpoint = save_tiny_checkpoint(tmp_path / "tiny")
+    checkpoint, adapter = save_tiny_checkpoint(tmp_path / "tiny"), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(
         ModelError, match=r"--adapter, and weights that are offloaded to cpu and disk: .* Merge the adapter"
     ):
-        load(checkpoint, (), adapter=str(checkpoint), **shared_out(checkpoint, tmp_path / "disk", 0.6))
+        load(checkpoint, (), adapter=str(adapter), **shared_out(checkpoint, tmp_path / "disk", 0.6))
 
 
 def test_offloaded_weights_are_not_damaged_and_others_are(saved: Callable[[str], Path], tmp_path: Path):

@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("ray", reason="no package ray")
 
 from tracekit.cluster.pool import Pool, Slot, called
-from tracekit.cluster.worker import Begin, Begun, Reply
+from tracekit.cluster.worker import Begin, WorkerPlace, WorkerReply
 from tracekit.errors import ClusterError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
-from tracekit.run.worker import Step
+from tracekit.run.worker import Progress
 
 
 class RayError(Exception):
@@ -70,13 +70,13 @@ class Reference:
         self.name, self.call = name, call
 
 
-def slot(number: int, who: str, step: Callable[[int], Reply], begin: Callable[[], Any] | None = None) -> Slot:
+def slot(number: int, who: str, step: Callable[[int], WorkerReply], begin: Callable[[], Any] | None = None) -> Slot:
     """A worker in a folder of its own whose steps are given by their number."""
     counted = iter(range(1, 100))
     methods = {
-        "begin": lambda *arguments: (Begun("n", who, False), ()) if begin is None else begin(),
+        "begin": lambda *arguments: (WorkerPlace("n", who, False), ()) if begin is None else begin(),
         "step": lambda shard: step(next(counted)),
-        "drain": lambda: Reply(is_begun=False),
+        "drain": lambda: WorkerReply(is_begun=False),
         "forget": lambda *arguments: None,
     }
     actor = SimpleNamespace(**{name: Method(f"{who}.{name}", call) for name, call in methods.items()})
@@ -97,17 +97,17 @@ def pool(ray: ScriptedRay, slots: list[Slot], layout: Layout) -> Pool:
     return Pool(ray, slots, None, begin, layout)
 
 
-def unfinished(number: int) -> Reply:
-    return Reply(Step(number, False, None))
+def unfinished(number: int) -> WorkerReply:
+    return WorkerReply(Progress(number, False, None))
 
 
 def test_ctrl_c_while_a_dead_worker_with_a_shard_of_its_own_begins_anew(begun: Layout):
-    def dies_once(number: int) -> Reply:
+    def dies_once(number: int) -> WorkerReply:
         if number == 1:
             raise OutOfMemoryError("killed")
         return unfinished(number)
 
-    def interrupts(number: int) -> Reply:
+    def interrupts(number: int) -> WorkerReply:
         if number == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return unfinished(number)

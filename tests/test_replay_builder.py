@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from builders.kit.columns import TableSource
-from builders.kit.sources import Row
+from builders.kit.sources import SourceRow
 from builders.replay.answers import parse_row
 from builders.replay.record import ReplayRecord
 from builders.replay.task import TASK as REPLAY
@@ -23,8 +23,8 @@ from tracekit.records import Message
 from tracekit.run.runner import Ended, execute
 
 
-def row(**data: Any) -> Row:
-    return Row(3, "here", data)
+def row(**data: Any) -> SourceRow:
+    return SourceRow(3, "here", data)
 
 
 def replay(out: Path, checkpoint: Path, source: Path | str, **changes: Any) -> Ended:

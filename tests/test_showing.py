@@ -11,13 +11,13 @@ from tests.datasets_for_tests import make_sample, write_dataset
 from tests.degradation_for_tests import make_damaged
 from tests.introspection_for_tests import Noise, write_passes
 from tests.sample_records import confidence_record, introspection_record, trivia_record
+from tests.tasks_for_tests import TASKS
 from tests.test_diff import A, B
-from tracekit.analysis.showing import warning_lines
+from tracekit.analysis.showing import record_lines, warning_lines
 from tracekit.cli import main
 from tracekit.errors import DatasetError
 from tracekit.format.manifest import FigureData, Manifest, Metric, read_struct
 from tracekit.read.store import TraceStore
-from tracekit.records import Record
 from tracekit.sizes import bar
 
 
@@ -31,6 +31,12 @@ def b(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_passes(tmp_path_factory.mktemp("b") / "b", B, noise=Noise(layer=2)))
 
 
+def metric(task: str, name: str, value: float) -> Metric:
+    """A number of a task, as its manifests have it."""
+    (mean,) = (one for one in TASKS[task].outcome.means if one.name == name)
+    return Metric(name=name, value=value, warn_above=mean.warn_above, warning=mean.warning)
+
+
 def test_a_share_is_a_bar():
     assert [bar(share, width=4) for share in (-1, 0, 0.5, 1, 2)] == ["....", "....", "##..", "####", "####"]
 
@@ -40,7 +46,7 @@ def test_a_share_is_a_bar():
     [
         (0.0, 1, 1, []),
         (0.2, 5, 5, []),
-        (0.21, 5, 5, ["21% of the answers were cut before they ended; raise --max-new-tokens (now 24)"]),
+        (0.21, 5, 5, ["21% of the answers were cut before they ended; raise --max-new-tokens"]),
         (0.0, 0, 9, ["all 9 judged answers are wrong. A probe needs both classes"]),
         (0.0, 9, 0, ["all 9 judged answers are right. A probe needs both classes"]),
         (1.0, 0, 2, ["100% of the answers were cut", "another --correctness than exact_match"]),
@@ -54,8 +60,8 @@ def test_a_run_ends_with_what_is_wrong_with_its_labels(
     layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000", sites=())]})
     manifest = msgspec.structs.replace(
         read_struct(layout.manifest, Manifest),
-        run={"generation": {"max_new_tokens": 24}, "correctness": "exact_match"},
-        metrics=[Metric(name="truncated_share", value=cut), Metric(name="mean_answer_tokens", value=9.0)],
+        run={"correctness": "exact_match"},
+        metrics=[metric("trivia_qa", "truncated_share", cut), Metric(name="mean_answer_tokens", value=9.0)],
         figures=FigureData(num_right=right, num_wrong=wrong),
     )
     lines = warning_lines(manifest)
@@ -68,19 +74,23 @@ def test_a_run_ends_with_what_is_wrong_with_its_labels(
 def test_answers_that_were_cut_elsewhere_are_no_matter_of_a_flag(tmp_path: Path):
     layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000", sites=())]})
     manifest = msgspec.structs.replace(
-        read_struct(layout.manifest, Manifest), metrics=[Metric(name="truncated_share", value=0.5)]
+        read_struct(layout.manifest, Manifest), metrics=[metric("replay", "truncated_share", 0.5)]
     )
     (line,) = warning_lines(manifest)
     assert "--max-new-tokens" not in line
-    assert "50% of the answers were cut before they ended; make them again with a larger limit" in line
+    assert "50% of the answers were cut before they ended; make them with a larger limit" in line
 
 
 def test_a_record_is_a_line_unless_its_task_says_more():
-    assert trivia_record().lines() == ["000000  right  Q?  ->  bc"]
-    assert trivia_record(is_correct=False).lines() == ["000000  wrong  Q?  ->  bc  (accepted: bc)"]
-    long = trivia_record(question="x" * 100).one_line()
-    assert "x" * 67 + "...  ->" in long
-    assert Record.lines is not type(introspection_record()).lines
+    def line(**changes: Any) -> str:
+        (line,) = record_lines(trivia_record(**changes), TASKS["trivia_qa"].outcome)
+        return line
+
+    assert line() == "000000  right  Q?  ->  bc"
+    assert line(is_correct=False) == "000000  wrong  Q?  ->  bc  (accepted: bc)"
+    assert "x" * 67 + "...  ->" in line(question="x" * 100)
+    own = introspection_record()
+    assert record_lines(own, TASKS["introspection"].outcome) == own.lines() != []
 
 
 def test_a_question_shows_options_probabilities_and_what_was_read():
@@ -242,12 +252,12 @@ def test_stats_of_a_damaged_model_are_by_level(damaged: str, tmp_path: Path, cap
     assert (tmp_path / "plots/degradation-levels-ablation.png").read_bytes().startswith(b"\x89PNG")
     assert main(["show", damaged, "--stats", "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)
-    assert [level["level"] for level in one["levels"]] == [0.0, 0.5]
+    assert [level["level"] for level in one["report"]] == [0.0, 0.5]
 
 
 def test_pictures_of_what_was_not_damaged_are_refused(a: str, damaged: str, capsys: pytest.CaptureFixture[str]):
     assert main(["show", a, "--stats", "--plots", "x"]) == 1
-    assert "nothing was damaged here" in capsys.readouterr().err
+    assert "error: --plots draws what the task of a dataset has to draw" in capsys.readouterr().err
     assert main(["show", damaged, "--plots", "x"]) == 1
     assert "--plots goes with --stats" in capsys.readouterr().err
 
@@ -272,10 +282,9 @@ def test_outputs_without_a_letter_are_warned_about(tmp_path: Path, share: float,
     layout = write_dataset(tmp_path, {"train-00000": [make_sample("000000", sites=())]})
     manifest = msgspec.structs.replace(
         read_struct(layout.manifest, Manifest),
-        run={"generation": {"max_new_tokens": 8}},
-        metrics=[Metric(name="parse_failure_share", value=share)],
+        metrics=[metric("introspection", "parse_failure_share", share)],
         figures=FigureData(),
     )
     lines = warning_lines(manifest)
     assert len(lines) == is_said
-    assert all("--max-new-tokens (now 8)" in line and "50%" in line for line in lines)
+    assert all("--max-new-tokens" in line and "50%" in line for line in lines)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tracekit
-from builders.degradation.task import TASK as DEGRADATION
-from builders.degradation.task import DegradationConfig
+from builders.degradation.configs import DegradationConfig
+from builders.trivia_qa.task import TriviaQAConfig
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import publish
 from tests.runs_for_tests import hashes, run_trivia
@@ -33,11 +33,10 @@ from tracekit.model.choices import check_choice_config
 from tracekit.read.verifier import verify
 from tracekit.run.merge import merge
 from tracekit.run.recheck import replay_stored
-from tracekit.run.runner import preflight
 from tracekit.storage import (
     QUANTIZED_DTYPES,
+    StorageForm,
     StorageLoss,
-    Stored,
     content_problem,
     for_storage,
     keep_top_p,
@@ -161,18 +160,19 @@ def test_settings_without_a_meaning_are_refused():
     for dtype in QUANTIZED_DTYPES:
         config = CaptureConfig(store_dtype=dtype, tokens="last")  # pyright: ignore[reportArgumentType]
         with pytest.raises(ConfigError, match=f"--store-dtype {dtype} with --tokens last"):
-            check(DegradationConfig(capture=config))
+            check(TriviaQAConfig(capture=config))
     with pytest.raises(ConfigError, match=r"capture\.attention_top_p"):
-        check(DegradationConfig(capture=CaptureConfig(attention_top_p=0.0)))
+        check(TriviaQAConfig(capture=CaptureConfig(attention_top_p=0.0)))
     with pytest.raises(ConfigError, match=r"--attention-top-p 0\.9 .* attention of options is stored whole"):
         check_choice_config(CaptureConfig(attention_top_p=0.9))
 
 
-@pytest.mark.parametrize("capture", [CaptureConfig(store_dtype="int8"), CaptureConfig(attention_top_p=0.9)])
-def test_damaged_models_are_not_stored_so(model: Path, capture: CaptureConfig):
-    config = DegradationConfig(model=msgspec.structs.replace(DegradationConfig().model, model=str(model)))
-    with pytest.raises(ConfigError, match="not finite, which these forms do not know"):
-        preflight(DEGRADATION, msgspec.structs.replace(config, capture=capture))
+@pytest.mark.parametrize(("name", "value"), [("store_dtype", "int8"), ("attention_top_p", 0.9)])
+def test_damaged_models_are_not_stored_so(name: str, value: object):
+    config = DegradationConfig()
+    capture = msgspec.structs.replace(config.capture, **{name: value})
+    with pytest.raises(ConfigError, match=rf"\$\.capture\.{name}"):
+        check(msgspec.structs.replace(config, capture=capture))
 
 
 def a_spec(name: str, array: np.ndarray, axes: str, layout: str, num_keys: int = 0) -> TensorSpec:
@@ -502,7 +502,7 @@ def changed(spec: TensorSpec, **changes: Any) -> TensorSpec:
     return msgspec.structs.replace(spec, **changes)
 
 
-def in_both_forms() -> Stored:
+def in_both_forms() -> StorageForm:
     """A sample with scaled hidden states and sparse attention, of two tokens."""
     hidden = np.ones((1, 2, 4), np.float32)
     weights = np.array([[[1.0, 0.4, 0.6], [1.0, 0.5, 0.5]]], np.float32)

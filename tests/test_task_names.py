@@ -1,4 +1,4 @@
-"""The library names no task, no record of one and no field of one; a task is imported when it is needed, and lightly."""
+"""The library names no task, no record of one and no field of one; a task is imported when needed, and is light."""
 
 import ast
 import json

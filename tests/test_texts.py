@@ -12,7 +12,7 @@ import pytest
 import builders.kit.files
 import builders.kit.sources
 from builders.kit.columns import TextSource
-from builders.kit.sources import HubSource, Row
+from builders.kit.sources import HubSource, SourceRow
 from builders.next_token.record import Word
 from builders.next_token.texts import EMOTIONS, HUB, SAMPLES, Document, Line, parse_row, read_documents
 from builders.next_token.treebanks import UPOS, sentence_text, words_of
@@ -37,7 +37,7 @@ def documents(source: str | Path, kind: Any = "auto", **settings: Any) -> list[D
 
 
 def parsed(kind: Any = "auto", **data: Any) -> Document | Line:
-    return parse_row(Row(7, "here", data), kind)
+    return parse_row(SourceRow(7, "here", data), kind)
 
 
 def document(kind: Any = "auto", **data: Any) -> Document:
@@ -341,7 +341,9 @@ def test_names_stand_for_the_originals_on_the_hub(monkeypatch: pytest.MonkeyPatc
 
     def open_hub(hub: HubSource, revision: str | None, split: str) -> Any:
         asked.append((hub, revision, split))
-        return builders.kit.files.Table(hub.id, "r", hub.subset, 1, lambda window: iter([Row(0, "x", {"text": "x\n"})]))
+        return builders.kit.files.Table(
+            hub.id, "r", hub.subset, 1, lambda window: iter([SourceRow(0, "x", {"text": "x\n"})])
+        )
 
     monkeypatch.setattr(builders.kit.sources, "_open_hub", open_hub)
     for name in ("wikitext2", "wikitext103", "default"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from builders.kit.sources import Row
+from builders.kit.sources import SourceRow
 from builders.trivia_qa.task import SAMPLE, parse_row
 from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.runs_for_tests import hashes, run_trivia, trivia_config
@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parsed(**data: object):
-    return parse_row(Row(index=7, where="here", data=data))
+    return parse_row(SourceRow(index=7, where="here", data=data))
 
 
 def test_the_own_nested_form_is_read():

@@ -6,9 +6,10 @@ made = traced("gemma2")                       a TracedModel with the very same w
 A family's quirks (soft-caps, multipliers, windows, sinks) are set strongly enough here to move the numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -164,6 +165,15 @@ OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 """Configurations that only some tests take: lfm2 is a hybrid, with attention in its layers 1 and 3 only; transformers'
 eager attention adds the ALiBi of falcon_alibi twice, so it runs in sdpa and gives no probabilities."""
+
+
+FEW = ("gpt2", "llama", "gemma2", "falcon", "bert")
+"""Families that every run of the tests looks at; the others are `slow`."""
+
+
+def few_first(names: Iterable[str]) -> list[Any]:
+    """Names for `parametrize`, of which only the FEW are tried by default."""
+    return [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def sites_of(name: str) -> tuple[str, ...]:

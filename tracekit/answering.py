@@ -22,7 +22,7 @@ from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha25
 from tracekit.model.traced import TracedModel
 from tracekit.model.vocabulary import token_strings
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, AnsweredRecord, Record, SampledAnswer
-from tracekit.task import Example, Place, Sample, Task, Tracer
+from tracekit.task import Example, Place, Task, TracedSample, Tracer
 
 __all__ = ["Answered", "AnsweringTracer", "answered_fields", "floats", "open_tracer", "read_fields"]
 
@@ -163,7 +163,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         """Prompt and longest answer."""
         return self.length(example) + self._config.generation.max_new_tokens
 
-    def trace(self, traced: TracedModel, examples: Sequence[ExampleT], place: Place) -> list[Sample]:
+    def trace(self, traced: TracedModel, examples: Sequence[ExampleT], place: Place) -> list[TracedSample]:
         """Answer a batch, then capture it; sampled answers follow their question's own where they are traced."""
         prompts = [self.prompt(example) for example in examples]
         ids = [prompt.token_ids for prompt in prompts]
@@ -175,7 +175,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         if not are_traced:
             settings = msgspec.structs.replace(settings, sites=("none",))
         drawn = [self._capture(traced, ids, answers, settings) for answers in others]
-        samples: list[Sample] = []
+        samples: list[TracedSample] = []
         for i, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
             own = [column[i] for column in drawn]
             whole: list[_Made] = [made[i], *(own if are_traced else [])]
@@ -236,7 +236,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         made: _Made,
         others: Sequence[_Made],
         place: Place,
-    ) -> Sample:
+    ) -> TracedSample:
         answer, trace = made
         answered = self._answered(prompt, answer, sample_index, place)
         shared = answered_fields(traced, prompt, answered.parsed, answer, trace, place) | {
@@ -262,7 +262,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
                 "samples": [self._summary(example, prompt, n, one, place) for n, one in enumerate(others, start=1)],
             }
         record: Record = self._task.record(**self.fields(example, answered, shared))
-        return Sample(record, Text(prompt.token_ids + answer.token_ids, len(prompt.token_ids)), trace)
+        return TracedSample(record, Text(prompt.token_ids + answer.token_ids, len(prompt.token_ids)), trace)
 
     def _summary(
         self, example: ExampleT, prompt: Prompt, sample_index: int, made: _Made, place: Place

@@ -81,7 +81,8 @@ class ModelConfig(_Part, frozen=True, kw_only=True):
     """Share out a model larger than one device, by accelerate: `auto` and `balanced` evenly over all accelerators,
     `balanced_low_0` with little on the first, `sequential` one full after the other; then host memory, then disk."""
     max_memory: tuple[str, ...] = ()
-    """With `device_map`: the most that weights take of each device, `0=20GiB cpu=60GiB`; of those not named nothing."""
+    """With `device_map`: the most that weights take of each device, `0=20GiB cpu=60GiB`. A device that you do not name
+    holds no weights."""
     offload_folder: str | None = None
     """With `device_map`: folder on a fast disk. Weights that fit into no memory are then read anew in every pass."""
     trust_remote_code: bool = False

@@ -33,8 +33,8 @@ from tracekit.tensors import TensorSpec, is_companion, positions_of, site_of, un
 __all__ = [
     "QUANTIZED_DTYPES",
     "Kept",
+    "StorageForm",
     "StorageLoss",
-    "Stored",
     "added_up",
     "companion_names",
     "content_problem",
@@ -133,7 +133,7 @@ class StorageLoss(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Stored(NamedTuple):
+class StorageForm(NamedTuple):
     """The tensors of one sample as a shard holds them."""
 
     tensors: dict[str, np.ndarray]
@@ -144,13 +144,15 @@ class Stored(NamedTuple):
     """What it cost; empty where nothing changed."""
 
 
-def for_storage(specs: Sequence[TensorSpec], tensors: Mapping[str, np.ndarray], *, dtype: str, top_p: float) -> Stored:
+def for_storage(
+    specs: Sequence[TensorSpec], tensors: Mapping[str, np.ndarray], *, dtype: str, top_p: float
+) -> StorageForm:
     """Bring captured tensors into the forms that were asked for: `dtype` as `--store-dtype`, 1 keeps all attention.
 
     Raises:
         CaptureError: a value is not finite, which these forms do not know, or a text is too long for sparse attention.
     """
-    stored = Stored({}, [], [])
+    stored = StorageForm({}, [], [])
     for spec in specs:
         array = tensors[spec.name]
         if dtype in QUANTIZED_DTYPES and spec.axes[-1] in _CHANNELLED:
@@ -215,7 +217,7 @@ def upscale(values: np.ndarray, scales: np.ndarray, token_scales: np.ndarray) ->
     return wide
 
 
-def _add_scaled(stored: Stored, spec: TensorSpec, array: np.ndarray, dtype: np.dtype) -> None:
+def _add_scaled(stored: StorageForm, spec: TensorSpec, array: np.ndarray, dtype: np.dtype) -> None:
     """Add a tensor and its scales."""
     if not _is_finite(array):
         raise CaptureError(
@@ -296,7 +298,7 @@ def spread(values: np.ndarray, indices: np.ndarray, counts: np.ndarray, num_keys
     return full.reshape(*counts.shape, num_keys)
 
 
-def _add_sparse(stored: Stored, spec: TensorSpec, array: np.ndarray, top_p: float) -> None:
+def _add_sparse(stored: StorageForm, spec: TensorSpec, array: np.ndarray, top_p: float) -> None:
     """Add the kept weights and what tells where they belong; layer by layer, so that no more is unpacked at once."""
     if not _is_finite(array):
         raise CaptureError(
@@ -464,7 +466,7 @@ def _counts_problem(num_weights: int, indices: np.ndarray, counts: np.ndarray, n
     return None
 
 
-def _add(stored: Stored, like: TensorSpec, array: np.ndarray, **changes: object) -> None:
+def _add(stored: StorageForm, like: TensorSpec, array: np.ndarray, **changes: object) -> None:
     spec = msgspec.structs.replace(like, **{"shape": list(array.shape), **changes})
     if spec.name != like.name:  # what belongs to it
         layers = like.layers if "L" in spec.axes else []

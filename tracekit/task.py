@@ -47,10 +47,10 @@ __all__ = [
     "Examples",
     "Overhead",
     "Place",
-    "Report",
-    "Sample",
     "Task",
     "TaskRef",
+    "TaskReport",
+    "TracedSample",
     "Tracer",
     "about_of",
     "check_name_is_free",
@@ -137,7 +137,7 @@ class Overhead(NamedTuple):
     """What they go into, in words."""
 
 
-class Sample(NamedTuple):
+class TracedSample(NamedTuple):
     """One sample, ready to be written."""
 
     record: Record
@@ -169,7 +169,7 @@ class Tracer(Generic[ExampleT]):
         """Positions that the longest sequence of an example takes, generated tokens included."""
         raise NotImplementedError
 
-    def trace(self, traced: "TracedModel", examples: Sequence[ExampleT], place: Place) -> list[Sample]:
+    def trace(self, traced: "TracedModel", examples: Sequence[ExampleT], place: Place) -> list[TracedSample]:
         """Run a batch of examples through the model; samples stand in the order of the examples."""
         raise NotImplementedError
 
@@ -193,7 +193,7 @@ class Tracer(Generic[ExampleT]):
         """The run is over, or has failed: leave the model as it was."""
 
 
-class Report(NamedTuple):
+class TaskReport(NamedTuple):
     """What a task says of a configuration beyond what all tasks have, for `tracekit show --stats`."""
 
     data: Any
@@ -257,7 +257,7 @@ class Task(Generic[ConfigT, ExampleT]):
     card: Path | str | None = None
     """Template of the card's part about a configuration, where the task is installed: a file, or the name of one in
     cards/; by default the title stands there."""
-    report: "Callable[[TraceStore], Report] | None" = None
+    report: "Callable[[TraceStore], TaskReport] | None" = None
     """What `tracekit show --stats` says besides."""
     exports: "Mapping[str, Callable[..., Path]]" = field(default_factory=dict)
     """What `tracekit export --format` writes, by name: called with the folder, `config` and `num_samples`."""

@@ -19,7 +19,7 @@ from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots
 from tracekit.model.proof import Scored
 from tracekit.model.traced import TracedModel
 from tracekit.run.recheck import Replay
-from tracekit.task import Place, Sample, Tracer
+from tracekit.task import Place, TracedSample, Tracer
 
 __all__ = ["CsqaReplay", "CsqaTracer", "scored_of"]
 
@@ -77,7 +77,7 @@ class CsqaTracer(Tracer[CsqaQuestion]):
         """Positions that the prompt and its longest option take."""
         return self._prepared[example.index].num_needed
 
-    def trace(self, traced: TracedModel, examples: Sequence[CsqaQuestion], place: Place) -> list[Sample]:
+    def trace(self, traced: TracedModel, examples: Sequence[CsqaQuestion], place: Place) -> list[TracedSample]:
         """Capture the prompts of a batch, then score their options."""
         prepared = [self._prepared[example.index] for example in examples]
         texts = [Text(one.prompt.token_ids, len(one.prompt.token_ids)) for one in prepared]
@@ -89,7 +89,7 @@ class CsqaTracer(Tracer[CsqaQuestion]):
         for i, example in enumerate(examples):
             here = place._replace(first_index=place.first_index + i)
             record = self._record(traced, example, traces[i], letters[i], options[i], here)
-            samples.append(Sample(record, texts[i], traces[i], scored_of(record)))
+            samples.append(TracedSample(record, texts[i], traces[i], scored_of(record)))
         return samples
 
     def _prepare(self, example: CsqaQuestion) -> _Prepared:

@@ -16,10 +16,10 @@ from tracekit.model.choices import Choices, ChoiceTrace, capture_choices, check_
 from tracekit.model.continuations import softmax
 from tracekit.model.models import max_positions
 from tracekit.model.traced import Loads, TracedModel
-from tracekit.read.store import Sample as StoredSample
+from tracekit.read.store import TracedSample as StoredSample
 from tracekit.records import Span
 from tracekit.run.recheck import Replay
-from tracekit.task import Place, Sample, Tracer
+from tracekit.task import Place, TracedSample, Tracer
 
 __all__ = ["CsqaMcqReplay", "CsqaMcqTracer"]
 
@@ -53,7 +53,7 @@ class CsqaMcqTracer(Tracer[CsqaQuestion]):
         """Positions that the longest option takes."""
         return max(len(choice.input_ids) for choice in self._encoded[example.index])
 
-    def trace(self, traced: TracedModel, examples: Sequence[CsqaQuestion], place: Place) -> list[Sample]:
+    def trace(self, traced: TracedModel, examples: Sequence[CsqaQuestion], place: Place) -> list[TracedSample]:
         """Score and capture a batch of questions."""
         if traced.is_head_fresh and not self._has_warned:
             self._has_warned = True
@@ -64,7 +64,7 @@ class CsqaMcqTracer(Tracer[CsqaQuestion]):
         items = [Choices([_text(choice) for choice in self._encoded[example.index]]) for example in examples]
         traces = capture_choices(traced, items, self._capture)
         return [
-            Sample(self._record(traced, example, item, trace, place), item, trace)
+            TracedSample(self._record(traced, example, item, trace, place), item, trace)
             for example, item, trace in zip(examples, items, traces, strict=True)
         ]
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from builders.degradation.methods import METHODS, Method, check_level
-from builders.degradation.weight_groups import Group, Piece
+from builders.degradation.weight_groups import Group, WeightPiece
 
 __all__ = ["METHODS", "DamageStats", "Damaged", "Method", "check_level"]
 
@@ -121,7 +121,7 @@ class _Sums(NamedTuple):
     whole: float
 
 
-def _damage(piece: Piece, method: Method, level: float, seed: int) -> _Sums:
+def _damage(piece: WeightPiece, method: Method, level: float, seed: int) -> _Sums:
     """Damage one piece, chunk by chunk."""
     generator = torch.Generator(device=piece.weight.device)
     name = f"{seed}\n{piece.path}\n{piece.part}"

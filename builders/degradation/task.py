@@ -20,13 +20,13 @@ from builders.degradation.prompts import DREAMS, IQ, PICTURE, DegradationPrompt
 from builders.degradation.record import DegradationRecord
 from builders.kit.cells import Cells, Columns
 from builders.kit.columns import PromptSource
-from builders.kit.sources import HubSource, Row, read_examples
+from builders.kit.sources import HubSource, SourceRow, read_examples
 from tracekit.console import say
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.prompts import sha256_text
 from tracekit.records import Number, answered
-from tracekit.task import Example, Examples, Report, Task, Tracer
+from tracekit.task import Example, Examples, Task, TaskReport, Tracer
 
 if TYPE_CHECKING:
     from tracekit.read.store import TraceStore
@@ -88,7 +88,7 @@ class _Numbered(NamedTuple):
     prompt: DegradationPrompt
 
 
-def parse_row(row: Row) -> _Numbered:
+def parse_row(row: SourceRow) -> _Numbered:
     """A row of a file as a prompt.
 
     Raises:
@@ -197,11 +197,11 @@ def _replay() -> "Replay[Any]":
     return DegradationReplay()
 
 
-def _report(store: "TraceStore") -> Report:
+def _report(store: "TraceStore") -> TaskReport:
     from builders.degradation.levels import draw_levels, level_lines, level_stats
 
     levels = level_stats(sample.record for sample in store)  # type: ignore[arg-type]
-    return Report(levels, level_lines(levels), lambda: draw_levels(levels))
+    return TaskReport(levels, level_lines(levels), lambda: draw_levels(levels))
 
 
 def _export(root: Path, *, config: str | None, num_samples: int | None) -> Path:

@@ -28,7 +28,7 @@ from tracekit.model.pictures import Illustrated, illustrate, read_picture, with_
 from tracekit.model.prompts import Prompter, sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.model.values import ValuePolicy
-from tracekit.task import Overhead, Place, Sample, Tracer
+from tracekit.task import Overhead, Place, TracedSample, Tracer
 
 __all__ = ["DegradationTracer"]
 
@@ -115,7 +115,7 @@ class DegradationTracer(Tracer[DamagedPrompt]):
             what=f"damage x {times['damage']}" + f", perplexity x {len(levels)}" * bool(levels),
         )
 
-    def trace(self, traced: TracedModel, examples: Sequence[DamagedPrompt], place: Place) -> list[Sample]:
+    def trace(self, traced: TracedModel, examples: Sequence[DamagedPrompt], place: Place) -> list[TracedSample]:
         """Damage the model as these examples want it, generate, and capture."""
         self._bring(traced, examples[0])
         ids = [self._prompts[example.row].token_ids for example in examples]
@@ -138,7 +138,7 @@ class DegradationTracer(Tracer[DamagedPrompt]):
             traced, texts, self._config.capture, policy=ValuePolicy(may_be_nonfinite=True, may_overflow=is_damaged)
         )
         return [
-            Sample(self._record(traced, example, output, trace, place), text, trace)
+            TracedSample(self._record(traced, example, output, trace, place), text, trace)
             for example, output, text, trace in zip(examples, outputs, texts, traces, strict=True)
         ]
 

@@ -34,7 +34,7 @@ from tracekit.errors import ConfigError, ModelError
 from tracekit.model.anatomy import Anatomy
 from tracekit.model.capture import resolve_layers
 
-__all__ = ["GROUPS", "Group", "Piece", "find_group", "find_pieces"]
+__all__ = ["GROUPS", "Group", "WeightPiece", "find_group", "find_pieces"]
 
 _Arrangement = Literal["one", "per kv", "four", "each"]
 
@@ -88,7 +88,7 @@ _ARRANGED: dict[str, tuple[tuple[str, ...], _Arrangement]] = {
 _HALVES: tuple[tuple[str, ...], _Arrangement] = (("gate", "up"), "one")
 
 
-class Piece(NamedTuple):
+class WeightPiece(NamedTuple):
     """A matrix of a group, or the part of a tensor that belongs to it."""
 
     path: str
@@ -106,7 +106,7 @@ class Group(NamedTuple):
 
     name: str
     """As it was asked for: `mlp:4-8`."""
-    pieces: tuple[Piece, ...]
+    pieces: tuple[WeightPiece, ...]
     """In the order of the blocks; no weight is in two."""
     note: str | None
     """What else is touched by changing them; None where nothing is."""
@@ -156,7 +156,7 @@ def find_group(model: nn.Module, anatomy: Anatomy, name: str) -> Group:
     return Group(name, tuple(pieces), _note(model) if kind == "embed" else None)
 
 
-def find_pieces(model: Any, anatomy: Anatomy) -> list[Piece]:
+def find_pieces(model: Any, anatomy: Anatomy) -> list[WeightPiece]:
     """Every weight that is in a group, each once and in its finest part: embeddings first, then block by block.
 
     Raises:
@@ -166,7 +166,8 @@ def find_pieces(model: Any, anatomy: Anatomy) -> list[Piece]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     _check_plain(model)
     pieces = [
-        Piece(names[id(table.weight)], None, "embed", table.weight.detach()) for table in _embeddings(model, anatomy)
+        WeightPiece(names[id(table.weight)], None, "embed", table.weight.detach())
+        for table in _embeddings(model, anatomy)
     ]
     seen: set[int] = set()
     for layer, block in enumerate(anatomy.blocks):
@@ -236,22 +237,22 @@ def _pieces(
     parts: tuple[str, ...],
     module: nn.Module,
     weight: Tensor,
-) -> Iterator[Piece]:
+) -> Iterator[WeightPiece]:
     """The pieces of one parameter."""
     experts = [(f"{path}[{e}]", weight[e]) for e in range(len(weight))] if weight.dim() == 3 else [(path, weight)]
     if len(parts) == 1:
-        yield from (Piece(name, layer, parts[0], matrix) for name, matrix in experts)
+        yield from (WeightPiece(name, layer, parts[0], matrix) for name, matrix in experts)
         return
     order, arrangement = _ARRANGED.get(anatomy.model_type, _HALVES)
     if set(order) != set(parts):
         order, arrangement = _HALVES
     if set(order) != set(parts):
-        yield from (Piece(name, layer, "+".join(parts), matrix) for name, matrix in experts)
+        yield from (WeightPiece(name, layer, "+".join(parts), matrix) for name, matrix in experts)
         return
     axis = _output_axis(path, module, weight)
     for name, matrix in experts:
         for part, view in _split(model, anatomy, name, module, matrix, axis, order, arrangement):
-            yield Piece(name, layer, part, view)
+            yield WeightPiece(name, layer, part, view)
 
 
 def _output_axis(path: str, module: Any, weight: Tensor) -> int:
@@ -327,7 +328,7 @@ def _note(model: Any) -> str | None:
     return None
 
 
-def _listed(pieces: Sequence[Piece]) -> str:
+def _listed(pieces: Sequence[WeightPiece]) -> str:
     """What a model has, with numbers of weights."""
     counts: dict[str, int] = {}
     for name, parts in GROUPS.items():

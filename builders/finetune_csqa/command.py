@@ -38,13 +38,13 @@ from tracekit.model.placement import resolve_device
 from tracekit.model.references import resolve
 from tracekit.sizes import duration
 
-__all__ = ["FinetuneConfig", "Outcome", "finetune", "run"]
+__all__ = ["FinetuneConfig", "Trained", "finetune", "run"]
 
 _HELD_OUT = 5
 """Where training and evaluation name one file, every fifth question is kept for evaluation."""
 
 
-class Outcome(NamedTuple):
+class Trained(NamedTuple):
     """How a training ended."""
 
     folder: Path
@@ -71,7 +71,7 @@ def run(config: FinetuneConfig) -> int:
     return 0
 
 
-def finetune(config: FinetuneConfig) -> Outcome:
+def finetune(config: FinetuneConfig) -> Trained:
     """Train, or go on with what is there.
 
     Raises:
@@ -89,7 +89,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
     run = _public_run(config, sources)
     is_complete = _check_same(folder, run)
     if is_complete and not config.dry_run:
-        return Outcome(folder, read_struct(inside(folder, "metrics.json"), Metrics), True)
+        return Trained(folder, read_struct(inside(folder, "metrics.json"), Metrics), True)
     encoder = load_encoder(config)
     data, held = (encode(encoder.tokenizer, part, config.max_seq_len) for part in (questions, held_out))
     if data.num_cut + held.num_cut:
@@ -99,12 +99,12 @@ def finetune(config: FinetuneConfig) -> Outcome:
         )
     if config.dry_run:
         _print_plan(config, encoder, data, held, folder)
-        return Outcome(folder, None, False)
+        return Trained(folder, None, False)
     write_atomic(folder / "run.json", _to_json(run))
     metrics = train(config, encoder, data, held, run, folder)
     write_atomic(folder / "curve.png", draw_curve(metrics))
     write_atomic(folder / "metrics.json", _to_json(msgspec.to_builtins(metrics)))
-    return Outcome(folder, metrics, False)
+    return Trained(folder, metrics, False)
 
 
 def _questions(config: FinetuneConfig) -> tuple[list[CsqaQuestion], list[CsqaQuestion], list[SourceInfo]]:

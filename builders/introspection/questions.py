@@ -23,7 +23,7 @@ from builders.kit.cells import Cells, Columns
 from builders.kit.choices import Choice
 from builders.kit.columns import ChoiceSource
 from builders.kit.options import Options, label_index, option_text, options_of, tell_unlabelled
-from builders.kit.sources import HubSource, Row, read_examples
+from builders.kit.sources import HubSource, SourceRow, read_examples
 from tracekit.errors import SourceError
 from tracekit.task import Example, Examples
 
@@ -90,7 +90,7 @@ def read_questions(config: ChoiceSource) -> Examples[McqQuestion]:
     return Examples(examples, info)
 
 
-def parse_row(row: Row) -> McqQuestion:
+def parse_row(row: SourceRow) -> McqQuestion:
     """A row of any of the forms above as a question.
 
     Raises:

@@ -22,9 +22,9 @@ from tracekit.model.generation import Generated, answer_once, settings_of
 from tracekit.model.prompts import Exchange, Prompt, Prompter, sha256_text, tokens_of
 from tracekit.model.proof import Scored
 from tracekit.model.traced import TracedModel
-from tracekit.read.store import Sample as StoredSample
+from tracekit.read.store import TracedSample as StoredSample
 from tracekit.run.recheck import Replay
-from tracekit.task import Place, Sample, Tracer
+from tracekit.task import Place, TracedSample, Tracer
 
 __all__ = ["IntrospectionReplay", "IntrospectionTracer", "scored_of"]
 
@@ -72,7 +72,7 @@ class IntrospectionTracer(Tracer[McqQuestion]):
         """Longest output, and longest prompt of any pass: a question that is too long for one is left out of all."""
         return self._longest_prompt(example) + self._config.generation.max_new_tokens
 
-    def trace(self, traced: TracedModel, examples: Sequence[McqQuestion], place: Place) -> list[Sample]:
+    def trace(self, traced: TracedModel, examples: Sequence[McqQuestion], place: Place) -> list[TracedSample]:
         """Generate the outputs of a batch, capture prompts with outputs, and score the letters."""
         prompts = [self._prompt(example) for example in examples]
         ids = [prompt.token_ids for prompt in prompts]
@@ -88,10 +88,10 @@ class IntrospectionTracer(Tracer[McqQuestion]):
         ]
         traces = capture(traced, texts, self._config.capture)
         scores = score_letters(traced, ids, spellings, traces)
-        samples: list[Sample] = []
+        samples: list[TracedSample] = []
         for i, example in enumerate(examples):
             record = self._record(traced, example, prompts[i], outputs[i], traces[i], scores[i], place)
-            samples.append(Sample(record, texts[i], traces[i], scored_of(record)))
+            samples.append(TracedSample(record, texts[i], traces[i], scored_of(record)))
         return samples
 
     def _message(self, example: McqQuestion) -> str:

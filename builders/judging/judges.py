@@ -32,7 +32,7 @@ from builders.judging.prompts import (
 )
 from builders.judging.rule_matching import names_gold
 from builders.kit.scoring import exact_match
-from tracekit.clients.client import Client, ClientConfig, Message, Request
+from tracekit.clients.client import ChatMessage, Client, ClientConfig, Request
 from tracekit.config import ModelConfig
 from tracekit.format.labels import Label
 
@@ -253,7 +253,7 @@ def _request(question: JudgeQuestion, material: dict[str, Any], attempt: int, ma
     parts = [question.instruction, json.dumps(material, ensure_ascii=False, indent=1)]
     parts += [REMINDER] if attempt else []
     return Request(
-        messages=[Message(role="user", content="\n\n".join(parts))],
+        messages=[ChatMessage(role="user", content="\n\n".join(parts))],
         max_new_tokens=max_new_tokens,
         temperature=REASK_TEMPERATURE if attempt else 0.0,
         seed=attempt,

@@ -26,7 +26,7 @@ import numpy as np
 from builders.kit.literals import is_structured, read_structure
 from tracekit.errors import SourceError
 
-__all__ = ["ROLES", "Cells", "Columns", "Row", "untyped"]
+__all__ = ["ROLES", "Cells", "Columns", "SourceRow", "untyped"]
 
 Columns = Mapping[str, Sequence[str]]
 """Names of columns by role, those that are looked at first in front."""
@@ -50,7 +50,7 @@ _MAX_DEPTH = 64
 _PARTS_OF_ANSWERS = ("value", "text", "aliases")
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One row of a source."""
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple.index is not missed
@@ -75,7 +75,7 @@ def untyped(text: str) -> str | None:
 class Cells:
     """The cells of one row, by role."""
 
-    def __init__(self, row: Row, columns: Columns) -> None:
+    def __init__(self, row: SourceRow, columns: Columns) -> None:
         self._row, self._columns = row, {**columns, **row.named}
         self.label_start = row.label_start
         read = _typed if row.is_untyped else _plain

@@ -24,7 +24,7 @@ from builders.kit.cells import Cells, Columns
 from builders.kit.choices import Choice
 from builders.kit.columns import ChoiceSource
 from builders.kit.options import Options, label_index, option_text, options_of, tell_unlabelled
-from builders.kit.sources import HubSource, Row, read_examples
+from builders.kit.sources import HubSource, SourceRow, read_examples
 from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import TOO_LONG
 from tracekit.model.prompts import sha256_text
@@ -120,7 +120,7 @@ def choice_fields(example: CsqaQuestion, probs: np.ndarray) -> dict[str, Any]:
     }
 
 
-def parse_row(row: Row) -> CsqaQuestion:
+def parse_row(row: SourceRow) -> CsqaQuestion:
     """A row of the Hub's form, of the original files' nested form or of a flat one, as a question.
 
     Raises:

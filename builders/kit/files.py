@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.kit.cells import Row, untyped
+from builders.kit.cells import SourceRow, untyped
 from builders.kit.literals import check_characters
 from tracekit.errors import SourceError
 from tracekit.format.shards import sha256_file
@@ -38,7 +38,7 @@ class BadRow(NamedTuple):
     why: str
 
 
-Reader = Callable[[range], Iterator[Row | BadRow]]
+Reader = Callable[[range], Iterator[SourceRow | BadRow]]
 
 
 class Table(NamedTuple):
@@ -75,9 +75,9 @@ def _file_table(path: Path, *, num_rows: int, read: Reader) -> Table:
 
 def _decode_row(
     index: int, where: str, decode: Callable[[], dict[str, Any]], *, is_untyped: bool = False
-) -> Row | BadRow:
+) -> SourceRow | BadRow:
     try:
-        return Row(index, where, decode(), is_untyped)
+        return SourceRow(index, where, decode(), is_untyped)
     except ValueError as error:
         return BadRow(where, str(error))
 
@@ -124,7 +124,7 @@ def _filled_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in _lines(path) if line.strip())
 
 
-def _read_jsonl(path: Path, window: range) -> Iterator[Row | BadRow]:
+def _read_jsonl(path: Path, window: range) -> Iterator[SourceRow | BadRow]:
     lines = islice(_filled_lines(path), window.start, window.stop)
     for index, (number, line) in zip(window, lines, strict=True):
         yield _decode_row(index, f"{path.name} line {number}", partial(_decode_object, line))
@@ -203,7 +203,7 @@ def _csv_lines(path: Path) -> Iterator[str]:
             raise SourceError(f"{path.name} line {number}: {error}; save it as UTF-8") from error
 
 
-def _read_csv(path: Path, delimiter: str, window: range) -> Iterator[Row | BadRow]:
+def _read_csv(path: Path, delimiter: str, window: range) -> Iterator[SourceRow | BadRow]:
     records = _csv_records(path, delimiter)
     header = _named(next(records)[1])
     for index, (line, cells) in zip(window, islice(records, window.start, window.stop), strict=True):
@@ -230,7 +230,7 @@ def _open_tsv(path: Path) -> Table:
     return _file_table(path, num_rows=sum(1 for _ in _filled_lines(path)), read=partial(_read_tsv, path))
 
 
-def _read_tsv(path: Path, window: range) -> Iterator[Row | BadRow]:
+def _read_tsv(path: Path, window: range) -> Iterator[SourceRow | BadRow]:
     lines = islice(_filled_lines(path), window.start, window.stop)
     for index, (number, line) in zip(window, lines, strict=True):
         yield _decode_row(index, f"{path.name} line {number}", partial(_decode_cells, line), is_untyped=True)
@@ -265,7 +265,7 @@ def _sentences(path: Path) -> Iterator[tuple[int, list[bytes]]]:
         yield first, block
 
 
-def _read_conllu(path: Path, window: range) -> Iterator[Row | BadRow]:
+def _read_conllu(path: Path, window: range) -> Iterator[SourceRow | BadRow]:
     sentences = islice(_sentences(path), window.start, window.stop)
     for index, (first, lines) in zip(window, sentences, strict=True):
         yield _decode_row(index, f"{path.name} line {first}", partial(_decode_sentence, first, lines))
@@ -300,7 +300,7 @@ def _open_text(path: Path) -> Table:
     return _file_table(path, num_rows=sum(1 for _ in _lines(path)), read=partial(_read_text, path))
 
 
-def _read_text(path: Path, window: range) -> Iterator[Row | BadRow]:
+def _read_text(path: Path, window: range) -> Iterator[SourceRow | BadRow]:
     lines = islice(_lines(path), window.start, window.stop)
     for index, (number, line) in zip(window, lines, strict=True):
         yield _decode_row(index, f"{path.name} line {number}", partial(_decode_line, line))
@@ -323,7 +323,7 @@ def _open_parquet(path: Path) -> Table:
         raise _parquet_error(path, error) from error
 
 
-def _read_parquet(path: Path, window: range) -> Iterator[Row | BadRow]:
+def _read_parquet(path: Path, window: range) -> Iterator[SourceRow | BadRow]:
     """Only the row groups that hold rows of the window are read."""
     group_start = 0
     try:
@@ -336,7 +336,7 @@ def _read_parquet(path: Path, window: range) -> Iterator[Row | BadRow]:
                         first = max(window.start - index, 0)
                         wanted = batch.slice(first, max(window.stop - index - first, 0))
                         for offset, data in enumerate(_exact(wanted).to_pylist(), start=index + first):
-                            yield Row(offset, f"{path.name} row {offset}", data)
+                            yield SourceRow(offset, f"{path.name} row {offset}", data)
                         index += batch.num_rows
                 group_start = group_stop
     except (pa.ArrowException, OSError, ValueError) as error:

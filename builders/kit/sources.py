@@ -24,7 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from builders.kit.cells import ROLES, Columns, Row
+from builders.kit.cells import ROLES, Columns, SourceRow
 from builders.kit.files import SUFFIXES, BadRow, Table, open_file
 from tracekit.config import FileSource
 from tracekit.errors import SourceError
@@ -34,7 +34,7 @@ from tracekit.task import Examples
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["HubSource", "Row", "read_examples"]
+__all__ = ["HubSource", "SourceRow", "read_examples"]
 
 ExampleT = TypeVar("ExampleT")
 
@@ -59,7 +59,7 @@ def read_examples(
     *,
     default: HubSource,
     sample: Path,
-    parse: Callable[[Row], ExampleT],
+    parse: Callable[[SourceRow], ExampleT],
     columns: Columns = MappingProxyType({}),
 ) -> Examples[ExampleT]:
     """Read the rows that the configuration asks for and make an example of each.
@@ -129,7 +129,7 @@ def _flag(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
-def _with_named(row: Row, named: Columns, config: FileSource) -> Row:
+def _with_named(row: SourceRow, named: Columns, config: FileSource) -> SourceRow:
     """The row, with what the configuration says of its columns.
 
     Raises:
@@ -229,10 +229,10 @@ def _address(hub: HubSource) -> str:
     return f"{hub.id}:{hub.subset}" if hub.subset else hub.id
 
 
-def _read_hub(rows: "datasets.Dataset", where: str, window: range) -> Iterator[Row | BadRow]:
+def _read_hub(rows: "datasets.Dataset", where: str, window: range) -> Iterator[SourceRow | BadRow]:
     for index, data in zip(window, rows.select(window), strict=True):
         assert isinstance(data, dict), type(data)
-        yield Row(index, f"{where} row {index}", data)
+        yield SourceRow(index, f"{where} row {index}", data)
 
 
 def _hub_error(hub: HubSource, revision: str | None, split: str, error: Exception) -> SourceError:

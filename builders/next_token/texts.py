@@ -36,7 +36,7 @@ from builders.kit.csqa_questions import COLUMNS as CSQA_COLUMNS
 from builders.kit.csqa_questions import SAMPLE as CSQA_SAMPLE
 from builders.kit.csqa_questions import SOURCE as CSQA
 from builders.kit.csqa_questions import parse_row as parse_question
-from builders.kit.sources import HubSource, Row, read_examples
+from builders.kit.sources import HubSource, SourceRow, read_examples
 from builders.next_token.config import Kind
 from builders.next_token.record import Word
 from builders.next_token.treebanks import sentence_text, words_of
@@ -154,7 +154,7 @@ class _Reader:
     def __init__(self, kind: Kind | Literal["auto"]) -> None:
         self.kind: Kind | Literal["auto"] = kind
 
-    def read(self, row: Row) -> Document | Line:
+    def read(self, row: SourceRow) -> Document | Line:
         """A row as a document, or as a line of one."""
         if self.kind == "auto":
             cells = Cells(row, COLUMNS)
@@ -189,7 +189,7 @@ def _known(source: str, kind: str) -> tuple[str, Kind | None]:
     return source, next((known for known, hub in HUB.items() if address in (hub.id, f"{hub.id}:{hub.subset}")), None)
 
 
-def parse_row(row: Row, kind: Kind | Literal["auto"] = "auto") -> Document | Line:
+def parse_row(row: SourceRow, kind: Kind | Literal["auto"] = "auto") -> Document | Line:
     """A row as a document, or as a line of one; `auto` goes by its columns.
 
     Raises:
@@ -263,7 +263,7 @@ def _is_emotion_id(text: str) -> bool:
     return text.isascii() and text.isdigit() and int(text) < len(EMOTIONS)
 
 
-def _document(row: Row, identity: str, kind: Kind, text: str, **known: Any) -> Document:
+def _document(row: SourceRow, identity: str, kind: Kind, text: str, **known: Any) -> Document:
     if not text.strip():
         raise SourceError(f"no text (kind {kind}); expected some characters, found {text!r}")
     return Document(index=row.index, id=identity, kind=kind, text=text, **known)

@@ -14,10 +14,10 @@ from tracekit.model.capture import NextTokens, Text, Trace, capture
 from tracekit.model.prompts import sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.model.vocabulary import token_strings
-from tracekit.read.store import Sample as StoredSample
+from tracekit.read.store import TracedSample as StoredSample
 from tracekit.run.metrics import perplexity
 from tracekit.run.recheck import Replay
-from tracekit.task import Place, Sample, Tracer
+from tracekit.task import Place, TracedSample, Tracer
 
 __all__ = ["NextTokenReplay", "NextTokenTracer"]
 
@@ -39,13 +39,13 @@ class NextTokenTracer(Tracer[Window]):
         """The same: nothing is generated."""
         return self.length(example)
 
-    def trace(self, traced: TracedModel, examples: Sequence[Window], place: Place) -> list[Sample]:
+    def trace(self, traced: TracedModel, examples: Sequence[Window], place: Place) -> list[TracedSample]:
         """Read a batch of windows once."""
         ids = [window.whole.token_ids[window.start : window.stop].tolist() for window in examples]
         texts = [Text(token_ids, len(token_ids), scored_from=1) for token_ids in ids]
         traces = capture(traced, texts, self._config.capture, num_best=self._config.capture.topk)
         return [
-            Sample(self._record(traced, window, text, trace, place), text, trace)
+            TracedSample(self._record(traced, window, text, trace, place), text, trace)
             for window, text, trace in zip(examples, texts, traces, strict=True)
         ]
 

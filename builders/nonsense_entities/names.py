@@ -34,8 +34,8 @@ from tracekit.errors import SourceError
 __all__ = [
     "DOMAINS",
     "SAMPLES",
+    "Invented",
     "Known",
-    "Made",
     "Name",
     "RealNames",
     "draw_real",
@@ -120,7 +120,7 @@ class Known(NamedTuple):
     """Genera that have an epithet, by the epithet without its ending."""
 
 
-class Made(NamedTuple):
+class Invented(NamedTuple):
     """What came of inventing."""
 
     names: list[Name]
@@ -163,7 +163,7 @@ def known_names(lists: Iterable[RealNames]) -> Known:
     return Known(names, genera, genera_of_stem)
 
 
-def invent(real: RealNames, known: Known, *, num_names: int, seed: int) -> Made:
+def invent(real: RealNames, known: Known, *, num_names: int, seed: int) -> Invented:
     """Draw names that are made of real ones and that no list knows.
 
     Args:
@@ -201,7 +201,7 @@ def invent(real: RealNames, known: Known, *, num_names: int, seed: int) -> Made:
             f"{len(names)} of {num_names} names could be made of the {len(real.names)} of the list of {real.domain} "
             f"({dict(rejected)} rejected); lower --num-names, or give a longer list with --{_FLAGS[real.domain]}"
         )
-    return Made(list(names.values()), dict(sorted(rejected.items())))
+    return Invented(list(names.values()), dict(sorted(rejected.items())))
 
 
 def draw_real(real: RealNames, *, num_names: int, seed: int) -> list[Name]:

@@ -7,7 +7,7 @@ import msgspec
 from builders.judging.config import answers_layout
 from builders.judging.evaluation import Evaluation, evaluate
 from builders.judging.judges import Judged
-from builders.kit.sources import Row
+from builders.kit.sources import SourceRow
 from builders.nonsense_entities.config import NonsenseConfig
 from builders.nonsense_entities.names import DOMAINS, SAMPLES, Name, draw_real, invent, known_names, read_names
 from builders.nonsense_entities.prompts import WORDINGS
@@ -140,7 +140,7 @@ def _example(index: int, name: Name, number: int, turn: int) -> NonsenseExample:
     )
 
 
-def parse_row(row: Row) -> NonsenseExample:
+def parse_row(row: SourceRow) -> NonsenseExample:
     """A line of the questions as an example.
 
     Raises:

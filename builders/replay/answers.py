@@ -26,7 +26,7 @@ import msgspec
 
 from builders.kit import csqa_questions
 from builders.kit.cells import Cells
-from builders.kit.sources import Row
+from builders.kit.sources import SourceRow
 from builders.replay.endings import ending_of
 from tracekit.errors import SourceError
 from tracekit.model.messages import (
@@ -112,7 +112,7 @@ class AnswerExample(Example, frozen=True, kw_only=True):
         return "\n".join(one for one in (*asked, self.question, self.prompt, self.answer) if one)
 
 
-def parse_row(row: Row) -> AnswerExample:
+def parse_row(row: SourceRow) -> AnswerExample:
     """A row as an example.
 
     Raises:
@@ -152,7 +152,7 @@ def parse_row(row: Row) -> AnswerExample:
     )
 
 
-def _structured(row: Row, cells: Cells) -> dict[str, Any]:
+def _structured(row: SourceRow, cells: Cells) -> dict[str, Any]:
     """The columns: messages, ids and logs out of the texts that hold them, and a model's texts as they stand.
 
     Raises:
@@ -222,7 +222,7 @@ def _of_record(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _prompt(
-    row: Row, request: dict[str, Any], reply: dict[str, Any], holder: dict[str, Any]
+    row: SourceRow, request: dict[str, Any], reply: dict[str, Any], holder: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The prompt in every form that there is, and the answer that ends its conversation."""
     messages, prompt = request.get("messages"), request.get("prompt")
@@ -273,7 +273,7 @@ def _template_kwargs(request: dict[str, Any], prompt: dict[str, Any]) -> dict[st
     return given if is_chat and isinstance(given, dict) else {}
 
 
-def _question(row: Row, request: dict[str, Any], *, has_other: bool) -> str | None:
+def _question(row: SourceRow, request: dict[str, Any], *, has_other: bool) -> str | None:
     """The question; of a row of CommonsenseQA with its options, where no other prompt is given."""
     question = request.get("question")
     has_options = any(_are_options(request.get(name)) for name in ("choices", "options"))

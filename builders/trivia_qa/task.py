@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from builders.kit.cells import Cells, Columns
 from builders.kit.columns import QuestionSource
 from builders.kit.scoring import exact_match, f1, find_alias
-from builders.kit.sources import HubSource, Row, read_examples
+from builders.kit.sources import HubSource, SourceRow, read_examples
 from builders.trivia_qa.record import TriviaQARecord
 from tracekit.config import AnswersConfig, ShotsConfig
 from tracekit.errors import SourceError
@@ -68,7 +68,7 @@ class TriviaExample(Example, frozen=True, kw_only=True):
         return self.question
 
 
-def parse_row(row: Row) -> TriviaExample:
+def parse_row(row: SourceRow) -> TriviaExample:
     """A row of TriviaQA's own form, or of the flat form, as an example.
 
     Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from builders.kit.cells import Cells, Columns
-from builders.kit.sources import HubSource, Row
+from builders.kit.sources import HubSource, SourceRow
 
 __all__ = ["COLUMNS", "SAMPLE", "SOURCE", "Article", "Section", "draw_sections", "parse_article", "sections_of"]
 
@@ -59,7 +59,7 @@ class Section(NamedTuple):
     """Length in the tokens it was cut by."""
 
 
-def parse_article(row: Row) -> Article:
+def parse_article(row: SourceRow) -> Article:
     """A row as an article.
 
     Raises:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from builders.kit.pronouns import dangling_pronoun
-from tracekit.clients.client import Message, Request
+from tracekit.clients.client import ChatMessage, Request
 from tracekit.model.prompts import sha256_text
 
 __all__ = ["MAX_ANSWER_WORDS", "PROMPTS_SHA256", "answer_request", "question_request", "read_answer", "read_question"]
@@ -139,7 +139,9 @@ def _words(text: str) -> list[str]:
 
 
 def _request(system: str, solved: Sequence[tuple[str, str]], text: str, max_new_tokens: int, seed: int) -> Request:
-    messages = [Message(role="system", content=" ".join(system.split()))]
+    messages = [ChatMessage(role="system", content=" ".join(system.split()))]
     for asked, answer in solved:
-        messages += [Message(role="user", content=asked), Message(role="assistant", content=answer)]
-    return Request(messages=[*messages, Message(role="user", content=text)], max_new_tokens=max_new_tokens, seed=seed)
+        messages += [ChatMessage(role="user", content=asked), ChatMessage(role="assistant", content=answer)]
+    return Request(
+        messages=[*messages, ChatMessage(role="user", content=text)], max_new_tokens=max_new_tokens, seed=seed
+    )

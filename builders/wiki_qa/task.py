@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from builders.judging.config import answers_layout
-from builders.kit.sources import Row, read_examples
+from builders.kit.sources import SourceRow, read_examples
 from builders.wiki_qa.articles import SAMPLE, SOURCE
 from builders.wiki_qa.config import WikiQAConfig
 from builders.wiki_qa.questions import WikiQuestion, read_questions
@@ -63,7 +63,7 @@ def examples(config: WikiQAConfig) -> Examples[WikiExample]:
         )
     articles = f"{about.source.id}@{about.source.revision}" if about.source.revision else about.source.id
 
-    def parse(row: Row) -> WikiExample:
+    def parse(row: SourceRow) -> WikiExample:
         try:
             question = msgspec.convert(row.data, WikiQuestion)
         except msgspec.ValidationError as error:

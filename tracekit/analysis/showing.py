@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tracekit.analysis.outcomes import number_label
-from tracekit.analysis.stats import Bar, ConfigStats, Lengths, Mean
+from tracekit.analysis.stats import Bar, ConfigStats, Lengths, NumberStats
 from tracekit.console import out, printable, printable_json
 from tracekit.format.labels import rate_lines
 from tracekit.format.layout import Layout
@@ -43,7 +43,7 @@ def metric_lines(manifest: Manifest) -> list[str]:
         rule = manifest.run.get(outcome.rule or "") if metric.name in of_correct else None
         note = f"  (by {rule})" if rule else ""
         if metric.warn_above is not None and metric.value > metric.warn_above:
-            note = f"  ({metric.warning})"
+            note = f"  ({metric.value:.0%} {metric.warning})"
         lines.append(f"{metric.name:18s} {metric.value:.4g}{note}")
     return lines + [f"{loss.name:18s} stored as {loss.form}: {loss.in_words()}" for loss in manifest.losses]
 
@@ -240,7 +240,7 @@ def _length_text(lengths: Lengths) -> str:
     return f"{lengths.mean:.4g}  ({lengths.shortest} to {lengths.longest})"
 
 
-def _mean_line(one: ConfigStats, mean: Mean) -> str:
+def _mean_line(one: ConfigStats, mean: NumberStats) -> str:
     what = " parsed" if mean.name == "stated_confidence" else ""
     count = f"of {mean.num}{what}, " if what or mean.num < one.num_samples - one.num_extra else ""
     return _row(number_label(mean.name, one.asked_for), f"{mean.mean:.4g}  ({count}std {mean.std:.3g})")

@@ -32,9 +32,19 @@ from tracekit.hub import HubPath
 from tracekit.read.remote import Listing, list_configs
 from tracekit.read.store import TraceStore
 from tracekit.records import Outcome
-from tracekit.task import Report, find_task
+from tracekit.task import TaskReport, find_task
 
-__all__ = ["Bar", "ConfigStats", "Count", "Lengths", "LetterCount", "Mean", "SubjectAccuracy", "reports", "stats"]
+__all__ = [
+    "Bar",
+    "ConfigStats",
+    "Count",
+    "Lengths",
+    "LetterCount",
+    "NumberStats",
+    "SubjectAccuracy",
+    "reports",
+    "stats",
+]
 
 _NUM_SUBJECTS = 10
 _NUM_BINS = 10
@@ -49,7 +59,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Samples."""
 
 
-class Mean(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NumberStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A number of the task over all samples that have it."""
 
     name: str
@@ -155,7 +165,7 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Why it cannot, or what was left out; null where there is nothing to say."""
     confidence: list[Bar]
     """Histogram of confidence; empty for a task without."""
-    means: list[Mean]
+    means: list[NumberStats]
     """Every number of the task."""
     letters: list[LetterCount]
     """Answers by letter; empty where answers are no letters."""
@@ -229,13 +239,13 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
         )
 
 
-def _report(store: TraceStore) -> Report | None:
+def _report(store: TraceStore) -> TaskReport | None:
     """What the task says of a configuration, where it is installed and says anything."""
     task = find_task(store.info().task)
     return None if task is None or task.report is None else task.report(store)
 
 
-def reports(path: str | PathLike[str], config: str) -> Report | None:
+def reports(path: str | PathLike[str], config: str) -> TaskReport | None:
     """What the task of a configuration says of it besides, with pictures; None where it says nothing."""
     with TraceStore(path, config=config) as store:
         return _report(store)
@@ -302,12 +312,12 @@ def _counts_between(values: np.ndarray, edges: np.ndarray) -> list[int]:
     return [int(count) for count in np.bincount(numbers, minlength=len(edges) - 1)]
 
 
-def _means(outcomes: Outcomes) -> list[Mean]:
+def _means(outcomes: Outcomes) -> list[NumberStats]:
     found = []
     for name, values in outcomes.numbers.items():
         there = values[np.isfinite(values)]
         if len(there):
-            found.append(Mean(name=name, num=len(there), mean=float(there.mean()), std=float(there.std())))
+            found.append(NumberStats(name=name, num=len(there), mean=float(there.mean()), std=float(there.std())))
     return found
 
 

@@ -50,8 +50,10 @@ def cell(text: str) -> Markdown:
 def code(text: str) -> Markdown:
     """Text as a code span, whatever backticks it holds; in a table too."""
     line = _line(text).replace("|", "\\|")
+    if line:  # ` A` is another code than `A`
+        line = " " * text[0].isspace() + line + " " * text[-1].isspace()
     marks = "`" * _more_than(line, 1)
-    pad = " " * line.startswith("`") or " " * line.endswith("`")
+    pad = " " * (line[:1] == "`" or line[-1:] == "`" or line[:1] == line[-1:] == " ")
     return Markdown(f"{marks}{pad}{line}{pad}{marks}")
 
 

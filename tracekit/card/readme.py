@@ -389,7 +389,7 @@ def _making(manifest: Manifest) -> list[tuple[str, str]]:
         ("prompt template", Markdown(f"chat template, SHA-256 {templates}") if templates else "none: a plain prompt"),
         ("solved examples", str(prompt.get("num_shots", 0))),
         ("answers", _decoding(run) if _generates(manifest) else "nothing is generated"),
-        ("captured", f"layers {' '.join(capture.get('layers', ['?']))}, tokens: {capture.get('tokens', '?')}"),
+        ("captured", f"layers {' '.join(capture.get('layers', ['?']))}, tokens: {capture.get('tokens', 'all')}"),
         ("attention", f"{model.attention} in the capture pass"),
         ("device", manifest.device_type),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),

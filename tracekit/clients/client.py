@@ -7,9 +7,9 @@ import msgspec
 
 __all__ = [
     "DEFAULT_SETTINGS",
+    "ChatMessage",
     "Client",
     "ClientConfig",
-    "Message",
     "OnReply",
     "Reply",
     "Request",
@@ -37,7 +37,7 @@ DEFAULT_SETTINGS = ClientConfig()
 """How models are asked where nothing else is said."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One message of a chat."""
 
     role: Literal["system", "user", "assistant"]
@@ -49,7 +49,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One question to a model. Equal requests to one model are asked once and answered from the cache after that."""
 
-    messages: list[Message]
+    messages: list[ChatMessage]
     """The chat so far, the user's message last."""
     max_new_tokens: int = 256
     """Longest reply, in tokens."""

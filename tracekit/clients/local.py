@@ -17,8 +17,8 @@ import torch
 
 from tracekit.clients.client import (
     DEFAULT_SETTINGS,
+    ChatMessage,
     ClientConfig,
-    Message,
     OnReply,
     Reply,
     Request,
@@ -126,7 +126,7 @@ class LocalClient:
             )
         return _Question(index, prompt, room, request.temperature, _seed_of(request))
 
-    def _render(self, messages: Sequence[Message]) -> Prompt:
+    def _render(self, messages: Sequence[ChatMessage]) -> Prompt:
         chat = [{"role": message.role, "content": self._plain_text(message.content)} for message in messages]
         try:
             return self._prompter.chat(chat)

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tracekit.cluster.worker import Begin, Begun, Made, Reply
+from tracekit.cluster.worker import Begin, MadeShard, WorkerPlace, WorkerReply
 from tracekit.console import say
 from tracekit.errors import ClusterError
 from tracekit.format.journal import write_journal
@@ -35,9 +35,9 @@ class Slot:
 
     def __init__(self, number: int, actor: Any) -> None:
         self.number, self.actor = number, actor
-        self.begun: Begun | None = None
+        self.begun: WorkerPlace | None = None
         """Where it is; None while it is on its way."""
-        self.last: Begun | None = None
+        self.last: WorkerPlace | None = None
         """Where it was last."""
         self.shard: ShardTask | None = None
         """The one in hand."""
@@ -190,14 +190,14 @@ class Pool:
         except errors.RayError as error:  # the process died, or Ray's memory monitor ended it
             self._died(slot, error)
             return
-        if isinstance(answer, Reply):
+        if isinstance(answer, WorkerReply):
             self._took(slot, answer)
         else:
             slot.begun, said = answer
             slot.last = slot.begun
             self._repeat(slot, said)
 
-    def _took(self, slot: Slot, reply: Reply) -> None:
+    def _took(self, slot: Slot, reply: WorkerReply) -> None:
         """Take in where a worker is with its shard."""
         self._repeat(slot, reply.said)
         for made in reply.made:
@@ -224,7 +224,7 @@ class Pool:
             elif shard.name not in {made.name for made in reply.made}:
                 slot.unsent[shard.name] = shard
 
-    def _receive(self, slot: Slot, made: Made) -> None:
+    def _receive(self, slot: Slot, made: MadeShard) -> None:
         """Write down a shard that the Hub has, so that it counts as done here too."""
         write_atomic(self._layout.sidecar(made.name), made.sidecar)
         write_journal(self._layout.root, [made.sent])

@@ -35,11 +35,11 @@ from tracekit.publish.stager import Stager
 from tracekit.ranks import Rank
 from tracekit.records import ModelInfo
 from tracekit.run.plan import Estimate, versions
-from tracekit.run.worker import Loader, Step, Worker
+from tracekit.run.worker import Loader, Progress, Worker
 from tracekit.sites import resolve_sites
 from tracekit.task import Task, TaskRef
 
-__all__ = ["Begin", "Begun", "Made", "NodeJob", "NodeWorker", "Reply", "is_staging", "own_folder"]
+__all__ = ["Begin", "MadeShard", "NodeJob", "NodeWorker", "WorkerPlace", "WorkerReply", "is_staging", "own_folder"]
 
 
 class NodeJob(NamedTuple):
@@ -90,7 +90,7 @@ class Begin(NamedTuple):
     """Whether to work there in any case."""
 
 
-class Begun(NamedTuple):
+class WorkerPlace(NamedTuple):
     """Where a worker is."""
 
     node_id: str
@@ -99,7 +99,7 @@ class Begun(NamedTuple):
     """Whether it works in the folder of the dataset."""
 
 
-class Made(NamedTuple):
+class MadeShard(NamedTuple):
     """A shard that the Hub has and the driver does not."""
 
     name: str
@@ -107,16 +107,16 @@ class Made(NamedTuple):
     sent: Sent
 
 
-class Reply(NamedTuple):
+class WorkerReply(NamedTuple):
     """What a call brings back."""
 
-    step: Step | None = None
+    step: Progress | None = None
     """Where the shard stands."""
     is_locked: bool = False
     """Whether another process is at the shard."""
     is_begun: bool = True
     """False where this process has left the run, or is new and knows of none."""
-    made: tuple[Made, ...] = ()
+    made: tuple[MadeShard, ...] = ()
     said: tuple[str, ...] = ()
 
 
@@ -142,7 +142,7 @@ class NodeWorker:
         self._stack = ExitStack()
         self._worker: Worker[Any] | None = None
         self._shard: str | None = None
-        self._steps: Generator[Step] | None = None
+        self._steps: Generator[Progress] | None = None
 
     def open(self, job: NodeJob) -> tuple[str, ...]:
         """Open task and model, unless they are; returns what was said meanwhile.
@@ -174,7 +174,7 @@ class NodeWorker:
         self.open(job)
         return self._made_worker(Layout(Path(), "")).batch_size(asked, self._examples(indices), lengths)
 
-    def begin(self, job: NodeJob, run: Begin) -> tuple[Begun, tuple[str, ...]]:
+    def begin(self, job: NodeJob, run: Begin) -> tuple[WorkerPlace, tuple[str, ...]]:
         """Take part in a run.
 
         Raises:
@@ -200,33 +200,33 @@ class NodeWorker:
         if not is_shared:
             self._stager = self._stack.enter_context(Stager(self._layout, config.publish, self._sent.put))
         self._worker = self._made_worker(self._layout)
-        return Begun(_node_id(), host, is_shared), said
+        return WorkerPlace(_node_id(), host, is_shared), said
 
-    def step(self, shard: ShardTask) -> Reply:
+    def step(self, shard: ShardTask) -> WorkerReply:
         """Open a shard where it stands, or do its next batch; one after the other until it is finished.
 
         Raises:
             TracekitError: as in one process; finished batches stay.
         """
         if self._worker is None:
-            return Reply(is_begun=False)
+            return WorkerReply(is_begun=False)
         with heard() as said:
             try:
                 step = self._next(self._worker, shard)
             except ShardLockedError:
                 self._leave()
-                return Reply(is_locked=True, said=tuple(said))
+                return WorkerReply(is_locked=True, said=tuple(said))
             if step.is_finished:
                 self._leave()
                 if self._stager is not None:
                     self._stager.add(shard.name)
-        return Reply(step, made=self._handed_over(), said=tuple(said))
+        return WorkerReply(step, made=self._handed_over(), said=tuple(said))
 
-    def drain(self) -> Reply:
+    def drain(self) -> WorkerReply:
         """Leave the run once the Hub has all that was made here."""
         with heard() as said:
             self.end()
-        return Reply(is_begun=False, made=self._handed_over(), said=tuple(said))
+        return WorkerReply(is_begun=False, made=self._handed_over(), said=tuple(said))
 
     def forget(self, run: Begin) -> None:
         """Delete what workers of a run that is over have kept here of shards that the driver has taken over."""
@@ -253,9 +253,9 @@ class NodeWorker:
         assert self._job is not None
         return Worker(self._traced, self._tracer, self._job.examples, self._job.config, layout, self._rank)
 
-    def _next(self, worker: Worker[Any], shard: ShardTask) -> Step:
+    def _next(self, worker: Worker[Any], shard: ShardTask) -> Progress:
         if self._stager is not None and shard.name in sent_shards(self._layout):  # by a process that died since
-            return Step(sum(map(len, shard.batches)), True, None)
+            return Progress(sum(map(len, shard.batches)), True, None)
         if self._shard != shard.name:
             self._leave()
             self._shard, self._steps = shard.name, worker.steps(shard)
@@ -268,13 +268,15 @@ class NodeWorker:
             self._steps.close()
         self._shard = self._steps = None
 
-    def _handed_over(self) -> tuple[Made, ...]:
+    def _handed_over(self) -> tuple[MadeShard, ...]:
         """Shards that the Hub has got since the last time."""
-        made: list[Made] = []
+        made: list[MadeShard] = []
         while not self._sent.empty():
             name = self._sent.get()
             path = self._layout.shard(name).relative_to(self._layout.root).as_posix()
-            made.append(Made(name, self._layout.sidecar(name).read_bytes(), read_journal(self._layout.root)[path][-1]))
+            made.append(
+                MadeShard(name, self._layout.sidecar(name).read_bytes(), read_journal(self._layout.root)[path][-1])
+            )
         return tuple(made)
 
 

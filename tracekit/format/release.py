@@ -18,13 +18,13 @@ from tracekit.format.labels import LabelSummary
 from tracekit.format.manifest import ConfigEntry, Manifest
 from tracekit.records import RecordSchema, schema_differences
 
-__all__ = ["Change", "State", "Step", "Version", "change_between", "check_version"]
+__all__ = ["Change", "State", "Version", "VersionStep", "change_between", "check_version"]
 
 
 _PATTERN = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
 
 
-class Step(IntEnum):
+class VersionStep(IntEnum):
     """How much changed; the larger is the worse for readers."""
 
     NONE = 0
@@ -60,11 +60,11 @@ class Version(NamedTuple):
         """The highest version among tags; other tags do not count."""
         return max((cls.parse(tag) for tag in tags if tag.startswith("v") and _PATTERN.fullmatch(tag)), default=None)
 
-    def after(self, step: Step) -> "Version":
+    def after(self, step: VersionStep) -> "Version":
         """The next version for a change of this size."""
-        if step == Step.MAJOR and self.major > 0:
+        if step == VersionStep.MAJOR and self.major > 0:
             return Version(self.major + 1, 0, 0)
-        if step >= Step.MINOR:
+        if step >= VersionStep.MINOR:
             return Version(self.major, self.minor + 1, 0)
         return Version(self.major, self.minor, self.patch + 1)
 
@@ -85,25 +85,25 @@ class State(NamedTuple):
 class Change(NamedTuple):
     """What changed, and how large a step that is."""
 
-    step: Step
+    step: VersionStep
     reasons: list[str]
     """The changes, largest first."""
 
 
 def change_between(before: State, after: State) -> Change:
     """What `after` changes in `before`, configuration by configuration."""
-    found: list[tuple[Step, str]] = []
+    found: list[tuple[VersionStep, str]] = []
     for name, manifest in after.manifests.items():
         old = before.manifests.get(name)
         if old is None:
-            found.append((Step.MINOR, f"configuration {name} is new"))
+            found.append((VersionStep.MINOR, f"configuration {name} is new"))
         elif old != manifest:
             found += _config_changes(name, old, manifest)
             found += _schema_changes(name, before.schemas[name], after.schemas[name])
-    found += [(Step.MAJOR, f"configuration {n} is gone") for n in before.manifests if n not in after.manifests]
+    found += [(VersionStep.MAJOR, f"configuration {n} is gone") for n in before.manifests if n not in after.manifests]
     found += _label_changes(before.labels, after.labels)
     found.sort(key=lambda pair: -pair[0])
-    return Change(found[0][0] if found else Step.NONE, [reason for _, reason in found])
+    return Change(found[0][0] if found else VersionStep.NONE, [reason for _, reason in found])
 
 
 def check_version(version: Version, existing: Sequence[str], change: Change) -> None:
@@ -123,42 +123,44 @@ def check_version(version: Version, existing: Sequence[str], change: Change) -> 
             f"{needed}{why}"
         )
     if version < needed:
-        step = {Step.MAJOR: "a major", Step.MINOR: "a minor"}.get(change.step, "a patch")
+        step = {VersionStep.MAJOR: "a major", VersionStep.MINOR: "a minor"}.get(change.step, "a patch")
         raise VersionError(
             f"{version} is too small a step from {latest}: this is {step} change{why}. "
             f"The next free version is {needed}"
         )
 
 
-def _label_changes(before: Mapping[str, LabelSummary], after: Mapping[str, LabelSummary]) -> list[tuple[Step, str]]:
+def _label_changes(
+    before: Mapping[str, LabelSummary], after: Mapping[str, LabelSummary]
+) -> list[tuple[VersionStep, str]]:
     """Label sets that are new, or say something else."""
-    found: list[tuple[Step, str]] = []
+    found: list[tuple[VersionStep, str]] = []
     for path, summary in after.items():
         where = f"label set {summary.name} of {summary.config}"
         if path not in before:
-            found.append((Step.MINOR, f"{where} is new"))
+            found.append((VersionStep.MINOR, f"{where} is new"))
         elif before[path] != summary:
-            found.append((Step.MINOR, f"{where} has other labels"))
+            found.append((VersionStep.MINOR, f"{where} has other labels"))
     return found
 
 
-def _config_changes(name: str, old: Manifest, new: Manifest) -> list[tuple[Step, str]]:
+def _config_changes(name: str, old: Manifest, new: Manifest) -> list[tuple[VersionStep, str]]:
     if old.task != new.task or old.schema_version.split(".")[0] != new.schema_version.split(".")[0]:
-        return [(Step.MAJOR, f"records of {name} have another schema")]
+        return [(VersionStep.MAJOR, f"records of {name} have another schema")]
     published = {shard.name: shard.sha256 for shard in old.shards}
     now = {shard.name: shard.sha256 for shard in new.shards}
     changed = [shard for shard, sha256 in published.items() if now.get(shard) != sha256]
     if changed:
-        return [(Step.MAJOR, f"{len(changed)} published shards of {name} changed or went, {changed[0]} first")]
+        return [(VersionStep.MAJOR, f"{len(changed)} published shards of {name} changed or went, {changed[0]} first")]
     added = len(now) - len(published)
     if added:
-        return [(Step.MINOR, f"{added} shards of {name} are new")]
-    return [(Step.PATCH, f"what is said about {name} changed, no shard did")]
+        return [(VersionStep.MINOR, f"{added} shards of {name} are new")]
+    return [(VersionStep.PATCH, f"what is said about {name} changed, no shard did")]
 
 
-def _schema_changes(name: str, old: RecordSchema, new: RecordSchema) -> list[tuple[Step, str]]:
+def _schema_changes(name: str, old: RecordSchema, new: RecordSchema) -> list[tuple[VersionStep, str]]:
     found = schema_differences(old, new)
     broken = [field for field, (before, _) in found.items() if before != "(absent)"]
     if broken:
-        return [(Step.MAJOR, f"{broken[0]} of {name} changed or went")]
-    return [(Step.MINOR, f"{next(iter(found))} of {name} is new")] if found else []
+        return [(VersionStep.MAJOR, f"{broken[0]} of {name} changed or went")]
+    return [(VersionStep.MINOR, f"{next(iter(found))} of {name} is new")] if found else []

@@ -38,8 +38,8 @@ from tracekit.tensors import TensorSpec, num_packed, pack_indices
 __all__ = [
     "ROW_SUM_TOLERANCE",
     "Buffers",
+    "CapturedBatch",
     "NextTokens",
-    "Rows",
     "Text",
     "Trace",
     "capture",
@@ -165,7 +165,7 @@ def _captured(
     ]
 
 
-class Rows(NamedTuple):
+class CapturedBatch(NamedTuple):
     """What came of a batch: captured tensors, and the model's output (of an LM, its inner model's)."""
 
     buffers: "Buffers"
@@ -178,7 +178,7 @@ def run_rows(
     config: CaptureConfig,
     *,
     policy: ValuePolicy = FINITE,
-) -> Rows:
+) -> CapturedBatch:
     """Run texts as rows of one batch and capture what the configuration asks for, next-token numbers left out.
 
     Values that are not finite, where there may be any, are stored as they are in this batch.
@@ -203,7 +203,7 @@ def run_rows(
     if wants_hidden:
         for layer, hidden in enumerate(output.hidden_states):
             buffers.put("hidden_states", layer, hidden)
-    return Rows(buffers, output)
+    return CapturedBatch(buffers, output)
 
 
 def resolve_layers(chosen: Sequence[str], available: Sequence[int], *, at: str = "$.capture.layers") -> list[int]:

@@ -39,7 +39,7 @@ __all__ = [
     "Decoding",
     "Generated",
     "Listener",
-    "Step",
+    "NewToken",
     "answer_deterministically",
     "answer_once",
     "answer_sampled",
@@ -80,7 +80,7 @@ class Decoding(NamedTuple):
     """Most likely tokens to be told of at each step, with the token's own log-probability; None for neither."""
 
 
-class Step(NamedTuple):
+class NewToken(NamedTuple):
     """One token of one row, as it is generated."""
 
     token_id: int
@@ -94,7 +94,7 @@ class Step(NamedTuple):
 class Listener(NamedTuple):
     """Whom generation tells of its rows while it goes on."""
 
-    step: Callable[[int, Step], bool]
+    step: Callable[[int, NewToken], bool]
     """Given the row and every token but an end of sequence; returns True to end the row after it."""
     end: Callable[[int, "Generated"], object]
     """Given the row once it has ended, with its answer."""
@@ -317,14 +317,14 @@ class _Watch(StoppingCriteria):
         if self._reasons[row]:
             self._listener.end(row, Generated(ids, self._reasons[row]))
 
-    def _step(self, row: int, token: int) -> Step:
+    def _step(self, row: int, token: int) -> NewToken:
         num_best = self._decodings[row].num_best
         if num_best is None or self._scores is None:
-            return Step(token, None, [])
+            return NewToken(token, None, [])
         assert self._scores.last is not None
         logprobs_V = self._scores.last[row]
         values, ids = logprobs_V.topk(num_best)
-        return Step(token, float(logprobs_V[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))
+        return NewToken(token, float(logprobs_V[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
 def _generate(

@@ -18,7 +18,7 @@ __all__ = [
     "ROLES",
     "MessageError",
     "MessageForm",
-    "Part",
+    "MessagePart",
     "conversation",
     "reasoning_of",
     "text_of",
@@ -40,7 +40,7 @@ class MessageError(ValueError):
         self.field, self.message = field, message
 
 
-class Part(msgspec.Struct, frozen=True):
+class MessagePart(msgspec.Struct, frozen=True):
     """One part of a message's content."""
 
     type: str
@@ -54,7 +54,7 @@ class MessageForm(msgspec.Struct, frozen=True):
 
     role: Literal["system", "developer", "user", "assistant"]
     """Who says it."""
-    content: str | list[Part] | None = None
+    content: str | list[MessagePart] | None = None
     """A text, or parts of text."""
     tool_calls: list[Any] | None = None
     """Calls of tools, which are refused."""

@@ -20,7 +20,7 @@ from tracekit.format.journal import Sent, is_last, read_journal, write_journal
 from tracekit.format.layout import Layout, inside, read_whole
 from tracekit.format.manifest import Index, newest_schema, to_bytes
 from tracekit.format.release import State, Version
-from tracekit.publish.snapshot import Local, Remote
+from tracekit.publish.snapshot import Local, OnHub
 
 __all__ = ["Contents", "note_card", "small_files"]
 
@@ -44,8 +44,8 @@ def small_files(
     repo_id: str,
     local: Local,
     version: Version,
-    remote: Remote,
-    released: Remote | None,
+    remote: OnHub,
+    released: OnHub | None,
     after: State,
     asked: dict[str, Any],
 ) -> Contents:
@@ -100,7 +100,7 @@ def note_card(repo_id: str, local: Local, published: CardSettings) -> None:
 
 
 def _settings(
-    repo_id: str, local: Local, remote: Remote, released: Remote | None, asked: dict[str, Any]
+    repo_id: str, local: Local, remote: OnHub, released: OnHub | None, asked: dict[str, Any]
 ) -> tuple[CardSettings, list[str]]:
     """What the card is to say, and what its author should know.
 
@@ -132,7 +132,7 @@ def _settings(
         raise DatasetError(f"the card cannot say that: {error}") from error
 
 
-def _not_kept(local: Local, here: CardSettings, remote: Remote, released: Remote | None) -> list[str]:
+def _not_kept(local: Local, here: CardSettings, remote: OnHub, released: OnHub | None) -> list[str]:
     """What of the cards, here and on the Hub, the new one will not say."""
     notes: list[str] = []
     theirs, old = (split_card(one.card)[0] if one and one.card else {} for one in (remote, released))
@@ -154,7 +154,7 @@ def _local_settings(local: Local) -> CardSettings:
     return settings_of(local.card, list(local.state.manifests.values())) if local.card else CardSettings()
 
 
-def _remote_settings(remote: Remote | None) -> CardSettings:
+def _remote_settings(remote: OnHub | None) -> CardSettings:
     if remote is None or remote.card is None:
         return CardSettings()
     return settings_of(remote.card, list(remote.state.manifests.values()))

@@ -27,10 +27,10 @@ from tracekit.errors import CorruptShardError, DatasetError, VersionError
 from tracekit.format.journal import Sent, can_write_journal, is_sent, read_journal, write_journal
 from tracekit.format.layout import Layout, config_names, inside, sweep
 from tracekit.format.manifest import read_manifest
-from tracekit.format.release import Change, Step, Version, change_between, check_version
+from tracekit.format.release import Change, Version, VersionStep, change_between, check_version
 from tracekit.hub import HubRepo, RemoteFile, StaleParentError, Upload, quiet_client
 from tracekit.publish.contents import Contents, note_card, small_files
-from tracekit.publish.snapshot import EMPTY, Large, Remote, has_file, merged, read_local, read_remote, state_at
+from tracekit.publish.snapshot import EMPTY, Large, OnHub, has_file, merged, read_local, read_remote, state_at
 
 __all__ = ["Published", "branch_of", "free_shards", "publish", "send_group"]
 
@@ -74,7 +74,7 @@ class Published(NamedTuple):
 class _Plan(NamedTuple):
     """What there is to do, all of it checked."""
 
-    remote: Remote
+    remote: OnHub
     change: Change
     missing: dict[str, Large]
     """Large files that main does not have."""
@@ -159,7 +159,7 @@ class _Publication:
         """Look at the Hub, and check everything that can be checked before something is sent."""
         latest = Version.latest(tags)
         released = read_remote(self._repo, tags[str(latest)]) if latest else None
-        remote = read_remote(self._repo) if exists else Remote("", {}, EMPTY, None)
+        remote = read_remote(self._repo) if exists else OnHub("", {}, EMPTY, None)
         after = merged(remote.state, self._local)
         change = change_between(released.state if released else EMPTY, after)
         check_version(self._version, list(tags), change)
@@ -209,7 +209,7 @@ class _Publication:
         if is_same and all(there.labels.get(path) == summary for path, summary in ours.labels.items()):
             notes = self._card_notes(commit, newest) if self._version == newest else []
             self._clean_up(commit)
-            return Published(repo_id, self._version, commit, True, Change(Step.NONE, []), 0, 0, notes)
+            return Published(repo_id, self._version, commit, True, Change(VersionStep.NONE, []), 0, 0, notes)
         latest = there if self._version == newest else state_at(self._repo, tags[str(newest)])
         change = change_between(latest, merged(latest, local))
         raise VersionError(
@@ -229,7 +229,8 @@ class _Publication:
             self._note(contents.settings)
             return []
         return [
-            f"the card would differ from the published one; to publish it, give --version {newest.after(Step.PATCH)}"
+            "the card would differ from the published one; to publish it, give --version "
+            f"{newest.after(VersionStep.PATCH)}"
         ]
 
     def _staged_at(self, wanted: dict[str, Large]) -> dict[str, str]:

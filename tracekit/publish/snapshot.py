@@ -22,7 +22,7 @@ __all__ = [
     "EMPTY",
     "Large",
     "Local",
-    "Remote",
+    "OnHub",
     "has_file",
     "lost_files",
     "merged",
@@ -55,7 +55,7 @@ class Local(NamedTuple):
     """Text of README.md."""
 
 
-class Remote(NamedTuple):
+class OnHub(NamedTuple):
     """The repository, as it is at a commit."""
 
     head: str
@@ -167,7 +167,7 @@ def _decode(repo: HubRepo, path: str, revision: str, struct: Any) -> Any:
         ) from error
 
 
-def read_remote(repo: HubRepo, at: str | None = None) -> Remote:
+def read_remote(repo: HubRepo, at: str | None = None) -> OnHub:
     """The repository at a commit; main as it is now by default.
 
     Raises:
@@ -180,7 +180,7 @@ def read_remote(repo: HubRepo, at: str | None = None) -> Remote:
         card = repo.read("README.md", head).decode() if "README.md" in files else None
     except UnicodeDecodeError as error:
         raise DatasetError(f"README.md of {repo.repo_id} is not UTF-8; mend it on the Hub") from error
-    return Remote(head, files, _state(repo, head, files), card)
+    return OnHub(head, files, _state(repo, head, files), card)
 
 
 def merged(published: State, local: Local) -> State:

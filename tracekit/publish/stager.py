@@ -16,7 +16,7 @@ from tracekit.errors import DatasetError, VersionError
 from tracekit.format.journal import Sent, is_sent, read_journal, sent_shards, write_journal
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, Sidecar, read_struct
-from tracekit.format.release import Step, Version
+from tracekit.format.release import Version, VersionStep
 from tracekit.hub import HubRepo, Refs, Upload, quiet_client
 from tracekit.publish.publisher import branch_of, send_group
 from tracekit.run.finish import is_finished
@@ -77,7 +77,7 @@ class Stager:
             assert latest is not None, refs
             raise VersionError(
                 f"{self._repo.repo_id} has {self._version} already, and this run is not finished; the next free "
-                f"versions are {latest.after(Step.MINOR)} and {latest.after(Step.MAJOR)}"
+                f"versions are {latest.after(VersionStep.MINOR)} and {latest.after(VersionStep.MAJOR)}"
             )
 
     def __enter__(self) -> Self:

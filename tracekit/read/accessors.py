@@ -20,7 +20,15 @@ import msgspec
 import numpy as np
 
 from tracekit.errors import ConfigError, CorruptShardError, DatasetError, SampleNotFoundError
-from tracekit.read.byte_ranges import Row, Stored, choice_number, extent_of, find_place, layers_of, num_query_heads
+from tracekit.read.byte_ranges import (
+    SampleRow,
+    StoredTensor,
+    choice_number,
+    extent_of,
+    find_place,
+    layers_of,
+    num_query_heads,
+)
 from tracekit.read.graphs import Graph, attention_edges
 from tracekit.read.index import Folder, ShardBytes
 from tracekit.read.remote import ByteRange, RemoteShards
@@ -81,7 +89,7 @@ class Accessors:
         )
         return fields
 
-    def _record_as(self, row: Row, struct: type[Any]) -> Any:
+    def _record_as(self, row: SampleRow, struct: type[Any]) -> Any:
         """The record of a row, decoded and checked as this type."""
         key = row.key
         if isinstance(self._bytes_of[row.shard], RemoteShards) or not row.shard.exists():
@@ -331,14 +339,14 @@ class Accessors:
         options: Any = {"heads": heads, "choice": choice, "top_k": top_k, "threshold": threshold, "torch": torch}
         return (self.graph(key, layer, **options) for layer in layers)
 
-    def _inputs_of(self, row: Row, layer: int, choice: int | None, num_tokens: int) -> np.ndarray | None:
+    def _inputs_of(self, row: SampleRow, layer: int, choice: int | None, num_tokens: int) -> np.ndarray | None:
         """`hidden_states[layer]` (T, D); None where it is not stored for every token."""
         if "hidden_states" not in row.tensors or layer not in row.tensors["hidden_states"].spec.layers:
             return None
         values_TD = self._select(row, "hidden_states", layer=layer, choice=choice).array
         return values_TD if len(values_TD) == num_tokens else None
 
-    def _num_choices(self, row: Row, site: str) -> int:
+    def _num_choices(self, row: SampleRow, site: str) -> int:
         """How many choices a site of a sample holds; 0 where it knows none."""
         layers = layers_of(row, site)
         spec = find_place(row, site, layers[0] if layers else None).stored.spec
@@ -346,7 +354,7 @@ class Accessors:
 
     def _select_layers(
         self,
-        row: Row,
+        row: SampleRow,
         site: str,
         layer: int | Sequence[int] | None,
         *,
@@ -360,7 +368,7 @@ class Accessors:
 
     def _select(
         self,
-        row: Row,
+        row: SampleRow,
         site: str,
         *,
         layer: int | np.integer | None = None,
@@ -394,7 +402,12 @@ class Accessors:
         return expand_heads(selected, num_heads=num_heads) if num_heads and head is None else selected
 
     def _view(
-        self, row: Row, stored: Stored, entry: int | None, head: int | None = None, choice: int | None = None
+        self,
+        row: SampleRow,
+        stored: StoredTensor,
+        entry: int | None,
+        head: int | None = None,
+        choice: int | None = None,
     ) -> Selected:
         """A tensor, or one entry of its first axis, or a head or a choice of that; over the shard's own memory where it
         is stored as it is handed out."""
@@ -412,7 +425,7 @@ class Accessors:
             array = upscale(array, scales, of_tokens[..., span])
         return Selected(array, extent.axes, layers, row.key)
 
-    def _spread(self, row: Row, stored: Stored, entry: int | None) -> np.ndarray:
+    def _spread(self, row: SampleRow, stored: StoredTensor, entry: int | None) -> np.ndarray:
         """Sparse attention with zeros where nothing was kept; of one entry, only its weights are read."""
         counts = self._bytes(row, stored.companions["counts"])
         weights, indices = (
@@ -426,7 +439,7 @@ class Accessors:
         except CorruptShardError as error:
             raise self._damaged(row, stored, str(error)) from error
 
-    def _kept_ranges(self, row: Row, stored: Stored, entry: int | None) -> list[tuple[ByteRange, np.dtype]]:
+    def _kept_ranges(self, row: SampleRow, stored: StoredTensor, entry: int | None) -> list[tuple[ByteRange, np.dtype]]:
         """Where the weights of one entry of sparse attention lie, and their keys; of all entries without one."""
         start, stop = 0, stored.stored_shape[0]
         if entry is not None:
@@ -441,12 +454,12 @@ class Accessors:
             for size in (one.dtype.itemsize,)
         ]
 
-    def _damaged(self, row: Row, stored: Stored, what: str) -> CorruptShardError:
+    def _damaged(self, row: SampleRow, stored: StoredTensor, what: str) -> CorruptShardError:
         return CorruptShardError(
             f"{row.shard}: {stored.spec.name} of sample {row.key!r}: {what}. Run `tracekit verify` on the dataset"
         )
 
-    def _bytes(self, row: Row, stored: Stored, entry: int | None = None) -> np.ndarray:
+    def _bytes(self, row: SampleRow, stored: StoredTensor, entry: int | None = None) -> np.ndarray:
         """A tensor as it is stored, or one entry of its first axis, over the shard's own memory."""
         shape, start, num_bytes = stored.stored_shape, stored.start, stored.num_bytes
         if entry is not None:
@@ -454,11 +467,11 @@ class Accessors:
             shape, start = shape[1:], start + entry * num_bytes
         return np.ndarray(shape, stored.dtype, self._read(row, start, num_bytes))
 
-    def _read(self, row: Row, start: int, num_bytes: int) -> memoryview:
+    def _read(self, row: SampleRow, start: int, num_bytes: int) -> memoryview:
         """Bytes of a sample in its shard."""
         return self._bytes_of[row.shard].view(row.shard, start, num_bytes, row.pieces)
 
-    def _row(self, key: str) -> Row:
+    def _row(self, key: str) -> SampleRow:
         return self._rows.row(key)
 
 
@@ -468,7 +481,7 @@ def _at_tokens(selected: Selected, spec: TensorSpec, marks: TokenMarks, tokens: 
     return take_rows(selected, spec, None if is_whole else token_positions(marks, tokens, where=selected.where))
 
 
-def _is_by_head(stored: Stored) -> bool:
+def _is_by_head(stored: StoredTensor) -> bool:
     """Whether a head of one layer can be read alone: its bytes lie together, and need no companion."""
     return stored.spec.axes[1:2] in (["H"], ["K"]) and not stored.companions
 

@@ -37,8 +37,8 @@ from tracekit.tensors import (
 
 __all__ = [
     "Extent",
-    "Row",
-    "Stored",
+    "SampleRow",
+    "StoredTensor",
     "choice_number",
     "extent_of",
     "find_place",
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """One tensor of one sample, and where its bytes start in the shard."""
 
     spec: TensorSpec
@@ -59,7 +59,7 @@ class Stored(NamedTuple):
     num_bytes: int
     layout: str
     """Layout of its bytes."""
-    companions: Mapping[str, "Stored"] = MappingProxyType({})
+    companions: Mapping[str, "StoredTensor"] = MappingProxyType({})
     """Tensors that it is unpacked with, by the last part of their names (tracekit.storage)."""
 
     @property
@@ -69,14 +69,14 @@ class Stored(NamedTuple):
         return (self.num_bytes // self.dtype.itemsize,) if is_flat else tuple(self.spec.shape)
 
 
-class Row(NamedTuple):
+class SampleRow(NamedTuple):
     """Everything that reading one sample needs."""
 
     key: str
     shard: Path
     json_offset: int
     json_size: int
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     marks: TokenMarks
     pieces: Pieces | None
     """Its checksums; None before schema 2.0, which had none."""
@@ -102,7 +102,7 @@ class _Entry(msgspec.Struct, kw_only=True):
     checksums: bytes | None = msgspec.field(name=CHECKSUMS, default=None)
 
 
-def make_row(key: str, shard: Path, entry: dict[str, Any], offsets: Mapping[str, int]) -> Row:
+def make_row(key: str, shard: Path, entry: dict[str, Any], offsets: Mapping[str, int]) -> SampleRow:
     """A row of a record table, checked: what it says of the sample's bytes has to go together.
 
     Raises:
@@ -136,7 +136,7 @@ def make_row(key: str, shard: Path, entry: dict[str, Any], offsets: Mapping[str,
             where=where,
         )
     tensors = _stored_tensors(specs, places, data_offset, found.num_tokens, where=where)
-    return Row(key, shard, start, size, tensors, marks, pieces)
+    return SampleRow(key, shard, start, size, tensors, marks, pieces)
 
 
 def _places_problem(
@@ -166,11 +166,11 @@ def _places_problem(
 
 def _stored_tensors(
     specs: Sequence[TensorSpec], places: Sequence[TensorIndex], data_offset: int, num_tokens: int, *, where: str
-) -> dict[str, Stored]:
+) -> dict[str, StoredTensor]:
     """Tensors of a row by name, each checked: its bytes, shape and positions have to go together."""
     specs_of = {spec.name: spec for spec in specs}
     place_of = {place.name: place for place in places}
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for spec in specs_of.values():
         place, dtype = place_of[spec.name], DTYPES.get(spec.dtype)
         if dtype is None or min(spec.shape, default=0) < 0:
@@ -197,11 +197,11 @@ def _stored_tensors(
                 f"{where}: tensor {spec.name!r} {spec.shape} with {num_rows} rows does not go with its "
                 f"{place.size} bytes at {start}. Run `tracekit verify` on the dataset"
             )
-        tensors[spec.name] = Stored(spec, dtype, start, num_bytes, spec.layout)
+        tensors[spec.name] = StoredTensor(spec, dtype, start, num_bytes, spec.layout)
     return {name: _with_companions(one, tensors) for name, one in tensors.items() if not is_companion(name)}
 
 
-def _with_companions(stored: Stored, tensors: Mapping[str, Stored]) -> Stored:
+def _with_companions(stored: StoredTensor, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
     """A tensor together with what it is unpacked with, described as it then is."""
     companions = {name.rpartition(".")[2]: tensors[name] for name in companion_names(stored.spec)}
     counts = companions["counts"].spec if stored.layout == "sparse" else None
@@ -219,12 +219,12 @@ def _rows_axis(spec: TensorSpec) -> tuple[str, int]:
 class _Place(NamedTuple):
     """Where an asked-for layer stands: in which tensor, at which entry of its first axis (None: all of them)."""
 
-    stored: Stored
+    stored: StoredTensor
     entry: int | None
     layers: list[int]
 
 
-def find_place(row: Row, site: str, layer: int | None) -> _Place:
+def find_place(row: SampleRow, site: str, layer: int | None) -> _Place:
     """Find a site's tensor and layer, whether its layers are stored together or one by one."""
     stored = row.tensors.get(site)
     by_layer = {} if stored else _by_layer(row, site)
@@ -245,7 +245,7 @@ def find_place(row: Row, site: str, layer: int | None) -> _Place:
     return _Place(stored, layers.index(number), [number]) if stored else _Place(by_layer[number], 0, [number])
 
 
-def layers_of(row: Row, site: str) -> list[int]:
+def layers_of(row: SampleRow, site: str) -> list[int]:
     """Numbers of the layers of a site."""
     stored = row.tensors.get(site)
     return stored.spec.layers if stored else list(_by_layer(row, site))
@@ -266,7 +266,7 @@ class Extent(NamedTuple):
     """What is taken of that array; empty where all of it is."""
 
 
-def extent_of(stored: Stored, *, entry: int | None, head: int | None = None, choice: int | None = None) -> Extent:
+def extent_of(stored: StoredTensor, *, entry: int | None, head: int | None = None, choice: int | None = None) -> Extent:
     """Bytes of one entry of a tensor's first axis (None: all of it), of one head of that, whose axis stays, and of one
     choice where they lie together."""
     assert stored.layout != "sparse", stored.spec.name
@@ -287,7 +287,7 @@ def extent_of(stored: Stored, *, entry: int | None, head: int | None = None, cho
     return Extent(start + span.start * row_bytes, length * row_bytes, (length, *shape[1:]), axes, ())
 
 
-def choice_number(stored: Stored, choice: int, *, where: str) -> int:
+def choice_number(stored: StoredTensor, choice: int, *, where: str) -> int:
     """Number of a choice, counted from the start.
 
     Raises:
@@ -304,13 +304,13 @@ def choice_number(stored: Stored, choice: int, *, where: str) -> int:
     return int(choice) % count
 
 
-def _by_layer(row: Row, site: str) -> dict[int, Stored]:
+def _by_layer(row: SampleRow, site: str) -> dict[int, StoredTensor]:
     """The tensors `site.<layer>` by layer, where a site is stored so."""
     found = {stored.spec.layers[0]: stored for name, stored in row.tensors.items() if name.startswith(f"{site}.")}
     return dict(sorted(found.items()))
 
 
-def num_query_heads(row: Row, place: _Place) -> int:
+def num_query_heads(row: SampleRow, place: _Place) -> int:
     """Heads that grouped heads are to be repeated to: those of the queries, or of the attention, in the same layers."""
     for site in ("queries", "attentions"):
         by_layer = _by_layer(row, site)
@@ -329,7 +329,7 @@ def num_query_heads(row: Row, place: _Place) -> int:
     )
 
 
-def _stored_text(row: Row) -> str:
+def _stored_text(row: SampleRow) -> str:
     """What a sample stores, for messages."""
     texts = [
         f"{name} (layers {_ranges_text(stored.spec.layers)})" if stored.spec.layers else name

@@ -55,9 +55,9 @@ from tracekit.task import about_of, record_type_of, the_task
 __all__ = [
     "Folder",
     "MappedShards",
-    "Part",
     "Shard",
     "ShardBytes",
+    "TablePart",
     "open_folder",
     "schema_of",
     "shard_codes",
@@ -186,7 +186,7 @@ def _where_sent(path: Path) -> str:
     return f"it was sent to the Hub and deleted here; once that version is released, TraceStore({where!r}) reads it"
 
 
-class Part:
+class TablePart:
     """The rows of one split of one folder: a Parquet file, or a table in memory. Can be used from several threads."""
 
     def __init__(self, source: pq.ParquetFile | pa.Table, path: Path | None = None) -> None:
@@ -281,7 +281,7 @@ class Folder(NamedTuple):
     model: ModelInfo
     splits: list[SplitInfo]
     shards: list[Shard]
-    parts: list[Part]
+    parts: list[TablePart]
     tensors: list[TensorSummary]
     verification: Verification
     is_open: bool
@@ -367,7 +367,7 @@ def _open_unfinished(layout: Layout, *, check: bool = False) -> Folder:
         model=plan.model,
         splits=splits,
         shards=shards,
-        parts=[Part(table if has_checksums else table.drop_columns(CHECKSUMS)) for table in tables],
+        parts=[TablePart(table if has_checksums else table.drop_columns(CHECKSUMS)) for table in tables],
         tensors=tensor_summaries(one for sidecars in by_split.values() for one in sidecars),
         verification=together(one.verification for sidecars in by_split.values() for one in sidecars),
         is_open=True,
@@ -380,10 +380,13 @@ def schema_of(layout: Layout, task: str) -> RecordSchema:
     finished has none; its task's own is taken.
 
     Raises:
-        DatasetError: it describes no records, or there is none and the task is not installed.
+        DatasetError: it describes no records or those of another task, or there is none and the task is not installed.
     """
     if layout.schema.exists():
-        return read_schema(layout)
+        schema = read_schema(layout)
+        if schema.task != task:
+            raise DatasetError(f"{layout.schema} is of the task {schema.task!r}, expected {task!r}")
+        return schema
     return RecordSchema.of(the_task(task, where=layout.root, to_do=f"a dataset without {layout.schema.name}").record)
 
 
@@ -416,12 +419,12 @@ def _check_tables(layout: Layout, manifest: Manifest) -> None:
             )
 
 
-def _open_part(path: Path, num_samples: int, columns: Set[str]) -> Part:
+def _open_part(path: Path, num_samples: int, columns: Set[str]) -> TablePart:
     """Open a record table and check its columns and its length."""
     with _readable(path):
         table = pq.ParquetFile(path, memory_map=True)
         num_rows = table.metadata.num_rows
-    part = Part(table, path)
+    part = TablePart(table, path)
     schema = part.schema
     missing = {"key", SHARD, *INDEX_COLUMNS, *_ENTRY_COLUMNS, *columns} - {*schema.names}
     if missing:

@@ -24,7 +24,7 @@ from tracekit.format.shards import sha256_file
 from tracekit.hub import HubFile, HubPath, fetch
 from tracekit.records import check_schema
 
-__all__ = ["ByteRange", "Listing", "Remote", "RemoteShards", "check_files", "list_configs", "open_remote"]
+__all__ = ["ByteRange", "Listing", "RemoteConfig", "RemoteShards", "check_files", "list_configs", "open_remote"]
 
 MAX_GAP_BYTES = 64 * 1024
 """Neighbouring ranges with at most so much between them are read at once: a request costs more than these bytes."""
@@ -42,7 +42,7 @@ class ByteRange(NamedTuple):
     stop: int
 
 
-class Remote(NamedTuple):
+class RemoteConfig(NamedTuple):
     """A published dataset, its index at hand."""
 
     root: Path
@@ -83,7 +83,7 @@ def list_configs(path: Path | HubPath) -> Listing:
     return Listing(pinned, root, config_names(root))
 
 
-def open_remote(path: HubPath, config: str | None) -> Remote:
+def open_remote(path: HubPath, config: str | None) -> RemoteConfig:
     """Fetch the index of one configuration.
 
     Raises:
@@ -101,7 +101,7 @@ def open_remote(path: HubPath, config: str | None) -> Remote:
     sha256 = {file.path: file.sha256 for file in manifest.files}
     plan = layout.plan.relative_to(root).as_posix()
     check_files(pinned, root, {name: sha256.get(name, "") for name in (plan, schema, *tables)})
-    return Remote(root, layout.config, pinned)
+    return RemoteConfig(root, layout.config, pinned)
 
 
 def check_files(path: HubPath, root: Path, expected: Mapping[str, str]) -> None:
@@ -135,7 +135,7 @@ class RemoteShards:
     its commit.
     """
 
-    def __init__(self, remote: Remote, cache: RangeCache) -> None:
+    def __init__(self, remote: RemoteConfig, cache: RangeCache) -> None:
         manifest = read_manifest(Layout(remote.root, remote.config))
         self._cache = cache
         self.path = remote.path

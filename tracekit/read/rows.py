@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
-from tracekit.read.byte_ranges import Row, choice_number, extent_of, find_place, make_row
-from tracekit.read.index import Folder, Part, shard_codes
+from tracekit.read.byte_ranges import SampleRow, choice_number, extent_of, find_place, make_row
+from tracekit.read.index import Folder, TablePart, shard_codes
 from tracekit.read.remote import ByteRange
 from tracekit.read.tables import CHECKSUMS, INDEX_COLUMNS, SHARD, TENSOR_INDEX
 from tracekit.tensors import site_of
@@ -69,7 +69,7 @@ class Rows:
             raise SampleNotFoundError(_no_key(key, self.keys))
         return number
 
-    def row(self, key: str) -> Row:
+    def row(self, key: str) -> SampleRow:
         """Where a sample's bytes lie.
 
         Raises:
@@ -163,14 +163,14 @@ class Rows:
                 + ("read the folders separately" if len(folders) > 1 else "run `tracekit verify` on the dataset")
             )
 
-    def _read_row(self, number: int) -> Row:
+    def _read_row(self, number: int) -> SampleRow:
         """Entries of one row, from its part's table."""
         part, first = self._part_of(number)
         entry = part.entry(number - first)
         offsets = {name[1:]: int(column[number]) for name, column in self._offsets.items()}
         return make_row(self.keys[number], self.shards[self._shard_codes[number]].path, entry, offsets)
 
-    def _part_of(self, number: int) -> tuple[Part, int]:
+    def _part_of(self, number: int) -> tuple[TablePart, int]:
         """The part that holds a row, and its first row."""
         self._check_open()
         part = bisect_right(self._part_stops, number)
@@ -182,7 +182,7 @@ class Rows:
 
 
 def ranges_of(
-    row: Row, sites: Sequence[str] | None, layers: Sequence[int] | None, choice: int | None = None
+    row: SampleRow, sites: Sequence[str] | None, layers: Sequence[int] | None, choice: int | None = None
 ) -> Iterator[ByteRange]:
     """Bytes of these sites and layers of one sample, of one choice where they lie together; of all by default.
 

@@ -31,7 +31,7 @@ from tracekit.format.labels import read_summaries
 from tracekit.format.layout import Layout
 from tracekit.hub import HubPath, fetch
 from tracekit.read.accessors import Accessors, handed_out
-from tracekit.read.byte_ranges import Row, find_place, layers_of
+from tracekit.read.byte_ranges import SampleRow, find_place, layers_of
 from tracekit.read.index import open_folder
 from tracekit.read.info import StoreInfo, meta_of, sum_up
 from tracekit.read.labels import labels_table
@@ -359,7 +359,7 @@ class TraceStore(Accessors):
         if layers is not None:  # where these layers of sparse attention lie, the counts say, which are here now
             self._fetch(chosen, lambda row: self._kept_of(row, sites, layers))
 
-    def _fetch(self, keys: Sequence[str], wanted: Callable[[Row], Iterable[ByteRange]]) -> None:
+    def _fetch(self, keys: Sequence[str], wanted: Callable[[SampleRow], Iterable[ByteRange]]) -> None:
         """Fetch what is wanted of these samples, where they are on the Hub."""
         ranges: dict[int, list[ByteRange]] = {}
         for row in map(self._row, keys):
@@ -370,7 +370,7 @@ class TraceStore(Accessors):
             if found := ranges.get(id(folder.bytes_of)):
                 folder.bytes_of.prefetch(found)
 
-    def _kept_of(self, row: Row, sites: Sequence[str] | None, layers: Sequence[int]) -> Iterator[ByteRange]:
+    def _kept_of(self, row: SampleRow, sites: Sequence[str] | None, layers: Sequence[int]) -> Iterator[ByteRange]:
         """Where the kept weights of these layers lie, in a sample whose attention is sparse."""
         stored = row.tensors.get("attentions")
         if stored is None or stored.layout != "sparse" or (sites is not None and "attentions" not in sites):

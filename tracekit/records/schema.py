@@ -80,6 +80,8 @@ class RecordSchema:
         """The JSON Schema."""
         root = _Reader(document, where).root()
         self.name = root.name
+        self.task = next(str(field.default) for field in root.fields if field.name == _TAG)
+        """The task, as every record names it."""
         self.fields = root.fields
         """Its fields, the task's name first."""
 
@@ -162,7 +164,6 @@ class RecordSchema:
         namespace: dict[str, Any],
         is_strict: bool = False,
     ) -> Any:
-        (tag,) = [field for field in self.fields if field.name == _TAG]
         return msgspec.defstruct(
             self.name,
             _defined(own, is_strict=is_strict),
@@ -170,7 +171,7 @@ class RecordSchema:
             namespace=namespace,
             module=__name__,
             tag_field=_TAG,
-            tag=tag.default,
+            tag=self.task,
             kw_only=True,
             frozen=True,
             forbid_unknown_fields=is_strict,

@@ -9,8 +9,8 @@ from tracekit.config import CaptureConfig
 from tracekit.format.manifest import LayerNorms
 from tracekit.records import encode_record
 from tracekit.run.metrics import hidden_norms
-from tracekit.storage import StorageLoss, Stored, added_up, companion_names, for_storage
-from tracekit.task import Sample
+from tracekit.storage import StorageForm, StorageLoss, added_up, companion_names, for_storage
+from tracekit.task import TracedSample
 from tracekit.tensors import Payload, encode
 
 __all__ = ["Batch", "batch_of", "note_of", "stored_form"]
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     """What storing them in smaller forms has cost."""
 
 
-def stored_form(sample: Sample, config: CaptureConfig) -> Stored:
+def stored_form(sample: TracedSample, config: CaptureConfig) -> StorageForm:
     """The tensors of a sample, in the storage forms that the configuration asks for.
 
     Raises: as `tracekit.storage.for_storage`.
@@ -36,7 +36,7 @@ def stored_form(sample: Sample, config: CaptureConfig) -> Stored:
     return for_storage(trace.specs, trace.tensors, dtype=config.store_dtype, top_p=config.attention_top_p)
 
 
-def note_of(stored: Stored, config: CaptureConfig) -> str | None:
+def note_of(stored: StorageForm, config: CaptureConfig) -> str | None:
     """What is to be said, before a run, of storage forms that gain nothing for samples like this one."""
     if config.is_quantized:
         scaled = [spec for spec in stored.specs if spec.layout == "scaled"]
@@ -53,7 +53,7 @@ def note_of(stored: Stored, config: CaptureConfig) -> str | None:
     return None
 
 
-def batch_of(samples: Sequence[Sample], config: CaptureConfig) -> Batch:
+def batch_of(samples: Sequence[TracedSample], config: CaptureConfig) -> Batch:
     """Encode samples, in the storage forms that the configuration asks for.
 
     Raises: as `tracekit.storage.for_storage`.

@@ -25,7 +25,7 @@ from tracekit.ranks import this_rank
 from tracekit.records import ModelInfo
 from tracekit.run.finish import done_shards
 from tracekit.run.plan import Devices, Estimate
-from tracekit.run.worker import Loader, Step, Worker
+from tracekit.run.worker import Loader, Progress, Worker
 from tracekit.sites import resolve_sites
 from tracekit.task import Example, Task, Tracer
 
@@ -151,7 +151,7 @@ def progress_bar(plan: Plan, todo: Sequence[ShardTask], *, disable: bool = False
     return tqdm(total=total, initial=total - left, unit="q", desc=plan.config, disable=disable)
 
 
-def log_step(layout: Layout, step: Step) -> None:
+def log_step(layout: Layout, step: Progress) -> None:
     """One line a batch in the run log."""
     if step.line is not None:
         append_line(layout.log, json.dumps(step.line))

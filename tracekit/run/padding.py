@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tracekit.model.choices import Choices
 from tracekit.model.traced import TracedModel
-from tracekit.task import Sample
+from tracekit.task import TracedSample
 
 __all__ = ["Padded", "padded", "to_replay"]
 
@@ -19,12 +19,12 @@ __all__ = ["Padded", "padded", "to_replay"]
 class Padded(NamedTuple):
     """A sample, and the padding of its most padded row."""
 
-    sample: Sample
+    sample: TracedSample
     padding: int
     """Tokens beside the row, up to the longest one that ran with it."""
 
 
-def padded(traced: TracedModel, samples: Sequence[Sample]) -> list[Padded]:
+def padded(traced: TracedModel, samples: Sequence[TracedSample]) -> list[Padded]:
     """Samples that ran together, each with its padding."""
     texts = [sample.text.texts if isinstance(sample.text, Choices) else [sample.text] for sample in samples]
     rows = [(i, len(text.token_ids)) for i, some in enumerate(texts) for text in some]

@@ -41,7 +41,7 @@ from tracekit.run.plan import (
 )
 from tracekit.task import Example, Task
 
-__all__ = ["Asked", "Planner", "Standing", "finish_planned", "in_stored_order"]
+__all__ = ["Planner", "Standing", "Wanted", "finish_planned", "in_stored_order"]
 
 ExampleT = TypeVar("ExampleT", bound=Example)
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -49,7 +49,7 @@ Standing: TypeAlias = Literal["same", "more", "less"]
 """What is asked for, held against what a folder was begun with."""
 
 
-class Asked(NamedTuple, Generic[ExampleT]):
+class Wanted(NamedTuple, Generic[ExampleT]):
     """The examples of a run, and what else its plan is made of."""
 
     examples: Sequence[ExampleT]
@@ -60,7 +60,7 @@ class Asked(NamedTuple, Generic[ExampleT]):
     devices: Devices
 
 
-class Begun(NamedTuple):
+class FolderState(NamedTuple):
     """What a folder was begun with."""
 
     plan: Plan | None
@@ -69,7 +69,7 @@ class Begun(NamedTuple):
     """What it grows to; None where it does not grow."""
 
     @classmethod
-    def read(cls, layout: Layout) -> "Begun":
+    def read(cls, layout: Layout) -> "FolderState":
         """What a folder holds now."""
         if not layout.plan.exists():
             return cls(None, None)
@@ -83,7 +83,7 @@ class Planner(Generic[ExampleT]):
         self,
         task: Task[Any, ExampleT],
         config: RunConfig,
-        asked: Asked[ExampleT],
+        asked: Wanted[ExampleT],
         layout: Layout,
         typed: RunConfig | None = None,
     ) -> None:
@@ -152,7 +152,7 @@ class Planner(Generic[ExampleT]):
             + with_out(stored.command, str(self._layout.root), margin="    ")
         )
 
-    def settle(self, begun: Begun, stored: Plan | None, batch_size: int) -> Plan:
+    def settle(self, begun: FolderState, stored: Plan | None, batch_size: int) -> Plan:
         """Write the first plan, or a growth: the stored one with what is missing appended; the plan that holds.
 
         `begun` is what the folder held when this run looked. Where another process was first, its plan holds.
@@ -254,13 +254,13 @@ def finish_planned(layout: Layout, plan: Plan, record_type: type[Record]) -> Man
         return finish(layout, plan, record_type) if read_plan(layout).shards == plan.shards else None
 
 
-def _replace(layout: Layout, begun: Begun, plan: Plan) -> bool:
+def _replace(layout: Layout, begun: FolderState, plan: Plan) -> bool:
     """Write a growth, in the place of one that was begun; False, and nothing changed, where another process was first.
 
     Raises: as `Planner.settle`.
     """
     with locked(layout.plan):
-        if Begun.read(layout) != begun:
+        if FolderState.read(layout) != begun:
             return False
         check_can_grow(layout)
         assert begun.plan is not None, layout

@@ -46,7 +46,7 @@ from tracekit.run.command import growth_note
 from tracekit.run.engine import Engine, Job, LocalEngine, Work
 from tracekit.run.finish import done_shards, is_finished
 from tracekit.run.plan import Estimate, check_space
-from tracekit.run.planner import Asked, Begun, Planner, Standing, finish_planned, in_stored_order
+from tracekit.run.planner import FolderState, Planner, Standing, Wanted, finish_planned, in_stored_order
 from tracekit.run.worker import NUM_MEASURED
 from tracekit.sites import resolve_sites
 from tracekit.sizes import duration, filesize
@@ -154,7 +154,7 @@ class _Run(Generic[ConfigT, ExampleT]):
             say(f"skipped: {skipped}")
         lengths = [ready.job.tracer.length(example) for example in ready.examples]
         devices = engine.devices(config.model, begun.plan)
-        asked = Asked(ready.examples, lengths, ready.source, ready.job.info, devices)
+        asked = Wanted(ready.examples, lengths, ready.source, ready.job.info, devices)
         planner = Planner(self._task, config, asked, layout, self._typed)
         stored = begun.plan
         standing = None if stored is None else planner.standing(stored)
@@ -270,7 +270,7 @@ class _Planned(NamedTuple):
     estimate: Estimate
 
 
-def _begun(layout: Layout) -> Begun:
+def _begun(layout: Layout) -> FolderState:
     """What a folder was begun with, if it was.
 
     Raises:
@@ -283,7 +283,7 @@ def _begun(layout: Layout) -> Begun:
         raise ConfigError(f"--out {str(out)!r}: {str(in_the_way)!r} is a file; give a folder")
     if not (layout.plan.exists() or may_become_dataset(out)):
         raise DatasetError(f"{str(out)!r} exists and is not a tracekit dataset; choose another --out")
-    return Begun.read(layout)
+    return FolderState.read(layout)
 
 
 class _Ready(NamedTuple, Generic[ExampleT]):

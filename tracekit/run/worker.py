@@ -26,10 +26,10 @@ from tracekit.records import ModelInfo
 from tracekit.run.encode import batch_of, note_of, stored_form
 from tracekit.run.padding import padded, to_replay
 from tracekit.run.plan import Estimate, num_shards
-from tracekit.storage import Stored
-from tracekit.task import Example, Place, Sample, Tracer
+from tracekit.storage import StorageForm
+from tracekit.task import Example, Place, TracedSample, Tracer
 
-__all__ = ["NUM_MEASURED", "Loader", "Step", "Worker", "in_parts"]
+__all__ = ["NUM_MEASURED", "Loader", "Progress", "Worker", "in_parts"]
 
 NUM_MEASURED = 2
 """Examples that an estimate is made of."""
@@ -63,7 +63,7 @@ class Loader:
         return self._traced
 
 
-class Step(NamedTuple):
+class Progress(NamedTuple):
     """Where a shard stands after it was opened, or after a batch."""
 
     num_done: int
@@ -92,7 +92,7 @@ class Worker(Generic[ExampleT]):
         self._capture, self._batch_size = config.capture.whole, config.output.batch_size
         self._memory = memory_reader(*traced.devices)
 
-    def steps(self, shard: ShardTask) -> Generator[Step]:
+    def steps(self, shard: ShardTask) -> Generator[Progress]:
         """Do one shard from where it stands: a step when it is open, and one a batch. Closing stops between batches.
 
         Raises:
@@ -104,12 +104,12 @@ class Worker(Generic[ExampleT]):
             first = len(sizes) if writer.is_done else writer.num_batches  # done by another, since the list was made
             if first == len(sizes) and not writer.is_done:
                 writer.finish()
-            yield Step(sum(sizes[:first]), first == len(sizes), None)
+            yield Progress(sum(sizes[:first]), first == len(sizes), None)
             for number in range(first, len(sizes)):
                 line = self._do(writer, shard, number)
                 if is_last := number + 1 == len(sizes):
                     writer.finish()
-                yield Step(sum(sizes[: number + 1]), is_last, line)
+                yield Progress(sum(sizes[: number + 1]), is_last, line)
 
     def _do(self, writer: ShardWriter, shard: ShardTask, number: int) -> dict[str, Any]:
         """Compute and write one batch; its line of the run log."""
@@ -154,7 +154,9 @@ class Worker(Generic[ExampleT]):
         asked = self._batch_size if self._tracer.batch_size is None else self._tracer.at_once
         return min(asked, whole) if isinstance(asked, int) else whole
 
-    def _batch(self, writer: ShardWriter, examples: list[ExampleT], place: Place, asked: int) -> list[list[Sample]]:
+    def _batch(
+        self, writer: ShardWriter, examples: list[ExampleT], place: Place, asked: int
+    ) -> list[list[TracedSample]]:
         """Trace one batch, part by part; the size of its parts is journalled before it is used.
 
         What decides the size lies in the plan and in the shard's journal alone: a shard has the same bytes whoever
@@ -177,15 +179,15 @@ class Worker(Generic[ExampleT]):
             say(f"out of memory: batch {writer.num_batches} continues in parts of {size}")
             writer.note_size(size, asked=asked)
 
-    def _in_parts(self, examples: list[ExampleT], size: int, place: Place) -> list[list[Sample]]:
+    def _in_parts(self, examples: list[ExampleT], size: int, place: Place) -> list[list[TracedSample]]:
         """Samples of each part of a batch, `size` examples at once."""
-        parts: list[list[Sample]] = []
+        parts: list[list[TracedSample]] = []
         for start in range(0, len(examples), size):
             parts.append(self._tracer.trace(self._traced, examples[start : start + size], place))
             place = place._replace(first_index=place.first_index + len(parts[-1]))
         return parts
 
-    def _replayed(self, samples: Sequence[Sample]) -> Verification:
+    def _replayed(self, samples: Sequence[TracedSample]) -> Verification:
         """Run samples again alone.
 
         Raises:
@@ -198,7 +200,7 @@ class Worker(Generic[ExampleT]):
                 raise
             raise _no_memory("replaying a sample with all its attention (--num-replays 0 leaves it out)") from error
 
-    def _replay(self, samples: Sequence[Sample]) -> Verification:
+    def _replay(self, samples: Sequence[TracedSample]) -> Verification:
         result = Verification.nothing()
         for sample in samples:
             key, text = sample.record.key, sample.text
@@ -284,7 +286,7 @@ def _no_memory(what: str) -> CaptureError:
     )
 
 
-def _scaled_bytes(sample: Sample, stored: Stored, num_tokens: float) -> float:
+def _scaled_bytes(sample: TracedSample, stored: StorageForm, num_tokens: float) -> float:
     """Bytes of a sample like this one with so many tokens: attention grows with the square, the rest in proportion."""
     ratio = num_tokens / len(sample.text.token_ids)
     size = float(len(msgspec.json.encode(sample.record))) * ratio

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from tracekit.model.generation import Generated, Step
-from tracekit.serve.replies import Piece, Usage
-from tracekit.serve.samples import Answered, Job, More
+from tracekit.model.generation import Generated, NewToken
+from tracekit.serve.replies import TextPiece, TokenUsage
+from tracekit.serve.samples import More, ServeJob, WholeAnswer
 from tracekit.serve.texts import TextStream
 
 __all__ = ["AnswerStream"]
@@ -13,10 +13,10 @@ __all__ = ["AnswerStream"]
 class AnswerStream:
     """Text and log-probabilities of one answer. The tokens that are told of join to the text, as far as it is sent."""
 
-    def __init__(self, tokenizer: Any, job: Job) -> None:
+    def __init__(self, tokenizer: Any, job: ServeJob) -> None:
         self.job = job
         self._stream = TextStream(tokenizer, job.prompt.token_ids, job.asked.stop)
-        self._waiting: list[Piece] = []
+        self._waiting: list[TextPiece] = []
         self._new_ids: list[int] = []
 
     @property
@@ -24,7 +24,7 @@ class AnswerStream:
         """Whether a stop string came."""
         return self._stream.stop_string is not None
 
-    def take(self, made: Step) -> None:
+    def take(self, made: NewToken) -> None:
         """Take in a token, and send what is certain by it."""
         stream = self._stream
         self._new_ids.append(made.token_id)
@@ -32,10 +32,10 @@ class AnswerStream:
         start = len(stream.whole)
         text = stream.add(made.token_id)
         if made.logprob is not None:
-            self._waiting.append(Piece(stream.whole[start:], made.logprob, best, start))
+            self._waiting.append(TextPiece(stream.whole[start:], made.logprob, best, start))
         self._send(text, self._settled())
 
-    def finish(self, generated: Generated) -> Answered:
+    def finish(self, generated: Generated) -> WholeAnswer:
         """Send the rest; the answer, once no more tokens come."""
         stream = self._stream
         text = stream.finish()
@@ -46,15 +46,15 @@ class AnswerStream:
                 last = self._waiting[-1]
                 self._waiting[-1] = last._replace(token=stream.whole[last.start :])
             self._send(text, self._waiting)
-        usage = Usage(len(self.job.prompt.token_ids), len(generated.token_ids))
-        return Answered(generated, stream.text, stream.stop_string, usage)
+        usage = TokenUsage(len(self.job.prompt.token_ids), len(generated.token_ids))
+        return WholeAnswer(generated, stream.text, stream.stop_string, usage)
 
-    def _send(self, text: str, pieces: list[Piece]) -> None:
+    def _send(self, text: str, pieces: list[TextPiece]) -> None:
         if text or pieces:
             self.job.send(More(text, pieces, self._new_ids))
             self._new_ids = []
 
-    def _settled(self) -> list[Piece]:
+    def _settled(self) -> list[TextPiece]:
         """The tokens whose text is sent. Of one that a stop string cuts, the part before it; none that come later."""
         end = len(self._stream.text)
         count = 0

@@ -24,8 +24,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tracekit.serve.admission import Admission
 from tracekit.serve.batcher import Batcher
 from tracekit.serve.forms import Asked, RequestError, parse_chat, parse_completion
-from tracekit.serve.replies import DONE, Choice, Piece, Reply, Usage, error_body, event, models_body
-from tracekit.serve.samples import Answered, Failed, Job, More
+from tracekit.serve.replies import DONE, HttpReply, ReplyChoice, TextPiece, TokenUsage, error_body, event, models_body
+from tracekit.serve.samples import Failed, More, ServeJob, WholeAnswer
 from tracekit.serve.settings import ServerSettings, is_loopback
 
 __all__ = ["KEY_HEADER", "LOG_HEADER", "make_app"]
@@ -37,7 +37,7 @@ LOG_HEADER = "X-Tracekit-Log"
 
 _LOOK_SECONDS = 0.25
 """How often a request whose body is not there yet looks whether the server is stopping."""
-_Queue = asyncio.Queue[tuple[int, More | Answered | Failed]]
+_Queue = asyncio.Queue[tuple[int, More | WholeAnswer | Failed]]
 """What there is to say, each with the number of its prompt."""
 
 
@@ -158,17 +158,17 @@ class _Service:
         queue: _Queue = asyncio.Queue()
         loop, started = asyncio.get_running_loop(), time.monotonic()
 
-        def send(index: int, said: More | Answered | Failed) -> None:
+        def send(index: int, said: More | WholeAnswer | Failed) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(queue.put_nowait, (index, said))
 
-        def make_job(index: int, key: str | None) -> Job:
+        def make_job(index: int, key: str | None) -> ServeJob:
             decoding = self._admission.decoding(asked, prompts[index], key or secrets.token_hex(8))
-            return Job(key, asked, prompts[index], decoding, partial(send, index), started)
+            return ServeJob(key, asked, prompts[index], decoding, partial(send, index), started)
 
         jobs = self._engine.submit([partial(make_job, i) for i in range(len(prompts))], is_logged=is_logged)
         keys = [job.key for job in jobs]
-        reply = Reply(
+        reply = HttpReply(
             is_chat=asked.endpoint == "chat",
             model=asked.model or self._names[0],
             wants_logprobs=asked.num_best is not None,
@@ -178,19 +178,19 @@ class _Service:
         if asked.is_streamed:  # its head goes before it is known whether all are kept
             headers = _key_header(keys) | {"Cache-Control": "no-cache"}
             return StreamingResponse(_stream(reply, queue, len(jobs)), media_type="text/event-stream", headers=headers)
-        pieces: list[list[Piece]] = [[] for _ in jobs]
-        ended: dict[int, Answered] = {}
+        pieces: list[list[TextPiece]] = [[] for _ in jobs]
+        ended: dict[int, WholeAnswer] = {}
         while len(ended) < len(jobs):
             index, said = await queue.get()
             if isinstance(said, Failed):
                 raise RequestError(said.message, status=503, code=said.code)
-            if isinstance(said, Answered):
+            if isinstance(said, WholeAnswer):
                 ended[index] = said
             else:
                 pieces[index] += said.pieces
         answers = [ended[index] for index in range(len(jobs))]
         choices = [
-            Choice(one.text, own, one.finish_reason, one.stop_string, one.usage, one.generated.token_ids)
+            ReplyChoice(one.text, own, one.finish_reason, one.stop_string, one.usage, one.generated.token_ids)
             for one, own in zip(answers, pieces, strict=True)
         ]
         kept = [key if one.is_kept else None for key, one in zip(keys, answers, strict=True)]
@@ -235,18 +235,18 @@ class _Service:
         return bytes(whole)
 
 
-async def _stream(reply: Reply, queue: _Queue, num_answers: int) -> AsyncIterator[bytes]:
+async def _stream(reply: HttpReply, queue: _Queue, num_answers: int) -> AsyncIterator[bytes]:
     """The events of a streamed reply."""
     for body in reply.first():
         yield event(body)
-    usages: list[Usage] = []
+    usages: list[TokenUsage] = []
     num_said = [0] * num_answers
     while len(usages) < num_answers:
         index, said = await queue.get()
         if isinstance(said, Failed):
             yield event(error_body(RequestError(said.message, status=503, code=said.code)))
             return
-        if isinstance(said, Answered):
+        if isinstance(said, WholeAnswer):
             usages.append(said.usage)
             left = said.generated.token_ids[num_said[index] :]
             yield event(reply.end(index, said.finish_reason, said.stop_string, left))

@@ -23,7 +23,7 @@ from tracekit.errors import CaptureError, DatasetError, TracekitError
 from tracekit.format.layout import Layout, append_line, is_no_space
 from tracekit.format.manifest import Verification
 from tracekit.model.capture import Trace, capture
-from tracekit.model.generation import Generated, Listener, Step, answer_variously
+from tracekit.model.generation import Generated, Listener, NewToken, answer_variously
 from tracekit.model.memory import is_out_of_memory
 from tracekit.model.proof import replay
 from tracekit.model.traced import TracedModel
@@ -31,7 +31,7 @@ from tracekit.run.padding import Padded, padded, to_replay
 from tracekit.serve.answer_stream import AnswerStream
 from tracekit.serve.forms import Asked, RequestError
 from tracekit.serve.growing import GrowingDataset, full_for_now, told_of_space
-from tracekit.serve.samples import Answered, Failed, Job, make_sample, text_of
+from tracekit.serve.samples import Failed, ServeJob, WholeAnswer, make_sample, text_of
 from tracekit.serve.settings import ServerSettings
 
 __all__ = ["Batcher"]
@@ -70,8 +70,8 @@ class Batcher:
         self._traced, self._dataset, self._layout = traced, dataset, layout
         self._capture_config, self._settings = capture_config, settings
         self._split, self._seed, self._on_end = split, seed, on_end
-        self._waiting: deque[Job] = deque()
-        self._in_hand: list[Job] = []
+        self._waiting: deque[ServeJob] = deque()
+        self._in_hand: list[ServeJob] = []
         self._changed = threading.Condition()
         self._is_draining = False
         self._max_batch = settings.max_batch
@@ -127,7 +127,7 @@ class Batcher:
                 retry_after=_RETRY_SECONDS,
             )
 
-    def submit(self, make_jobs: Sequence[Callable[[str | None], Job]], *, is_logged: bool) -> list[Job]:
+    def submit(self, make_jobs: Sequence[Callable[[str | None], ServeJob]], *, is_logged: bool) -> list[ServeJob]:
         """Admit a request, all of its prompts or none; each of `make_jobs` is given the key of its sample, None for one
         that opted out.
 
@@ -233,12 +233,12 @@ class Batcher:
         for job, answer in logged:
             self._send_end(job, answer._replace(is_kept=job.key in kept), len(jobs))
 
-    def _answer(self, jobs: Sequence[Job]) -> list[Answered | None]:
+    def _answer(self, jobs: Sequence[ServeJob]) -> list[WholeAnswer | None]:
         """Generate the answers of a batch and send each as it comes; None for one that memory did not suffice for."""
         rows = [AnswerStream(self._traced.tokenizer, job) for job in jobs]
-        answers: list[Answered | None] = [None] * len(jobs)
+        answers: list[WholeAnswer | None] = [None] * len(jobs)
 
-        def step(number: int, made: Step) -> bool:
+        def step(number: int, made: NewToken) -> bool:
             rows[number].take(made)
             return rows[number].has_stopped
 
@@ -261,12 +261,12 @@ class Batcher:
                     job.send(Failed("the server ran out of memory; ask again, for fewer tokens"))
         return answers
 
-    def _send_end(self, job: Job, answer: Answered, num_together: int) -> None:
+    def _send_end(self, job: ServeJob, answer: WholeAnswer, num_together: int) -> None:
         self._in_hand.remove(job)
         job.send(answer)
         self._log_answered(job, answer, num_together)
 
-    def _keep(self, pairs: Sequence[tuple[Job, Answered]]) -> set[str | None]:
+    def _keep(self, pairs: Sequence[tuple[ServeJob, WholeAnswer]]) -> set[str | None]:
         """Capture and write what was answered; the keys of what is written now."""
         kept = self._captured(pairs)
         if not kept:
@@ -290,7 +290,7 @@ class Batcher:
         if self._dataset.try_to_close(verification):
             self._unreplayed = []
 
-    def _captured(self, pairs: Sequence[tuple[Job, Answered]]) -> list[tuple[Job, Answered, Trace]]:
+    def _captured(self, pairs: Sequence[tuple[ServeJob, WholeAnswer]]) -> list[tuple[ServeJob, WholeAnswer, Trace]]:
         """Capture texts together; in smaller parts where memory runs out, or to find the one that cannot be captured.
         That one is left out, and said so."""
         try:
@@ -325,7 +325,7 @@ class Batcher:
             result = result.with_more(once)
         return result if chosen else None
 
-    def _log_answered(self, job: Job, answer: Answered, num_together: int) -> None:
+    def _log_answered(self, job: ServeJob, answer: WholeAnswer, num_together: int) -> None:
         self.log(
             job.asked,
             200,

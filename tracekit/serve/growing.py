@@ -44,7 +44,7 @@ from tracekit.records import Record, RecordSchema
 from tracekit.run.encode import batch_of
 from tracekit.run.finish import finish, reopen
 from tracekit.run.plan import differences, mismatch
-from tracekit.task import Place, Sample
+from tracekit.task import Place, TracedSample
 
 __all__ = ["GrowingDataset", "full_for_now", "told_of_space"]
 
@@ -175,7 +175,7 @@ class GrowingDataset:
         """Whether so many samples more fill the open shard."""
         return (0 if self._writer is None else self._writer.num_samples) + count >= self._samples_per_shard
 
-    def add(self, samples: Sequence[Sample], verification: Verification | None) -> None:
+    def add(self, samples: Sequence[TracedSample], verification: Verification | None) -> None:
         """Add samples, made for `place`; on return they survive a crash. `verification` is of those that were replayed.
 
         Raises:

@@ -9,14 +9,14 @@ import msgspec
 
 from tracekit.serve.forms import RequestError
 
-__all__ = ["DONE", "Choice", "Piece", "Reply", "Usage", "error_body", "event", "models_body"]
+__all__ = ["DONE", "HttpReply", "ReplyChoice", "TextPiece", "TokenUsage", "error_body", "event", "models_body"]
 
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream."""
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error"}
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """One token as it is told of with log-probabilities."""
 
     token: str
@@ -29,7 +29,7 @@ class Piece(NamedTuple):
     """Characters of the answer before it."""
 
 
-class Usage(NamedTuple):
+class TokenUsage(NamedTuple):
     """Tokens of a request."""
 
     num_prompt: int
@@ -44,20 +44,20 @@ class Usage(NamedTuple):
         }
 
 
-class Choice(NamedTuple):
+class ReplyChoice(NamedTuple):
     """One answer of a request."""
 
     text: str
-    pieces: list[Piece]
+    pieces: list[TextPiece]
     finish_reason: str
     stop_reason: str | None
     """The stop string that ended it."""
-    usage: Usage
+    usage: TokenUsage
     token_ids: list[int]
     """All of its tokens."""
 
 
-class Reply:
+class HttpReply:
     """The bodies of one reply: whole, or event by event; all of them have one id and one time.
 
     `prompts` are the ids of the prompts where the client wants ids (`return_token_ids`). All stand where vLLM has them:
@@ -84,7 +84,7 @@ class Reply:
             "system_fingerprint": None,
         }
 
-    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[ReplyChoice]) -> dict[str, Any]:
         """The reply in one, an answer to each prompt."""
         kind = "chat.completion" if self._is_chat else "text_completion"
         bodies = [self._choice(index, one) for index, one in enumerate(choices)]
@@ -102,7 +102,7 @@ class Reply:
             return []
         return [self._chunk({"delta": {"role": "assistant", "content": ""}}) | self._prompt_ids(0)]
 
-    def part(self, index: int, text: str, pieces: Sequence[Piece], token_ids: Sequence[int]) -> dict[str, Any]:
+    def part(self, index: int, text: str, pieces: Sequence[TextPiece], token_ids: Sequence[int]) -> dict[str, Any]:
         """More of the text of an answer."""
         said = {"delta": {"content": text}} if self._is_chat else {"text": text}
         return self._chunk(said | self._ids(index, token_ids), pieces, index=index)
@@ -113,13 +113,13 @@ class Reply:
         said |= self._ids(index, token_ids) | {"stop_reason": stop_reason}
         return self._chunk(said, index=index, finish_reason=finish_reason)
 
-    def last(self, usages: Sequence[Usage]) -> list[dict[str, Any]]:
+    def last(self, usages: Sequence[TokenUsage]) -> list[dict[str, Any]]:
         """What a stream ends with, after the end of every answer."""
         if not self._wants_usage:
             return []
         return [{**self._base, "object": self._chunk_kind, "choices": [], "usage": _sum(usages).body()}]
 
-    def _choice(self, index: int, one: Choice) -> dict[str, Any]:
+    def _choice(self, index: int, one: ReplyChoice) -> dict[str, Any]:
         said: dict[str, Any] = {"text": one.text}
         if self._is_chat:
             said = {"message": {"role": "assistant", "content": one.text, "refusal": None}}
@@ -152,7 +152,7 @@ class Reply:
     def _chunk(
         self,
         said: dict[str, Any],
-        pieces: Sequence[Piece] = (),
+        pieces: Sequence[TextPiece] = (),
         *,
         index: int = 0,
         finish_reason: str | None = None,
@@ -162,7 +162,7 @@ class Reply:
         usage = {"usage": None} if self._wants_usage else {}
         return {**self._base, "object": self._chunk_kind, "choices": [choice], **usage}
 
-    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    def _logprobs(self, pieces: Sequence[TextPiece]) -> dict[str, Any] | None:
         if not self._wants_logprobs:
             return None
         if self._is_chat:
@@ -184,8 +184,8 @@ class Reply:
         }
 
 
-def _sum(usages: Sequence[Usage]) -> Usage:
-    return Usage(sum(one.num_prompt for one in usages), sum(one.num_new for one in usages))
+def _sum(usages: Sequence[TokenUsage]) -> TokenUsage:
+    return TokenUsage(sum(one.num_prompt for one in usages), sum(one.num_new for one in usages))
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:

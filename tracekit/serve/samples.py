@@ -12,22 +12,22 @@ from tracekit.model.traced import TracedModel
 from tracekit.records import GenerationSettings
 from tracekit.serve.forms import Asked
 from tracekit.serve.record import ServeRecord
-from tracekit.serve.replies import Piece, Usage
-from tracekit.task import Place, Sample
+from tracekit.serve.replies import TextPiece, TokenUsage
+from tracekit.task import Place, TracedSample
 
-__all__ = ["Answered", "Failed", "Job", "More", "make_sample", "text_of"]
+__all__ = ["Failed", "More", "ServeJob", "WholeAnswer", "make_sample", "text_of"]
 
 
 class More(NamedTuple):
     """More of an answer's text."""
 
     text: str
-    pieces: list[Piece]
+    pieces: list[TextPiece]
     token_ids: list[int]
     """The tokens that came since the last of it."""
 
 
-class Answered(NamedTuple):
+class WholeAnswer(NamedTuple):
     """An answer that is complete."""
 
     generated: Generated
@@ -36,7 +36,7 @@ class Answered(NamedTuple):
     """What the client receives."""
     stop_string: str | None
     """The stop string that ended it."""
-    usage: Usage
+    usage: TokenUsage
     is_kept: bool = False
     """Whether its sample is written and survives a crash."""
 
@@ -53,7 +53,7 @@ class Failed(NamedTuple):
     code: str = "not_answered"
 
 
-class Job(NamedTuple):
+class ServeJob(NamedTuple):
     """One admitted request on its way."""
 
     key: str | None
@@ -61,20 +61,20 @@ class Job(NamedTuple):
     asked: Asked
     prompt: Prompt
     decoding: Decoding
-    send: Callable[[More | Answered | Failed], object]
+    send: Callable[[More | WholeAnswer | Failed], object]
     """Takes what there is to say to the client; called from the thread that has the model."""
     started: float
     """When it was admitted, by the monotonic clock."""
 
 
-def text_of(job: Job, answer: Answered) -> Text:
+def text_of(job: ServeJob, answer: WholeAnswer) -> Text:
     """Prompt and answer as they are captured."""
     return Text(job.prompt.token_ids + answer.generated.token_ids, len(job.prompt.token_ids))
 
 
 def make_sample(
-    traced: TracedModel, job: Job, answer: Answered, trace: Trace, place: Place, *, split: str, seed: int
-) -> Sample:
+    traced: TracedModel, job: ServeJob, answer: WholeAnswer, trace: Trace, place: Place, *, split: str, seed: int
+) -> TracedSample:
     """The sample of a request that was answered and captured."""
     assert job.key is not None, "this one opted out"
     generated, asked, decoding = answer.generated, job.asked, job.decoding
@@ -115,4 +115,4 @@ def make_sample(
         is_truncated=answer.finish_reason == "length",
         shard=place.shard,
     )
-    return Sample(record, text_of(job, answer), trace)
+    return TracedSample(record, text_of(job, answer), trace)

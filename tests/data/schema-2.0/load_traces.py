@@ -4,13 +4,13 @@ Every dataset that tracekit writes holds a copy of this file with its own FINGER
 own copy, where both are empty, loads nothing. On every version of `datasets`, run in the dataset's folder:
 
     from load_traces import LoadTraces
-    builder = LoadTraces(config_name="trivia_qa")         # base_path="hf://datasets/owner/name@v1.0.0": data from there
+    builder = LoadTraces(config_name="capitals")          # base_path="hf://datasets/owner/name@v1.0.0": data from there
     builder.download_and_prepare()
     dataset = builder.as_dataset(split="validation").with_format("numpy")
     dataset[0]["hidden_states"]                           # (L, T, D)
     stream = builder.as_streaming_dataset(split="validation")
 
-and on 2.x and 3.x also `load_dataset("<folder>/load_traces.py", "trivia_qa", trust_remote_code=True)`.
+and on 2.x and 3.x also `load_dataset("<folder>/load_traces.py", "capitals", trust_remote_code=True)`.
 
 Configurations: `<config>` has the record's fields and every tensor as columns, `<config>_records` the fields alone.
 
@@ -54,7 +54,7 @@ __all__ = [
     "upscale",
 ]
 
-FINGERPRINT = "cf71f26c1f430308ec5404d5ac2dccf21891d90121e415269358ffac81a1d728"
+FINGERPRINT = "b6f188f2d13e78d449deb30aba2679f7ecabd8da98371f69aefa02542b1f662f"
 """SHA-256 over the dataset's manifests: part of the cache's path, so that no other dataset's rows are ever read."""
 
 DATASET: dict[str, Any] = {

@@ -10,7 +10,7 @@ import pytest
 from tests.datasets_for_tests import D_MODEL, NUM_LAYERS, make_choices, make_sample, write_dataset
 from tracekit.errors import ConfigError, DatasetError, SampleNotFoundError
 from tracekit.format.checksums import Pieces
-from tracekit.read.byte_ranges import Row, Stored, extent_of
+from tracekit.read.byte_ranges import SampleRow, StoredTensor, extent_of
 from tracekit.read.index import open_folder
 from tracekit.read.remote import ByteRange
 from tracekit.read.rows import Rows, ranges_of
@@ -20,7 +20,7 @@ from tracekit.tensors import TensorSpec
 ITEM = 4
 
 
-def _stored(shape: list[int], axes: str, layout: str, offsets: list[int]) -> Stored:
+def _stored(shape: list[int], axes: str, layout: str, offsets: list[int]) -> StoredTensor:
     spec = TensorSpec(
         name="site",
         dtype="float32",
@@ -32,7 +32,7 @@ def _stored(shape: list[int], axes: str, layout: str, offsets: list[int]) -> Sto
         num_keys=0,
         choice_offsets=offsets,
     )
-    return Stored(spec, np.dtype(np.float32), 1000, int(np.prod(shape)) * ITEM, spec.layout)
+    return StoredTensor(spec, np.dtype(np.float32), 1000, int(np.prod(shape)) * ITEM, spec.layout)
 
 
 def test_a_choice_of_a_layer_is_one_range() -> None:
@@ -52,7 +52,7 @@ def test_a_choice_is_cut_out_where_heads_come_first() -> None:
     assert extent_of(embedding, entry=None, choice=0) == (1000, 24, (3, 2), "TD", ())
 
 
-def _row(folder: Path) -> Row:
+def _row(folder: Path) -> SampleRow:
     write_dataset(folder, {"train-00000": [make_choices("000000", sites=("hidden_states", "attentions"))]}, config="c")
     return Rows([open_folder(folder, None)], where="here").row("000000")
 
