@@ -19,14 +19,15 @@ pytestmark = pytest.mark.timeout(900)  # whole runs of a real model, on whatever
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BUILDERS = (ROOT / "builders/README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "builders/README.md", *sorted(ROOT.glob("builders/*/README.md"))]
+BUILDERS = "\n".join(page.read_text(encoding="utf-8") for page in PAGES[1:])
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 FOREIGN = {"--cpu", "--gpus-per-task", "--no-deps", "--nproc_per_node", "--num_processes"}
 """Flags of other programs."""
 
 
 def builders_block(word: str) -> str:
-    """The code of builders/README.md that has a word."""
+    """The code of the pages of the builders that has a word."""
     (code,) = [code for code in re.findall(r"```python\n(.*?)```", BUILDERS, re.DOTALL) if word in code]
     return code
 
@@ -90,13 +91,16 @@ def test_every_flag_and_every_file_that_is_named_is_there():
     known = (
         {flag for kind in kinds for flag in flags(msgspec.inspect.type_info(kind))} | {"--config", "--help"} | FOREIGN
     )
-    for text, folder in ((TEXT, ROOT), (BUILDERS, ROOT / "builders")):
+    for file in PAGES:
+        text = file.read_text(encoding="utf-8")
         assert set(re.findall(r"--[a-z][\w-]*", text)) <= known
         for path, anchor in re.findall(r"\]\((?!http)([^)#\s]*)(?:#([\w-]+))?\)", text):
-            page = folder / path if path else ROOT / "builders/README.md"
-            assert page.exists(), path
+            page = file.parent / path if path else file
+            assert page.exists(), f"{file}: {path}"
             heads = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE) if anchor else []
-            assert not anchor or anchor in {re.sub(r"[^\w-]", "", head.lower().replace(" ", "-")) for head in heads}
+            assert not anchor or anchor in {re.sub(r"[^\w-]", "", head.lower().replace(" ", "-")) for head in heads}, (
+                f"{file}: {anchor}"
+            )
         for path in re.findall(r"`((?:tracekit|builders|cards|tests|benchmarks)/[\w./]*)`", text):
             assert (ROOT / path).exists(), path
 
