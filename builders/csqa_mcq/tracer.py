@@ -16,7 +16,7 @@ from tracekit.model.choices import Choices, ChoiceTrace, capture_choices, check_
 from tracekit.model.continuations import softmax
 from tracekit.model.models import max_positions
 from tracekit.model.traced import Loads, TracedModel
-from tracekit.read.store import TracedSample as StoredSample
+from tracekit.read.store import Sample
 from tracekit.records import Span
 from tracekit.run.recheck import Replay
 from tracekit.task import Place, TracedSample, Tracer
@@ -123,6 +123,6 @@ class CsqaMcqReplay(Replay[CsqaMcqRecord]):
             ]
         )
 
-    def trace(self, sample: StoredSample, record: CsqaMcqRecord) -> ChoiceTrace:
+    def trace(self, sample: Sample, record: CsqaMcqRecord) -> ChoiceTrace:
         """What is stored of it."""
         return ChoiceTrace(sample.tensors(), record.tensors, np.array(record.choice_logits, np.float32))

@@ -22,7 +22,7 @@ from tracekit.model.generation import Generated, answer_once, settings_of
 from tracekit.model.prompts import Exchange, Prompt, Prompter, sha256_text, tokens_of
 from tracekit.model.proof import Scored
 from tracekit.model.traced import TracedModel
-from tracekit.read.store import TracedSample as StoredSample
+from tracekit.read.store import Sample
 from tracekit.run.recheck import Replay
 from tracekit.task import Place, TracedSample, Tracer
 
@@ -37,7 +37,7 @@ def scored_of(record: IntrospectionRecord) -> list[Scored]:
 class IntrospectionReplay(Replay[IntrospectionRecord]):
     """A stored output, run again."""
 
-    def trace(self, sample: StoredSample, record: IntrospectionRecord) -> Trace:
+    def trace(self, sample: Sample, record: IntrospectionRecord) -> Trace:
         """What is stored of it."""
         numbers = [np.array(values, np.float64) for values in (record.token_logprobs, record.token_entropies)]
         return Trace(sample.tensors(), record.tensors, NextTokens(*numbers))

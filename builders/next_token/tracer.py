@@ -14,7 +14,7 @@ from tracekit.model.capture import NextTokens, Text, Trace, capture
 from tracekit.model.prompts import sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.model.vocabulary import token_strings
-from tracekit.read.store import TracedSample as StoredSample
+from tracekit.read.store import Sample
 from tracekit.run.metrics import perplexity
 from tracekit.run.recheck import Replay
 from tracekit.task import Place, TracedSample, Tracer
@@ -118,7 +118,7 @@ class NextTokenReplay(Replay[NextTokenRecord]):
         """The text of a window: every token but the first is scored."""
         return Text(record.token_ids, record.prompt_length, scored_from=1)
 
-    def trace(self, sample: StoredSample, record: NextTokenRecord) -> Trace:
+    def trace(self, sample: Sample, record: NextTokenRecord) -> Trace:
         """What is stored of it."""
         numbers = NextTokens(
             logprobs=np.array(record.next_true_logprob, np.float64),
