@@ -1,6 +1,6 @@
 """Every text architecture of transformers: verified, or refused by name, as builders/ARCHITECTURES.md says.
 
-A slice of it here; all of it under `-m slow`, some minutes.
+A few classes here; a slice and all of it under `-m slow`, some minutes.
 """
 
 import gc
@@ -48,6 +48,13 @@ SLICE = (
 )
 
 
+FEW = (
+    *("LlamaForCausalLM", "GPT2LMHeadModel", "GptOssForCausalLM", "JambaForCausalLM", "Gemma3nForCausalLM"),
+    *("MptForCausalLM", "BertForMultipleChoice"),
+)
+"""One of each kind: plain, fused, sinks, hybrid, refused, ALiBi, an encoder."""
+
+
 def judged(name: str) -> Row:
     """What a sweep says now, whatever transformers warns of."""
     with warnings.catch_warnings():
@@ -57,7 +64,7 @@ def judged(name: str) -> Row:
     return row
 
 
-@pytest.mark.parametrize("name", SLICE)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[] if one in FEW else pytest.mark.slow) for one in SLICE])
 def test_a_class_is_what_the_page_says(name: str) -> None:
     row = judged(name)
     assert cells(row) == committed()[name]
