@@ -39,6 +39,17 @@ class CsqaReplay(Replay[CsqaRecord]):
         return scored_of(record)
 
 
+class _Size(NamedTuple):
+    """What is kept of a question until its batch: prompts of a whole source are too many to hold."""
+
+    num_tokens: int
+    """Tokens of the prompt."""
+    num_needed: int
+    """Tokens of the prompt and its longest continuation."""
+    num_truncated: int
+    """Tokens cut off the question."""
+
+
 class _Prepared(NamedTuple):
     """A question as the model reads it."""
 
@@ -51,9 +62,10 @@ class _Prepared(NamedTuple):
     """Tokens cut off the question."""
 
     @property
-    def num_needed(self) -> int:
-        """Tokens of the prompt and its longest continuation."""
-        return len(self.prompt.token_ids) + max(map(len, [*self.letters, *self.texts]))
+    def size(self) -> _Size:
+        """What is kept of it."""
+        num_tokens = len(self.prompt.token_ids)
+        return _Size(num_tokens, num_tokens + max(map(len, [*self.letters, *self.texts])), self.num_truncated)
 
 
 class CsqaTracer(Tracer[CsqaQuestion]):
@@ -66,20 +78,20 @@ class CsqaTracer(Tracer[CsqaQuestion]):
         self._pool = read_questions(ChoiceSource(source="sample")).examples
         self._joint = answer_joint(self._prompter)
         self._limit = _limit(config)
-        self._prepared = {example.index: self._prepare(example) for example in examples}
+        self._sizes = {example.index: self._prepare(example).size for example in examples}
         self._check_fit(examples)
 
     def length(self, example: CsqaQuestion) -> int:
         """Prompt tokens."""
-        return len(self._prepared[example.index].prompt.token_ids)
+        return self._sizes[example.index].num_tokens
 
     def num_positions(self, example: CsqaQuestion) -> int:
         """Positions that the prompt and its longest option take."""
-        return self._prepared[example.index].num_needed
+        return self._sizes[example.index].num_needed
 
     def trace(self, traced: TracedModel, examples: Sequence[CsqaQuestion], place: Place) -> list[TracedSample]:
         """Capture the prompts of a batch, then score their options."""
-        prepared = [self._prepared[example.index] for example in examples]
+        prepared = [self._prepare(example) for example in examples]
         texts = [Text(one.prompt.token_ids, len(one.prompt.token_ids)) for one in prepared]
         traces = capture(traced, texts, self._config.capture)
         ids = [one.prompt.token_ids for one in prepared]
@@ -88,18 +100,18 @@ class CsqaTracer(Tracer[CsqaQuestion]):
         samples = []
         for i, example in enumerate(examples):
             here = place._replace(first_index=place.first_index + i)
-            record = self._record(traced, example, traces[i], letters[i], options[i], here)
+            record = self._record(traced, example, prepared[i], traces[i], letters[i], options[i], here)
             samples.append(TracedSample(record, texts[i], traces[i], scored_of(record)))
         return samples
 
     def _prepare(self, example: CsqaQuestion) -> _Prepared:
         """Render a question, without as much of its beginning as does not fit."""
         whole = self._render(example, example.question)
-        if self._limit is None or whole.num_needed <= self._limit:
+        if self._limit is None or whole.size.num_needed <= self._limit:
             return whole
         limit = self._limit
         kept = cut_to_fit(
-            self._tokenizer, example.question, lambda text: self._render(example, text).num_needed - limit
+            self._tokenizer, example.question, lambda text: self._render(example, text).size.num_needed - limit
         )
         if kept is None:
             return whole
@@ -131,15 +143,15 @@ class CsqaTracer(Tracer[CsqaQuestion]):
     def _check_fit(self, examples: Sequence[CsqaQuestion]) -> None:
         """Say what was cut. What cannot be cut enough is refused: here where a flag is at fault, by the run
         where the model has too few positions."""
-        prepared = [self._prepared[example.index] for example in examples]
-        unfit = [e for e, one in zip(examples, prepared, strict=True) if one.num_needed > (self._limit or 10**9)]
+        sizes = [self._sizes[example.index] for example in examples]
+        unfit = [e for e, size in zip(examples, sizes, strict=True) if size.num_needed > (self._limit or 10**9)]
         if unfit and self._config.max_seq_len != "auto":
-            least = max(self._render(example, example.question[-1:]).num_needed for example in unfit)
+            least = max(self._render(example, example.question[-1:]).size.num_needed for example in unfit)
             raise ConfigError(
                 f"{len(unfit)} questions do not fit {self._config.max_seq_len} tokens - at `$.max_seq_len`; the first, "
                 f"{unfit[0].example_id!r}: options and the words around them are never cut; give {least} at least"
             )
-        cut = [one.num_truncated for one in prepared if one.num_truncated]
+        cut = [size.num_truncated for size in sizes if size.num_truncated]
         if cut:
             say(
                 f"{len(cut)} of {len(examples)} questions lost their beginning, {sum(cut)} tokens in all, to fit "
@@ -150,12 +162,12 @@ class CsqaTracer(Tracer[CsqaQuestion]):
         self,
         traced: TracedModel,
         example: CsqaQuestion,
+        prepared: _Prepared,
         trace: Trace,
         letter_logprobs: list[float],
         text_logprobs: list[float],
         place: Place,
     ) -> CsqaRecord:
-        prepared = self._prepared[example.index]
         prompt, label = prepared.prompt, example.label_idx
         probs = softmax(letter_logprobs)
         normalized = [total / len(ids) for total, ids in zip(text_logprobs, prepared.texts, strict=True)]
