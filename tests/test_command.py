@@ -69,7 +69,7 @@ CASES = {
     ),
     "nonsense_entities": Case(
         "--num-names 2 --num-wordings 1 --controls 1 --limit 5 --max-new-tokens 2 --seed 9",
-        ("--species", "nonsense_entities/animals.tsv"),
+        ("--species", "nonsense_entities/nonsense_animals.tsv"),
     ),
     "replay": Case("--limit 3 --template-date 2020-02-02 --no-merge-adapter", ("--source", "replay/replay.jsonl")),
 }
