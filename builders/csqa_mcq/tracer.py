@@ -39,19 +39,24 @@ class CsqaMcqTracer(Tracer[CsqaQuestion]):
         longest = config.max_seq_len
         if longest == "auto":
             longest = min(max_positions(config.model) or _MAX_AUTO_LENGTH, _MAX_AUTO_LENGTH)
-        self._encoded = {e.index: encode_choices(tokenizer, e.question, e.choices, longest) for e in examples}
-        num_cut = sum(any(choice.num_cut for choice in choices) for choices in self._encoded.values())
+        self._longest = longest
+        self._lengths: dict[int, list[int]] = {}
+        num_cut = 0
+        for example in examples:
+            encoded = self._encode(example)
+            self._lengths[example.index] = [len(choice.input_ids) for choice in encoded]
+            num_cut += any(choice.num_cut for choice in encoded)
         if num_cut:
             say(f"{num_cut} of {len(examples)} questions exceed --max-seq-len {longest}; their start is cut")
         self._has_warned = False
 
     def length(self, example: CsqaQuestion) -> int:
         """Tokens of all options."""
-        return sum(len(choice.input_ids) for choice in self._encoded[example.index])
+        return sum(self._lengths[example.index])
 
     def num_positions(self, example: CsqaQuestion) -> int:
         """Positions that the longest option takes."""
-        return max(len(choice.input_ids) for choice in self._encoded[example.index])
+        return max(self._lengths[example.index])
 
     def trace(self, traced: TracedModel, examples: Sequence[CsqaQuestion], place: Place) -> list[TracedSample]:
         """Score and capture a batch of questions."""
@@ -61,17 +66,26 @@ class CsqaMcqTracer(Tracer[CsqaQuestion]):
                 f"WARNING: {traced.info.id} has no multiple-choice head; a random one stands in, so its predictions "
                 "mean nothing. Fine-tune first (python -m builders.finetune_csqa), then pass --model-path"
             )
-        items = [Choices([_text(choice) for choice in self._encoded[example.index]]) for example in examples]
+        encoded = [self._encode(example) for example in examples]
+        items = [Choices([_text(choice) for choice in choices]) for choices in encoded]
         traces = capture_choices(traced, items, self._capture)
         return [
-            TracedSample(self._record(traced, example, item, trace, place), item, trace)
-            for example, item, trace in zip(examples, items, traces, strict=True)
+            TracedSample(self._record(traced, example, choices, item, trace, place), item, trace)
+            for example, choices, item, trace in zip(examples, encoded, items, traces, strict=True)
         ]
 
+    def _encode(self, example: CsqaQuestion) -> list[EncodedChoice]:
+        return encode_choices(self._tokenizer, example.question, example.choices, self._longest)
+
     def _record(
-        self, traced: TracedModel, example: CsqaQuestion, item: Choices, trace: ChoiceTrace, place: Place
+        self,
+        traced: TracedModel,
+        example: CsqaQuestion,
+        encoded: Sequence[EncodedChoice],
+        item: Choices,
+        trace: ChoiceTrace,
+        place: Place,
     ) -> CsqaMcqRecord:
-        encoded = self._encoded[example.index]
         prompt = "\n".join(choice.text for choice in encoded)
         probs = softmax(trace.logits)
         segments = [text.token_type_ids for text in item.texts]
