@@ -43,11 +43,22 @@ def rewrite_json(path: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+def leave_a_pointer(path: Path) -> None:
+    """What `git clone` leaves of a large file where Git LFS is not installed."""
+    size = path.stat().st_size
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {size}\n")
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit in a tensor": (lambda d: flip(d / SHARD, 9000), "SHA-256 is not the manifest's"),
     "a bit in a tar header": (lambda d: flip(d / SHARD, 3), "SHA-256|no tar header"),
     "a shard cut inside": (lambda d: cut(d / SHARD, 3000), "bytes, the manifest says"),
     "a shard cut at a member boundary": (lambda d: cut(d / SHARD, 1024), "bytes, the manifest says"),
+    "a pointer of Git LFS": (lambda d: leave_a_pointer(d / SHARD), "run `git lfs pull`"),
+    "a table's pointer of Git LFS": (
+        lambda d: leave_a_pointer(d / "records/trivia_qa/validation.parquet"),
+        "run `git lfs pull`",
+    ),
     "a missing shard": (lambda d: (d / SHARD).unlink(), "missing"),
     "a stranger in data": (
         lambda d: shutil.copy(d / SHARD, d / "data/trivia_qa/validation-00099.tar"),

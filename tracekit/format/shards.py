@@ -62,12 +62,14 @@ __all__ = [
     "iter_samples",
     "read_sample",
     "sha256_file",
+    "size_fault",
 ]
 
 JSON_SUFFIX = ".json"
 TENSORS_SUFFIX = ".safetensors"
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
+_LFS_POINTER = b"version https://git-lfs.github.com/"
 _CHUNK_BYTES = 1 << 20
 _MAX_BUFFERS = 512  # writev takes 1024 at most on Linux and macOS
 
@@ -440,6 +442,18 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_fault(path: Path, num_bytes: int) -> str | None:
+    """What is wrong with a file that should have so many bytes; None where nothing is."""
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+        found = file.seek(0, os.SEEK_END)
+    if found == num_bytes:
+        return None
+    if start == _LFS_POINTER:
+        return f"{found} bytes, a Git LFS pointer in place of the {num_bytes} bytes of the file; run `git lfs pull`"
+    return f"{found} bytes, the manifest says {num_bytes}"
 
 
 def read_sample(file: BinaryIO, sample: RawSample) -> tuple[bytes, bytes]:

@@ -28,6 +28,7 @@ from tracekit.format.journal import Sent, can_write_journal, is_sent, read_journ
 from tracekit.format.layout import Layout, config_names, inside, sweep
 from tracekit.format.manifest import read_manifest
 from tracekit.format.release import Change, Version, VersionStep, change_between, check_version
+from tracekit.format.shards import size_fault
 from tracekit.hub import HubRepo, RemoteFile, StaleParentError, Upload, quiet_client
 from tracekit.publish.contents import Contents, note_card, small_files
 from tracekit.publish.snapshot import EMPTY, Large, OnHub, has_file, merged, read_local, read_remote, state_at
@@ -182,11 +183,8 @@ class _Publication:
         root, repo_id = self._local.root, self._repo.repo_id
         for path, info in to_send.items():
             here = inside(root, path)
-            if here.exists() and here.stat().st_size != info.num_bytes:
-                raise CorruptShardError(
-                    f"{here} has {here.stat().st_size} bytes, its manifest says {info.num_bytes}; run "
-                    "`tracekit verify` on the dataset"
-                )
+            if here.exists() and (fault := size_fault(here, info.num_bytes)):
+                raise CorruptShardError(f"{here} has {fault}; run `tracekit verify` on the dataset")
         gone = [path for path in to_send if not inside(root, path).exists()]
         if not gone:
             return

@@ -36,7 +36,7 @@ from tracekit.format.manifest import (
     read_struct,
     shard_names,
 )
-from tracekit.format.shards import sha256_file
+from tracekit.format.shards import sha256_file, size_fault
 from tracekit.hub import HubPath
 from tracekit.read.arrow_rows import Reader, column_reader
 from tracekit.read.remote import ByteRange, RemoteShards, open_remote
@@ -169,9 +169,9 @@ class MappedShards:
                 f"shard {path} cannot be read ({error.strerror or 'not there'}): {_where_sent(path)}"
             ) from error
         if buffer.size != self._sizes[path]:
+            fault = size_fault(path, self._sizes[path])
             raise CorruptShardError(
-                f"{path} has {buffer.size} bytes, expected {self._sizes[path]}. Run `tracekit verify` on the dataset, "
-                "then fetch or make the shard again"
+                f"{path} has {fault}. Run `tracekit verify` on the dataset, then fetch or make the shard again"
             )
         return memoryview(buffer)
 

@@ -34,7 +34,7 @@ import numpy as np
 from tracekit.errors import UNREADABLE, ConfigError, CorruptShardError, DatasetError, HubError, SampleNotFoundError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, ShardInfo, read_manifest, read_plan, read_schema
-from tracekit.format.shards import sha256_file
+from tracekit.format.shards import sha256_file, size_fault
 from tracekit.hub import HubPath, fetch
 from tracekit.read.accessors import handed_out
 from tracekit.read.remote import open_remote
@@ -488,16 +488,14 @@ def _reader(source: _Source, choice: _Choice, shards: Sequence[ShardInfo], *, ch
     reader = _Reader(str(layout.root), layout.config, choice, check=check)
     for shard in shards:
         path = layout.shard(shard.name)
-        num_bytes = path.stat().st_size if path.is_file() else None
-        if num_bytes is None:
+        if not path.is_file():
             raise DatasetError(
                 f"shard {path} is missing, which by the manifest holds {shard.num_samples} samples. Make or fetch it "
                 "again; map-style, `sites=[]` loads the records without it"
             )
-        if num_bytes != shard.num_bytes:
+        if fault := size_fault(path, shard.num_bytes):
             raise CorruptShardError(
-                f"{path} has {num_bytes} bytes, the manifest says {shard.num_bytes}. Run `tracekit verify` on the "
-                "dataset, then fetch or make the shard again"
+                f"{path} has {fault}. Run `tracekit verify` on the dataset, then fetch or make the shard again"
             )
     if shards:
         reader.row(shards[0].first_key)

@@ -50,7 +50,7 @@ from tracekit.format.manifest import (
     shard_number,
     sidecar_checksum,
 )
-from tracekit.format.shards import RawSample, index_of, iter_samples, read_sample, sha256_file
+from tracekit.format.shards import RawSample, index_of, iter_samples, read_sample, sha256_file, size_fault
 from tracekit.read.comparing import SplitTables, sidecar_problems
 from tracekit.read.index import schema_of
 from tracekit.records import Record, RecordSchema, check_schema, decode_record
@@ -170,14 +170,12 @@ class _Config:
         if not path.exists():
             return [f"{where}: missing", *self.from_sidecar(shard)]
         problems = []
+        fault = size_fault(path, shard.num_bytes)
         if (num_bytes := path.stat().st_size) > shard.num_bytes:
-            return [
-                f"{where}: {num_bytes} bytes, the manifest says {shard.num_bytes}",
-                *self.from_sidecar(shard),
-            ]
+            return [f"{where}: {fault}", *self.from_sidecar(shard)]
         sha256 = sha256_file(path)
-        if num_bytes != shard.num_bytes:
-            problems.append(f"{where}: {num_bytes} bytes, the manifest says {shard.num_bytes}")
+        if fault:
+            problems.append(f"{where}: {fault}")
         elif sha256 != shard.sha256:
             problems.append(f"{where}: SHA-256 is not the manifest's; its bytes were altered")
         found: list[tuple[SampleIndex, bytes]] = []
@@ -287,8 +285,8 @@ class _Config:
                 continue
             if not path.exists():
                 problems.append(f"{file.path}: missing")
-            elif (num_bytes := path.stat().st_size) != file.num_bytes:
-                problems.append(f"{file.path}: {num_bytes} bytes, the manifest says {file.num_bytes}")
+            elif fault := size_fault(path, file.num_bytes):
+                problems.append(f"{file.path}: {fault}")
             elif sha256_file(path) != file.sha256:
                 problems.append(f"{file.path}: SHA-256 is not the manifest's")
         for split in self.manifest.splits:
