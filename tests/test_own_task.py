@@ -222,10 +222,26 @@ class DictRecord(AnsweredRecord, tag="some"):
     """A map with keys that depend on the data."""
 
 
+class SetRecord(AnsweredRecord, tag="some"):
+    """A record of a type without an order."""
+
+    words: list[set[str]]
+    """Words."""
+
+
+class ComplexRecord(AnsweredRecord, tag="some"):
+    """A record of a type that JSON does not have."""
+
+    wave: complex
+    """A number."""
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"record": DictRecord}, r"DictRecord.*\$\.counts"),
+        ({"record": DictRecord}, r"^DictRecord.*\$\.counts"),
+        ({"record": SetRecord}, r"^SetRecord\.words: set.*use a list"),
+        ({"record": ComplexRecord}, r"^ComplexRecord\.wave: type .*complex.* is not supported; records have"),
         ({"name": "other"}, "'other'.*SomeRecord has the tag 'some'.*tag='other'"),
         ({"outcome": answered(correct="is_correct")}, "'some'.*'is_correct'.*no field of SomeRecord.*is_right"),
         ({"outcome": Outcome(same=["nothing"])}, "'nothing'.*no field of SomeRecord"),

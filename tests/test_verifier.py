@@ -99,7 +99,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def test_an_untouched_dataset_is_right_and_stays_as_it_is(finished: Path):
     before = hashes(finished)
-    report = verify(finished)
+    report = verify(str(finished))
     assert report.problems == []
     assert report.num_samples == 12
     assert report.num_bytes == sum(path.stat().st_size for path in finished.glob("data/*/*.tar"))

@@ -88,12 +88,15 @@ class Report(NamedTuple):
     """Shards that are not here but, by the journal, were sent to the Hub as their sidecars say; they were not read."""
 
 
-def verify(root: Path, *, config: str | None = None, progress: Callable[[int], object] = lambda done: None) -> Report:
+def verify(
+    root: Path | str, *, config: str | None = None, progress: Callable[[int], object] = lambda done: None
+) -> Report:
     """Check a dataset folder; `progress` is told of every shard's bytes.
 
     Raises:
         DatasetError: the folder is no dataset, or has no such configuration.
     """
+    root = Path(root)
     names = config_names(root)
     if config is not None and config not in names:
         raise DatasetError(f"{str(root)!r} has no configuration {config!r}; it has {', '.join(names)}")

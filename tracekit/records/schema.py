@@ -102,9 +102,10 @@ class RecordSchema:
                         properties[name]["description"] = text
             return RecordSchema(document, where=record_type.__name__)
         except (DatasetError, TypeError) as error:
+            fault = str(error) if isinstance(error, DatasetError) else _type_fault(record_type, error)
             raise ConfigError(
-                f"{record_type.__name__}: {error}; records have texts, numbers, true and false, lists and Structs of "
-                "these, each perhaps `| None`"
+                f"{fault}; records have texts, numbers, true and false, lists and Structs of these, each perhaps "
+                "`| None`"
             ) from error
 
     @classmethod
@@ -378,14 +379,25 @@ def field_docs(struct: type) -> dict[str, str]:
     return docs
 
 
-def _structs_of(record_type: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
-    """A Struct and all Structs inside it.
+def _type_fault(record_type: type[msgspec.Struct], error: TypeError) -> str:
+    """Which field has a type without a schema, and why it has none."""
+    for field in msgspec.structs.fields(record_type):
+        try:
+            _structs_of(field.type)
+            msgspec.json.schema(field.type)
+        except TypeError as fault:
+            return f"{record_type.__name__}.{field.name}: {str(fault).splitlines()[-1]}"
+    return f"{record_type.__name__}: {error}"
+
+
+def _structs_of(annotation: Any) -> list[type[msgspec.Struct]]:
+    """All Structs inside a type, itself included.
 
     Raises:
         TypeError: a set, which has no order.
     """
     found: list[type[msgspec.Struct]] = []
-    waiting: list[Any] = [record_type]
+    waiting: list[Any] = [annotation]
     while waiting:
         annotation = waiting.pop()
         if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
