@@ -241,7 +241,7 @@ def _decode_cells(line: bytes) -> dict[str, Any]:
     return {str(number): cell for number, cell in enumerate(cells, start=1)}
 
 
-# CoNLL-U
+# CoNLL-U: read here, for the package `conllu` also splits at two spaces and takes lines with too few columns
 
 _CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 

@@ -1,9 +1,8 @@
 """Treebank sentences: gold words, and where each stands in the sentence's text.
 
 Two forms are read: the columns of a CoNLL-U file (builders.kit.sources makes lists of them), and the rows of the
-treebanks
-on the Hub, whose `tokens` are the words alone, with multi-word tokens in `mwt` and empty nodes in `empty_nodes`; in
-older copies the three stand mixed in `tokens`, without ids.
+treebanks on the Hub, whose `tokens` are the words alone, with multi-word tokens in `mwt` and empty nodes in
+`empty_nodes`; in older copies the three stand mixed in `tokens`, without ids.
 
     text    They didn't go.
     words   1 They   2-3 didn't   2 did   3 n't   4 go   4.1 home   5 .      (4.1 is understood, and stands nowhere)
