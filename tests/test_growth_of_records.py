@@ -2,6 +2,7 @@
 nothing continues what it does not know. Each is made of a finished run by the library's own writer."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from tracekit.format.shards import ShardWriter, iter_samples, read_sample, sha25
 from tracekit.records import GenerationSettings, ModelInfo, Record, RecordSchema, Span, encode_record
 from tracekit.run.finish import finish
 from tracekit.run.merge import merge
+from tracekit.task import record_type_of
 from tracekit.tensors import TensorSpec, decode, encode
 
 LATER = {"later_field": [{"a": 1}, None]}
@@ -222,6 +224,18 @@ def test_a_field_of_a_task_that_is_not_installed_is_an_attribute(other: Other):
     with TraceStore(other.folder) as store:
         record = store[0].record
     assert getattr(record, "mood", None) == (other.mood if other.task == "elsewhere" else None)
+
+
+def test_structs_without_a_field_that_the_installed_task_needs_are_read_by_the_schema(
+    capsys: pytest.CaptureFixture[str],
+):
+    document = json.loads(json.dumps(RecordSchema.of(TriviaQARecord).document))
+    assert record_type_of("trivia_qa", RecordSchema(document)) is TriviaQARecord
+    fields = document["$defs"]["SampledAnswer"]
+    removed = fields["required"][0]
+    del fields["properties"][removed]
+    assert record_type_of("trivia_qa", RecordSchema(document)) is not TriviaQARecord
+    assert "another field 'samples'" in capsys.readouterr().err
 
 
 def test_without_shards_records_come_from_the_table(other: Other, finished: Path, tmp_path: Path):
@@ -434,6 +448,30 @@ def test_a_task_that_is_not_installed_is_named_where_its_code_is_needed(
         merge([folder], tmp_path / "merged")
     assert main(["verify", str(folder), "--replay", "1", "--model", str(model)]) == 1
     assert "--replay needs the code of the task 'elsewhere', which is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("asked", "nothing", r"'nothing' \(asked\), which is no field"),
+        ("correct", "model", r"'model' \(correct\), which is of another type than boolean"),
+        ("options", "seed", r"'seed' \(options\), which is of another type than list of {label, text}"),
+        ("answer", "model.id", r"'model.id' \(answer\), which is no field"),
+    ],
+)
+def test_an_outcome_that_is_not_of_the_records_is_refused_with_its_field(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: str, said: str
+):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    path = folder / "manifests/trivia_qa.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["about"]["outcome"][field] = value
+    path.write_text(json.dumps(manifest))
+    with TraceStore(folder) as store:
+        assert store[0].record.task_name() == "trivia_qa"
+    for command in (["show"], ["show", "--stats"], ["diff", str(folder)]):
+        assert main([command[0], str(folder), *command[1:]]) == 1
+        assert re.search(said, capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------- verification by the dataset's own schema

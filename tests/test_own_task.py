@@ -174,12 +174,18 @@ def test_an_installed_package_gives_the_type_of_its_records(run: Path, tmp_path:
     assert (said.stdout, said.stderr) == ("capitals_of_countries\n", "")
 
 
-def test_a_package_that_cannot_be_imported_is_read_by_the_schema_with_a_warning(run: Path, tmp_path: Path):
-    packaged(tmp_path / "site", "geography", "broken_capitals", "import nothing_of_this_name\n" + BLOCK)
+@pytest.mark.parametrize(
+    ("line", "fault"), [("import nothing_of_this_name", "nothing_of_this_name"), ("exit(3)", "SystemExit: 3")]
+)
+def test_a_package_that_cannot_be_imported_is_read_by_the_schema_with_a_warning(
+    run: Path, tmp_path: Path, line: str, fault: str
+):
+    packaged(tmp_path / "site", "geography", "broken_capitals", f"print('loud')\n{line}\n{BLOCK}")
     said = python("-m", "tracekit.cli", "show", str(run), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert "Bolivia" in said.stdout
+    assert "loud" not in said.stdout
     (warning,) = [line for line in said.stderr.splitlines() if "warning" in line]
-    for word in ("'capitals'", "broken_capitals:TASK", "nothing_of_this_name"):
+    for word in ("'capitals'", "broken_capitals:TASK", fault):
         assert word in warning
 
 
@@ -245,6 +251,10 @@ class ComplexRecord(AnsweredRecord, tag="some"):
         ({"name": "other"}, "'other'.*SomeRecord has the tag 'some'.*tag='other'"),
         ({"outcome": answered(correct="is_correct")}, "'some'.*'is_correct'.*no field of SomeRecord.*is_right"),
         ({"outcome": Outcome(same=["nothing"])}, "'nothing'.*no field of SomeRecord"),
+        ({"outcome": Outcome(occasions=["model.weight"])}, "'model.weight'.*no field of SomeRecord"),
+        ({"outcome": Outcome(answer="model.id")}, "'model.id'.*no field of SomeRecord"),
+        ({"outcome": answered(correct="prompt")}, "'prompt' .correct.*another type than boolean"),
+        ({"outcome": Outcome(options="spans")}, "'spans' .options.*list of {label, text}"),
         ({"ask": None}, "'some' needs either `ask` or `tracer`"),
         ({"name": "a task"}, "'a task'.*letters, digits"),
     ],

@@ -17,6 +17,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -30,7 +31,8 @@ from tracekit.console import say
 from tracekit.errors import ConfigError, DatasetError
 from tracekit.format.manifest import Manifest, Plan, SourceInfo
 from tracekit.format.shards import sha256_file
-from tracekit.records import About, Outcome, Record, RecordSchema
+from tracekit.records import About, Outcome, Record, RecordSchema, outcome_fault
+from tracekit.records.schema import Field, Node
 
 if TYPE_CHECKING:
     from tracekit.answering import Answered
@@ -275,12 +277,8 @@ class Task(Generic[ConfigT, ExampleT]):
             )
         if (self.ask is None) == (self.tracer is None):
             raise ConfigError(f"task {self.name!r} needs either `ask` or `tracer`")
-        known = RecordSchema.of(self.record).names
-        if unknown := [path for path in self.outcome.paths() if path.partition(".")[0] not in known]:
-            raise ConfigError(
-                f"task {self.name!r}: its outcome names {unknown[0]!r}, which is no field of {self.record.__name__}; "
-                f"fields: {', '.join(known)}"
-            )
+        if fault := outcome_fault(self.outcome, RecordSchema.of(self.record)):
+            raise ConfigError(f"task {self.name!r}: its outcome {fault}")
 
     @property
     def about(self) -> About:
@@ -339,8 +337,9 @@ def find_task(name: str) -> Task[Any, Any] | None:
     if not points:
         return None
     try:
-        task = points[0].load()
-    except Exception as error:  # noqa: BLE001 - a stranger's module may fail in any way, and reading goes without it
+        with redirect_stdout(sys.stderr):  # what a module prints on being imported is no part of an answer
+            task = points[0].load()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's module may fail in any way, and reading goes without it
         say(f"warning: the task {name!r} cannot be imported from {points[0].value}: {type(error).__name__}: {error}")
         return None
     if not isinstance(task, Task) or task.name != name:
@@ -370,27 +369,28 @@ def record_type_of(name: str, schema: RecordSchema) -> type[Record]:
     task = find_task(name)
     if task is None:
         return schema.record_type
-    stored = dict(schema.without_docs()[3])
-    own = RecordSchema.of(task.record)
-    for one, (_, node) in zip(own.fields, own.without_docs()[3], strict=True):
-        if one.name in stored and _reads(node, stored[one.name]):
-            continue
-        if one.name in stored or one.is_required:
-            say(f"warning: records of the task {name!r} here have another field {one.name!r} than the installed task's")
-            return schema.record_type
-    return task.record
+    other = _other_field(RecordSchema.of(task.record).fields, schema.fields)
+    if other is not None:
+        say(f"warning: records of the task {name!r} here have another field {other!r} than the installed task's")
+    return task.record if other is None else schema.record_type
 
 
-def _reads(node: Any, stored: Any) -> bool:
-    """Whether what a node describes takes what is stored: the same, null besides, or objects with other fields."""
-    kind, is_nullable, items, fields = node
-    stored_kind, is_stored_nullable, stored_items, stored_fields = stored
-    if kind != stored_kind or (is_stored_nullable and not is_nullable):
+def _other_field(own: Sequence[Field], stored: Sequence[Field]) -> str | None:
+    """The first field that cannot be read as what is stored: of another type, or required and not there."""
+    there = {one.name: one.node for one in stored}
+    for one in own:
+        if not _reads(one.node, there[one.name]) if one.name in there else one.is_required:
+            return one.name
+    return None
+
+
+def _reads(own: Node, stored: Node) -> bool:
+    """Whether a type takes what is stored: the same, null besides, or objects with other fields."""
+    if own.kind != stored.kind or (stored.is_nullable and not own.is_nullable):
         return False
-    if items is not None and not _reads(items, stored_items):
-        return False
-    there = dict(stored_fields)
-    return all(_reads(inner, there[name]) for name, inner in fields if name in there)
+    if own.items is not None and stored.items is not None:
+        return _reads(own.items, stored.items)
+    return _other_field(own.fields, stored.fields) is None
 
 
 def about_of(described: Manifest | Plan) -> About:

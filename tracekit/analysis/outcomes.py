@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.card.calibration import NUM_BINS, Calibration, calibrate
-from tracekit.errors import ConfigError, DatasetError
+from tracekit.errors import ConfigError
 from tracekit.read.filters import dig, parse_filter, rows_where
 from tracekit.read.remote import Listing
 from tracekit.read.store import TraceStore
@@ -171,7 +171,7 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
 
 
 def _not_extra(store: TraceStore, rows: Sequence[int]) -> Sequence[int]:
-    """The rows that are no drawn answers beside deterministic ones, see `Record.is_extra`."""
+    """The rows that are no drawn answers beside deterministic ones."""
     if not store.about.outcome.drawn_are_extra:
         return rows
     indices = store.columns(["sample_index"])["sample_index"].to_numpy()
@@ -191,9 +191,6 @@ def _columns(store: TraceStore, fields: Outcome, rows: Sequence[int]) -> dict[st
         *(fields.correct, fields.answer, fields.probs, fields.most_probable, fields.most_probable_correct),
         *(fields.bins, fields.kind),
     )
-    known = {*store.schema.names}
-    if unknown := [path for path in fields.paths() if path.split(".")[0] not in known]:
-        raise DatasetError(f"{store!r}: its manifest names the field {unknown[0]!r}, which its records do not have")
     wanted = (
         *("key", "question_id", "sample_index", "input_sha256"),
         *(*fields.same, *fields.confidences),
@@ -274,19 +271,18 @@ def _joined_verdicts(
     """Whether the most probable letter of the judging pass is right, by question; and why that cannot be told, if
     so."""
     nothing: list[bool | None] = [None] * len(questions)
-    judge, kind = fields.judged_in, fields.kind
-    if judge is None or kind is None:
+    judge, kind, right = fields.judged_in, fields.kind, fields.most_probable_correct
+    if judge is None or kind is None or right is None:
         return nothing, "the dataset does not say which pass says whether the model is right"
     if not config.endswith(asked_for):
         return nothing, f"configuration {config!r} is not named ...{asked_for}, so that its pass {judge} is not known"
     judging = config.removesuffix(asked_for) + judge
     if judging not in listing.configs:
         return nothing, f"the dataset has no configuration {judging!r} that says whether the model is right"
-    assert fields.most_probable_correct is not None, fields
     with TraceStore(str(listing.path), config=judging) as store:
         if judge not in store.columns([kind])[kind].to_pylist()[:1]:
             return nothing, f"configuration {judging!r} is not the pass {judge!r}"
-        names = ["question_id", "sample_index", fields.most_probable_correct]
+        names = ["question_id", "sample_index", right]
         table = store.columns(names)
         judged = list(zip(*[table[name].to_pylist() for name in names], strict=True))
         if where and len({row[:2] for row in judged}) < len(judged):

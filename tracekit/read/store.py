@@ -39,7 +39,7 @@ from tracekit.read.remote import ByteRange, RemoteShards, check_files
 from tracekit.read.rows import Rows, ranges_of
 from tracekit.read.sample import Sample
 from tracekit.read.stacking import Stacked, Tokens, check_choice_tokens, is_single, stack_choices, stack_samples
-from tracekit.records import About
+from tracekit.records import About, outcome_fault
 from tracekit.tensors import site_of
 
 __all__ = ["Sample", "Split", "StoreInfo", "TraceStore"]
@@ -245,8 +245,17 @@ class TraceStore(Accessors):
 
     @property
     def about(self) -> About:
-        """What the dataset says of its task: which fields of the records say what. Of several folders, the first's."""
-        return self._folders[0].about
+        """What the dataset says of its task: which fields of the records say what. Of several folders, the first's.
+
+        Raises:
+            DatasetError: it names a field that the records do not have, or one of another type.
+        """
+        first = self._folders[0]
+        if fault := outcome_fault(first.about.outcome, first.schema):
+            raise DatasetError(
+                f"{self!r}: its outcome {fault}; everything but stats, `show` and `diff` goes without it"
+            )
+        return first.about
 
     def info(self) -> StoreInfo:
         """Summary: configurations, models, splits, sizes, stored tensors, proven errors."""

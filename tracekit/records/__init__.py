@@ -27,7 +27,7 @@ from tracekit.records.base import (
     check_schema,
 )
 from tracekit.records.message import Message
-from tracekit.records.outcome import LARGE_SHARE, About, Mean, Number, Outcome, accuracy, answered
+from tracekit.records.outcome import LARGE_SHARE, About, Mean, Number, Outcome, accuracy, answered, outcome_fault
 from tracekit.records.responses import AnsweredRecord, ResponseRecord, SampledAnswer
 from tracekit.records.schema import RecordSchema, field_docs, schema_differences
 
@@ -55,6 +55,7 @@ __all__ = [
     "decode_record",
     "encode_record",
     "field_docs",
+    "outcome_fault",
     "schema_differences",
     "task_of",
 ]

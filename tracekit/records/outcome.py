@@ -1,12 +1,14 @@
 """Outcome: which fields of a task's records say what. It is stored in plan and manifest, so that a dataset is read
 without its task's code: by `show`, `diff`, cards, figures and whatever comes later."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import msgspec
 
-__all__ = ["LARGE_SHARE", "About", "Mean", "Number", "Outcome", "accuracy", "answered"]
+from tracekit.records.schema import Node, RecordSchema
+
+__all__ = ["LARGE_SHARE", "About", "Mean", "Number", "Outcome", "accuracy", "answered", "outcome_fault"]
 
 LARGE_SHARE = 0.2
 """Above this share of answers that were cut, labels say more of the limit than of the model."""
@@ -102,14 +104,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         """The same with other fields in the place of some."""
         return msgspec.structs.replace(self, **others)
 
-    def paths(self) -> Iterator[str]:
-        """Every path that is named."""
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """Every path to a field, after the name of what it says."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if name in ("judged_in", "rule", "has_letters", "drawn_are_extra") or value is None:
                 continue
             for one in [value] if isinstance(value, str) else value:
-                yield one if isinstance(one, str) else one.field
+                kind = "shares" if isinstance(one, Mean) and one.of_null else name
+                yield kind, one if isinstance(one, str) else one.field
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +126,63 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     """Which fields say what."""
     are_values_finite: bool = True
     """False where the model may give values that are not finite: they are counted in the records."""
+
+
+_NUMBERS = ("boolean", "integer", "number")
+_SCALARS = ("string", *_NUMBERS)
+_LISTS = tuple(f"list of {kind}" for kind in _NUMBERS)
+_TYPES = {
+    "answer": _SCALARS,
+    "correct": ("boolean",),
+    "options": ("list of {label, text}",),
+    "numbers": (*_NUMBERS, *_LISTS),
+    "means": _NUMBERS,
+    "entropies": _LISTS,
+    "probs": _LISTS,
+    "most_probable": _SCALARS,
+    "most_probable_correct": ("boolean",),
+    "confidences": _NUMBERS,
+    "bins": ("list of {label, low, high, midpoint}",),
+    "kind": ("string",),
+    "failure": ("string",),
+    "group": ("string",),
+    "occasions": _SCALARS,
+    "made_from": ("string",),
+    "shard": ("integer",),
+}
+"""Types that a field may have, by what it says; any where it stands not here."""
+_OF_LETTERS = ("answer", "gold", "most_probable")
+_DOTTED = ("occasions", "conditions")
+
+
+def outcome_fault(outcome: Outcome, schema: RecordSchema) -> str | None:
+    """What is wrong with an outcome of records of a schema: a field that they do not have, or one of another type."""
+    for name, path in outcome.paths():
+        node = _node_at(schema, path.split(".") if name in _DOTTED else [path])
+        if node is None:
+            return f"names {path!r} ({name}), which is no field of {schema.name}; fields: {', '.join(schema.names)}"
+        allowed = ("string",) if outcome.has_letters and name in _OF_LETTERS else _TYPES.get(name, ())
+        if allowed and not any(_is_of(node, one) for one in allowed):
+            return f"names {path!r} ({name}), which is of another type than {' or '.join(allowed)}"
+    return None
+
+
+def _node_at(schema: RecordSchema, path: Sequence[str]) -> Node | None:
+    """The type of what lies at a path."""
+    fields, node = schema.fields, None
+    for name in path:
+        node = next((one.node for one in fields if one.name == name), None)
+        fields = () if node is None else node.fields
+    return node
+
+
+def _is_of(node: Node, kind: str) -> bool:
+    """Whether a type is what is asked for; null besides, and objects may have other fields too."""
+    if kind.startswith("list of "):
+        return node.items is not None and _is_of(node.items, kind.removeprefix("list of "))
+    if kind.startswith("{"):
+        return {*kind.strip("{}").split(", ")} <= {one.name for one in node.fields if one.node.kind in _SCALARS}
+    return node.kind == kind
 
 
 def accuracy(field: str, *, name: str = "accuracy") -> Mean:

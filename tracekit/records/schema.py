@@ -134,10 +134,6 @@ class RecordSchema:
         """The file."""
         return msgspec.json.format(msgspec.json.encode(self.document), indent=2)
 
-    def without_docs(self) -> Any:
-        """What has to be equal in two schemas of the same fields: their order, names and types."""
-        return _bare(Node("object", fields=self.fields))
-
     @cached_property
     def arrow(self) -> "pa.Schema":
         """Arrow schema: `task`, then the fields in order."""
@@ -350,11 +346,6 @@ def _arrow_type(node: Node) -> "pa.DataType":
     if node.kind == "object":
         return pa.struct([_arrow_field(field) for field in node.fields])
     return {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[node.kind]
-
-
-def _bare(node: Node) -> Any:
-    items = None if node.items is None else _bare(node.items)
-    return (node.kind, node.is_nullable, items, [(field.name, _bare(field.node)) for field in node.fields])
 
 
 @cache
