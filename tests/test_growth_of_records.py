@@ -583,7 +583,15 @@ def test_a_schema_without_a_field_of_every_record_is_refused(name: str):
         RecordSchema(base)
 
 
-@pytest.mark.parametrize("tag", [None, {"type": "string"}, {"enum": ["a", "b"]}, {"enum": []}])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        None,
+        {"type": "string"},
+        *({"enum": names} for names in (["a", "b"], [], [""], ["../a"], ["a\n"])),
+        *({"anyOf": [{"type": "string"}, {"type": "null"}], "enum": one} for one in (5, [5])),
+    ],
+)
 def test_a_schema_without_a_task_is_refused(tag: Any):
     base = document(task=tag)
     if tag is None:

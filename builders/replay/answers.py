@@ -10,7 +10,7 @@
                 token_ids output_token_ids generated_token_ids   its ids
                 outputs choices                                  [{"text" or "message", "token_ids", "finish_reason"}]
                 reasoning_content reasoning thinking             what the model thought, without its markers
-    ended       finish_reason, stop_reason and the like          builders/endings.py
+    ended       finish_reason, stop_reason and the like          builders/replay/endings.py
     identity    id key custom_id request_id question_id; model
 
 A conversation that ends with the assistant's message holds its own answer. A log may keep the request under `request`

@@ -37,7 +37,7 @@ _MAX_NODES = 5000
 """Types in a schema, each counted where it is used; the largest of tracekit's own have 100."""
 _MAX_DEPTH = 40
 """Types inside one another, references and nulls counted; those of tracekit's own have 7."""
-_DOCS = "FIELD_DOCS"
+_DOCS = "_FIELD_DOCS"
 
 
 class Node(NamedTuple):
@@ -279,11 +279,16 @@ class _Reader:
             node = self._node(one, f"{path}.{name}", (*inside, ""))
             doc, default = one.get("description", ""), one.get("default")
             if name == _TAG and path == "$":
-                default = one["enum"][0] if "enum" in one and len(one["enum"]) == 1 else None
+                default = self._task_name(one.get("enum"))
             elif "default" in one:
                 self._check_default(default, node, f"{path}.{name}")
             fields.append(Field(name, node, doc if isinstance(doc, str) else "", name in required, default))
         return Node("object", name=title, fields=tuple(fields))
+
+    def _task_name(self, names: Any) -> str | None:
+        """The one name of an enum; None where it is none that a task may have."""
+        one = names[0] if isinstance(names, list) and len(names) == 1 else None
+        return one if isinstance(one, str) and _NAME.fullmatch(one) else None
 
     def _check_name(self, name: Any, path: str) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
