@@ -82,6 +82,8 @@ def test_means_of_the_tasks_numbers(found: dict[str, ConfigStats]):
     means = {mean.name: mean for mean in found["mcq"].means}
     assert set(means) == {"entropy", "allowed_mass", "logit_margin", "confidence"}
     assert means["confidence"].mean == pytest.approx((0.7 + 0.6 + 0.4 + 0.75 + 0.75) / 5)
+    assert (means["entropy"].unit, means["allowed_mass"].unit) == ("nats", "")
+    assert any(line.startswith("  mean entropy, nats ") for line in stats_lines(found["mcq"]))
     assert (means["allowed_mass"].mean, means["allowed_mass"].std) == (0.5, 0.0)
 
 

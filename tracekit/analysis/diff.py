@@ -287,6 +287,7 @@ def _shifts(a: Outcomes, b: Outcomes) -> list[Shift]:
         found.append(
             Shift(
                 name=name,
+                unit=a.units.get(name, ""),
                 num=len(steps),
                 mean_a=float(values[is_there].mean()),
                 mean_b=float(others[is_there].mean()),

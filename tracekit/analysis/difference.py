@@ -62,9 +62,11 @@ class Shift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How a number moved from a to b, over the common samples that have it on both sides."""
 
     name: str
-    """The number: `entropy` (nats), `loss` (nats), ...; `confidence` (0 to 1), expected by the probabilities where it
-    was asked for, else the probability of the most probable option; `stated_confidence` (0 to 1), the midpoint of the
-    bin that the output named."""
+    """The number, as the task calls it; `confidence` (0 to 1), expected by the probabilities where it was asked for,
+    else the probability of the most probable option; `stated_confidence` (0 to 1), the midpoint of the bin that the
+    output named."""
+    unit: str
+    """Its unit in a, as `nats`; empty where it has none."""
     num: int
     """Samples."""
     mean_a: float

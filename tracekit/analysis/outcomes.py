@@ -64,6 +64,8 @@ class Outcomes(NamedTuple):
     """The answers, None where there is none; None for a task without."""
     numbers: dict[str, np.ndarray]
     """(N,) float64 by name; nan where a sample has none."""
+    units: dict[str, str]
+    """The unit of each; empty where it has none."""
     most_probable: list[Any] | None
     """The most probable of the allowed answers; None where that is the answer itself."""
     most_probable_verdicts: list[bool | None]
@@ -157,6 +159,7 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         verdicts=verdicts,
         answers=columns[fields.answer] if fields.answer else None,
         numbers={name: values for name, values in numbers.items() if not np.isnan(values).all()},
+        units={one.name: one.unit for one in fields.numbers},
         most_probable=columns[fields.most_probable] if fields.most_probable else None,
         most_probable_verdicts=probable_verdicts,
         asked_for=asked_for,
@@ -226,14 +229,14 @@ def calibration_of(outcomes: Outcomes, *, num_bins: int = NUM_BINS) -> tuple[Cal
     return calibrate(outcomes.confidences[is_used], right, num_bins=num_bins), note
 
 
-def number_label(name: str, asked_for: str | None) -> str:
+def number_label(name: str, asked_for: str | None, unit: str = "") -> str:
     """What a number of `Outcomes.numbers` is called in a table, by what the pass asked for."""
     if name == "stated_confidence":
         return "stated confidence (bin of the output)"
     if name == "confidence":
         asked = "expected confidence (from probabilities)"
         return "probability of the most probable letter" if asked_for is None else asked
-    return f"mean {name}, nats" if name in ("entropy", "logprob") else f"mean {name}"
+    return f"mean {name}{unit and ', '}{unit}"
 
 
 def accuracy_of(verdicts: Sequence[bool | None]) -> float | None:

@@ -243,7 +243,7 @@ def _length_text(lengths: Lengths) -> str:
 def _mean_line(one: ConfigStats, mean: NumberStats) -> str:
     what = " parsed" if mean.name == "stated_confidence" else ""
     count = f"of {mean.num}{what}, " if what or mean.num < one.num_samples - one.num_extra else ""
-    return _row(number_label(mean.name, one.asked_for), f"{mean.mean:.4g}  ({count}std {mean.std:.3g})")
+    return _row(number_label(mean.name, one.asked_for, mean.unit), f"{mean.mean:.4g}  ({count}std {mean.std:.3g})")
 
 
 def _calibration_lines(one: ConfigStats) -> list[str]:

@@ -63,9 +63,11 @@ class NumberStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A number of the task over all samples that have it."""
 
     name: str
-    """The number: `entropy` (nats), ...; `confidence` (0 to 1), expected by the
-    probabilities where it was asked for, else the probability of the most probable option; `stated_confidence` (0 to
-    1), the midpoint of the bin that the output named."""
+    """The number, as the task calls it; `confidence` (0 to 1), expected by the probabilities where it was asked for,
+    else the probability of the most probable option; `stated_confidence` (0 to 1), the midpoint of the bin that the
+    output named."""
+    unit: str
+    """Its unit, as `nats`; empty where it has none."""
     num: int
     """Samples."""
     mean: float
@@ -317,7 +319,8 @@ def _means(outcomes: Outcomes) -> list[NumberStats]:
     for name, values in outcomes.numbers.items():
         there = values[np.isfinite(values)]
         if len(there):
-            found.append(NumberStats(name=name, num=len(there), mean=float(there.mean()), std=float(there.std())))
+            mean, std, unit = float(there.mean()), float(there.std()), outcomes.units.get(name, "")
+            found.append(NumberStats(name=name, unit=unit, num=len(there), mean=mean, std=std))
     return found
 
 

@@ -252,9 +252,7 @@ class TraceStore(Accessors):
         """
         first = self._folders[0]
         if fault := outcome_fault(first.about.outcome, first.schema):
-            raise DatasetError(
-                f"{self!r}: its outcome {fault}; everything but stats, `show` and `diff` goes without it"
-            )
+            raise DatasetError(f"{self!r}: its outcome {fault}")
         return first.about
 
     def info(self) -> StoreInfo:
