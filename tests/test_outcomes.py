@@ -34,7 +34,7 @@ def test_an_outcome_that_names_no_field_of_the_records_is_refused(tmp_path: Path
     plain = read_manifest(layout)
     about = About(outcome=Outcome(correct="is_right"))
     write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(plain, about=about)))
-    with pytest.raises(DatasetError, match="'is_right' .correct., which is no field of TriviaQARecord"):
+    with pytest.raises(DatasetError, match=r"'is_right' .correct., which is no field of TriviaQARecord"):
         outcomes(tmp_path, "trivia_qa")
 
 
