@@ -924,7 +924,9 @@ def test_a_shard_cut_short_is_never_read(store: TraceStore, tmp_path: Path) -> N
     size = shard.stat().st_size
     for cut in (size - 1, size // 2, 0):
         os.truncate(shard, cut)
-        with pytest.raises(CorruptShardError, match=rf"has {cut} bytes, the manifest says {size}. Run `tracekit verify`"):
+        with pytest.raises(
+            CorruptShardError, match=rf"has {cut} bytes, the manifest says {size}. Run `tracekit verify`"
+        ):
             store.hidden_states("000001", layer=0)
 
 
