@@ -242,9 +242,43 @@ class ComplexRecord(AnsweredRecord, tag="some"):
     """A number."""
 
 
+class TakenRecord(AnsweredRecord, tag="some"):
+    """A record with a field that every record has."""
+
+    tokens: int  # type: ignore[assignment]
+    """A number."""
+
+
+class ScoredRecord(SomeRecord, tag="some"):
+    """A record with a score."""
+
+    score: float = 0.0
+    """A number."""
+
+
+class NoDefaultConfig(AnswersConfig, frozen=True, kw_only=True):
+    """A setting without a default."""
+
+    strictness: int
+    """How strict."""
+
+
+class TwiceConfig(AnswersConfig, frozen=True, kw_only=True):
+    """A setting with the flag of another."""
+
+    limit: int = 1
+    """A number."""
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"record": TakenRecord}, r"'some'.*TakenRecord\.tokens .*another name"),
+        ({"record": ScoredRecord, "outcome": answered(correct="score")}, "'some'.*'score' \(correct\).*boolean"),
+        ({"config": int}, "'some'.*config=int has to inherit from tracekit.AnswersConfig"),
+        ({"config": NoDefaultConfig}, "'some'.*NoDefaultConfig needs a default.*'strictness'"),
+        ({"config": TwiceConfig}, "'some'.*TwiceConfig has two settings for --limit; rename"),
+        ({"shots": lambda config: []}, "'some' has `shots`, and AnswersConfig no --num-shots.*ShotsConfig"),
         ({"record": DictRecord}, r"^DictRecord.*\$\.counts"),
         ({"record": SetRecord}, r"^SetRecord\.words: set.*use a list"),
         ({"record": ComplexRecord}, r"^ComplexRecord\.wave: type .*complex.* is not supported; records have"),
@@ -271,6 +305,60 @@ def test_a_task_that_would_not_do_is_refused_when_it_is_defined(changes: dict[st
     assert Task(**settings).module == __name__
     with pytest.raises(ConfigError, match=said):
         Task(**settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "into", "said"),
+    [
+        ("index=index", "index=0", r"examples 0 and 1 have one key, '000000'; give each its own `index`"),
+        ("index=index", "index=str(index)", r"example 0 is Country\(.*index='0'.*its `index` an int"),
+        ("return [Country(", "return [dict(", r"example 0 is \{'index': 0.*tracekit.Example"),
+        ("return [Country(", "return None and [Country(", "0 examples, so --offset 0 leaves none"),
+        ('return f"What', 'return 3 and len(f"What', r"`ask` of the example 000000 gave \d+"),
+    ],
+)
+def test_examples_and_questions_of_no_use_are_refused_before_the_model_runs(
+    tmp_path: Path, model: Path, changed: str, into: str, said: str
+):
+    code = BLOCK.replace(changed, into)
+    (tmp_path / "capitals.py").write_text(code.replace('country}?"', 'country}?")') if "len(f" in into else code)
+    done = python("capitals.py", "--model", str(model), *SMALL.split(), "--out", "run", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "into", "said"),
+    [
+        (
+            '"is_correct": is_correct}',
+            '"is_correct": __import__("numpy").True_}',
+            r"'\d+': its field `is_correct` cannot be stored: .*numpy",
+        ),
+        (
+            '{"country": example',
+            '{"colour": 3, "country": example',
+            r"\d+ gave 'colour', which is no field of Cap",
+        ),
+        ('"country": example.country, ', "", r"example \d+ gave no 'country'"),
+        ('{"country": example', '{"key": "x", "country": example', "gave 'key', which the library fills in"),
+        ('return {"country"', 'return None and {"country"', r"example \d+ gave None.*dictionary"),
+        (
+            '"is_correct": is_correct}',
+            '"is_correct": "yes"}',
+            r"'\d+'.*Expected `bool`.* in its field `is_correct`",
+        ),
+    ],
+)
+def test_judgements_of_no_use_are_refused_with_the_field(
+    tmp_path: Path, model: Path, changed: str, into: str, said: str
+):
+    (tmp_path / "capitals.py").write_text(BLOCK.replace(changed, into))
+    done = python("capitals.py", "--model", str(model), *SMALL.split(), "--out", "run", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_ranks_make_the_bytes_of_one_process(run: Path, workplace: Path, model: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from tracekit.config import CaptureConfig, RunConfig, SamplesConfig, ShotsConfig
+from tracekit.errors import ConfigError
 from tracekit.model.answers import Answer, parse_answer
 from tracekit.model.capture import Text, Trace, capture
 from tracekit.model.choices import ChoiceTrace
@@ -141,6 +142,10 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         """What the model reads of an example."""
         assert self._task.ask is not None, self._task.name
         question = self._task.ask(example, self._config)
+        if not isinstance(question, str):
+            raise ConfigError(
+                f"task {self._task.name!r}: `ask` of the example {example.key} gave {question!r:.200}; expected a text"
+            )
         return self._prompter.prompt(question, self._shots(example, question))
 
     def outputs(
@@ -151,7 +156,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
 
     def fields(self, example: ExampleT, answer: Answered, shared: dict[str, Any]) -> dict[str, Any]:
         """The fields of a record: those that all records of answers share, and the task's own."""
-        return shared | self._task.judge(example, answer, self._config)
+        return shared | self._judged(example, answer, shared)
 
     def length(self, example: ExampleT) -> int:
         """Prompt tokens."""
@@ -263,6 +268,27 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
             }
         record: Record = self._task.record(**self.fields(example, answered, shared))
         return TracedSample(record, Text(prompt.token_ids + answer.token_ids, len(prompt.token_ids)), trace)
+
+    def _judged(self, example: ExampleT, answer: Answered, shared: dict[str, Any]) -> dict[str, Any]:
+        """What the task says of an answer.
+
+        Raises:
+            ConfigError: it says nothing, leaves out a field, or names one that it does not have or that is not its own.
+        """
+        judged = self._task.judge(example, answer, self._config)
+        where = f"task {self._task.name!r}: `judge` of the example {example.key}"
+        if not isinstance(judged, dict):
+            raise ConfigError(f"{where} gave {judged!r:.200}; it has to give a dictionary of fields")
+        names = {one.name: one for one in msgspec.structs.fields(self._task.record)}
+        for name in judged:
+            if name in shared:
+                raise ConfigError(f"{where} gave {name!r}, which the library fills in; leave it out")
+            if name not in names:
+                raise ConfigError(f"{where} gave {name!r}, which is no field of {self._task.record.__name__}")
+        given = judged.keys() | shared.keys()
+        if missing := [name for name, one in names.items() if one.required and name not in given]:
+            raise ConfigError(f"{where} gave no {missing[0]!r}; return it, or give the field a default")
+        return judged
 
     def _summary(
         self, example: ExampleT, prompt: Prompt, sample_index: int, made: _Made, place: Place

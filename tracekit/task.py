@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from tracekit.config import AnswersConfig, RunConfig
+from tracekit.config import AnswersConfig, RunConfig, ShotsConfig
 from tracekit.console import say
 from tracekit.errors import ConfigError, DatasetError
+from tracekit.flags import flag_words, settings_of
 from tracekit.format.manifest import Manifest, Plan, SourceInfo
 from tracekit.format.shards import sha256_file
 from tracekit.records import About, Outcome, Record, RecordSchema, outcome_fault
@@ -215,8 +216,8 @@ class Task(Generic[ConfigT, ExampleT]):
     """A dataset's task.
 
     Raises:
-        ConfigError: the name or the record is of no use; an outcome names a field that the record does not have; a
-            field has a type that a table cannot hold; there is neither `ask` nor `tracer`.
+        ConfigError: the name, the record or the settings are of no use; an outcome names a field that the record does
+            not have; a field has a type that a table cannot hold; there is neither `ask` nor `tracer`.
     """
 
     name: str
@@ -277,8 +278,33 @@ class Task(Generic[ConfigT, ExampleT]):
             )
         if (self.ask is None) == (self.tracer is None):
             raise ConfigError(f"task {self.name!r} needs either `ask` or `tracer`")
+        self._check_config()
+        own = [name for one in self.record.__mro__ if one not in Record.__mro__ for name in one.__annotations__]
+        if taken := [name for name in own if name in Record.__struct_fields__]:
+            raise ConfigError(
+                f"task {self.name!r}: {self.record.__name__}.{taken[0]} has the name of a field that every record has; "
+                "give it another name"
+            )
         if fault := outcome_fault(self.outcome, RecordSchema.of(self.record)):
             raise ConfigError(f"task {self.name!r}: its outcome {fault}")
+
+    def _check_config(self) -> None:
+        """Look at the settings, each of which is a flag."""
+        name = getattr(self.config, "__name__", repr(self.config))
+        if not (isinstance(self.config, type) and issubclass(self.config, RunConfig)):
+            raise ConfigError(f"task {self.name!r}: config={name} has to inherit from tracekit.AnswersConfig")
+        try:
+            default = self.config()
+        except TypeError as error:
+            raise ConfigError(f"task {self.name!r}: each setting of {name} needs a default: {error}") from error
+        flags = flag_words(dict.fromkeys(settings_of(default), ""))[::2]
+        if twice := [flag for flag in flags if flags.count(flag) > 1]:
+            raise ConfigError(f"task {self.name!r}: {name} has two settings for {twice[0]}; rename its own")
+        if self.shots is not None and not isinstance(getattr(default, "prompt", None), ShotsConfig):
+            raise ConfigError(
+                f"task {self.name!r} has `shots`, and {name} no --num-shots; give it the field "
+                "`prompt: ShotsConfig = ShotsConfig()`, of tracekit.config"
+            )
 
     @property
     def about(self) -> About:

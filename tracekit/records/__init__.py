@@ -76,15 +76,29 @@ def encode_record(record: Record) -> bytes:
     """Encode a record as JSON.
 
     Raises:
-        DatasetError: a value cannot be represented, as an integer past 64 bits, or a float that is not finite where
-            null is not declared.
+        DatasetError: a value cannot be represented, as an integer past 64 bits, a number of numpy, or a float that is
+            not finite where null is not declared.
     """
-    data = msgspec.json.encode(record)
+    try:
+        data = msgspec.json.encode(record)
+    except (TypeError, UnicodeEncodeError) as error:
+        field = next(name for name in record.__struct_fields__ if not _is_encoded(getattr(record, name)))
+        raise DatasetError(f"record {record.key!r}: its field `{field}` cannot be stored: {error}") from error
     try:
         decode_record(data, type(record))
     except CorruptShardError as error:
-        raise DatasetError(f"record {record.key!r} does not survive a round trip (not finite?): {error}") from error
+        said = str(error).replace(" - at `$.", " in its field `")  # a field's path is no setting's
+        raise DatasetError(f"record {record.key!r} does not survive a round trip (not finite?): {said}") from error
     return data
+
+
+def _is_encoded(value: Any) -> bool:
+    """Whether JSON has a form of a value."""
+    try:
+        msgspec.json.encode(value)
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def decode_record(data: bytes | memoryview, record_type: type[StructT], *, where: str = "record") -> StructT:

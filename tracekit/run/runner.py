@@ -310,18 +310,31 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
     """The examples of a task; a plain list is cut here, and known by the SHA-256 of what is in it.
 
     Raises:
-        SourceError: `--offset` leaves none.
+        SourceError: `--offset` leaves none, one is no Example, or two have one key.
     """
-    found = task.examples(config)
-    if isinstance(found, Examples):
-        return found
+    given = task.examples(config)
+    found = given.examples if isinstance(given, Examples) else list(given or ())
+    keys: dict[str, int] = {}
+    for number, one in enumerate(found):
+        if not isinstance(one, Example) or not isinstance(one.index, int):
+            raise SourceError(
+                f"{task.name}: its example {number} is {one!r:.200}; each has to be a tracekit.Example, and "
+                "its `index` an int"
+            )
+        if keys.setdefault(one.key, number) != number:
+            raise SourceError(
+                f"{task.name}: its examples {keys[one.key]} and {number} have one key, {one.key!r}; give each its own "
+                f"`index` (now {one.index})"
+            )
+    if isinstance(given, Examples):
+        return given
     offset, limit = config.source.offset, config.source.limit
-    chosen = list(found)[offset:][:limit]
+    chosen = found[offset:][:limit]
     if not chosen:
         raise SourceError(f"{task.name} has {len(found)} examples, so --offset {offset} leaves none")
     info = SourceInfo(
         id=task.name,
-        revision=f"sha256:{hashlib.sha256(msgspec.json.encode(list(found))).hexdigest()}",
+        revision=f"sha256:{hashlib.sha256(msgspec.json.encode(found)).hexdigest()}",
         subset=None,
         split=config.source.split,
         num_rows=len(found),
