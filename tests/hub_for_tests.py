@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from tests.hubserver import serve
 from tests.hubserver_state import Hub, Request
+from tests.processes_for_tests import ROOT, Process
 
 __all__ = ["TestHub"]
 
-ROOT = Path(__file__).parent.parent
 # nothing listens there: a client that asks for anything but the test Hub fails at once
 NOWHERE = "http://127.0.0.1:9"
 DEFAULT_TOKEN = "hf_test"
@@ -31,7 +31,7 @@ class TestHub:
     def __init__(self, folder: Path, *, mode: Literal["xet", "lfs"]) -> None:
         self.folder, self.mode = folder, mode
         self.num_homes = 0
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[Process] = []
         self.working = folder / "working"
         self.working.mkdir(parents=True)
         self.serving = serve(folder / "hub", xet=mode == "xet")
@@ -74,9 +74,9 @@ class TestHub:
 
     def start(
         self, code: str, *args: object, home: Path | None = None, token: str | None = DEFAULT_TOKEN, **env: str
-    ) -> subprocess.Popen[str]:
+    ) -> Process:
         """Start Python code in a fresh process and return at once. The process ends with the Hub at the latest."""
-        process: subprocess.Popen[str] = subprocess.Popen(
+        process = Process(
             [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
             cwd=self.working,
             env={**self.environment(home or self.new_home(), token), **env},

@@ -1,9 +1,6 @@
 """Servers for tests: in a thread of this process, or as a process of their own."""
 
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +11,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from tests.processes_for_tests import start
 from tracekit.config import CaptureConfig, ModelConfig, PromptConfig
 from tracekit.format.manifest import Verification
 from tracekit.serve.growing import GrowingDataset
@@ -85,15 +83,9 @@ class ServerProcess:
     """`tracekit serve` as a process of its own."""
 
     def __init__(self, out: Path, model: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "tracekit.cli", "serve", "--model", str(model), "--out", str(out)]
-        self.process = subprocess.Popen(
-            [*command, "--port", "0", "--device", "cpu", *flags],
-            stdout=subprocess.PIPE,
-            stderr=(out.parent / f"{out.name}.stderr").open("ab"),
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})},
-        )
+        command = ["-m", "tracekit.cli", "serve", "--model", model, "--out", out, "--port", "0", "--device", "cpu"]
+        said = (out.parent / f"{out.name}.stderr").open("ab")
+        self.process = start(*command, *flags, env=environment, stderr=said)
         assert self.process.stdout is not None
         self.said = ""
         while not re.search(r"try +curl", self.said):

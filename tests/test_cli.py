@@ -5,21 +5,18 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.processes_for_tests import ROOT, bare, run, start
 from tests.runs_for_tests import log_lines
-
-ROOT = Path(__file__).parent.parent
 
 
 def call(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+    return run(*arguments, cwd=cwd)
 
 
 def trivia(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +53,7 @@ for module, words in json.loads(sys.argv[1]):
 
 def several(command_lines: list[tuple[str, list[str]]]) -> list[Said]:
     """Several command lines, one after the other in one process: torch is imported once."""
-    done = call("-c", _SEVERAL, json.dumps(command_lines))
+    done = bare("-c", _SEVERAL, json.dumps(command_lines))
     assert done.returncode == 0, done.stderr
     return [Said(*json.loads(line)) for line in done.stdout.splitlines()]
 
@@ -236,11 +233,7 @@ def test_the_same_command_again_says_that_there_is_nothing_to_do(told: Told):
 def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(model: Path, tmp_path: Path):
     arguments = ["--model", str(model), "--source", "sample", "--num-beams", "4", "--max-new-tokens", "48"]
     arguments += ["--batch-size", "2", "--samples-per-shard", "64", "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "builders.trivia_qa", *arguments]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-    )
+    process = start("-m", "builders.trivia_qa", *arguments)
     log = tmp_path / "run/logs/trivia_qa.jsonl"
     deadline = time.monotonic() + 120
     while not log.exists() and time.monotonic() < deadline and process.poll() is None:
@@ -291,11 +284,7 @@ def test_every_builder_is_there():
 def test_a_reader_that_leaves_early_is_no_error(words: list[str], finished: Path, small: list[str], tmp_path: Path):
     """As `| head -1` does, here before the first line."""
     swapped = {"FOLDER": [str(finished)], "SMALL": [*small, "--out", str(tmp_path / "run")]}
-    command = [sys.executable, *(word for one in words for word in swapped.get(one, [one]))]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-    )
+    process = start(*(word for one in words for word in swapped.get(one, [one])))
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
@@ -331,7 +320,7 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 def test_a_plain_installation_says_what_to_install(finished: Path, package: str, extra: str, words: list[str]):
     module, arguments = ("tracekit.cli", words) if "." not in words[0] else (words[0], words[1:])
     code = _WITHOUT.format(package=package, arguments=arguments, module=module).replace("DIR", str(finished))
-    done = call("-c", code)
+    done = bare("-c", code)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert f"the package {package} is needed" in done.stderr

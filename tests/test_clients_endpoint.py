@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -13,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.endpoint_for_tests import KEY, TestEndpoint
+from tests.processes_for_tests import Process
+from tests.processes_for_tests import start as start_python
 from tracekit.clients.client import ChatMessage, ClientConfig, Reply, Request
 from tracekit.clients.endpoint import EndpointClient
 from tracekit.errors import ClientError, ConfigError
@@ -308,9 +309,8 @@ with open_client("openai:tiny", model=ModelConfig(), settings=settings, cache=ca
 """
 
 
-def process(cache: Path, *texts: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _SCRIPT, str(cache), *texts]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def process(cache: Path, *texts: str) -> Process:
+    return start_python("-c", _SCRIPT, cache, *texts)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -1,16 +1,14 @@
 """The cache of replies: nothing is asked twice, whatever ended the run before."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.processes_for_tests import Process, start
 from tracekit.clients.client import ChatMessage, ClientConfig, OnReply, Reply, Request, failed_reply, ignore_reply
 from tracekit.clients.responses import CachedClient, Usage
 from tracekit.errors import ClientError, ConfigError
@@ -193,11 +191,8 @@ with CachedClient(Echo(), Path(sys.argv[1])) as client:
 """
 
 
-def process(path: Path, first: int, stop: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _SCRIPT, str(path), str(first), str(stop)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "TQDM_DISABLE": "1"}
-    )
+def process(path: Path, first: int, stop: int) -> Process:
+    return start("-c", _SCRIPT, path, first, stop, env={"TQDM_DISABLE": "1"})
 
 
 def test_two_processes_append_to_one_file(tmp_path: Path):

@@ -1,9 +1,6 @@
 """Fine-tuning: a tiny encoder learns a toy set; what was stopped or killed goes on; what is left; bad settings."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from builders.finetune_csqa.config import FinetuneConfig
 from builders.kit.columns import ChoiceSource
 from builders.kit.csqa_questions import SAMPLE, SOURCE, encode_choices, parse_row
 from builders.kit.sources import read_examples
+from tests.processes_for_tests import run as python
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit.cli import run_main
 from tracekit.errors import ConfigError, DatasetError, ModelError, PlanMismatchError, SourceError
@@ -227,9 +225,7 @@ def test_a_training_killed_while_it_saves_goes_on_from_the_last_whole_checkpoint
     finished: Path, toy: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     config = quick(toy, tmp_path / "run")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", _KILLED, msgspec.json.encode(config).decode()]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = python("-c", _KILLED, msgspec.json.encode(config).decode())
     assert done.returncode == -9, done.stderr
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-10" / "model.safetensors").exists()
     finetune(config)

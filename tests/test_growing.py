@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from builders.degradation.configs import DegradationConfig
 from builders.degradation.export import export_degradation
 from builders.degradation.task import TASK as DEGRADATION
 from builders.kit.columns import PromptSource
+from tests.processes_for_tests import run as python
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.test_degradation import PROMPTS, Memory, config_for
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -589,9 +588,7 @@ print(kills)
 
 
 def test_kill_9_while_it_grows(checkpoint: Path, prompts: Path, tmp_path: Path):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _SCRIPT, str(checkpoint), str(prompts), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = python("-c", _SCRIPT, checkpoint, prompts, tmp_path)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) >= 15, "it was hardly ever killed"
     before = stored(tmp_path / "small")
@@ -643,9 +640,7 @@ print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children
 
 def test_processes_that_grow_it_at_once_agree_on_one_plan(small: Path, checkpoint: Path, prompts: Path, tmp_path: Path):
     out = copied(small, tmp_path / "run")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _RACE, str(checkpoint), str(prompts), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    done = python("-c", _RACE, checkpoint, prompts, out)
     codes = [int(code) for code in done.stdout.split()[-6:]]
     assert done.returncode == 0, done.stderr
     assert 0 in codes, done.stderr

@@ -1,10 +1,8 @@
 """kill -9 at random moments, again and again: nothing finished is lost, and the bytes are those of a run left alone."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.processes_for_tests import run
 from tests.runs_for_tests import hashes, log_lines
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
@@ -59,9 +57,7 @@ print(kills)
 
 def test_kill_9_at_random_moments_many_times(tmp_path: Path):
     model = save_tiny_checkpoint(tmp_path / "tiny")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _SCRIPT, str(model), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = run("-c", _SCRIPT, model, tmp_path)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) >= 8, "the runs were too fast to be killed"
     for folder in tmp_path.glob("killed*"):

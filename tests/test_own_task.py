@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from tests.hub_for_tests import TestHub
+from tests.processes_for_tests import run as run_python
 from tests.publishing_for_tests import REPO, tell
 from tests.runs_for_tests import hashes, log_lines
 from tracekit import AnsweredRecord, AnswersConfig, Outcome, Task, TraceStore, answered, verify
@@ -42,12 +43,7 @@ EVERY = (
 
 def python(*words: str, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [environment.pop("PYTHONPATH", "")])])
-    everywhere = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=os.environ | everywhere | environment
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+    return run_python(*words, cwd=cwd, env=environment | {"PYTHONPATH": path}, check=check)
 
 
 def made(folder: Path) -> dict[str, str]:

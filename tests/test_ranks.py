@@ -12,6 +12,7 @@ import pytest
 
 from builders.nonsense_entities.task import TASK as NONSENSE
 from builders.trivia_qa.task import TASK as TRIVIA_QA
+from tests.processes_for_tests import Process, start
 from tests.runs_for_tests import hashes, log_lines, trivia_config
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tracekit import verify
@@ -64,20 +65,11 @@ def flags(model: Path, out: Path) -> list[str]:
     ]
 
 
-def launched(model: Path, out: Path, world_size: int) -> list[subprocess.Popen[str]]:
+def launched(model: Path, out: Path, world_size: int) -> list[Process]:
     """Ranks, started as a launcher starts them."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world_size)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "builders.trivia_qa", *flags(model, out)],
-            cwd=ROOT,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
+    ranks = [{"WORLD_SIZE": str(world_size), "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+    command = ["-m", "builders.trivia_qa", *flags(model, out)]
+    return [start(*command, env=rank, stderr=subprocess.STDOUT) for rank in ranks]
 
 
 def data_of(folder: Path) -> dict[str, str]:

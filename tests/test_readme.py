@@ -2,8 +2,6 @@
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +9,7 @@ import msgspec
 import pytest
 
 from builders.finetune_csqa.config import FinetuneConfig
+from tests.processes_for_tests import run
 from tests.tasks_for_tests import RECORD_TYPES, TASKS
 from tracekit.commands import Command
 from tracekit.sites import SITES
@@ -53,7 +52,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo = ["--limit", "4", "--tokens", "all", "--sites", "hidden", "attn", "--out", "traces/demo"]
     for extra in (["--limit", "20"], demo):
         shorter = [*arguments, *extra, "--max-new-tokens", "12"]
-        done = subprocess.run([sys.executable, *shorter], capture_output=True, text=True, cwd=folder)
+        done = run(*shorter, cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -61,7 +60,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_workflow_of_the_builders_runs(workplace: Path):
     (command,) = re.findall(r"python (-m builders\.next_token --model demo .*?traces/ewt)", BUILDERS)
     for arguments in ([*command.split(), "--limit", "3"], ["-c", builders_block("traces/ewt")]):
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=workplace)
+        done = run(*arguments, cwd=workplace)
         assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-2]) < 1e-5, "attention recomputed from queries and keys is another"
 
@@ -72,7 +71,7 @@ def test_the_probe_and_the_patch_of_introspection_run_and_show_something(workpla
     assert max(len(probe.splitlines()), len(patch.splitlines())) <= 20
     said = []
     for arguments in ([*command.split(), "--limit", "8", "--max-new-tokens", "2"], ["-c", probe], ["-c", patch]):
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=workplace)
+        done = run(*arguments, cwd=workplace)
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     assert len(re.findall(r"layer +\d+  R2 -?[\d.]+\n", said[1])) == 30
@@ -107,7 +106,7 @@ def test_every_flag_and_every_file_that_is_named_is_there():
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_the_code_runs(workplace: Path, number: int):
-    done = subprocess.run([sys.executable, "-c", BLOCKS[number]], capture_output=True, text=True, cwd=workplace)
+    done = run("-c", BLOCKS[number], cwd=workplace)
     assert done.returncode == 0, done.stderr
     for name, value in re.findall(r"(\w+) AUROC\s+([\d.]+)", done.stdout):
         assert 0 <= float(value) <= 1, name
