@@ -1,8 +1,8 @@
-"""Python processes for tests, made in a tenth of the time: forks of one process that has imported torch.
+"""Python processes for tests, made in a tenth of the time: forks of a process that has imported torch.
 
-A fresh process spends seven seconds of a processor on imports, most of them of torch. What reads its environment when
-it is imported (huggingface_hub, transformers, datasets, this project) is imported by each process itself. Tests that
-look at what is imported, or at how Python starts, take `bare`.
+A fresh process spends seven seconds of a processor on imports, most of them of torch. huggingface_hub and transformers
+read their environment when they are imported: only processes that have the variables of the tests get them ready-made.
+Tests that look at what is imported, or at how Python starts, take `bare`.
 """
 
 import atexit
@@ -18,6 +18,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +31,30 @@ _PRELOADED = (
     "torch._dynamo torch.distributed.tensor scipy.optimize pandas pyarrow.dataset pyarrow.parquet httpx2 jinja2 "
     "msgspec tyro psutil fsspec dill multiprocess yaml tqdm.auto xxhash PIL.Image regex safetensors.torch"
 )
-_READS_ITS_ENVIRONMENT = ("huggingface_hub", "transformers", "datasets", "tokenizers", "tracekit", "builders")
+_READING = ("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+"""Variables that are read by what these modules import."""
+_PRELOADED_WITH_THEM = "transformers.models.llama.modeling_llama transformers.generation transformers.models.auto"
 _BECOME_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes our child, and can be waited for
 _START = """
 import sys
 sys.path.insert(0, sys.argv[2])
 import tests.processes_for_tests as processes
-given = processes._serve(int(sys.argv[1]))
+given = processes._serve(int(sys.argv[1]), sys.argv[3:])
 processes._end(processes._become, given)
 """
 
 
 class _Template:
-    """The process that is forked. One for each process of pytest, made when it is first needed."""
+    """A process that is forked, with modules that it has imported."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: str) -> None:
         import ctypes
 
         self._lock = threading.Lock()  # a Hub's thread may start a process too
         ctypes.CDLL(None).prctl(_BECOME_SUBREAPER, 1, 0, 0, 0)
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        command = [sys.executable, "-c", _START, str(theirs.fileno()), str(ROOT)]
-        environment["OMP_NUM_THREADS"] = "1"
+        environment = {name: value for name, value in (os.environ | ENVIRONMENT).items() if name != "PYTHONPATH"}
+        command = [sys.executable, "-c", _START, str(theirs.fileno()), str(ROOT), *names.split()]
         self._process = subprocess.Popen(command, env=environment, cwd=ROOT, pass_fds=[theirs.fileno()])
         theirs.close()
 
@@ -68,7 +70,14 @@ class _Template:
         return int(answer)
 
 
-_template: _Template | None = None
+@cache
+def _template(is_as_here: bool) -> _Template:
+    """One of the two templates of this process of pytest, made when it is first needed."""
+    return _Template(f"{_PRELOADED} {_PRELOADED_WITH_THEM}" if is_as_here else _PRELOADED)
+
+
+def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.upper().startswith(_READING)}
 
 
 class Process(subprocess.Popen[str]):
@@ -76,22 +85,21 @@ class Process(subprocess.Popen[str]):
 
     def _execute_child(self, *given: Any, **named: Any) -> None:
         """Fork the template instead of starting Python; where that cannot be done, do as Popen does."""
-        global _template
         own = super()._execute_child
         asked = inspect.signature(own).bind(*given, **named).arguments
         if sys.platform != "linux" or asked["args"][0] != sys.executable:
             own(*given, **named)
             return
-        _template = _template or _Template()
-        env = asked["env"]
+        env = dict(os.environ if asked["env"] is None else asked["env"])
+        template = _template(_read_at_import(env) == _read_at_import(os.environ | ENVIRONMENT))
         request = {
             "words": asked["args"][1:],
             "cwd": str(asked["cwd"] or Path.cwd()),
-            "env": dict(os.environ if env is None else env),
+            "env": env,
             "is_session": asked["start_new_session"],
         }
         files = [asked[name] for name in ("p2cread", "c2pwrite", "errwrite")]
-        self.pid = _template.fork(request, [number if file == -1 else file for number, file in enumerate(files)])
+        self.pid = template.fork(request, [number if file == -1 else file for number, file in enumerate(files)])
         self._child_created = True
         ends = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
         self._close_pipe_fds(*(asked[end] for end in ends))
@@ -129,16 +137,16 @@ def bare(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 
 
-def _serve(number: int) -> dict[str, Any]:
+def _serve(number: int, names: list[str]) -> dict[str, Any]:
     """Fork whenever it is asked for; returns in the forked process, with what that is to become."""
-    for name in _PRELOADED.split():
+    for name in names:
         try:
             __import__(name)
         except ImportError:  # an extra that is not installed
             continue
     gc.freeze()  # what is here already needs no looking at, and would be copied by looking
-    early = [name for name in sys.modules if name.split(".")[0] in _READS_ITS_ENVIRONMENT]
-    assert not early, early
+    ours = [name for name in sys.modules if name.split(".")[0] in ("tracekit", "builders", "datasets")]
+    assert not ours, ours
     with socket.socket(fileno=number) as theirs:
         while True:
             asked, files, _, _ = socket.recv_fds(theirs, 8, 4)
