@@ -165,12 +165,15 @@ def test_a_dead_node_leaves_its_shard_to_the_others(
     assert computed_once(out)
 
 
-def test_without_a_shared_folder_shards_go_to_the_hub_as_they_are_made(xet_hub: TestHub, model: Path, tmp_path: Path):
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_without_a_shared_folder_shards_go_to_the_hub_as_they_are_made(
+    num_workers: int, xet_hub: TestHub, model: Path, tmp_path: Path
+):
     out, elsewhere, whole = tmp_path / "run", tmp_path / "elsewhere", tmp_path / "whole"
     run_trivia(whole, model, output={"samples_per_shard": 2, "batch_size": 1})
     run = f"--model {model} --source sample --limit 12 --samples-per-shard 2 --batch-size 1 --num-beams 1 --device cpu"
     run += f" --max-new-tokens 6 --num-replays 1 --out {out} --publish {REPO} --version v1.0.0 --free-local"
-    asked = [*run.split(), "--engine", "ray", "--num-workers", "2", "--worker-folder", str(elsewhere)]
+    asked = [*run.split(), "--engine", "ray", "--num-workers", str(num_workers), "--worker-folder", str(elsewhere)]
     process = xet_hub.start(BUILD, json.dumps([asked]))
     killed: list[psutil.Process] = []
 
@@ -179,7 +182,7 @@ def test_without_a_shared_folder_shards_go_to_the_hub_as_they_are_made(xet_hub: 
         killed[0].kill()
 
     xet_hub.hub.on("/commit/staging", kill_one)
-    said, errors_said = process.communicate(timeout=200)
+    said, errors_said = process.communicate(timeout=270)
     assert process.returncode == 0, errors_said
     assert len(killed) == 1
     assert "died; its shard goes on from its journal" in errors_said
