@@ -29,7 +29,7 @@ import msgspec
 from tracekit.config import AnswersConfig, RunConfig, ShotsConfig
 from tracekit.console import say
 from tracekit.errors import ConfigError, DatasetError
-from tracekit.flags import flag_words, settings_of
+from tracekit.flags import flag_of, settings_of
 from tracekit.format.manifest import Manifest, Plan, SourceInfo
 from tracekit.format.shards import sha256_file
 from tracekit.records import About, Outcome, Record, RecordSchema, outcome_fault
@@ -297,7 +297,7 @@ class Task(Generic[ConfigT, ExampleT]):
             default = self.config()
         except TypeError as error:
             raise ConfigError(f"task {self.name!r}: each setting of {name} needs a default: {error}") from error
-        flags = flag_words(dict.fromkeys(settings_of(default), ""))[::2]
+        flags = [flag_of(path) for path in settings_of(default)]
         if twice := [flag for flag in flags if flags.count(flag) > 1]:
             raise ConfigError(f"task {self.name!r}: {name} has two settings for {twice[0]}; rename its own")
         if self.shots is not None and not isinstance(getattr(default, "prompt", None), ShotsConfig):
