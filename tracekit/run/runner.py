@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from tracekit.answering import open_tracer
+from tracekit.card.readme import card_template
 from tracekit.config import RunConfig, check
 from tracekit.console import logged, note, say
 from tracekit.errors import (
@@ -297,6 +298,7 @@ class _Ready(NamedTuple, Generic[ExampleT]):
 
 def _prepare(task: Task[ConfigT, ExampleT], config: ConfigT, layout: Layout) -> _Ready[ExampleT]:
     """Read the examples, open the task, and leave out what does not fit."""
+    card_template(task.name)  # the card is made when all else is done
     examples, source = _examples(task, config)
     tokenizer = load_tokenizer(config.model)
     examples, source = _without_endless(examples, source, tokenizer, config)
