@@ -314,7 +314,7 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
     Raises:
         SourceError: `--offset` leaves none, one is no Example, or two have one key.
     """
-    given = task.examples(config)
+    given = task.call(task.examples, config)
     found = given.examples if isinstance(given, Examples) else list(given or ())
     keys: dict[str, int] = {}
     for number, one in enumerate(found):
