@@ -272,6 +272,22 @@ class ScoredRecord(SomeRecord, tag="some"):
     """A number."""
 
 
+class TextBin(msgspec.Struct):
+    """A bin whose edges are texts."""
+
+    label: str
+    low: str
+    high: str
+    midpoint: float
+
+
+class BinsRecord(SomeRecord, tag="some"):
+    """A record with such bins."""
+
+    bins: list[TextBin] = []  # noqa: RUF012 - msgspec copies it
+    """Bins."""
+
+
 class NoDefaultConfig(AnswersConfig, frozen=True, kw_only=True):
     """A setting without a default."""
 
@@ -291,7 +307,9 @@ class TwiceConfig(AnswersConfig, frozen=True, kw_only=True):
     [
         ({"system": 3}, "'some': system=3 has to be a text"),
         ({"name": 3}, "task 3: name=3 has to be a text"),
-        ({"judge": "right"}, "'some': judge='right' has to be a function"),
+        ({"judge": None}, "'some': judge=None has to be a function"),
+        ({"shots": [Exchange("1 + 1?", "2")]}, r"'some': shots=\[Exchange\(.* has to be a function"),
+        ({"record": BinsRecord, "outcome": Outcome(bins="bins")}, "'some'.*'bins' .bins.*list of {label, low, high"),
         ({"record": TakenRecord}, r"'some'.*TakenRecord\.tokens .*another name"),
         ({"record": ScoredRecord, "outcome": answered(correct="score")}, "'some'.*'score' \(correct\).*boolean"),
         ({"config": int}, "'some'.*config=int has to inherit from tracekit.AnswersConfig"),
@@ -418,6 +436,7 @@ def test_a_card_of_no_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         ("index=index", "index=0", r"examples 0 and 1 have one key, '000000'; give each its own `index`"),
         ("index=index", "index=str(index)", r"example 0 is Country\(.*index='0'.*its `index` an int"),
+        ("return [Country(", "return 3 or [Country(", "its example 0 is 3; each has to be a tracekit.Example"),
         ("return [Country(", "return [dict(", r"example 0 is \{'index': 0.*tracekit.Example"),
         ("return [Country(", "return None and [Country(", "0 examples, so --offset 0 leaves none"),
         ('return f"What', 'return 3 and len(f"What', r"`ask` of the example 000000 gave \d+"),

@@ -275,8 +275,9 @@ class Task(Generic[ConfigT, ExampleT]):
         for name in ("name", "title", "system"):
             if not isinstance(value := getattr(self, name), str):
                 raise ConfigError(f"task {self.name!r}: {name}={value!r:.200} has to be a text")
-        for name in ("examples", "ask", "judge", "shots", "tracer", "replay", "parts", "can_estimate", "report"):
-            if not callable(value := getattr(self, name)) and value is not None:
+        needed = ("examples", "judge", "parts", "can_estimate")
+        for name in (*needed, "ask", "shots", "tracer", "report"):
+            if not callable(value := getattr(self, name)) and (value is not None or name in needed):
                 raise ConfigError(f"task {self.name!r}: {name}={value!r:.200} has to be a function")
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"task {self.name!r}: expected a name of letters, digits and '_'")

@@ -5,7 +5,7 @@ in hand and say how to go on.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -315,7 +315,8 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
         SourceError: `--offset` leaves none, one is no Example, or two have one key.
     """
     given = task.call(task.examples, config)
-    found = given.examples if isinstance(given, Examples) else list(given or ())
+    listed = given.examples if isinstance(given, Examples) else given or ()
+    found = list(listed) if isinstance(listed, Iterable) else [listed]
     keys: dict[str, int] = {}
     for number, one in enumerate(found):
         if not isinstance(one, Example) or not isinstance(one.index, int):
