@@ -531,10 +531,19 @@ REFUSED = {
     "keyword of JSON Schema": (document(inner={"type": "string", "pattern": "(a+)+b"}), r"'pattern'.* at `\$\.inner`"),
     "two types": (document(inner={"anyOf": [{"type": "string"}, {"type": "integer"}]}), r"at `\$\.inner`"),
     "map": (document(inner={"type": "object", "additionalProperties": {"type": "string"}}), r"at `\$\.inner`"),
+    "map with a docstring": (
+        document(inner={"type": "object", "additionalProperties": True, "description": "Inner."}),
+        "type 'object' with additionalProperties, which no table",
+    ),
     "no type": (document(inner=7), r"at `\$\.inner`"),
     "deep": (document(inner=nested(300)), "inside one another"),
     "elsewhere": (document(inner={"$ref": "http://example.com/#/$defs/A"}), "refers to nothing"),
     "default": (document(inner={"type": "integer", "default": "x"}), r"default 'x'.* at `\$\.inner`"),
+    "large default": (document(inner={"type": "integer", "default": 2**63}), r"past 64 bits.* at `\$\.inner`"),
+    "large default in a list": (
+        document(inner={"type": "array", "items": {"type": "integer"}, "default": [0, 2**80]}),
+        r"past 64 bits.* at `\$\.inner\[1\]`",
+    ),
     "enum": (document(inner={"enum": [1]}), r"at `\$\.inner`"),
 }
 

@@ -18,13 +18,28 @@ from tests.hub_for_tests import TestHub
 from tests.processes_for_tests import run as run_python
 from tests.publishing_for_tests import REPO, tell
 from tests.runs_for_tests import hashes, log_lines
-from tracekit import AnsweredRecord, AnswersConfig, Outcome, Task, TraceStore, answered, verify
+from tracekit import (
+    AnsweredRecord,
+    AnswersConfig,
+    Example,
+    Exchange,
+    Outcome,
+    ShotsConfig,
+    Task,
+    TraceStore,
+    answered,
+    verify,
+)
+from tracekit.answering import AnsweringTracer
+from tracekit.card.readme import card_template
 from tracekit.cluster.worker import NodeJob, NodeWorker
-from tracekit.errors import ConfigError
+from tracekit.config import ModelConfig
+from tracekit.errors import ConfigError, SourceError, TracekitError
 from tracekit.flags import flag_words, settings_of
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
 from tracekit.format.shards import sha256_file
+from tracekit.model.models import load_tokenizer
 from tracekit.ranks import Rank
 from tracekit.task import TaskRef, import_file
 
@@ -185,12 +200,13 @@ def test_a_package_that_cannot_be_imported_is_read_by_the_schema_with_a_warning(
         assert word in warning
 
 
-def test_two_packages_with_a_task_of_one_name_are_refused(run: Path, tmp_path: Path):
-    for package in ("geography", "history"):
-        packaged(tmp_path / "site", package, f"capitals_of_{package}", BLOCK)
+@pytest.mark.parametrize("modules", [("capitals_old", "capitals_new"), ("capitals_old", "capitals_old")])
+def test_two_packages_with_a_task_of_one_name_are_refused(run: Path, tmp_path: Path, modules: tuple[str, str]):
+    for package, module in zip(("geography", "history"), modules, strict=True):
+        packaged(tmp_path / "site", package, module, BLOCK)
     said = python("-m", "tracekit.cli", "show", str(run), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"), check=False)
     assert said.returncode == 1
-    for word in ("'capitals'", "geography (capitals_of_geography:TASK)", "history (capitals_of_history:TASK)"):
+    for word in ("'capitals'", f"geography ({modules[0]}:TASK)", f"history ({modules[1]}:TASK)"):
         assert word in said.stderr
 
 
@@ -252,6 +268,22 @@ class ScoredRecord(SomeRecord, tag="some"):
     """A number."""
 
 
+class TextBin(msgspec.Struct):
+    """A bin whose edges are texts."""
+
+    label: str
+    low: str
+    high: str
+    midpoint: float
+
+
+class BinsRecord(SomeRecord, tag="some"):
+    """A record with such bins."""
+
+    bins: list[TextBin] = []  # noqa: RUF012 - msgspec copies it
+    """Bins."""
+
+
 class NoDefaultConfig(AnswersConfig, frozen=True, kw_only=True):
     """A setting without a default."""
 
@@ -269,6 +301,11 @@ class TwiceConfig(AnswersConfig, frozen=True, kw_only=True):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"system": 3}, "'some': system=3 has to be a text"),
+        ({"name": 3}, "task 3: name=3 has to be a text"),
+        ({"judge": None}, "'some': judge=None has to be a function"),
+        ({"shots": [Exchange("1 + 1?", "2")]}, r"'some': shots=\[Exchange\(.* has to be a function"),
+        ({"record": BinsRecord, "outcome": Outcome(bins="bins")}, "'some'.*'bins' .bins.*list of {label, low, high"),
         ({"record": TakenRecord}, r"'some'.*TakenRecord\.tokens .*another name"),
         ({"record": ScoredRecord, "outcome": answered(correct="score")}, "'some'.*'score' \(correct\).*boolean"),
         ({"config": int}, "'some'.*config=int has to inherit from tracekit.AnswersConfig"),
@@ -290,6 +327,12 @@ class TwiceConfig(AnswersConfig, frozen=True, kw_only=True):
     ],
 )
 def test_a_task_that_would_not_do_is_refused_when_it_is_defined(changes: dict[str, Any], said: str):
+    assert some_task().module == __name__
+    with pytest.raises(ConfigError, match=said):
+        some_task(**changes)
+
+
+def some_task(**changes: Any) -> Task[Any, Any]:
     settings: dict[str, Any] = {
         "name": "some",
         "title": "Something.",
@@ -298,9 +341,90 @@ def test_a_task_that_would_not_do_is_refused_when_it_is_defined(changes: dict[st
         "ask": lambda example, config: "?",
         "outcome": answered(correct="is_right"),
     }
-    assert Task(**settings).module == __name__
-    with pytest.raises(ConfigError, match=said):
-        Task(**settings | changes)
+    return Task(**settings | changes)
+
+
+def helped(example: Example, config: Any) -> str:
+    return json.loads(example.text)
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "said"),
+    [
+        ("ask", lambda example, config: {}["x"], r"`ask` of the example 000007 raised KeyError: 'x' \(test_own_task"),
+        (
+            "ask",
+            lambda example: "?",
+            r"`ask` .*000007 raised TypeError: .*2 were given \(it is called with Example, Answers",
+        ),
+        ("ask", helped, r"`ask` .* raised JSONDecodeError: .*\(test_own_task.py, line \d+\)"),
+        ("examples", lambda config: config.no_such, "`examples` raised AttributeError: .*no_such"),
+        ("examples", lambda config: (1 / zero for zero in [0]), "`examples` raised ZeroDivisionError"),
+        ("report", lambda store: 1 / 0, "`report` raised ZeroDivisionError"),
+    ],
+)
+def test_what_a_function_of_a_task_raises_names_task_function_example_and_line(function: str, given: Any, said: str):
+    task = some_task(**{function: given})
+    arguments = (Example(index=7), AnswersConfig()) if function == "ask" else (AnswersConfig(),)
+    with pytest.raises(ConfigError, match=f"^task 'some': {said}") as caught:
+        task.call(getattr(task, function), *arguments)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("error", [SourceError("row 3"), ModuleNotFoundError("no torch", name="torch")])
+def test_what_a_task_raises_on_purpose_and_what_is_not_installed_stay_as_they_are(error: Exception):
+    def examples(config: Any) -> list[Example]:
+        raise error
+
+    task = some_task(examples=examples)
+    with pytest.raises(type(error)) as caught:
+        task.call(task.examples, AnswersConfig())
+    assert caught.value is error
+
+
+class ShotsTaskConfig(AnswersConfig, frozen=True, kw_only=True):
+    """Settings with solved examples."""
+
+    prompt: ShotsConfig = ShotsConfig(num_shots=1, prompt_form="question")
+
+
+@pytest.mark.parametrize(
+    ("shots", "said"),
+    [
+        ([("1 + 1?", "2")], r"'some': `shots` gave \('1 \+ 1\?', '2'\); each has to be a tracekit.Exchange"),
+        ([Exchange("?", "!")], "--num-shots 1: the task has 0 solved examples .*use --num-shots 0, or give .*more"),
+    ],
+)
+def test_solved_examples_of_no_use_are_refused(model: Path, shots: list[Any], said: str):
+    config = ShotsTaskConfig()
+    task = some_task(config=ShotsTaskConfig, shots=lambda config: iter(shots))
+    tokenizer = load_tokenizer(ModelConfig(model=str(model)))
+    with pytest.raises(TracekitError, match=said):
+        AnsweringTracer(task, config, tokenizer).prompt(Example(index=7))
+
+
+def test_a_solved_example_of_another_question_is_shown(model: Path):
+    task = some_task(config=ShotsTaskConfig, shots=lambda config: [Exchange("1 + 1?", "2")])
+    tracer = AnsweringTracer(task, ShotsTaskConfig(), load_tokenizer(ModelConfig(model=str(model))))
+    assert tracer.prompt(Example(index=7)).text.startswith("Question: 1 + 1?\nAnswer: 2\n")
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ("capitals.md.j2", "card='capitals.md.j2' is no template of tracekit; give the Path"),
+        (Path("nowhere.md.j2"), "card 'nowhere.md.j2' cannot be used: .*No such file"),
+        (Path("open.md.j2"), "card 'open.md.j2', line 2 cannot be used: .*; mend it"),
+        (Path("latin.md.j2"), "card 'latin.md.j2' cannot be used: .*utf-8"),
+    ],
+)
+def test_a_card_of_no_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: Any, said: str):
+    monkeypatch.chdir(tmp_path)
+    Path("open.md.j2").write_text("# Title\n{% if %}\n")
+    Path("latin.md.j2").write_bytes("größe".encode("latin-1"))
+    monkeypatch.setattr("tracekit.card.readme.find_task", {"some": some_task(card=card)}.get)
+    with pytest.raises(ConfigError, match=f"^task 'some': .*{said}"):
+        card_template("some")
 
 
 @pytest.mark.parametrize(
@@ -308,6 +432,7 @@ def test_a_task_that_would_not_do_is_refused_when_it_is_defined(changes: dict[st
     [
         ("index=index", "index=0", r"examples 0 and 1 have one key, '000000'; give each its own `index`"),
         ("index=index", "index=str(index)", r"example 0 is Country\(.*index='0'.*its `index` an int"),
+        ("return [Country(", "return 3 or [Country(", "its example 0 is 3; each has to be a tracekit.Example"),
         ("return [Country(", "return [dict(", r"example 0 is \{'index': 0.*tracekit.Example"),
         ("return [Country(", "return None and [Country(", "0 examples, so --offset 0 leaves none"),
         ('return f"What', 'return 3 and len(f"What', r"`ask` of the example 000000 gave \d+"),
@@ -338,6 +463,7 @@ def test_examples_and_questions_of_no_use_are_refused_before_the_model_runs(
             r"\d+ gave 'colour', which is no field of Cap",
         ),
         ('"country": example.country, ', "", r"example \d+ gave no 'country'"),
+        ("in answer.text", "in answer.txt", r"`judge` of the example \d+ raised AttributeError: .*\(capitals.py, line"),
         ('{"country": example', '{"key": "x", "country": example', "gave 'key', which the library fills in"),
         ('return {"country"', 'return None and {"country"', r"example \d+ gave None.*dictionary"),
         (
@@ -355,6 +481,14 @@ def test_judgements_of_no_use_are_refused_with_the_field(
     assert done.returncode == 1
     assert re.search(said, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_judgement_of_a_sampled_answer_is_checked_too(tmp_path: Path, model: Path):
+    fewer = 'return {"country": "", "gold_answers": []} if answer.sample_index else {"country"'
+    (tmp_path / "capitals.py").write_text(BLOCK.replace('return {"country"', fewer))
+    words = ["capitals.py", "--model", str(model), *SMALL.split(), "--num-samples", "2", "--out", "run"]
+    done = python(*words, cwd=tmp_path, check=False)
+    assert re.search(r"error: .*`judge` of the example \d+ gave no 'is_correct'", done.stderr), done.stderr
 
 
 def test_ranks_make_the_bytes_of_one_process(run: Path, workplace: Path, model: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Records: strict decoding, Arrow types that follow from the Structs, and documentation of every field."""
 
 import math
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -31,6 +32,29 @@ def test_every_key_is_always_there_and_floats_have_a_point():
 def test_a_float_that_is_not_finite_is_an_error(value: float):
     with pytest.raises(DatasetError, match="not finite"):
         encode_record(trivia_record(token_logprobs=[0.0, value]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"f1": math.nan}, "`float`, got `null` in its field `f1`"),
+        ({"beam_score": math.nan}, "`beam_score` is nan, and would be read back as None"),
+        ({"beam_score": -math.inf}, "`beam_score` is -inf"),
+        ({"f1": 2**80 + 1}, "`f1` is 1208925819614629174706177, and would be read back as 1.2"),
+        ({"f1": 10**400}, "out of range"),
+        ({"spans": [{"name": "user", "start": 0, "stop": 3}]}, r"`spans` is \[\{'name'.* read back as \[Span\("),
+        ({"tokens": ("a", "b")}, r"`tokens` is \('a', 'b'\), and would be read back as \['a', 'b'\]"),
+    ],
+)
+def test_a_value_of_another_type_than_its_field_is_named_with_the_record(changes: dict[str, Any], message: str):
+    record = trivia_record(**changes)
+    with pytest.raises(DatasetError, match=f"^record '{record.key}': .*{message}"):
+        encode_record(record)
+
+
+def test_an_integer_in_a_field_of_floats_is_stored_as_a_float():
+    assert b'"f1":1.0}' in encode_record(trivia_record(f1=1))
+    assert b'"f1":1.2089258196146292e24}' in encode_record(trivia_record(f1=2**80))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """stats: accuracy, calibration, confidence and failures of a run whose answers are known, and what other tasks have."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from builders.trivia_qa.record import TriviaQARecord
 from tests.datasets_for_tests import make_choices, make_sample, write_dataset
 from tests.introspection_for_tests import BINS, Question, write_passes
 from tracekit.analysis.showing import stats_lines
 from tracekit.analysis.stats import ConfigStats, Count, Lengths, LetterCount, SubjectAccuracy, stats
 from tracekit.errors import DatasetError
+from tracekit.format.layout import write_atomic
+from tracekit.format.manifest import read_manifest, to_bytes
+from tracekit.records import About, Outcome
 
 QUESTIONS = [
     Question(probs=(0.7, 0.1, 0.1, 0.1), parsed="A", confident=95.0),
@@ -18,6 +23,69 @@ QUESTIONS = [
     Question(probs=(0.1, 0.1, 0.75, 0.05), parsed="C", right="C", confident=5.0 + 2.5, subject="law", answer_tokens=4),
     Question(probs=(0.1, 0.1, 0.75, 0.05), parsed=None, right="C", confident=95.0, subject=None),
 ]
+
+
+class Edges(msgspec.Struct, frozen=True, kw_only=True):
+    """A bin of confidence."""
+
+    label: str
+    low: float
+    high: float
+    midpoint: float
+
+
+class GuessRecord(TriviaQARecord, frozen=True, kw_only=True, tag="trivia_qa"):
+    """A record of a stranger's task with as much null as its fields may hold."""
+
+    probs: list[float | None] | None
+    bins: list[Edges] | None
+    percent: float | None
+
+
+HALVES = [Edges(label="A", low=0, high=50, midpoint=25), Edges(label="B", low=50, high=100, midpoint=75)]
+
+
+def guesses(root: Path, bins: list[Edges] | None, outcome: Outcome) -> ConfigStats:
+    """Stats of three answers whose distributions have holes."""
+    made = [make_sample(key) for key in "abc"]
+    rows = zip(made, ([0.75, None], None, [0.25, 0.5, 0.25]), (30.0, None, 80.0), strict=True)
+    guessed: Any = [
+        one._replace(
+            record=msgspec.convert(
+                msgspec.to_builtins(one.record) | {"probs": probs, "bins": bins, "percent": percent},
+                GuessRecord,
+                from_attributes=True,
+            )
+        )
+        for one, probs, percent in rows
+    ]
+    layout = write_dataset(root, {"train-00000": guessed})
+    about = About(outcome=outcome.but(answer="generated_answer", correct="is_correct"))
+    write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(read_manifest(layout), about=about)))
+    (found,) = stats(root)
+    assert stats_lines(found)
+    return found
+
+
+def test_distributions_with_nulls_and_of_unequal_lengths_count_as_far_as_they_go(tmp_path: Path):
+    outcome = Outcome(probs="probs", most_probable_correct="is_correct")
+    found = guesses(tmp_path, None, outcome)
+    assert found.calibration is not None
+    assert (found.calibration.num, found.calibration.mean_confidence) == (2, 0.625)
+    assert sum(one.num_expected for one in found.confidence) == 2
+
+
+@pytest.mark.parametrize(("probs", "means"), [("probs", [0.5, 0.5]), (None, [None, None])])
+def test_bins_are_told_with_and_without_distributions(tmp_path: Path, probs: str | None, means: list[float | None]):
+    found = guesses(tmp_path, HALVES, Outcome(probs=probs, bins="bins", confidences=["percent"]))
+    assert [(one.num_expected, one.mean_probability) for one in found.confidence] == list(
+        zip([1, 1], means, strict=True)
+    )
+
+
+def test_samples_without_bins_are_told_by_tenths(tmp_path: Path):
+    found = guesses(tmp_path, None, Outcome(bins="bins", confidences=["percent"]))
+    assert [one.num_expected for one in found.confidence] == [0, 0, 1, 0, 0, 0, 0, 1, 0, 0]
 
 
 @pytest.fixture(scope="module")

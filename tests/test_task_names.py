@@ -28,7 +28,6 @@ OF_THE_LIBRARY = {
     "choice_logits",  # what replays of several choices compare
     "config_name",  # an argument of `datasets`, a key of the Hub's cards
     "entropy",  # what `answered()` calls the mean of `token_entropies`
-    "loss",  # a mean of this name is told as perplexity, too
     "max_seq_len",  # a key of models' own configurations
     "num_scored",  # an axis
     "repeat",  # a function of numpy

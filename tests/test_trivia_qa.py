@@ -238,7 +238,7 @@ def test_solved_examples_are_drawn_by_seed_and_never_the_question_itself(model: 
 
 
 def test_more_shots_than_questions_is_an_error(model: Path, tmp_path: Path):
-    with pytest.raises(SourceError, match="--num-shots 72 needs more than the 72 sample questions there are"):
+    with pytest.raises(SourceError, match=r"--num-shots 72: the task has 71 solved examples .* use --num-shots 71"):
         run_trivia(tmp_path / "run", model, source={"limit": 5}, prompt={"num_shots": 72})
 
 

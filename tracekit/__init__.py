@@ -10,8 +10,9 @@ from tracekit.version import __version__
 
 if TYPE_CHECKING:
     from tracekit.cli import run_task as main
-    from tracekit.config import AnswersConfig, RunConfig
+    from tracekit.config import AnswersConfig, RunConfig, ShotsConfig
     from tracekit.model.patching import patch
+    from tracekit.model.prompts import Exchange
     from tracekit.read.loading import load_dataset, wds_decoder
     from tracekit.read.store import Sample, TraceStore
     from tracekit.read.verifier import verify
@@ -23,10 +24,12 @@ __all__ = [
     "AnswersConfig",
     "Example",
     "Examples",
+    "Exchange",
     "Outcome",
     "Record",
     "RunConfig",
     "Sample",
+    "ShotsConfig",
     "Task",
     "TraceStore",
     "__version__",
@@ -43,10 +46,12 @@ _HOMES = {
     "AnswersConfig": "tracekit.config",
     "Example": "tracekit.task",
     "Examples": "tracekit.task",
+    "Exchange": "tracekit.model.prompts",
     "Outcome": "tracekit.records",
     "Record": "tracekit.records",
     "RunConfig": "tracekit.config",
     "Sample": "tracekit.read.store",
+    "ShotsConfig": "tracekit.config",
     "Task": "tracekit.task",
     "TraceStore": "tracekit.read.store",
     "answered": "tracekit.records",

@@ -57,7 +57,7 @@ def open_tracer(
 ) -> Tracer[ExampleT]:
     """A task at work on a configuration."""
     if task.tracer is not None:
-        return task.tracer(config, tokenizer, examples)
+        return task.call(task.tracer, config, tokenizer, examples)
     return AnsweringTracer(task, config, tokenizer)
 
 
@@ -135,13 +135,16 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         self._prompter = Prompter(tokenizer, config.prompt, default_system=task.system)
         self.variant = self._prompter.variant
         self._num_shots = config.prompt.num_shots if isinstance(config.prompt, ShotsConfig) else 0
-        self._pool: Sequence[Exchange] = task.shots(config) if task.shots and self._num_shots else ()
+        self._pool: Sequence[Exchange] = task.call(task.shots, config) if task.shots and self._num_shots else ()
+        for shot in self._pool:
+            if not isinstance(shot, Exchange):
+                raise ConfigError(f"task {task.name!r}: `shots` gave {shot!r:.200}; each has to be a tracekit.Exchange")
         self._lengths: dict[int, int] = {}
 
     def prompt(self, example: ExampleT) -> Prompt:
         """What the model reads of an example."""
         assert self._task.ask is not None, self._task.name
-        question = self._task.ask(example, self._config)
+        question = self._task.call(self._task.ask, example, self._config)
         if not isinstance(question, str):
             raise ConfigError(
                 f"task {self._task.name!r}: `ask` of the example {example.key} gave {question!r:.200}; expected a text"
@@ -264,8 +267,10 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
             shared |= {
                 "generation": settings,
                 "beam_score": float(trace.next_tokens.logprobs.mean()) if settings.num_beams > 1 else None,
-                "samples": [self._summary(example, prompt, n, one, place) for n, one in enumerate(others, start=1)],
             }
+            shared["samples"] = [
+                self._summary(example, prompt, number, one, place, shared) for number, one in enumerate(others, start=1)
+            ]
         record: Record = self._task.record(**self.fields(example, answered, shared))
         return TracedSample(record, Text(prompt.token_ids + answer.token_ids, len(prompt.token_ids)), trace)
 
@@ -275,7 +280,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         Raises:
             ConfigError: it says nothing, leaves out a field, or names one that it does not have or that is not its own.
         """
-        judged = self._task.judge(example, answer, self._config)
+        judged = self._task.call(self._task.judge, example, answer, self._config)
         where = f"task {self._task.name!r}: `judge` of the example {example.key}"
         if not isinstance(judged, dict):
             raise ConfigError(f"{where} gave {judged!r:.200}; it has to give a dictionary of fields")
@@ -291,17 +296,23 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         return judged
 
     def _summary(
-        self, example: ExampleT, prompt: Prompt, sample_index: int, made: _Made, place: Place
+        self,
+        example: ExampleT,
+        prompt: Prompt,
+        sample_index: int,
+        made: _Made,
+        place: Place,
+        shared: dict[str, Any],
     ) -> SampledAnswer:
         """A sampled answer as the record of its question lists it."""
         answered = self._answered(prompt, made.answer, sample_index, place)
         correct = self._task.outcome.correct
-        judged = {} if correct is None else self._task.judge(example, answered, self._config)
+        judged = {} if correct is None else self._judged(example, answered, shared)
         return SampledAnswer(
             sample_index=sample_index,
             text=answered.text,
             token_ids=made.answer.token_ids,
             token_logprobs=floats(made.trace.next_tokens.logprobs),
             finish_reason=made.answer.finish_reason,
-            is_correct=None if correct is None else judged[correct],
+            is_correct=None if correct is None else judged.get(correct),
         )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-__all__ = ["Origins", "flag_words", "located", "settings_of"]
+__all__ = ["Origins", "flag_of", "flag_words", "located", "settings_of"]
 
 _PATHS = re.compile(r" - at (`\$[^`]*`(?:, `\$[^`]*`)*)")
 
@@ -50,7 +50,7 @@ def flag_words(settings: Mapping[str, Any]) -> list[str]:
     """Settings by their paths, as flags: to be quoted by `shlex.join`."""
     words: list[str] = []
     for path, value in settings.items():
-        name = _flag(path)
+        name = flag_of(path)
         if isinstance(value, bool):
             words.append(name if value else f"--no-{name.removeprefix('--')}")
         elif isinstance(value, list):
@@ -75,7 +75,8 @@ def located(message: str, origins: Origins) -> str:
     return f"{missing}: {text.removeprefix('configuration: ')}" if missing else text
 
 
-def _flag(path: str) -> str:
+def flag_of(path: str) -> str:
+    """The flag of a setting: `--num-beams` of `generation.num_beams`."""
     return f"--{path.rpartition('.')[2].replace('_', '-')}"
 
 
@@ -95,16 +96,16 @@ def _place(path: str, origins: Origins) -> str:
         value = json.dumps(origins.in_file[path], ensure_ascii=False, default=str)
         return f"{origins.file} {f'[{section}] ' if section else ''}{key} = {value}"
     value = origins.values[path]
-    return shlex.join(_typed(path, origins) or ([_flag(path)] if value is None else flag_words({path: value})))
+    return shlex.join(_typed(path, origins) or ([flag_of(path)] if value is None else flag_words({path: value})))
 
 
 def _typed(path: str, origins: Origins) -> list[str]:
     """A flag and its values as they were typed; empty where it was not."""
     for position, word in enumerate(origins.arguments):
         name, equals, value = word.partition("=")
-        if name.replace("_", "-") == _flag(path):
+        if name.replace("_", "-") == flag_of(path):
             values = takewhile(lambda one: not one.startswith("--"), origins.arguments[position + 1 :])
-            return [_flag(path), *([value] if equals else values)]
+            return [flag_of(path), *([value] if equals else values)]
     return []
 
 
@@ -118,6 +119,6 @@ def _quoted(message: str, origins: Origins) -> list[str]:
 
 
 def _is_typed(path: str, origins: Origins) -> bool:
-    name = _flag(path)
+    name = flag_of(path)
     words = {word.partition("=")[0].replace("_", "-") for word in origins.arguments}
     return not words.isdisjoint({name, f"--no-{name.removeprefix('--')}"})

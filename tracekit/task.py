@@ -16,20 +16,21 @@ import importlib.util
 import re
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
 from tracekit.config import AnswersConfig, RunConfig, ShotsConfig
 from tracekit.console import say
-from tracekit.errors import ConfigError, DatasetError
-from tracekit.flags import flag_words, settings_of
+from tracekit.errors import ConfigError, DatasetError, TracekitError
+from tracekit.flags import flag_of, settings_of
 from tracekit.format.manifest import Manifest, Plan, SourceInfo
 from tracekit.format.shards import sha256_file
 from tracekit.records import About, Outcome, Record, RecordSchema, outcome_fault
@@ -71,6 +72,8 @@ GROUP = "tracekit.tasks"
 ExampleT = TypeVar("ExampleT", bound="Example")
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+ParamsT = ParamSpec("ParamsT")
 
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
@@ -269,6 +272,13 @@ class Task(Generic[ConfigT, ExampleT]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", _defined_in())
+        for name in ("name", "title", "system"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ConfigError(f"task {self.name!r}: {name}={value!r:.200} has to be a text")
+        needed = ("examples", "judge", "parts", "can_estimate")
+        for name in (*needed, "ask", "shots", "tracer", "report"):
+            if not callable(value := getattr(self, name)) and (value is not None or name in needed):
+                raise ConfigError(f"task {self.name!r}: {name}={value!r:.200} has to be a function")
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"task {self.name!r}: expected a name of letters, digits and '_'")
         if self.record.__struct_config__.tag != self.name:
@@ -297,14 +307,38 @@ class Task(Generic[ConfigT, ExampleT]):
             default = self.config()
         except TypeError as error:
             raise ConfigError(f"task {self.name!r}: each setting of {name} needs a default: {error}") from error
-        flags = flag_words(dict.fromkeys(settings_of(default), ""))[::2]
+        flags = [flag_of(path) for path in settings_of(default)]
         if twice := [flag for flag in flags if flags.count(flag) > 1]:
             raise ConfigError(f"task {self.name!r}: {name} has two settings for {twice[0]}; rename its own")
         if self.shots is not None and not isinstance(getattr(default, "prompt", None), ShotsConfig):
             raise ConfigError(
                 f"task {self.name!r} has `shots`, and {name} no --num-shots; give it the field "
-                "`prompt: ShotsConfig = ShotsConfig()`, of tracekit.config"
+                "`prompt: tracekit.ShotsConfig = tracekit.ShotsConfig()`"
             )
+
+    def call(self, function: Callable[ParamsT, ResultT], *given: ParamsT.args, **named: ParamsT.kwargs) -> ResultT:
+        """What one of its functions gives; what a generator yields is a list.
+
+        Raises:
+            ConfigError: it raised; the message names the function, the example and the line.
+            TracekitError: it raised this on purpose.
+            ModuleNotFoundError: a package that it needs is not installed.
+        """
+        try:
+            result: Any = function(*given, **named)
+            return list(result) if isinstance(result, Iterator) else result  # pyright: ignore[reportReturnType]
+        except (TracekitError, ModuleNotFoundError):
+            raise
+        except Exception as error:
+            name = next(name for name, value in vars(self).items() if value is function)
+            example = "".join(f" of the example {one.key}" for one in given if isinstance(one, Example))
+            steps = traceback.extract_tb(error.__traceback__)[1:]
+            own = [one for one in steps if one.filename == steps[0].filename]
+            where = f"it is called with {', '.join(type(one).__name__ for one in given)}"
+            where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else where
+            raise ConfigError(
+                f"task {self.name!r}: `{name}`{example} raised {type(error).__name__}: {error} ({where})"
+            ) from error
 
     @property
     def about(self) -> About:
@@ -357,7 +391,7 @@ def find_task(name: str) -> Task[Any, Any] | None:
         ConfigError: two packages have a task of this name.
     """
     points = _entry_points(name)
-    if len({one.value for one in points}) > 1:
+    if len(points) > 1:
         packages = " and ".join(f"{one.dist.name if one.dist else '?'} ({one.value})" for one in points)
         raise ConfigError(f"the task {name!r} is in two packages, {packages}; uninstall one of them")
     if not points:

@@ -21,7 +21,7 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.model.capture import Text, capture
 from tracekit.model.traced import TracedModel
 from tracekit.model.values import ValuePolicy
-from tracekit.run.metrics import perplexity
+from tracekit.run.metrics import exp_or_none
 
 __all__ = ["TextPerplexity", "text_perplexity", "token_perplexity"]
 
@@ -83,7 +83,7 @@ def token_perplexity(
     ]
     scored = np.concatenate(logprobs)
     loss = float(-scored.mean())
-    value = perplexity(loss)
+    value = exp_or_none(loss)
     return TextPerplexity(math.inf if value is None else value, loss, len(scored))
 
 

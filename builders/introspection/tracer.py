@@ -14,12 +14,11 @@ from builders.kit.columns import ChoiceSource
 from builders.kit.letter_parsing import name_letter
 from builders.kit.letters import LetterScores, asked_ids, score_letters, spellings_of
 from tracekit.answering import answered_fields
-from tracekit.errors import SourceError
 from tracekit.model.answers import parse_answer
 from tracekit.model.capture import NextTokens, Text, Trace, capture
 from tracekit.model.continuations import softmax
 from tracekit.model.generation import Generated, answer_once, settings_of
-from tracekit.model.prompts import Exchange, Prompt, Prompter, sha256_text, tokens_of
+from tracekit.model.prompts import Exchange, Prompt, Prompter, other_shots, sha256_text, tokens_of
 from tracekit.model.proof import Scored
 from tracekit.model.traced import TracedModel
 from tracekit.read.store import Sample
@@ -111,9 +110,7 @@ class IntrospectionTracer(Tracer[McqQuestion]):
     def _shots(self, example: McqQuestion) -> list[Exchange]:
         """Solved examples for one question, drawn by its own seed from the packaged sample (why: trivia_qa)."""
         count = self._config.prompt.num_shots
-        others = [other for other in self._pool if other.question != example.question]
-        if count > len(others):
-            raise SourceError(f"--num-shots {count} needs more than the {len(others)} sample questions there are")
+        others = other_shots(self._pool, count, lambda other: other.question == example.question)
         draw = np.random.default_rng([self._config.output.seed, example.index])
         chosen = draw.choice(len(others), count, replace=False).tolist() if count else []
         return [Exchange(self._message(others[i]), str(others[i].correct_letter)) for i in chosen]

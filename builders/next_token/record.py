@@ -93,17 +93,16 @@ class NextTokenRecord(Record, frozen=True, kw_only=True, tag="next_token"):
     """exp(loss); null where none is scored, or where it is beyond a float."""
 
     def tallied(self) -> dict[str, Tallied]:
-        """Loss and accuracy over scored tokens."""
+        """Loss, perplexity and accuracy over scored tokens."""
         if self.loss is None:
             return {}
         num_right = sum(self.next_correct[len(self.next_correct) - self.num_scored :])
+        loss = Tallied(
+            self.loss * self.num_scored, self.num_scored, "Mean negative log-probability of the scored tokens.", "nats"
+        )
         return {
-            "loss": Tallied(
-                self.loss * self.num_scored,
-                self.num_scored,
-                "Mean negative log-probability of the scored tokens.",
-                "nats",
-            ),
+            "loss": loss,
+            "perplexity": loss._replace(definition="exp of the mean loss.", unit="", is_exp=True),
             "next_token_accuracy": Tallied(
                 num_right, self.num_scored, "Share of the scored tokens that were the most probable one."
             ),

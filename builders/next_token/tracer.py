@@ -15,7 +15,7 @@ from tracekit.model.prompts import sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.model.vocabulary import token_strings
 from tracekit.read.store import Sample
-from tracekit.run.metrics import perplexity
+from tracekit.run.metrics import exp_or_none
 from tracekit.run.recheck import Replay
 from tracekit.task import Place, TracedSample, Tracer
 
@@ -103,7 +103,7 @@ class NextTokenTracer(Tracer[Window]):
             "next_topk_probs": probs.tolist(),
             "num_scored": len(scored),
             "loss": loss,
-            "perplexity": perplexity(loss),
+            "perplexity": None if loss is None else exp_or_none(loss),
         }
 
     def _strings(self, ids: list[int]) -> list[str]:

@@ -144,7 +144,8 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         stated = _stated(columns, fields) / _PERCENT
         judged, note = _joined_verdicts(listing, config, asked_for, fields, questions, where)
     elif fields.probs is not None and fields.most_probable_correct is not None:
-        confidences = np.array([max(probs, default=np.nan) for probs in columns[fields.probs]], dtype=np.float64)
+        there = [[one for one in probs or () if one is not None] for probs in columns[fields.probs]]
+        confidences = np.array([max(probs, default=np.nan) for probs in there], dtype=np.float64)
         judged = probable_verdicts
     else:
         note = "the task states no confidence"
@@ -209,7 +210,7 @@ def _stated(columns: dict[str, list[Any]], fields: Outcome) -> np.ndarray:
     """(N,) midpoint, percent, of the bin that each output named; nan where it named none."""
     if fields.bins is None or fields.answer is None:
         return np.full(len(columns["key"]), np.nan)
-    midpoints = [{one["label"]: one["midpoint"] for one in bins} for bins in columns[fields.bins]]
+    midpoints = [{one["label"]: one["midpoint"] for one in bins or ()} for bins in columns[fields.bins]]
     return _numbers([of.get(answer) for of, answer in zip(midpoints, columns[fields.answer], strict=True)])
 
 

@@ -269,9 +269,8 @@ def _confidence_lines(bars: list[Bar]) -> list[str]:
     else:
         lines = ["  samples by probability of the most probable letter"]
     for one in bars:
-        more = ""
-        if one.num_answered is not None and one.mean_probability is not None:
-            more = f"{one.num_answered:>10d}{one.mean_probability:>12.3f}"
+        mean = "-" if one.mean_probability is None else f"{one.mean_probability:.3f}"
+        more = "" if one.num_answered is None else f"{one.num_answered:>10d}{mean:>12s}"
         lines.append(f"    {one.label:{width}s}  {bar(one.num_expected / total)} {one.num_expected:>6d}{more}")
     return lines
 

@@ -86,7 +86,7 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     num_answered: int | None
     """Samples whose output named this bin; null where confidence is not asked for."""
     mean_probability: float | None
-    """Mean probability of the bin's letter; null likewise."""
+    """Mean probability of the bin's letter; null likewise, and where no sample has one."""
 
 
 class LetterCount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -244,7 +244,7 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
 def _report(store: TraceStore) -> TaskReport | None:
     """What the task says of a configuration, where it is installed and says anything."""
     task = find_task(store.info().task)
-    return None if task is None or task.report is None else task.report(store)
+    return None if task is None or task.report is None else task.call(task.report, store)
 
 
 def reports(path: str | PathLike[str], config: str) -> TaskReport | None:
@@ -288,14 +288,15 @@ def _confidence(store: TraceStore, outcomes: Outcomes, fields: Outcome) -> list[
             f"{store!r}: samples have different bins of confidence; run `tracekit verify` on the dataset"
         )
     counts = _counts_between(values, np.array([one["low"] for one in asked] + [asked[-1]["high"]]) / 100)
-    probs_NB = np.array(_column(store, fields.probs), dtype=np.float64)
+    rows = [probs or () for probs in _column(store, fields.probs) or []]
+    there = [[row[n] for row in rows if n < len(row) and row[n] is not None] for n in range(len(asked))]
     answered = Counter(outcomes.answers or [])
     return [
         Bar(
             label=f"{one['label']}  {_range_text(one['low'], one['high'])}",
             num_expected=counts[number],
             num_answered=answered[one["label"]],
-            mean_probability=float(probs_NB[:, number].mean()),
+            mean_probability=float(np.mean(there[number])) if there[number] else None,
         )
         for number, one in enumerate(asked)
     ]

@@ -44,6 +44,7 @@ __all__ = [
     "MADE_KEYS",
     "CardSettings",
     "card_features",
+    "card_template",
     "own_section",
     "render_card",
     "settings_of",
@@ -149,10 +150,11 @@ def render_card(
         metadata = _metadata(manifests, schemas, settings, title)
     except TracekitError:
         raise
-    except (jinja2.UndefinedError, LookupError, TypeError, ValueError, AttributeError) as error:  # `run` has no types
+    except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:  # `run` has no types
         names = ", ".join(repr(manifest.config) for manifest in manifests)
         raise DatasetError(
-            f"no card can be made of the manifests of {names}; one lacks what a run writes: {error}"
+            f"no card can be made of the manifests of {names}; one lacks what a run writes, or the `card` of its task "
+            f"asks for more: {error}"
         ) from error
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{head}---\n\n{text.rstrip()}\n"
@@ -291,13 +293,25 @@ def _task(name: str, schema: RecordSchema) -> dict[str, Any]:
     return {"name": name, "fields": {field: prose(doc) for field, doc in schema.docs.items()}}
 
 
-def _template_of(manifest: Manifest) -> jinja2.Template:
-    """The card's part about a configuration: the installed task's, or one that names the task alone."""
-    task = find_task(manifest.task)
+def card_template(name: str) -> jinja2.Template:
+    """The card's part about a configuration: the installed task's, or one that names the task alone.
+
+    Raises:
+        ConfigError: the task's cannot be read.
+    """
+    task = find_task(name)
     card = None if task is None else task.card
-    if isinstance(card, Path):
-        return _environment().from_string(card.read_text(encoding="utf-8"))
-    return _environment().get_template(card or "task.md.j2")
+    try:
+        if isinstance(card, Path):
+            return _environment().from_string(card.read_text(encoding="utf-8"))
+        return _environment().get_template(card or "task.md.j2")
+    except jinja2.TemplateNotFound as error:
+        raise ConfigError(
+            f"task {name!r}: card={card!r} is no template of tracekit; give the Path of a file of your own"
+        ) from error
+    except (OSError, UnicodeDecodeError, jinja2.TemplateError) as error:
+        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise ConfigError(f"task {name!r}: its card {str(card)!r}{line} cannot be used: {error}; mend it") from error
 
 
 def _for_template(manifest: Manifest, labels: Sequence[LabelSummary], *, has_figures: bool) -> dict[str, Any]:
@@ -311,7 +325,7 @@ def _for_template(manifest: Manifest, labels: Sequence[LabelSummary], *, has_fig
         "num_samples": num_samples,
         "num_bytes": num_bytes,
         "bytes_per_sample": num_bytes / max(1, num_samples),
-        "template": _template_of(manifest),
+        "template": card_template(manifest.task),
         "title": about_of(manifest).title,
         "model_link": _link(manifest.model.id, None, ""),
         "decoding": _decoding(manifest.run),

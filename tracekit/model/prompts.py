@@ -18,7 +18,17 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.model.vocabulary import check_rows
 from tracekit.records import Span
 
-__all__ = ["Exchange", "Prompt", "Prompter", "draw_shots", "is_surely_longer", "sha256_text", "tokens_of", "with_bos"]
+__all__ = [
+    "Exchange",
+    "Prompt",
+    "Prompter",
+    "draw_shots",
+    "is_surely_longer",
+    "other_shots",
+    "sha256_text",
+    "tokens_of",
+    "with_bos",
+]
 
 PoolT = TypeVar("PoolT")
 
@@ -312,12 +322,24 @@ def draw_shots(
     Not from the run's questions: those would stand in one another's prompts with their answers, on both sides of any
     split, and would differ with the slice of the source. `asked` says whether one is the question.
 
-    Raises:
-        SourceError: fewer than one more than `count` in the pool.
+    Raises: as `other_shots`.
     """
-    if count >= len(pool):
-        raise SourceError(f"--num-shots {count} needs more than the {len(pool)} sample questions there are")
-    return random.Random(f"{seed} {index}").sample([one for one in pool if not asked(one)], count)
+    return random.Random(f"{seed} {index}").sample(other_shots(pool, count, asked), count)
+
+
+def other_shots(pool: Sequence[PoolT], count: int, asked: Callable[[PoolT], bool]) -> list[PoolT]:
+    """The solved examples without the question itself.
+
+    Raises:
+        SourceError: fewer than `count`.
+    """
+    others = [one for one in pool if not asked(one)]
+    if count > len(others):
+        raise SourceError(
+            f"--num-shots {count}: the task has {len(others)} solved examples that ask another question than the "
+            f"prompt; use --num-shots {len(others)}, or give the task more"
+        )
+    return others
 
 
 def tokens_of(offsets: Sequence[Sequence[int]], start: int, stop: int) -> tuple[int, int]:

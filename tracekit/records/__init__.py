@@ -29,7 +29,7 @@ from tracekit.records.base import (
 from tracekit.records.message import Message
 from tracekit.records.outcome import LARGE_SHARE, About, Mean, Number, Outcome, accuracy, answered, outcome_fault
 from tracekit.records.responses import AnsweredRecord, ResponseRecord, SampledAnswer
-from tracekit.records.schema import RecordSchema, field_docs, schema_differences
+from tracekit.records.schema import RecordSchema, field_docs, schema_differences, too_large
 
 __all__ = [
     "LARGE_SHARE",
@@ -73,11 +73,11 @@ class _Tag(msgspec.Struct):
 
 
 def encode_record(record: Record) -> bytes:
-    """Encode a record as JSON.
+    """Encode a record as JSON, as it is read back: an integer in a field of floats is a float.
 
     Raises:
-        DatasetError: a value cannot be represented, as an integer past 64 bits, a number of numpy, or a float that is
-            not finite where null is not declared.
+        DatasetError: a field has a value that is none of its type, or none of JSON: an integer past 64 bits, a float
+            that is not finite, a number of numpy, a dictionary for a Struct.
     """
     try:
         data = msgspec.json.encode(record)
@@ -85,11 +85,18 @@ def encode_record(record: Record) -> bytes:
         field = next(name for name in record.__struct_fields__ if not _is_encoded(getattr(record, name)))
         raise DatasetError(f"record {record.key!r}: its field `{field}` cannot be stored: {error}") from error
     try:
-        decode_record(data, type(record))
+        read = decode_record(data, type(record), where=f"record {record.key!r}")
     except CorruptShardError as error:
         said = str(error).replace(" - at `$.", " in its field `")  # a field's path is no setting's
-        raise DatasetError(f"record {record.key!r} does not survive a round trip (not finite?): {said}") from error
-    return data
+        raise DatasetError(f"{said}; a float that is not finite is stored as null") from error
+    if read != record:
+        values = ((name, getattr(record, name), getattr(read, name)) for name in record.__struct_fields__)
+        field, value, other = next(one for one in values if one[1] != one[2])
+        raise DatasetError(
+            f"record {record.key!r}: its field `{field}` is {value!r:.200}, and would be read back as {other!r:.200}; "
+            "give a value of the field's type, finite where it is a number"
+        )
+    return msgspec.json.encode(read)
 
 
 def _is_encoded(value: Any) -> bool:
@@ -113,7 +120,7 @@ def decode_record(data: bytes | memoryview, record_type: type[StructT], *, where
     except UNREADABLE as error:
         raise CorruptShardError(f"{where}: {error}") from error
     if _MAY_BE_LARGE.search(data):
-        path = _too_large(msgspec.to_builtins(record), "$")
+        path = too_large(msgspec.to_builtins(record), "$")
         if path is not None:
             raise CorruptShardError(f"{where}: an integer past 64 bits - at `{path}`")
     return record
@@ -134,15 +141,3 @@ def task_of(data: bytes | memoryview, *, where: str = "record") -> str:
 @cache
 def _decoder(record_type: type[Any]) -> "msgspec.json.Decoder[Any]":
     return msgspec.json.Decoder(record_type)
-
-
-def _too_large(value: Any, path: str) -> str | None:
-    """Where an integer does not fit 64 bits, sign included; None where all do."""
-    if isinstance(value, int):
-        return None if -(2**63) <= value < 2**63 else path
-    items: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        items = [(f"{path}.{name}", one) for name, one in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(f"{path}[{number}]", one) for number, one in enumerate(value)]
-    return next((found for name, one in items if (found := _too_large(one, name)) is not None), None)

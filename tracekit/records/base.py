@@ -112,6 +112,8 @@ class Tallied(NamedTuple):
     """What the mean says, in a sentence."""
     unit: str = ""
     """Its unit."""
+    is_exp: bool = False
+    """True where exp of the mean is told in its place, as perplexity is of a loss."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task"):

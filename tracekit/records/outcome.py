@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import msgspec
 
-from tracekit.records.schema import Node, RecordSchema
+from tracekit.records.schema import Field, Node, RecordSchema
 
 __all__ = ["LARGE_SHARE", "About", "Mean", "Number", "Outcome", "accuracy", "answered", "outcome_fault"]
 
@@ -181,8 +181,14 @@ def _is_of(node: Node, kind: str) -> bool:
     if kind.startswith("list of "):
         return node.items is not None and _is_of(node.items, kind.removeprefix("list of "))
     if kind.startswith("{"):
-        return {*kind.strip("{}").split(", ")} <= {one.name for one in node.fields if one.node.kind in _SCALARS}
+        return {*kind.strip("{}").split(", ")} <= {one.name for one in node.fields if _is_part(one)}
     return node.kind == kind
+
+
+def _is_part(one: Field) -> bool:
+    """Whether a field of an option or a bin is of use: the edges of a bin are reckoned with."""
+    is_edge = one.name in ("low", "high", "midpoint")
+    return one.node.kind in (_NUMBERS if is_edge else _SCALARS) and not (is_edge and one.node.is_nullable)
 
 
 def accuracy(field: str, *, name: str = "accuracy") -> Mean:

@@ -24,7 +24,7 @@ from tracekit.records.base import Record
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Field", "Node", "RecordSchema", "field_docs", "schema_differences"]
+__all__ = ["Field", "Node", "RecordSchema", "field_docs", "schema_differences", "too_large"]
 
 _SCALARS: Mapping[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
 _KEYWORDS = {
@@ -246,7 +246,8 @@ class _Reader:
             return Node("array", items=self._node(schema["items"], f"{path}[]", (*inside, "")))
         if kind == "object" and isinstance(schema.get("properties"), dict):
             return self._object(schema, path, inside)
-        raise self._error(path, f"type {kind!r} with {', '.join(sorted(schema))}, which no table holds")
+        others = sorted(schema.keys() - {"default", "description", "title", "type"})
+        raise self._error(path, f"type {kind!r}{' with ' * bool(others)}{', '.join(others)}, which no table holds")
 
     def _either(self, kinds: Any, path: str, inside: tuple[str, ...]) -> Node:
         others = [one for one in kinds if one != {"type": "null"}] if isinstance(kinds, list) else []
@@ -296,12 +297,26 @@ class _Reader:
 
     def _check_default(self, default: Any, node: Node, path: str) -> None:
         try:
-            msgspec.convert(default, _annotation(node, is_strict=False))
+            value = msgspec.convert(default, _annotation(node, is_strict=False))
         except msgspec.ValidationError as error:
             raise self._error(path, f"its default {default!r} is none of its values: {error}") from error
+        if (place := too_large(msgspec.to_builtins(value), path)) is not None:
+            raise self._error(place, "its default has an integer past 64 bits, which no table holds")
 
     def _error(self, path: str, what: str) -> DatasetError:
         return DatasetError(f"{self._where}: {what[:200]} - at `{path[:200]}`")
+
+
+def too_large(value: Any, path: str) -> str | None:
+    """Where an integer does not fit 64 bits, sign included; None where all do."""
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**63 else path
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        items = [(f"{path}.{name}", one) for name, one in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{path}[{number}]", one) for number, one in enumerate(value)]
+    return next((found for name, one in items if (found := too_large(one, name)) is not None), None)
 
 
 def _defined(fields: Sequence[Field], *, is_strict: bool) -> list[tuple[str, Any, Any]]:

@@ -17,7 +17,7 @@ from tracekit.format.manifest import FigureData, LayerNorms, Metric
 from tracekit.records import Mean, Outcome, Record, Tallied
 from tracekit.tensors import TensorSpec
 
-__all__ = ["Tally", "hidden_norms", "perplexity"]
+__all__ = ["Tally", "exp_or_none", "hidden_norms"]
 
 _LENGTHS = {
     "mean_tokens": "Mean length of a sample, prompt and answer.",
@@ -25,7 +25,7 @@ _LENGTHS = {
 }
 _HIDDEN = "hidden_states"
 _NUM_BINS = 20
-_LARGEST_LOSS = math.log(sys.float_info.max)
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 def hidden_norms(samples: Iterable[tuple[Sequence[TensorSpec], Mapping[str, np.ndarray]]]) -> LayerNorms | None:
@@ -56,9 +56,9 @@ def hidden_norms(samples: Iterable[tuple[Sequence[TensorSpec], Mapping[str, np.n
     return LayerNorms(layers=layers, sums=[sums[layer] for layer in layers], num_tokens=num_tokens)
 
 
-def perplexity(loss: float | None) -> float | None:
-    """exp of a mean negative log-probability in nats; None where there is none, or where it is beyond a float."""
-    return None if loss is None or loss > _LARGEST_LOSS else math.exp(loss)
+def exp_or_none(value: float) -> float | None:
+    """exp of a number, as perplexity is of a loss in nats; None where it is beyond a float."""
+    return None if value > _LARGEST_EXPONENT else math.exp(value)
 
 
 def _metric(name: str, value: float, mean: Mean | None) -> Metric:
@@ -85,9 +85,9 @@ class Tally:
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
         self._texts = {name: ("tokens", text) for name, text in _LENGTHS.items()}
-        self._texts["perplexity"] = ("", "exp of the mean loss.")
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
+        self._exps: set[str] = set()
         self._judged = {True: 0, False: 0}
         self._entropies: dict[bool, list[float]] = {True: [], False: []}
         self._templates: set[str] = set()
@@ -111,6 +111,7 @@ class Tally:
             self._sums[name] = self._sums.get(name, 0.0) + tallied.total
             self._counts[name] = self._counts.get(name, 0) + tallied.num_values
             self._texts.setdefault(name, (tallied.unit, tallied.definition))
+            self._exps |= {name} if tallied.is_exp else set()
         for name in outcome.made_from:
             self._made_from.setdefault(name, set()).add(getattr(record, name))
         is_correct: bool | None = None if outcome.correct is None else getattr(record, outcome.correct)
@@ -126,10 +127,10 @@ class Tally:
         self._norms = self._norms.with_more(norms) if self._norms else norms
 
     def metrics(self) -> list[Metric]:
-        """The means, by name; where there is a mean loss, the perplexity that it is."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
-        whole = perplexity(means.get("loss"))
-        means |= {} if whole is None else {"perplexity": whole}
+        """The means, by name; one that is beyond a float is left out."""
+        plain = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+        told = {name: exp_or_none(mean) if name in self._exps else mean for name, mean in plain.items()}
+        means = {name: value for name, value in told.items() if value is not None}
         known = {mean.name: mean for mean in self._outcome.means}
         known = {
             name: Mean(name=name, field="", unit=one[0], definition=one[1]) for name, one in self._texts.items()

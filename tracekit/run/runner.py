@@ -5,7 +5,7 @@ in hand and say how to go on.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from tracekit.answering import open_tracer
+from tracekit.card.readme import card_template
 from tracekit.config import RunConfig, check
 from tracekit.console import logged, note, say
 from tracekit.errors import (
@@ -297,6 +298,7 @@ class _Ready(NamedTuple, Generic[ExampleT]):
 
 def _prepare(task: Task[ConfigT, ExampleT], config: ConfigT, layout: Layout) -> _Ready[ExampleT]:
     """Read the examples, open the task, and leave out what does not fit."""
+    card_template(task.name)  # the card is made when all else is done
     examples, source = _examples(task, config)
     tokenizer = load_tokenizer(config.model)
     examples, source = _without_endless(examples, source, tokenizer, config)
@@ -312,8 +314,9 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
     Raises:
         SourceError: `--offset` leaves none, one is no Example, or two have one key.
     """
-    given = task.examples(config)
-    found = given.examples if isinstance(given, Examples) else list(given or ())
+    given = task.call(task.examples, config)
+    listed = given.examples if isinstance(given, Examples) else given or ()
+    found = list(listed) if isinstance(listed, Iterable) else [listed]
     keys: dict[str, int] = {}
     for number, one in enumerate(found):
         if not isinstance(one, Example) or not isinstance(one.index, int):
