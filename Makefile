@@ -72,7 +72,7 @@ OLDEST_TESTS := $(addprefix tests/test_, config.py records.py tensors.py shards.
 $(OLDEST)/.installed: pyproject.toml constraints.txt tests/oldest.py
 	$(PYTHON) -m venv $(OLDEST)
 	$(BIN)/python -m tests.oldest > $(OLDEST)/oldest.txt
-	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt --editable '.[run,publish,webdataset]' \
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt --editable '.[run,quantize,publish,webdataset]' \
 		datasets pytest pytest-timeout pytest-xdist hypothesis psutil
 	touch $@
 
