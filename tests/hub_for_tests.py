@@ -1,6 +1,7 @@
 """A Hub for one test, and real clients of it: fresh processes that see this Hub and no other network."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -101,14 +102,18 @@ class TestHub:
 
         Fails with the process's stderr if it fails and `check` is set, or if it takes longer than `timeout` seconds.
         """
-        process = self.start(code, *args, home=home, token=token, **env)
+        done = self.finished(self.start(code, *args, home=home, token=token, **env), timeout)
+        assert not check or done.returncode == 0, f"ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def finished(self, process: Process, timeout: float) -> subprocess.CompletedProcess[str]:
+        """What came of a process that was started; fails with where it was if it takes longer."""
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
+            process.send_signal(signal.SIGABRT)  # it says where it is
+            out, err = process.communicate(timeout=10)
             raise AssertionError(f"not finished after {timeout} s\n{out}\n{err}") from None
-        assert not check or process.returncode == 0, f"ended with {process.returncode}\n{out}\n{err}"
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def faults(self, *faults: dict[str, Any]) -> None:

@@ -2,10 +2,13 @@
 
 A fresh process spends seven seconds of a processor on imports, most of them of torch. huggingface_hub and transformers
 read their environment when they are imported: only processes that have the variables of the tests get them ready-made.
-Tests that look at what is imported, or at how Python starts, take `bare`.
+Where what Python or OpenMP reads when it starts is another, Python is started as usual. Tests that look at what is
+imported take `bare`: a fork has modules that its code did not import. Forks share one seed of hashes, another than that
+of pytest: what must not depend on it is compared with what pytest's own process made.
 """
 
 import atexit
+import faulthandler
 import gc
 import inspect
 import json
@@ -33,6 +36,17 @@ _PRELOADED = (
 )
 _READING = ("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Variables that are read by what these modules import."""
+_AT_START = (
+    "PYTHONHASHSEED",
+    "PYTHONIOENCODING",
+    "PYTHONUTF8",
+    "PYTHONWARNINGS",
+    "OMP_",
+    "MKL_",
+    "LANG",
+    "LC_",
+    "HOME",
+)
 _PRELOADED_WITH_THEM = "transformers.models.llama.modeling_llama transformers.generation transformers.models.auto"
 _BECOME_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes our child, and can be waited for
 _START = """
@@ -76,8 +90,13 @@ def _template(is_as_here: bool) -> _Template:
     return _Template(f"{_PRELOADED} {_PRELOADED_WITH_THEM}" if is_as_here else _PRELOADED)
 
 
-def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.upper().startswith(_READING)}
+def _is_as_here(environment: Mapping[str, str], names: tuple[str, ...]) -> bool:
+    """Whether an environment has the same variables of these beginnings as the tests."""
+    here, there = (
+        {name: value for name, value in one.items() if name.upper().startswith(names)}
+        for one in (os.environ | ENVIRONMENT, environment)
+    )
+    return here == there
 
 
 class Process(subprocess.Popen[str]):
@@ -87,11 +106,11 @@ class Process(subprocess.Popen[str]):
         """Fork the template instead of starting Python; where that cannot be done, do as Popen does."""
         own = super()._execute_child
         asked = inspect.signature(own).bind(*given, **named).arguments
-        if sys.platform != "linux" or asked["args"][0] != sys.executable:
+        env = dict(os.environ if asked["env"] is None else asked["env"])
+        if sys.platform != "linux" or asked["args"][0] != sys.executable or not _is_as_here(env, _AT_START):
             own(*given, **named)
             return
-        env = dict(os.environ if asked["env"] is None else asked["env"])
-        template = _template(_read_at_import(env) == _read_at_import(os.environ | ENVIRONMENT))
+        template = _template(_is_as_here(env, _READING))
         request = {
             "words": asked["args"][1:],
             "cwd": str(asked["cwd"] or Path.cwd()),
@@ -181,6 +200,7 @@ def _become(given: dict[str, Any]) -> None:
     os.chdir(given["cwd"])
     os.environ.clear()
     os.environ.update(given["env"])
+    faulthandler.enable()
     sys.path[0:2] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     del sys.modules["tests.processes_for_tests"], sys.modules["tests"]
     kind, *words = given["words"]
