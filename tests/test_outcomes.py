@@ -10,12 +10,12 @@ from tests.datasets_for_tests import make_choices, make_sample, write_dataset
 from tests.degradation_for_tests import make_damaged
 from tests.introspection_for_tests import Question, make_pass, write_passes
 from tracekit.analysis.outcomes import Outcomes, calibration_of, read_outcomes
-from tracekit.errors import DatasetError
+from tracekit.errors import ConfigError, DatasetError
 from tracekit.format.layout import write_atomic
 from tracekit.format.manifest import read_manifest, to_bytes
 from tracekit.read.remote import list_configs
 from tracekit.read.store import TraceStore
-from tracekit.records import About, Outcome
+from tracekit.records import About, Outcome, answered
 
 QUESTIONS = [
     Question(probs=(0.7, 0.1, 0.1, 0.1), parsed="A", confident=95.0),
@@ -46,6 +46,38 @@ def test_the_answers_of_the_pass_mcq(tmp_path: Path):
     assert found.confidence_verdicts == [True, False, True]
     assert found.numbers["confidence"].tolist() == [0.7, 0.6, 0.4]
     assert found.questions == [("q0", 0), ("q1", 0), ("q2", 0)]
+
+
+@pytest.mark.parametrize("is_judged", [True, False])
+def test_confidence_that_is_stated_beside_an_answer_is_judged_by_that_answer(tmp_path: Path, is_judged: bool):
+    made = [make_sample(f"{number:06d}") for number in range(3)]
+    stated = [90.0, 20.0, None]
+    records = [
+        msgspec.structs.replace(one.record, is_correct=right, beam_score=percent)
+        for one, right, percent in zip(made, (True, False, True), stated, strict=True)
+    ]
+    samples = [one._replace(record=record) for one, record in zip(made, records, strict=True)]
+    layout = write_dataset(tmp_path, {"train-00000": samples})
+    outcome = answered(correct="is_correct" if is_judged else None, confidences=["beam_score"])
+    about = About(outcome=outcome)
+    write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(read_manifest(layout), about=about)))
+    found = outcomes(tmp_path, "trivia_qa")
+    np.testing.assert_array_equal(found.confidences, [0.9, 0.2, np.nan])
+    assert found.confidence_name == "stated confidence"
+    assert found.has_verdicts == is_judged
+    calibration, note = calibration_of(found)
+    if not is_judged:
+        assert calibration is None
+        return
+    assert calibration is not None
+    assert found.calibrated_against() == "the answer"
+    assert calibration.brier == pytest.approx((0.1**2 + 0.2**2) / 2)
+    assert note == "1 of 3 samples left out: no confidence or not judged"
+
+
+def test_a_field_that_an_outcome_does_not_have_is_named_with_those_it_has():
+    with pytest.raises(ConfigError, match=r"answered\(confidence=.*confidences"):
+        answered(confidence="stated")
 
 
 @pytest.mark.parametrize("config", ["self_confidence", "other_confidence"])

@@ -322,11 +322,14 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
         root = Path(self.folder)
         config = choose_config(config_names(root), self.dataset_config, root)
         task = the_task(read_plan(Layout(root, config)).task, where=root, to_do="export")
-        formats = ", ".join(task.exports) or "none"
+        if not task.exports:
+            raise ConfigError(f"the task {task.name} has no form to export to; give its Task `exports=`")
         name = self.format or (next(iter(task.exports)) if len(task.exports) == 1 else None)
         if name is None or name not in task.exports:
             given = f"--format {self.format}" if self.format else "export"
-            raise ConfigError(f"{given}: the task {task.name} has these forms: {formats}; name one with --format")
+            raise ConfigError(
+                f"{given}: the task {task.name} has these forms: {', '.join(task.exports)}; name one with --format"
+            )
         path = task.exports[name](root, config=config, num_samples=self.sample)
         out(f"wrote {path}, {filesize(path.stat().st_size)}")
         return 0

@@ -132,7 +132,7 @@ class ShotsConfig(PromptConfig, frozen=True, kw_only=True):
     """How a question becomes a prompt, with solved examples before it."""
 
     num_shots: NonNegative = 0
-    """Solved examples before the question, drawn by seed from the task's packaged sample."""
+    """Solved examples before the question, drawn by seed from those that the task gives."""
 
 
 class GenerationConfig(_Part, frozen=True, kw_only=True):

@@ -250,6 +250,7 @@ def _scores(side: _Opened, outcomes: Outcomes, others: Outcomes) -> Scores:
         model=side.model,
         model_name=side.model_name,
         asked_for=outcomes.asked_for,
+        confidence_name=outcomes.confidence_name,
         num_judged=num_judged,
         num_unjudged=len(outcomes.verdicts) - num_judged if outcomes.has_verdicts else 0,
         accuracy=accuracy_of([verdict for verdict, is_both in zip(outcomes.verdicts, both, strict=True) if is_both]),

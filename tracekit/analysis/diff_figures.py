@@ -66,7 +66,7 @@ def _shift_words(one: ConfigDifference, shift: Shift) -> tuple[str, str, float]:
         return "entropy", "nats", 1.0
     if one.a.asked_for is None:
         return "the probability of the most probable letter", "0 to 1", 1.0
-    return "expected confidence", "percent points", 100.0
+    return one.a.confidence_name.partition(" (")[0], "percent points", 100.0
 
 
 def _site_png(one: ConfigDifference, names: Sequence[str], site: SiteDistance) -> bytes:

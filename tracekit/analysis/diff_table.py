@@ -65,7 +65,7 @@ def _shift_lines(one: ConfigDifference) -> list[str]:
     """The means of the numbers, each over the samples that have it in both."""
     lines = []
     for shift in one.shifts:
-        labels = [number_label(shift.name, side.asked_for, shift.unit) for side in (one.a, one.b)]
+        labels = [number_label(shift.name, side.confidence_name, shift.unit) for side in (one.a, one.b)]
         count = "" if shift.num == one.num_common else f"  over {shift.num}"
         lines.append(f"{_row(labels[0], shift.mean_a, shift.mean_b)}{shift.shift_std:>{_CELL + 3}.4g}{count}")
     return lines

@@ -28,6 +28,8 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The same in short: the last part of the id, and the adapter's name."""
     asked_for: str | None
     """Which confidence the pass asks for, by its field; null elsewhere."""
+    confidence_name: str
+    """What its confidence is, in words."""
     num_judged: int
     """Samples that were judged right or wrong on this side."""
     num_unjudged: int

@@ -74,10 +74,15 @@ class Outcomes(NamedTuple):
     """Which confidence was asked for, by its field; None elsewhere."""
     is_about_others: bool
     """Whether that is confidence in somebody else."""
+    confidence_name: str
+    """What `confidences` are, in words."""
+    is_of_answer: bool
+    """Whether they are stated beside the answer itself, whose verdict says whether they are justified."""
     confidences: np.ndarray
     """(N,) float64, 0 to 1: expected, or of the most probable option; nan where a sample has none."""
     confidence_verdicts: list[bool | None]
-    """Whether the most probable letter is right, by which confidence is calibrated; None where it is not known."""
+    """Whether the most probable letter, or the answer, is right, by which confidence is calibrated; None where it is
+    not known."""
     confidence_note: str | None
     """Why calibration cannot be told; None where it can."""
     conditions: dict[str, list[Any]]
@@ -111,6 +116,8 @@ class Outcomes(NamedTuple):
         """What confidence is calibrated against, in words; None where the task states none."""
         if np.isnan(self.confidences).all():
             return None
+        if self.is_of_answer:
+            return "the answer"
         return "the most probable letter" + (" (this model's own answers)" if self.is_about_others else "")
 
 
@@ -139,16 +146,21 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
     verdicts = columns[fields.correct] if fields.correct is not None else nothing
     probable_verdicts = columns[fields.most_probable_correct] if fields.most_probable_correct is not None else nothing
     judged, confidences, stated = nothing, np.full(len(questions), np.nan), None
+    name = "probability of the most probable letter"
+    is_of_answer = asked_for is not None and fields.kind is None and fields.correct is not None
     if asked_for is not None:
+        name = "stated confidence" if fields.bins is None else "expected confidence (from probabilities)"
         confidences = _numbers(columns[asked_for]) / _PERCENT
         stated = _stated(columns, fields) / _PERCENT
-        judged, note = _joined_verdicts(listing, config, asked_for, fields, questions, where)
+        judged = verdicts
+        if not is_of_answer:
+            judged, note = _joined_verdicts(listing, config, asked_for, fields, questions, where)
     elif fields.probs is not None and fields.most_probable_correct is not None:
         there = [[one for one in probs or () if one is not None] for probs in columns[fields.probs]]
         confidences = np.array([max(probs, default=np.nan) for probs in there], dtype=np.float64)
         judged = probable_verdicts
     else:
-        note = "the task states no confidence"
+        note = "no confidence could be read" if fields.confidences else "the task states no confidence"
     numbers |= {"confidence": confidences} | ({} if stated is None else {"stated_confidence": stated})
     return Outcomes(
         keys=columns["key"],
@@ -156,7 +168,7 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         occasions=_at_paths(columns, fields.occasions),
         inputs=columns["input_sha256"],
         same=[{name: columns[name][row] for name in fields.same} for row in range(len(questions))],
-        has_verdicts=fields.correct is not None and asked_for is None,
+        has_verdicts=fields.correct is not None and (asked_for is None or is_of_answer),
         verdicts=verdicts,
         answers=columns[fields.answer] if fields.answer else None,
         numbers={name: values for name, values in numbers.items() if not np.isnan(values).all()},
@@ -165,6 +177,8 @@ def read_outcomes(store: TraceStore, listing: Listing, config: str, where: Seque
         most_probable_verdicts=probable_verdicts,
         asked_for=asked_for,
         is_about_others=asked_for in fields.about_others,
+        confidence_name=name,
+        is_of_answer=is_of_answer,
         confidences=confidences,
         confidence_verdicts=judged,
         confidence_note=note,
@@ -226,17 +240,17 @@ def calibration_of(outcomes: Outcomes, *, num_bins: int = NUM_BINS) -> tuple[Cal
     if not is_used.any():
         return None, "no sample has both a confidence and a judgement: is the source labelled?"
     right = [bool(verdict) for verdict, used in zip(outcomes.confidence_verdicts, is_used, strict=True) if used]
-    note = f"{num_left_out} of {len(is_used)} samples left out: not judged" if num_left_out else None
+    missing = "no confidence or not judged" if outcomes.is_of_answer else "not judged"
+    note = f"{num_left_out} of {len(is_used)} samples left out: {missing}" if num_left_out else None
     return calibrate(outcomes.confidences[is_used], right, num_bins=num_bins), note
 
 
-def number_label(name: str, asked_for: str | None, unit: str = "") -> str:
-    """What a number of `Outcomes.numbers` is called in a table, by what the pass asked for."""
+def number_label(name: str, confidence_name: str, unit: str = "") -> str:
+    """What a number of `Outcomes.numbers` is called in a table."""
     if name == "stated_confidence":
         return "stated confidence (bin of the output)"
     if name == "confidence":
-        asked = "expected confidence (from probabilities)"
-        return "probability of the most probable letter" if asked_for is None else asked
+        return confidence_name
     return f"mean {name}{unit and ', '}{unit}"
 
 

@@ -209,12 +209,12 @@ def stats_lines(one: ConfigStats) -> list[str]:
     lines += _calibration_lines(one)
     lines += [_mean_line(one, mean) for mean in one.means]
     if one.asked_for is not None and one.num_without_answer == one.num_samples - one.num_extra:
-        lines.append(_row(number_label("stated_confidence", one.asked_for), "-  (none parsed)"))
+        lines.append(_row(number_label("stated_confidence", one.confidence_name), "-  (none parsed)"))
     for name, lengths in (("prompt tokens", one.prompt_tokens), ("generated tokens", one.answer_tokens)):
         if lengths is not None and lengths.longest:
             lines.append(_row(name, _length_text(lengths)))
     if one.confidence:
-        lines += ["", *_confidence_lines(one.confidence)]
+        lines += ["", *_confidence_lines(one.confidence, one.confidence_name)]
     if one.letters and not _is_asked(one.confidence):  # else the bins' letters are counted there
         lines += ["", *_letter_lines(one)]
     if one.subjects:
@@ -243,7 +243,9 @@ def _length_text(lengths: Lengths) -> str:
 def _mean_line(one: ConfigStats, mean: NumberStats) -> str:
     what = " parsed" if mean.name == "stated_confidence" else ""
     count = f"of {mean.num}{what}, " if what or mean.num < one.num_samples - one.num_extra else ""
-    return _row(number_label(mean.name, one.asked_for, mean.unit), f"{mean.mean:.4g}  ({count}std {mean.std:.3g})")
+    return _row(
+        number_label(mean.name, one.confidence_name, mean.unit), f"{mean.mean:.4g}  ({count}std {mean.std:.3g})"
+    )
 
 
 def _calibration_lines(one: ConfigStats) -> list[str]:
@@ -259,7 +261,7 @@ def _calibration_lines(one: ConfigStats) -> list[str]:
     ]
 
 
-def _confidence_lines(bars: list[Bar]) -> list[str]:
+def _confidence_lines(bars: list[Bar], name: str) -> list[str]:
     total = sum(one.num_expected for one in bars)
     asked = _is_asked(bars)
     width = max(len(one.label) for one in bars)
@@ -267,7 +269,7 @@ def _confidence_lines(bars: list[Bar]) -> list[str]:
         titles = f"{'expected in bin':>27s}{'answered':>10s}{'mean prob.':>12s}"
         lines = [f"  {'confidence':{width + 2}s}  {titles}"]
     else:
-        lines = ["  samples by probability of the most probable letter"]
+        lines = [f"  samples by {name}"]
     for one in bars:
         mean = "-" if one.mean_probability is None else f"{one.mean_probability:.3f}"
         more = "" if one.num_answered is None else f"{one.num_answered:>10d}{mean:>12s}"

@@ -157,6 +157,8 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Why, most frequent first."""
     asked_for: str | None
     """Which confidence the pass asks for, by its field; null elsewhere."""
+    confidence_name: str
+    """What its confidence is, in words."""
     calibration: Calibration | None
     """Confidence against the most probable letter being right, ten bins of equal width; null where it cannot be
     told."""
@@ -227,6 +229,7 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
             num_without_answer=sum(answer is None for answer in outcomes.answers or []),
             failures=_failures(store, fields),
             asked_for=outcomes.asked_for,
+            confidence_name=outcomes.confidence_name,
             calibration=calibration,
             calibration_against=outcomes.calibrated_against(),
             calibration_note=note,

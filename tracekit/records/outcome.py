@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import msgspec
 
+from tracekit.errors import ConfigError
 from tracekit.records.schema import Field, Node, RecordSchema
 
 __all__ = ["LARGE_SHARE", "About", "Mean", "Number", "Outcome", "accuracy", "answered", "outcome_fault"]
@@ -197,8 +198,14 @@ def accuracy(field: str, *, name: str = "accuracy") -> Mean:
 
 
 def answered(**others: Any) -> Outcome:
-    """The outcome of a task whose records are ResponseRecords; `others` are fields in the place of some. With
-    `correct`, accuracy is among the metrics."""
+    """The outcome of a task whose records are ResponseRecords; `others` are fields of `Outcome` in the place of some.
+    With `correct`, accuracy is among the metrics.
+
+    Raises:
+        ConfigError: `Outcome` has no such field.
+    """
+    if wrong := others.keys() - {*Outcome.__struct_fields__}:
+        raise ConfigError(f"answered({wrong.pop()}=...): an outcome says {', '.join(Outcome.__struct_fields__)}")
     outcome = Outcome(
         answer="generated_answer",
         numbers=[

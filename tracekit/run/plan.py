@@ -188,7 +188,7 @@ def mismatch(folder: Path, plan: Plan, found: dict[str, tuple[Any, Any]]) -> Pla
     """The error for a folder that was begun with something else; `found` are the differences that matter."""
     to_do = "Run the original command to go on with it"
     if "code" in found:
-        to_do = "The file that defines the task was changed since. Run it as it was"
+        to_do = "The file that defines the task was changed or renamed since. Run it as it was"
     if any(name.startswith("record.") for name in found):
         to_do = "The task's record was changed since. Install the version of the task that began it"
     if "schema_version" in found:
