@@ -30,6 +30,7 @@ from tracekit.errors import (
     UnsupportedSiteError,
 )
 from tracekit.model.hooks import eager_attention, record
+from tracekit.model.scores import Scores, score
 from tracekit.model.traced import SiteLayout, TracedModel
 from tracekit.model.values import FINITE, ValuePolicy
 from tracekit.sites import ATTENTION_SITES, SITES, resolve_sites
@@ -276,23 +277,6 @@ def head_logits(traced: TracedModel, rows: Tensor, output_type: Callable[..., An
         yield logits.float()
 
 
-class _Scores(NamedTuple):
-    """Numbers of rows of logits, one each."""
-
-    logprobs: Tensor
-    """Log-probability of the token that follows (n,); of no meaning where none does."""
-    entropies: Tensor
-    """Entropy (n,)."""
-    best: Tensor
-    """Most likely tokens, best first (n, k)."""
-    best_logprobs: Tensor
-    """Their log-probabilities (n, k)."""
-    asked_logits: Tensor
-    """Logits of the tokens that a text asks for (n, A); of meaning in the row after its prompt."""
-    asked_logprobs: Tensor
-    """Their log-probabilities (n, A)."""
-
-
 def _next_tokens(
     traced: TracedModel,
     output: Any,
@@ -322,13 +306,13 @@ def _next_tokens(
     ]
     asked = _asked(texts, positions)
     width = max(1, num_best, config.topk if wants_topk else 0)
-    parts: list[_Scores] = []
+    parts: list[Scores] = []
     done = 0
     for logits in head_logits(traced, rows, type(output)):
         targets = torch.tensor(following[done : done + len(logits)], device=logits.device)
-        parts.append(_scores(logits, targets, asked[done : done + len(logits)].to(logits.device), width))
+        parts.append(score(logits, targets, asked[done : done + len(logits)].to(logits.device), width))
         done += len(logits)
-    scores = _Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+    scores = Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
     is_finite = all(bool(torch.isfinite(part).all()) for part in scores if part.is_floating_point())
     if not is_finite and not policy.may_be_nonfinite:
         raise CaptureError(
@@ -337,7 +321,7 @@ def _next_tokens(
     stops = np.cumsum([len(some) for some in positions]).tolist()
     return [
         _numbers_of(
-            _Scores(*(column[stop - len(some) : stop] for column in scores)), text, some, some_kept, config, num_best
+            Scores(*(column[stop - len(some) : stop] for column in scores)), text, some, some_kept, config, num_best
         )
         for text, some, some_kept, stop in zip(texts, positions, kept, stops, strict=True)
     ]
@@ -354,31 +338,14 @@ def _asked(texts: Sequence[Text], positions: Sequence[list[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.long).reshape(len(rows), width)
 
 
-def _scores(logits_nV: Tensor, targets: Tensor, asked_nA: Tensor, width: int) -> _Scores:
-    logprobs_nV = logits_nV.log_softmax(-1)
-    entropies = -(logprobs_nV.exp().mul_(logprobs_nV)).sum(-1)
-    if not torch.isfinite(entropies).all():  # 0 times -inf, where a head rules tokens out: entr knows it for 0, slowly
-        entropies = torch.special.entr(logprobs_nV.exp()).sum(-1)
-    best = logprobs_nV.topk(width)
-    targets = torch.where(targets < 0, best.indices[:, 0], targets)  # nothing follows, or nobody asks
-    return _Scores(
-        logprobs_nV.gather(1, targets[:, None])[:, 0],
-        entropies,
-        best.indices,
-        best.values,
-        logits_nV.gather(1, asked_nA),
-        logprobs_nV.gather(1, asked_nA),
-    )
-
-
 def _numbers_of(
-    scores: _Scores | None, text: Text, positions: list[int], kept: range, config: CaptureConfig, num_best: int
+    scores: Scores | None, text: Text, positions: list[int], kept: range, config: CaptureConfig, num_best: int
 ) -> NextTokens:
     """One text's share of the rows."""
     if scores is None:
         none = torch.zeros(0)
         empty = none.reshape(0, max(1, num_best))
-        scores = _Scores(none, none, empty, empty, none.reshape(0, 0), none.reshape(0, 0))
+        scores = Scores(none, none, empty, empty, none.reshape(0, 0), none.reshape(0, 0))
     scored = [row for row, position in enumerate(positions) if position in text.scored]
     topk = [row for row, position in enumerate(positions) if position in kept]
     asked = positions.index(text.prompt_length - 1) if text.asked_ids else None
