@@ -165,7 +165,8 @@ def test_a_dead_node_leaves_its_shard_to_the_others(
     assert computed_once(out)
 
 
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # a Ray of its own beside that of the module
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_without_a_shared_folder_shards_go_to_the_hub_as_they_are_made(
     num_workers: int, xet_hub: TestHub, model: Path, tmp_path: Path
 ):
