@@ -173,7 +173,9 @@ def packaged(folder: Path, package: str, module: str, code: str) -> None:
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[tracekit.tasks]\ncapitals = {module}:TASK\n")
-    (folder / f"{module}.py").write_text(code, encoding="utf-8")
+    file = folder / f"{module.replace('.', '/')}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(code, encoding="utf-8")
 
 
 _TYPE = "import sys; from tracekit import TraceStore; print(type(TraceStore(sys.argv[1])[0].record).__module__)"
@@ -198,6 +200,32 @@ def test_a_package_that_cannot_be_imported_is_read_by_the_schema_with_a_warning(
     (warning,) = [line for line in said.stderr.splitlines() if "warning" in line]
     for word in ("'capitals'", "broken_capitals:TASK", fault):
         assert word in warning
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [(["-m", "my_package.capitals"], "from . import places"), (["site/my_package/capitals.py"], "")],
+    ids=["module", "path"],
+)
+@pytest.mark.parametrize("has_main", [True, False])
+def test_an_installed_task_runs_by_its_module_and_by_its_path(
+    tmp_path: Path, words: list[str], line: str, *, has_main: bool
+):
+    packaged(tmp_path / "site", "my_package", "my_package.capitals", f"{line}\n{BLOCK}")
+    for name in ("__init__", "places", *(["__main__"] if has_main else [])):
+        (tmp_path / f"site/my_package/{name}.py").write_text("")
+    said = python(*words, "--help", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert said.stdout.startswith("usage: python -m my_package.capitals ")
+
+
+def test_the_command_of_a_task_in_a_package_runs_its_module(tmp_path: Path, model: Path):
+    packaged(tmp_path / "site", "my_package", "my_package.capitals", f"from . import places\n{BLOCK}")
+    (tmp_path / "site/my_package/places.py").write_text("")
+    words = ["-m", "my_package.capitals", "--model", str(model), *SMALL.split(), "--out", "run"]
+    python(*words, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    plan = read_plan(Layout(tmp_path / "run", "capitals"))
+    assert plan.command.startswith("python -m my_package.capitals ")
+    assert plan.code is None
 
 
 @pytest.mark.parametrize("modules", [("capitals_old", "capitals_new"), ("capitals_old", "capitals_old")])

@@ -60,6 +60,7 @@ __all__ = [
     "check_name_is_free",
     "find_task",
     "import_file",
+    "is_file_of",
     "known_tasks",
     "record_type_of",
     "task_in",
@@ -358,9 +359,16 @@ class Task(Generic[ConfigT, ExampleT]):
 
     @property
     def command(self) -> str:
-        """What runs it, without flags: `python -m builders.capitals`, `python capitals.py`."""
-        package = self.module.rpartition(".")[0]
-        return f"python -m {package}" if package else f"python {self.module}.py"
+        """What runs it, without flags: `python -m builders.capitals` of a package with a `__main__`,
+        `python -m my_package.capitals` of a module that is run itself, `python capitals.py`."""
+        package, _, name = self.module.rpartition(".")
+        if not package:
+            return f"python {self.module}.py"
+        main = getattr(sys.modules["__main__"], "__file__", None)
+        is_module = main is not None and is_file_of(self.module, Path(main))
+        if name != "__main__" and (is_module or importlib.util.find_spec(f"{package}.__main__") is None):
+            package = self.module
+        return f"python -m {package}"
 
 
 def _defined_in() -> str:
@@ -482,7 +490,7 @@ def check_name_is_free(task: Task[Any, Any]) -> None:
         ConfigError: one has.
     """
     others = [one for one in _entry_points(task.name) if one.module != task.module]
-    if others:
+    if others and find_task(task.name) is not task:
         raise ConfigError(
             f"the task {task.name!r} of {task.file or task.module} has the name of a task that is installed "
             f"({others[0].value}); give it another name, and its record the same tag"
@@ -521,6 +529,12 @@ class TaskRef(NamedTuple):
                 "the same file there on every node, or install it as a package"
             )
         return task_in(import_file(path), self.name)
+
+
+def is_file_of(module: str, path: Path) -> bool:
+    """Whether a module that is imported is made of a file."""
+    file = sys.modules[module].__file__
+    return file is not None and Path(file).resolve() == path.resolve()
 
 
 def import_file(path: Path) -> Any:
