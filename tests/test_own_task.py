@@ -41,6 +41,7 @@ from tracekit.format.manifest import read_plan
 from tracekit.format.shards import sha256_file
 from tracekit.model.models import load_tokenizer
 from tracekit.ranks import Rank
+from tracekit.run.runner import execute
 from tracekit.task import TaskRef, import_file
 
 ROOT = Path(__file__).parent.parent
@@ -460,6 +461,7 @@ def test_a_card_of_no_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         ("index=index", "index=0", r"examples 0 and 1 have one key, '000000'; give each its own `index`"),
         ("index=index", "index=str(index)", r"example 0 is Country\(.*index='0'.*its `index` an int"),
+        ("index=index", "index=bool(index)", "example 0 is Country.*index=False.*its `index` an int"),
         ("return [Country(", "return 3 or [Country(", "its example 0 is 3; each has to be a tracekit.Example"),
         ("return [Country(", "return [dict(", r"example 0 is \{'index': 0.*tracekit.Example"),
         ("return [Country(", "return None and [Country(", "0 examples, so --offset 0 leaves none"),
@@ -475,6 +477,16 @@ def test_examples_and_questions_of_no_use_are_refused_before_the_model_runs(
     assert done.returncode == 1
     assert re.search(said, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("key", ["q1.json", "../../1", "é1", "k" * 81, "1\n", "a b", "", 1])
+def test_a_key_that_no_sample_may_have_is_refused_before_the_model_runs(tmp_path: Path, key: Any):
+    class Keyed(Example):
+        key = property(lambda self: key)  # type: ignore[assignment]
+
+    task = some_task(examples=lambda config: [Keyed(index=7)])
+    with pytest.raises(SourceError, match=r"^some: its example 0 has the key .*; a key has 1 to 80 characters"):
+        execute(task, AnswersConfig(), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

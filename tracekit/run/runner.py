@@ -28,6 +28,7 @@ from tracekit.format.layout import (
     Layout,
     forget,
     is_no_space,
+    key_fault,
     may_become_dataset,
     sweep,
     write_atomic,
@@ -312,18 +313,20 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
     """The examples of a task; a plain list is cut here, and known by the SHA-256 of what is in it.
 
     Raises:
-        SourceError: `--offset` leaves none, one is no Example, or two have one key.
+        SourceError: `--offset` leaves none, one is no Example or has no key that a sample may have, or two have one key.
     """
     given = task.call(task.examples, config)
     listed = given.examples if isinstance(given, Examples) else given or ()
     found = list(listed) if isinstance(listed, Iterable) else [listed]
     keys: dict[str, int] = {}
     for number, one in enumerate(found):
-        if not isinstance(one, Example) or not isinstance(one.index, int):
+        if not isinstance(one, Example) or type(one.index) is not int:
             raise SourceError(
                 f"{task.name}: its example {number} is {one!r:.200}; each has to be a tracekit.Example, and "
                 "its `index` an int"
             )
+        if (fault := key_fault(one.key)) is not None:
+            raise SourceError(f"{task.name}: its example {number} has {fault}")
         if keys.setdefault(one.key, number) != number:
             raise SourceError(
                 f"{task.name}: its examples {keys[one.key]} and {number} have one key, {one.key!r}; give each its own "
