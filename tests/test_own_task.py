@@ -8,11 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from tests.hub_for_tests import TestHub
 from tests.processes_for_tests import run as run_python
@@ -244,7 +247,11 @@ def test_two_packages_with_a_task_of_one_name_are_refused(run: Path, tmp_path: P
     [
         ("capitals.py", BLOCK.replace('"capitals"', '"csqa"'), "'csqa' of .*capitals.py.*builders.csqa.task:TASK"),
         ("my-capitals.py", BLOCK, "my-capitals.py: rename the file; 'my-capitals'"),
-        ("capitals.py", BLOCK.replace("gold_answers: list[str]", "gold_answers: dict[str, str]"), r"\$\.gold_answers"),
+        (
+            "capitals.py",
+            BLOCK.replace("gold_answers: list[str]", "gold_answers: dict[str, str]"),
+            r"CapitalsRecord\.gold_answers: type dict",
+        ),
     ],
 )
 def test_a_file_that_would_not_do_says_so(tmp_path: Path, name: str, code: str, said: str):
@@ -341,7 +348,7 @@ class TwiceConfig(AnswersConfig, frozen=True, kw_only=True):
         ({"config": NoDefaultConfig}, "'some'.*NoDefaultConfig needs a default.*'strictness'"),
         ({"config": TwiceConfig}, "'some'.*TwiceConfig has two settings for --limit; rename"),
         ({"shots": lambda config: []}, "'some' has `shots`, and AnswersConfig no --num-shots.*ShotsConfig"),
-        ({"record": DictRecord}, r"^DictRecord.*\$\.counts"),
+        ({"record": DictRecord}, r"^DictRecord\.counts: type dict.* is not supported"),
         ({"record": SetRecord}, r"^SetRecord\.words: set.*use a list"),
         ({"record": ComplexRecord}, r"^ComplexRecord\.wave: type .*complex.* is not supported; records have"),
         ({"name": "other"}, "'other'.*SomeRecord has the tag 'some'.*tag='other'"),
@@ -359,6 +366,42 @@ def test_a_task_that_would_not_do_is_refused_when_it_is_defined(changes: dict[st
     assert some_task().module == __name__
     with pytest.raises(ConfigError, match=said):
         some_task(**changes)
+
+
+def record_with(kind: Any, **settings: Any) -> Any:
+    """A record type with one more field."""
+    bases = (SomeRecord,)
+    return msgspec.defstruct("Own", [("own", kind)], bases=bases, tag="some", kw_only=True, frozen=True, **settings)
+
+
+EMPTY = msgspec.defstruct("Empty", [])
+SPAN, OTHER_SPAN = (msgspec.defstruct("Span", [("start", kind)]) for kind in (int, str))
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (record_with(EMPTY), r"Own\.own: Empty has no field"),
+        (record_with(list[msgspec.defstruct("Holder", [("inner", EMPTY | None)])]), r"Own\.own: Empty has no field"),
+        (record_with(msgspec.defstruct("Two", [("a", SPAN), ("b", OTHER_SPAN)])), r"Own\.own: .*two Structs Span"),
+        (record_with(SPAN), "two Structs Span; rename one"),  # each record has one
+        (record_with(int | msgspec.UnsetType), r"Own\.own: type .*UnsetType.* is not supported"),
+        (record_with(list[datetime]), r"Own\.own: type .*datetime.* is not supported"),
+        (record_with(Enum("Colour", {"RED": "red"})), r"Own\.own: type .*Colour.* is not supported"),
+        (record_with(msgspec.defstruct("Named", [("my_a", int)], rename="camel")), r"my_a is stored as 'myA'"),
+        *(
+            (record_with(int, **{name: value}), rf"^Own: Own is defined with {name}={value}; leave it out")
+            for name, value in [("omit_defaults", True), ("forbid_unknown_fields", True), ("array_like", True)]
+        ),
+        *(
+            (record_with(msgspec.defstruct("Inner", [("a", int)], **{name: value})), rf"own: Inner .*{name}={value}")
+            for name, value in [("omit_defaults", True), ("forbid_unknown_fields", True), ("eq", False)]
+        ),
+    ],
+)
+def test_a_type_that_no_table_holds_or_that_is_not_read_as_it_is_written_is_refused(record: Any, said: str):
+    with pytest.raises(ConfigError, match=said):
+        some_task(record=record)
 
 
 def some_task(**changes: Any) -> Task[Any, Any]:
