@@ -1,5 +1,6 @@
 """A task outside this repository: the file of builders/README.md, saved and run by itself, and what is refused."""
 
+import errno
 import json
 import os
 import re
@@ -25,9 +26,12 @@ from tracekit import (
     AnsweredRecord,
     AnswersConfig,
     Example,
+    Examples,
     Exchange,
     Outcome,
+    RunConfig,
     ShotsConfig,
+    SourceInfo,
     Task,
     TraceStore,
     answered,
@@ -439,18 +443,61 @@ def test_what_a_function_of_a_task_raises_names_task_function_example_and_line(f
     task = some_task(**{function: given})
     arguments = (Example(index=7), AnswersConfig()) if function == "ask" else (AnswersConfig(),)
     with pytest.raises(ConfigError, match=f"^task 'some': {said}") as caught:
-        task.call(getattr(task, function), *arguments)
+        task.call(function, *arguments)
     assert caught.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("error", [SourceError("row 3"), ModuleNotFoundError("no torch", name="torch")])
-def test_what_a_task_raises_on_purpose_and_what_is_not_installed_stay_as_they_are(error: Exception):
+class MuteError(Exception):
+    """An exception that cannot be told."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MuteError(), r"raised MuteError: \(its message raised RuntimeError\) \(test_own"),
+        (RuntimeError(5), r"raised RuntimeError: 5 \("),
+        (ValueError("a\nb" * 1000), r"raised ValueError: a ba ba .{290} \.\.\. \(test_own_task"),
+    ],
+)
+def test_whatever_a_function_of_a_task_raises_is_told_in_one_line(error: Exception, said: str):
+    def judge(*given: Any) -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(ConfigError, match=said) as caught:
+        some_task(ask=judge, judge=judge).call("judge")
+    assert str(caught.value).startswith("task 'some': `judge` raised")
+
+
+def test_examples_that_come_one_by_one_are_a_list():
+    source = SourceInfo(id="a", revision="b", subset=None, split="test", num_rows=2, num_used=2, skipped=[])
+    task = some_task(examples=lambda config: Examples((Example(index=index) for index in range(2)), source))
+    assert task.call("examples", None).examples == [Example(index=0), Example(index=1)]
+    failing = some_task(examples=lambda config: Examples((1 / index for index in range(2)), source))
+    with pytest.raises(ConfigError, match="`examples` raised ZeroDivisionError"):
+        failing.call("examples", None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SourceError("row 3"),
+        ModuleNotFoundError("no torch", name="torch"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        OSError(errno.ENOSPC, "No space left on device"),
+        BrokenPipeError(),
+    ],
+)
+def test_what_others_deal_with_stays_as_a_task_raised_it(error: Exception):
     def examples(config: Any) -> list[Example]:
         raise error
 
     task = some_task(examples=examples)
     with pytest.raises(type(error)) as caught:
-        task.call(task.examples, AnswersConfig())
+        task.call("examples", AnswersConfig())
     assert caught.value is error
 
 

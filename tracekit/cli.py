@@ -191,7 +191,7 @@ def _execute_stages(task: Task[ConfigT, Any], config: ConfigT) -> int:
     folder = config.output.out or default_folder(task.name, config)
     config = msgspec.structs.replace(config, output=msgspec.structs.replace(config.output, out=folder))
     for name in names:
-        if name not in task.stages and config.output.dry_run and not task.call(task.can_estimate, config):
+        if name not in task.stages and config.output.dry_run and not task.call("can_estimate", config):
             out(f"not estimated   --stages {name}: an earlier stage has to write the examples first")
             continue
         code = task.stages[name](config) if name in task.stages else _execute(task, config)
@@ -205,7 +205,7 @@ def _execute(task: Task[ConfigT, Any], config: ConfigT) -> int:
 
     assert config.output.out is not None
     folder = Path(config.output.out)
-    all_parts = task.call(task.parts, config)
+    all_parts = task.call("parts", config)
     for part in all_parts[1:]:  # before hours go into the first
         preflight(task, part)
     with _opened_engine(config) as engine:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -31,7 +31,8 @@ from tracekit.config import AnswersConfig, RunConfig, ShotsConfig
 from tracekit.console import say
 from tracekit.errors import ConfigError, DatasetError, TracekitError
 from tracekit.flags import flag_of, settings_of
-from tracekit.format.manifest import Manifest, Plan, SourceInfo
+from tracekit.format.layout import is_no_space
+from tracekit.format.manifest import Manifest, Plan, SourceInfo, check_known
 from tracekit.format.shards import sha256_file
 from tracekit.records import About, Outcome, Record, RecordSchema, outcome_fault
 from tracekit.records.schema import Field, Node
@@ -73,11 +74,10 @@ GROUP = "tracekit.tasks"
 ExampleT = TypeVar("ExampleT", bound="Example")
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
-ParamsT = ParamSpec("ParamsT")
 
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
+_MAX_SAID = 300
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
     """One example of a source: what planning needs to know of it. Tasks add what is in it."""
@@ -317,28 +317,33 @@ class Task(Generic[ConfigT, ExampleT]):
                 "`prompt: tracekit.ShotsConfig = tracekit.ShotsConfig()`"
             )
 
-    def call(self, function: Callable[ParamsT, ResultT], *given: ParamsT.args, **named: ParamsT.kwargs) -> ResultT:
-        """What one of its functions gives; what a generator yields is a list.
+    def call(self, role: str, *given: Any) -> Any:
+        """What one of its functions gives, `ask` for example; what a generator yields is a list.
 
         Raises:
             ConfigError: it raised; the message names the function, the example and the line.
-            TracekitError: it raised this on purpose.
-            ModuleNotFoundError: a package that it needs is not installed.
+            Exception: it raised what others deal with: a TracekitError, a package that is not installed, memory or a
+                disk that is full, a reader that left.
         """
         try:
-            result: Any = function(*given, **named)
-            return list(result) if isinstance(result, Iterator) else result  # pyright: ignore[reportReturnType]
-        except (TracekitError, ModuleNotFoundError):
+            result = getattr(self, role)(*given)
+            if isinstance(result, Examples):
+                return result._replace(examples=list(result.examples))
+            return list(result) if isinstance(result, Iterator) else result
+        except (TracekitError, ModuleNotFoundError, BrokenPipeError):
             raise
         except Exception as error:
-            name = next(name for name, value in vars(self).items() if value is function)
+            memory = sys.modules.get("tracekit.model.memory")  # where it is not loaded, no model is
+            is_full = isinstance(error, OSError) and is_no_space(error)
+            if is_full or isinstance(error, MemoryError) or (memory is not None and memory.is_out_of_memory(error)):
+                raise
             example = "".join(f" of the example {one.key}" for one in given if isinstance(one, Example))
             steps = traceback.extract_tb(error.__traceback__)[1:]
             own = [one for one in steps if one.filename == steps[0].filename]
             where = f"it is called with {', '.join(type(one).__name__ for one in given)}"
             where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else where
             raise ConfigError(
-                f"task {self.name!r}: `{name}`{example} raised {type(error).__name__}: {error} ({where})"
+                f"task {self.name!r}: `{role}`{example} raised {type(error).__name__}: {_said(error)} ({where})"
             ) from error
 
     @property
@@ -377,6 +382,15 @@ def _defined_in() -> str:
     while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "dataclasses", "typing"):
         frame = frame.f_back
     return frame.f_globals.get("__name__", "__main__")
+
+def _said(error: Exception) -> str:
+    """What an exception says, on one line."""
+    try:
+        said = " ".join(str(error).split())
+    except Exception as other:  # noqa: BLE001 - a stranger's exception may fail in any way
+        return f"(its message raised {type(other).__name__})"
+    return said[:_MAX_SAID] + " ..." * (len(said) > _MAX_SAID)
+
 
 
 @cache

@@ -313,9 +313,9 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
     """The examples of a task; a plain list is cut here, and known by the SHA-256 of what is in it.
 
     Raises:
-        SourceError: `--offset` leaves none, one is no Example or has no key that a sample may have, or two have one key.
+        SourceError: `--offset` leaves none, one is no Example or has a key that no sample may have, or two have one.
     """
-    given = task.call(task.examples, config)
+    given = task.call("examples", config)
     listed = given.examples if isinstance(given, Examples) else given or ()
     found = list(listed) if isinstance(listed, Iterable) else [listed]
     keys: dict[str, int] = {}
@@ -332,12 +332,13 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
                 f"{task.name}: its examples {keys[one.key]} and {number} have one key, {one.key!r}; give each its own "
                 f"`index` (now {one.index})"
             )
-    if isinstance(given, Examples):
-        return given
+    is_cut = isinstance(given, Examples)  # by the task
     offset, limit = config.source.offset, config.source.limit
-    chosen = found[offset:][:limit]
+    chosen = found if is_cut else found[offset:][:limit]
     if not chosen:
         raise SourceError(f"{task.name} has {len(found)} examples, so --offset {offset} leaves none")
+    if is_cut:
+        return given
     info = SourceInfo(
         id=task.name,
         revision=f"sha256:{hashlib.sha256(msgspec.json.encode(found)).hexdigest()}",
