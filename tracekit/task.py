@@ -60,6 +60,7 @@ __all__ = [
     "about_of",
     "check_name_is_free",
     "find_task",
+    "check_settings",
     "import_file",
     "is_file_of",
     "known_tasks",
@@ -451,6 +452,17 @@ def record_type_of(name: str, schema: RecordSchema) -> type[Record]:
     task = find_task(name)
     if task is None:
         return schema.record_type
+def check_settings(plan: Plan, *, where: object) -> None:
+    """Refuse to continue a run with settings that the installed task does not know.
+
+    Raises:
+        DatasetError: it has one.
+    """
+    task = find_task(plan.task)
+    if task is not None:
+        check_known(msgspec.json.encode(plan.run), task.config(), where=f"{where} (`run`)")
+
+
     other = _other_field(RecordSchema.of(task.record).fields, schema.fields)
     if other is not None:
         say(f"warning: records of the task {name!r} here have another field {other!r} than the installed task's")
