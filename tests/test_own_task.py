@@ -331,6 +331,17 @@ class NoDefaultConfig(AnswersConfig, frozen=True, kw_only=True):
     """How strict."""
 
 
+class PlainConfig(RunConfig, frozen=True, kw_only=True):
+    """Settings without prompts and answers."""
+
+
+class HelpConfig(AnswersConfig, frozen=True, kw_only=True):
+    """A setting with the flag of every command."""
+
+    help: str = ""
+    """A text."""
+
+
 class TwiceConfig(AnswersConfig, frozen=True, kw_only=True):
     """A setting with the flag of another."""
 
@@ -348,7 +359,21 @@ class TwiceConfig(AnswersConfig, frozen=True, kw_only=True):
         ({"record": BinsRecord, "outcome": Outcome(bins="bins")}, "'some'.*'bins' .bins.*list of {label, low, high"),
         ({"record": TakenRecord}, r"'some'.*TakenRecord\.tokens .*another name"),
         ({"record": ScoredRecord, "outcome": answered(correct="score")}, "'some'.*'score' \(correct\).*boolean"),
-        ({"config": int}, "'some'.*config=int has to inherit from tracekit.AnswersConfig"),
+        ({"config": int}, "'some'.*config=<class 'int'> has to be a class that inherits from RunConfig"),
+        ({"config": PlainConfig}, "'some' has `ask`, and PlainConfig no settings of prompts.*tracekit.AnswersConfig"),
+        ({"config": HelpConfig}, "'some'.*HelpConfig has two settings for --help; rename"),
+        ({"title": " "}, "'some': title=' ' has to say"),
+        ({"replay": 5}, "'some': replay=5 has to be a function or None"),
+        ({"stages": [1]}, r"'some': stages=\[1\] has to be a dictionary, each value a function"),
+        ({"stages": {"one": 1}}, "'some': stages={'one': 1} has to be a dictionary, each value a function"),
+        ({"exports": None}, "'some': exports=None has to be a dictionary"),
+        ({"configs": {"one": 1}}, "'some': configs=.* each value a RunConfig"),
+        ({"card": 5}, "'some': card=5 has to be a Path or a text or None"),
+        ({"record": None}, "'some': record=None has to be a class that inherits from Record"),
+        ({"are_values_finite": 1}, "'some': are_values_finite=1 has to be True or False"),
+        ({"outcome": None}, "'some': outcome=None has to be a Outcome"),
+        ({"outcome": Outcome(correct=5)}, r"'some': its outcome.*Expected `str | null`, got `int` - at `\$\.correct`"),
+        ({"outcome": Outcome(means=[5])}, r"'some': its outcome.*at `\$\.means\[0\]`"),
         ({"config": NoDefaultConfig}, "'some'.*NoDefaultConfig needs a default.*'strictness'"),
         ({"config": TwiceConfig}, "'some'.*TwiceConfig has two settings for --limit; rename"),
         ({"shots": lambda config: []}, "'some' has `shots`, and AnswersConfig no --num-shots.*ShotsConfig"),

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from tracekit.config import AnswersConfig, RunConfig, ShotsConfig
+from tracekit.config import AnswersConfig, GenerationConfig, PromptedConfig, RunConfig, ShotsConfig
 from tracekit.console import say
+from tracekit.declared import attribute_fault
 from tracekit.errors import ConfigError, DatasetError, TracekitError
 from tracekit.flags import flag_of, settings_of
 from tracekit.format.layout import is_no_space
@@ -59,8 +60,8 @@ __all__ = [
     "Tracer",
     "about_of",
     "check_name_is_free",
-    "find_task",
     "check_settings",
+    "find_task",
     "import_file",
     "is_file_of",
     "known_tasks",
@@ -76,9 +77,9 @@ ExampleT = TypeVar("ExampleT", bound="Example")
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 ItemT = TypeVar("ItemT")
 
+_MAX_SAID = 300
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
-_MAX_SAID = 300
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
     """One example of a source: what planning needs to know of it. Tasks add what is in it."""
@@ -274,13 +275,10 @@ class Task(Generic[ConfigT, ExampleT]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", _defined_in())
-        for name in ("name", "title", "system"):
-            if not isinstance(value := getattr(self, name), str):
-                raise ConfigError(f"task {self.name!r}: {name}={value!r:.200} has to be a text")
-        needed = ("examples", "judge", "parts", "can_estimate")
-        for name in (*needed, "ask", "shots", "tracer", "report"):
-            if not callable(value := getattr(self, name)) and (value is not None or name in needed):
-                raise ConfigError(f"task {self.name!r}: {name}={value!r:.200} has to be a function")
+        if fault := attribute_fault(self):
+            raise ConfigError(f"task {self.name!r}: {fault}")
+        if not self.title.strip():
+            raise ConfigError(f"task {self.name!r}: title={self.title!r} has to say what a sample is")
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"task {self.name!r}: expected a name of letters, digits and '_'")
         if self.record.__struct_config__.tag != self.name:
@@ -297,21 +295,29 @@ class Task(Generic[ConfigT, ExampleT]):
                 f"task {self.name!r}: {self.record.__name__}.{taken[0]} has the name of a field that every record has; "
                 "give it another name"
             )
+        try:
+            msgspec.convert(msgspec.to_builtins(self.outcome), Outcome)
+        except (TypeError, msgspec.ValidationError) as error:
+            raise ConfigError(f"task {self.name!r}: its outcome has another type: {error}") from error
         if fault := outcome_fault(self.outcome, RecordSchema.of(self.record)):
             raise ConfigError(f"task {self.name!r}: its outcome {fault}")
 
     def _check_config(self) -> None:
         """Look at the settings, each of which is a flag."""
-        name = getattr(self.config, "__name__", repr(self.config))
-        if not (isinstance(self.config, type) and issubclass(self.config, RunConfig)):
-            raise ConfigError(f"task {self.name!r}: config={name} has to inherit from tracekit.AnswersConfig")
+        name = self.config.__name__
         try:
             default = self.config()
         except TypeError as error:
             raise ConfigError(f"task {self.name!r}: each setting of {name} needs a default: {error}") from error
-        flags = [flag_of(path) for path in settings_of(default)]
+        flags = ["--config", "--help", *(flag_of(path) for path in settings_of(default))]
         if twice := [flag for flag in flags if flags.count(flag) > 1]:
             raise ConfigError(f"task {self.name!r}: {name} has two settings for {twice[0]}; rename its own")
+        has_answers = isinstance(getattr(default, "generation", None), GenerationConfig)
+        if self.ask is not None and not (has_answers and isinstance(default, PromptedConfig)):
+            raise ConfigError(
+                f"task {self.name!r} has `ask`, and {name} no settings of prompts and answers; inherit from "
+                "tracekit.AnswersConfig"
+            )
         if self.shots is not None and not isinstance(getattr(default, "prompt", None), ShotsConfig):
             raise ConfigError(
                 f"task {self.name!r} has `shots`, and {name} no --num-shots; give it the field "
@@ -377,13 +383,6 @@ class Task(Generic[ConfigT, ExampleT]):
         return f"python -m {package}"
 
 
-def _defined_in() -> str:
-    """Name of the module in which a task is made, as namedtuple and Enum find it; `dataclasses.replace` makes none."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "dataclasses", "typing"):
-        frame = frame.f_back
-    return frame.f_globals.get("__name__", "__main__")
-
 def _said(error: Exception) -> str:
     """What an exception says, on one line."""
     try:
@@ -392,6 +391,13 @@ def _said(error: Exception) -> str:
         return f"(its message raised {type(other).__name__})"
     return said[:_MAX_SAID] + " ..." * (len(said) > _MAX_SAID)
 
+
+def _defined_in() -> str:
+    """Name of the module in which a task is made, as namedtuple and Enum find it; `dataclasses.replace` makes none."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "dataclasses", "typing"):
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "__main__")
 
 
 @cache
@@ -446,12 +452,6 @@ def the_task(name: str, *, where: object, to_do: str) -> Task[Any, Any]:
     return task
 
 
-def record_type_of(name: str, schema: RecordSchema) -> type[Record]:
-    """The type that records of a dataset are read as: the installed task's, where it reads records of this schema;
-    else one that is made of the schema."""
-    task = find_task(name)
-    if task is None:
-        return schema.record_type
 def check_settings(plan: Plan, *, where: object) -> None:
     """Refuse to continue a run with settings that the installed task does not know.
 
@@ -463,6 +463,12 @@ def check_settings(plan: Plan, *, where: object) -> None:
         check_known(msgspec.json.encode(plan.run), task.config(), where=f"{where} (`run`)")
 
 
+def record_type_of(name: str, schema: RecordSchema) -> type[Record]:
+    """The type that records of a dataset are read as: the installed task's, where it reads records of this schema;
+    else one that is made of the schema."""
+    task = find_task(name)
+    if task is None:
+        return schema.record_type
     other = _other_field(RecordSchema.of(task.record).fields, schema.fields)
     if other is not None:
         say(f"warning: records of the task {name!r} here have another field {other!r} than the installed task's")
