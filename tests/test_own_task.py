@@ -244,6 +244,18 @@ def test_two_packages_with_a_task_of_one_name_are_refused(run: Path, tmp_path: P
     assert said.returncode == 1
     for word in ("'capitals'", f"geography ({modules[0]}:TASK)", f"history ({modules[1]}:TASK)"):
         assert word in said.stderr
+    said = python("-m", "tracekit.cli", "verify", str(run), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert said.stdout.startswith("ok: ")
+    assert "warning: the task 'capitals' is registered more than once, by geography" in said.stderr
+
+
+def test_a_name_that_one_package_registers_twice_is_refused(run: Path, tmp_path: Path):
+    packaged(tmp_path / "site", "geography", "capitals_old", BLOCK)
+    with (tmp_path / "site/geography-1.0.dist-info/entry_points.txt").open("a") as file:
+        file.write("capitals = capitals_new:TASK\n")
+    said = python("-m", "tracekit.cli", "show", str(run), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"), check=False)
+    assert said.returncode == 1
+    assert "by geography (capitals_new:TASK) and geography (capitals_old:TASK)" in said.stderr
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ __all__ = [
     "about_of",
     "check_name_is_free",
     "check_settings",
+    "claim_fault",
     "find_task",
     "import_file",
     "is_file_of",
@@ -402,9 +403,21 @@ def _defined_in() -> str:
 
 @cache
 def _entry_points(name: str) -> tuple[EntryPoint, ...]:
-    """Entry points of this name, one a package."""
-    found = {one.dist.name if one.dist else one.value: one for one in entry_points(group=GROUP, name=name)}
-    return tuple(found[package] for package in sorted(found))
+    """Entry points of this name, each of a package once."""
+    found = {(one.dist.name if one.dist else "?", one.value): one for one in entry_points(group=GROUP, name=name)}
+    return tuple(found[claim] for claim in sorted(found))
+
+
+def claim_fault(name: str) -> str | None:
+    """What is wrong where a name is registered for several tasks; None where it is not."""
+    points = _entry_points(name)
+    if len(points) < 2:
+        return None
+    claims = " and ".join(f"{one.dist.name if one.dist else '?'} ({one.value})" for one in points)
+    return (
+        f"the task {name!r} is registered more than once, by {claims}; uninstall the other package, or mend its entry "
+        "points"
+    )
 
 
 def known_tasks() -> list[str]:
@@ -417,12 +430,11 @@ def find_task(name: str) -> Task[Any, Any] | None:
     """The installed task of a name; None where there is none, or where its module cannot be imported, which is said.
 
     Raises:
-        ConfigError: two packages have a task of this name.
+        ConfigError: the name is registered more than once.
     """
+    if (fault := claim_fault(name)) is not None:
+        raise ConfigError(fault)
     points = _entry_points(name)
-    if len(points) > 1:
-        packages = " and ".join(f"{one.dist.name if one.dist else '?'} ({one.value})" for one in points)
-        raise ConfigError(f"the task {name!r} is in two packages, {packages}; uninstall one of them")
     if not points:
         return None
     try:
@@ -521,7 +533,7 @@ def check_name_is_free(task: Task[Any, Any]) -> None:
     Raises:
         ConfigError: one has.
     """
-    others = [one for one in _entry_points(task.name) if one.module != task.module]
+    others = [one for one in _entry_points(task.name) if one.value.partition(":")[0] != task.module]
     if others and find_task(task.name) is not task:
         raise ConfigError(
             f"the task {task.name!r} of {task.file or task.module} has the name of a task that is installed "
