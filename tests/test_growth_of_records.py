@@ -395,11 +395,11 @@ def test_what_merging_would_lose_is_refused_by_name(finished: Path, grown: Path,
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda plan: plan | {"schema_version": "2.7"}, "schema 2.7, and this one has 2.0"),
-        (lambda plan: plan | {"run": plan["run"] | {"later": 1}}, r"\(`run`\).*`\$\.later`"),
+        (lambda plan: plan | {"schema_version": "2.7"}, ": a later .* schema 2.7, and this one has 2.0"),
+        (lambda plan: plan | {"run": plan["run"] | {"later": 1}}, r" \(`run`\): a later .*`\$\.later`"),
         (
             lambda plan: plan | {"run": plan["run"] | {"generation": plan["run"]["generation"] | {"later": 1}}},
-            r"\(`run`\).*`\$\.generation\.later`",
+            r" \(`run`\): a later .*`\$\.generation\.later`",
         ),
     ],
     ids=["schema", "setting", "inner setting"],
@@ -411,7 +411,7 @@ def test_a_run_of_a_later_version_is_neither_merged_nor_judged(
     edit(folder / "plans/trivia_qa.json", change)
     before = hashes(folder)
     for do in (lambda: merge([folder], tmp_path / "merged"), lambda: judge_by(folder)):
-        with pytest.raises(DatasetError, match=rf"plans/trivia_qa.json.*: a later .*{said}.*pip install"):
+        with pytest.raises(DatasetError, match=rf"plans/trivia_qa.json{said}.*pip install"):
             do()
     assert hashes(folder) == before
 

@@ -22,6 +22,7 @@ from tests.hub_for_tests import TestHub
 from tests.processes_for_tests import run as run_python
 from tests.publishing_for_tests import REPO, tell
 from tests.runs_for_tests import hashes, log_lines
+from tests.sample_records import trivia_record
 from tracekit import (
     AnsweredRecord,
     AnswersConfig,
@@ -40,16 +41,17 @@ from tracekit import (
 from tracekit.answering import AnsweringTracer
 from tracekit.card.readme import card_template
 from tracekit.cluster.worker import NodeJob, NodeWorker
-from tracekit.config import ModelConfig
-from tracekit.errors import ConfigError, SourceError, TracekitError
+from tracekit.config import CaptureConfig, ModelConfig
+from tracekit.errors import ConfigError, DatasetError, SourceError, TracekitError
 from tracekit.flags import flag_words, settings_of
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
 from tracekit.format.shards import sha256_file
 from tracekit.model.models import load_tokenizer
 from tracekit.ranks import Rank
+from tracekit.run.encode import batch_of
 from tracekit.run.runner import execute
-from tracekit.task import TaskRef, import_file
+from tracekit.task import TaskRef, TracedSample, import_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "builders/README.md").read_text(encoding="utf-8")
@@ -496,7 +498,7 @@ class MuteError(Exception):
     [
         (MuteError(), r"raised MuteError: \(its message raised RuntimeError\) \(test_own"),
         (RuntimeError(5), r"raised RuntimeError: 5 \("),
-        (ValueError("a\nb" * 1000), r"raised ValueError: a ba ba .{290} \.\.\. \(test_own_task"),
+        (ValueError("a\nb" * 1000), r"raised ValueError: a ba ba .{292} \.\.\. \(test_own_task"),
     ],
 )
 def test_whatever_a_function_of_a_task_raises_is_told_in_one_line(error: Exception, said: str):
@@ -614,6 +616,9 @@ def test_a_key_that_no_sample_may_have_is_refused_before_the_model_runs(tmp_path
     task = some_task(examples=lambda config: [Keyed(index=7)])
     with pytest.raises(SourceError, match=r"^some: its example 0 has the key .*; a key has 1 to 80 characters"):
         execute(task, AnswersConfig(), tmp_path / "run")
+    traced: Any = TracedSample(trivia_record(key=key), None, None)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match=r"^a record of trivia_qa has the key .*; a key has 1 to 80 characters"):
+        batch_of([traced], CaptureConfig())
 
 
 @pytest.mark.parametrize(

@@ -519,9 +519,10 @@ def check_known(data: bytes, found: msgspec.Struct, *, where: object) -> None:
     """Refuse to continue what a later version began; `found` is what was decoded of `data`.
 
     Raises:
-        DatasetError: a field is stored that is not known here, or the schema is a later one.
+        DatasetError: a field is stored that is not known here, or the schema is a later one; as `check_schema`.
     """
     later, version = "", getattr(found, "schema_version", SCHEMA_VERSION)
+    check_schema(version, where=where)
     if _numbers(version) > _numbers(SCHEMA_VERSION):
         later = f"schema {version}, and this one has {SCHEMA_VERSION}"
     if unknown := _unknown(msgspec.json.decode(data), found, "$"):

@@ -65,9 +65,10 @@ def batch_of(samples: Sequence[TracedSample], config: CaptureConfig) -> Batch:
     encoded: list[tuple[str, bytes, Payload]] = []
     losses: list[StorageLoss] = []
     for sample in samples:
-        record, stored = sample.record, stored_form(sample, config)
+        record = sample.record
         if (fault := key_fault(record.key)) is not None:
             raise DatasetError(f"a record of {record.task_name()} has {fault}")
+        stored = stored_form(sample, config)
         if stored.losses:
             record = msgspec.structs.replace(record, tensors=stored.specs)
         encoded.append((record.key, encode_record(record), encode(stored.tensors)))
