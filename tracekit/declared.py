@@ -49,7 +49,7 @@ def _fits(value: Any, declared: Any) -> bool:
     return declared is Any or isinstance(value, origin or declared)
 
 
-def _class(declared: Any) -> type:
+def _class(declared: Any) -> Any:
     return declared.__bound__ if isinstance(declared, TypeVar) else declared
 
 
