@@ -392,6 +392,39 @@ def test_what_merging_would_lose_is_refused_by_name(finished: Path, grown: Path,
             merge([folder], tmp_path / f"merged {folder.name}")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda plan: plan | {"schema_version": "2.7"}, ": a later .* schema 2.7, and this one has 2.0"),
+        (lambda plan: plan | {"run": plan["run"] | {"later": 1}}, r" \(`run`\): a later .*`\$\.later`"),
+        (
+            lambda plan: plan | {"run": plan["run"] | {"generation": plan["run"]["generation"] | {"later": 1}}},
+            r" \(`run`\): a later .*`\$\.generation\.later`",
+        ),
+    ],
+    ids=["schema", "setting", "inner setting"],
+)
+def test_a_run_of_a_later_version_is_neither_merged_nor_judged(
+    finished: Path, tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], said: str
+):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    edit(folder / "plans/trivia_qa.json", change)
+    before = hashes(folder)
+    for do in (lambda: merge([folder], tmp_path / "merged"), lambda: judge_by(folder)):
+        with pytest.raises(DatasetError, match=rf"plans/trivia_qa.json{said}.*pip install"):
+            do()
+    assert hashes(folder) == before
+
+
+def test_a_manifest_with_an_unknown_field_does_not_grow(finished: Path, model: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    edit(folder / "manifests/trivia_qa.json", lambda one: one | {"later": 1})
+    before = hashes(folder)
+    with pytest.raises(DatasetError, match=r"manifests/trivia_qa.json: a later .*`\$\.later`.*pip install -U"):
+        run_trivia(folder, model, source={"limit": 14})
+    assert hashes(folder) == before
+
+
 def test_merging_an_earlier_version_fills_in_what_is_missing(others: dict[str, Other], tmp_path: Path):
     merge([others["earlier"].folder], tmp_path / "merged")
     assert verify(tmp_path / "merged").problems == []

@@ -1,5 +1,6 @@
 """A task outside this repository: the file of builders/README.md, saved and run by itself, and what is refused."""
 
+import errno
 import json
 import os
 import re
@@ -8,23 +9,30 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from tests.hub_for_tests import TestHub
 from tests.processes_for_tests import run as run_python
 from tests.publishing_for_tests import REPO, tell
 from tests.runs_for_tests import hashes, log_lines
+from tests.sample_records import trivia_record
 from tracekit import (
     AnsweredRecord,
     AnswersConfig,
     Example,
+    Examples,
     Exchange,
     Outcome,
+    RunConfig,
     ShotsConfig,
+    SourceInfo,
     Task,
     TraceStore,
     answered,
@@ -33,15 +41,17 @@ from tracekit import (
 from tracekit.answering import AnsweringTracer
 from tracekit.card.readme import card_template
 from tracekit.cluster.worker import NodeJob, NodeWorker
-from tracekit.config import ModelConfig
-from tracekit.errors import ConfigError, SourceError, TracekitError
+from tracekit.config import CaptureConfig, ModelConfig
+from tracekit.errors import ConfigError, DatasetError, SourceError, TracekitError
 from tracekit.flags import flag_words, settings_of
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_plan
 from tracekit.format.shards import sha256_file
 from tracekit.model.models import load_tokenizer
 from tracekit.ranks import Rank
-from tracekit.task import TaskRef, import_file
+from tracekit.run.encode import batch_of
+from tracekit.run.runner import execute
+from tracekit.task import TaskRef, TracedSample, import_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "builders/README.md").read_text(encoding="utf-8")
@@ -173,7 +183,9 @@ def packaged(folder: Path, package: str, module: str, code: str) -> None:
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[tracekit.tasks]\ncapitals = {module}:TASK\n")
-    (folder / f"{module}.py").write_text(code, encoding="utf-8")
+    file = folder / f"{module.replace('.', '/')}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(code, encoding="utf-8")
 
 
 _TYPE = "import sys; from tracekit import TraceStore; print(type(TraceStore(sys.argv[1])[0].record).__module__)"
@@ -200,6 +212,32 @@ def test_a_package_that_cannot_be_imported_is_read_by_the_schema_with_a_warning(
         assert word in warning
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [(["-m", "my_package.capitals"], "from . import places"), (["site/my_package/capitals.py"], "")],
+    ids=["module", "path"],
+)
+@pytest.mark.parametrize("has_main", [True, False])
+def test_an_installed_task_runs_by_its_module_and_by_its_path(
+    tmp_path: Path, words: list[str], line: str, *, has_main: bool
+):
+    packaged(tmp_path / "site", "my_package", "my_package.capitals", f"{line}\n{BLOCK}")
+    for name in ("__init__", "places", *(["__main__"] if has_main else [])):
+        (tmp_path / f"site/my_package/{name}.py").write_text("")
+    said = python(*words, "--help", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert said.stdout.startswith("usage: python -m my_package.capitals ")
+
+
+def test_the_command_of_a_task_in_a_package_runs_its_module(tmp_path: Path, model: Path):
+    packaged(tmp_path / "site", "my_package", "my_package.capitals", f"from . import places\n{BLOCK}")
+    (tmp_path / "site/my_package/places.py").write_text("")
+    words = ["-m", "my_package.capitals", "--model", str(model), *SMALL.split(), "--out", "run"]
+    python(*words, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    plan = read_plan(Layout(tmp_path / "run", "capitals"))
+    assert plan.command.startswith("python -m my_package.capitals ")
+    assert plan.code is None
+
+
 @pytest.mark.parametrize("modules", [("capitals_old", "capitals_new"), ("capitals_old", "capitals_old")])
 def test_two_packages_with_a_task_of_one_name_are_refused(run: Path, tmp_path: Path, modules: tuple[str, str]):
     for package, module in zip(("geography", "history"), modules, strict=True):
@@ -208,6 +246,18 @@ def test_two_packages_with_a_task_of_one_name_are_refused(run: Path, tmp_path: P
     assert said.returncode == 1
     for word in ("'capitals'", f"geography ({modules[0]}:TASK)", f"history ({modules[1]}:TASK)"):
         assert word in said.stderr
+    said = python("-m", "tracekit.cli", "verify", str(run), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert said.stdout.startswith("ok: ")
+    assert "warning: the task 'capitals' is registered more than once, by geography" in said.stderr
+
+
+def test_a_name_that_one_package_registers_twice_is_refused(run: Path, tmp_path: Path):
+    packaged(tmp_path / "site", "geography", "capitals_old", BLOCK)
+    with (tmp_path / "site/geography-1.0.dist-info/entry_points.txt").open("a") as file:
+        file.write("capitals = capitals_new:TASK\n")
+    said = python("-m", "tracekit.cli", "show", str(run), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"), check=False)
+    assert said.returncode == 1
+    assert "by geography (capitals_new:TASK) and geography (capitals_old:TASK)" in said.stderr
 
 
 @pytest.mark.parametrize(
@@ -215,7 +265,11 @@ def test_two_packages_with_a_task_of_one_name_are_refused(run: Path, tmp_path: P
     [
         ("capitals.py", BLOCK.replace('"capitals"', '"csqa"'), "'csqa' of .*capitals.py.*builders.csqa.task:TASK"),
         ("my-capitals.py", BLOCK, "my-capitals.py: rename the file; 'my-capitals'"),
-        ("capitals.py", BLOCK.replace("gold_answers: list[str]", "gold_answers: dict[str, str]"), r"\$\.gold_answers"),
+        (
+            "capitals.py",
+            BLOCK.replace("gold_answers: list[str]", "gold_answers: dict[str, str]"),
+            r"CapitalsRecord\.gold_answers: type dict",
+        ),
     ],
 )
 def test_a_file_that_would_not_do_says_so(tmp_path: Path, name: str, code: str, said: str):
@@ -291,6 +345,17 @@ class NoDefaultConfig(AnswersConfig, frozen=True, kw_only=True):
     """How strict."""
 
 
+class PlainConfig(RunConfig, frozen=True, kw_only=True):
+    """Settings without prompts and answers."""
+
+
+class HelpConfig(AnswersConfig, frozen=True, kw_only=True):
+    """A setting with the flag of every command."""
+
+    help: str = ""
+    """A text."""
+
+
 class TwiceConfig(AnswersConfig, frozen=True, kw_only=True):
     """A setting with the flag of another."""
 
@@ -308,11 +373,25 @@ class TwiceConfig(AnswersConfig, frozen=True, kw_only=True):
         ({"record": BinsRecord, "outcome": Outcome(bins="bins")}, "'some'.*'bins' .bins.*list of {label, low, high"),
         ({"record": TakenRecord}, r"'some'.*TakenRecord\.tokens .*another name"),
         ({"record": ScoredRecord, "outcome": answered(correct="score")}, "'some'.*'score' \(correct\).*boolean"),
-        ({"config": int}, "'some'.*config=int has to inherit from tracekit.AnswersConfig"),
+        ({"config": int}, "'some'.*config=<class 'int'> has to be a class that inherits from RunConfig"),
+        ({"config": PlainConfig}, "'some' has `ask`, and PlainConfig no settings of prompts.*tracekit.AnswersConfig"),
+        ({"config": HelpConfig}, "'some'.*HelpConfig has two settings for --help; rename"),
+        ({"title": " "}, "'some': title=' ' has to say"),
+        ({"replay": 5}, "'some': replay=5 has to be a function or None"),
+        ({"stages": [1]}, r"'some': stages=\[1\] has to be a dictionary, each value a function"),
+        ({"stages": {"one": 1}}, "'some': stages={'one': 1} has to be a dictionary, each value a function"),
+        ({"exports": None}, "'some': exports=None has to be a dictionary"),
+        ({"configs": {"one": 1}}, "'some': configs=.* each value a RunConfig"),
+        ({"card": 5}, "'some': card=5 has to be a Path or a text or None"),
+        ({"record": None}, "'some': record=None has to be a class that inherits from Record"),
+        ({"are_values_finite": 1}, "'some': are_values_finite=1 has to be True or False"),
+        ({"outcome": None}, "'some': outcome=None has to be a Outcome"),
+        ({"outcome": Outcome(correct=5)}, r"'some': its outcome.*Expected `str | null`, got `int` - at `\$\.correct`"),
+        ({"outcome": Outcome(means=[5])}, r"'some': its outcome.*at `\$\.means\[0\]`"),
         ({"config": NoDefaultConfig}, "'some'.*NoDefaultConfig needs a default.*'strictness'"),
         ({"config": TwiceConfig}, "'some'.*TwiceConfig has two settings for --limit; rename"),
         ({"shots": lambda config: []}, "'some' has `shots`, and AnswersConfig no --num-shots.*ShotsConfig"),
-        ({"record": DictRecord}, r"^DictRecord.*\$\.counts"),
+        ({"record": DictRecord}, r"^DictRecord\.counts: type dict.* is not supported"),
         ({"record": SetRecord}, r"^SetRecord\.words: set.*use a list"),
         ({"record": ComplexRecord}, r"^ComplexRecord\.wave: type .*complex.* is not supported; records have"),
         ({"name": "other"}, "'other'.*SomeRecord has the tag 'some'.*tag='other'"),
@@ -330,6 +409,42 @@ def test_a_task_that_would_not_do_is_refused_when_it_is_defined(changes: dict[st
     assert some_task().module == __name__
     with pytest.raises(ConfigError, match=said):
         some_task(**changes)
+
+
+def record_with(kind: Any, **settings: Any) -> Any:
+    """A record type with one more field."""
+    bases = (SomeRecord,)
+    return msgspec.defstruct("Own", [("own", kind)], bases=bases, tag="some", kw_only=True, frozen=True, **settings)
+
+
+EMPTY = msgspec.defstruct("Empty", [])
+SPAN, OTHER_SPAN = (msgspec.defstruct("Span", [("start", kind)]) for kind in (int, str))
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (record_with(EMPTY), r"Own\.own: Empty has no field"),
+        (record_with(list[msgspec.defstruct("Holder", [("inner", EMPTY | None)])]), r"Own\.own: Empty has no field"),
+        (record_with(msgspec.defstruct("Two", [("a", SPAN), ("b", OTHER_SPAN)])), r"Own\.own: .*two Structs Span"),
+        (record_with(SPAN), "two Structs Span; rename one"),  # each record has one
+        (record_with(int | msgspec.UnsetType), r"Own\.own: type .*UnsetType.* is not supported"),
+        (record_with(list[datetime]), r"Own\.own: type .*datetime.* is not supported"),
+        (record_with(Enum("Colour", {"RED": "red"})), r"Own\.own: type .*Colour.* is not supported"),
+        (record_with(msgspec.defstruct("Named", [("my_a", int)], rename="camel")), r"my_a is stored as 'myA'"),
+        *(
+            (record_with(int, **{name: value}), rf"^Own: Own is defined with {name}={value}; leave it out")
+            for name, value in [("omit_defaults", True), ("forbid_unknown_fields", True), ("array_like", True)]
+        ),
+        *(
+            (record_with(msgspec.defstruct("Inner", [("a", int)], **{name: value})), rf"own: Inner .*{name}={value}")
+            for name, value in [("omit_defaults", True), ("forbid_unknown_fields", True), ("eq", False)]
+        ),
+    ],
+)
+def test_a_type_that_no_table_holds_or_that_is_not_read_as_it_is_written_is_refused(record: Any, said: str):
+    with pytest.raises(ConfigError, match=said):
+        some_task(record=record)
 
 
 def some_task(**changes: Any) -> Task[Any, Any]:
@@ -367,18 +482,61 @@ def test_what_a_function_of_a_task_raises_names_task_function_example_and_line(f
     task = some_task(**{function: given})
     arguments = (Example(index=7), AnswersConfig()) if function == "ask" else (AnswersConfig(),)
     with pytest.raises(ConfigError, match=f"^task 'some': {said}") as caught:
-        task.call(getattr(task, function), *arguments)
+        task.call(function, *arguments)
     assert caught.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("error", [SourceError("row 3"), ModuleNotFoundError("no torch", name="torch")])
-def test_what_a_task_raises_on_purpose_and_what_is_not_installed_stay_as_they_are(error: Exception):
+class MuteError(Exception):
+    """An exception that cannot be told."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MuteError(), r"raised MuteError: \(its message raised RuntimeError\) \(test_own"),
+        (RuntimeError(5), r"raised RuntimeError: 5 \("),
+        (ValueError("a\nb" * 1000), r"raised ValueError: a ba ba .{292} \.\.\. \(test_own_task"),
+    ],
+)
+def test_whatever_a_function_of_a_task_raises_is_told_in_one_line(error: Exception, said: str):
+    def judge(*given: Any) -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(ConfigError, match=said) as caught:
+        some_task(ask=judge, judge=judge).call("judge")
+    assert str(caught.value).startswith("task 'some': `judge` raised")
+
+
+def test_examples_that_come_one_by_one_are_a_list():
+    source = SourceInfo(id="a", revision="b", subset=None, split="test", num_rows=2, num_used=2, skipped=[])
+    task = some_task(examples=lambda config: Examples((Example(index=index) for index in range(2)), source))
+    assert task.call("examples", None).examples == [Example(index=0), Example(index=1)]
+    failing = some_task(examples=lambda config: Examples((1 / index for index in range(2)), source))
+    with pytest.raises(ConfigError, match="`examples` raised ZeroDivisionError"):
+        failing.call("examples", None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SourceError("row 3"),
+        ModuleNotFoundError("no torch", name="torch"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        OSError(errno.ENOSPC, "No space left on device"),
+        BrokenPipeError(),
+    ],
+)
+def test_what_others_deal_with_stays_as_a_task_raised_it(error: Exception):
     def examples(config: Any) -> list[Example]:
         raise error
 
     task = some_task(examples=examples)
     with pytest.raises(type(error)) as caught:
-        task.call(task.examples, AnswersConfig())
+        task.call("examples", AnswersConfig())
     assert caught.value is error
 
 
@@ -432,6 +590,7 @@ def test_a_card_of_no_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         ("index=index", "index=0", r"examples 0 and 1 have one key, '000000'; give each its own `index`"),
         ("index=index", "index=str(index)", r"example 0 is Country\(.*index='0'.*its `index` an int"),
+        ("index=index", "index=bool(index)", "example 0 is Country.*index=False.*its `index` an int"),
         ("return [Country(", "return 3 or [Country(", "its example 0 is 3; each has to be a tracekit.Example"),
         ("return [Country(", "return [dict(", r"example 0 is \{'index': 0.*tracekit.Example"),
         ("return [Country(", "return None and [Country(", "0 examples, so --offset 0 leaves none"),
@@ -447,6 +606,19 @@ def test_examples_and_questions_of_no_use_are_refused_before_the_model_runs(
     assert done.returncode == 1
     assert re.search(said, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("key", ["q1.json", "../../1", "é1", "k" * 81, "1\n", "a b", "", 1])
+def test_a_key_that_no_sample_may_have_is_refused_before_the_model_runs(tmp_path: Path, key: Any):
+    class Keyed(Example):
+        key = property(lambda self: key)  # type: ignore[assignment]
+
+    task = some_task(examples=lambda config: [Keyed(index=7)])
+    with pytest.raises(SourceError, match=r"^some: its example 0 has the key .*; a key has 1 to 80 characters"):
+        execute(task, AnswersConfig(), tmp_path / "run")
+    traced: Any = TracedSample(trivia_record(key=key), None, None)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match=r"^a record of trivia_qa has the key .*; a key has 1 to 80 characters"):
+        batch_of([traced], CaptureConfig())
 
 
 @pytest.mark.parametrize(

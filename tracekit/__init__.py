@@ -11,6 +11,7 @@ from tracekit.version import __version__
 if TYPE_CHECKING:
     from tracekit.cli import run_task as main
     from tracekit.config import AnswersConfig, RunConfig, ShotsConfig
+    from tracekit.format.manifest import SourceInfo
     from tracekit.model.patching import patch
     from tracekit.model.prompts import Exchange
     from tracekit.read.loading import load_dataset, wds_decoder
@@ -30,6 +31,7 @@ __all__ = [
     "RunConfig",
     "Sample",
     "ShotsConfig",
+    "SourceInfo",
     "Task",
     "TraceStore",
     "__version__",
@@ -52,6 +54,7 @@ _HOMES = {
     "RunConfig": "tracekit.config",
     "Sample": "tracekit.read.store",
     "ShotsConfig": "tracekit.config",
+    "SourceInfo": "tracekit.format.manifest",
     "Task": "tracekit.task",
     "TraceStore": "tracekit.read.store",
     "answered": "tracekit.records",

@@ -57,7 +57,7 @@ def open_tracer(
 ) -> Tracer[ExampleT]:
     """A task at work on a configuration."""
     if task.tracer is not None:
-        return task.call(task.tracer, config, tokenizer, examples)
+        return task.call("tracer", config, tokenizer, examples)
     return AnsweringTracer(task, config, tokenizer)
 
 
@@ -135,7 +135,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         self._prompter = Prompter(tokenizer, config.prompt, default_system=task.system)
         self.variant = self._prompter.variant
         self._num_shots = config.prompt.num_shots if isinstance(config.prompt, ShotsConfig) else 0
-        self._pool: Sequence[Exchange] = task.call(task.shots, config) if task.shots and self._num_shots else ()
+        self._pool: Sequence[Exchange] = task.call("shots", config) if task.shots and self._num_shots else ()
         for shot in self._pool:
             if not isinstance(shot, Exchange):
                 raise ConfigError(f"task {task.name!r}: `shots` gave {shot!r:.200}; each has to be a tracekit.Exchange")
@@ -144,7 +144,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
     def prompt(self, example: ExampleT) -> Prompt:
         """What the model reads of an example."""
         assert self._task.ask is not None, self._task.name
-        question = self._task.call(self._task.ask, example, self._config)
+        question = self._task.call("ask", example, self._config)
         if not isinstance(question, str):
             raise ConfigError(
                 f"task {self._task.name!r}: `ask` of the example {example.key} gave {question!r:.200}; expected a text"
@@ -280,7 +280,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         Raises:
             ConfigError: it says nothing, leaves out a field, or names one that it does not have or that is not its own.
         """
-        judged = self._task.call(self._task.judge, example, answer, self._config)
+        judged = self._task.call("judge", example, answer, self._config)
         where = f"task {self._task.name!r}: `judge` of the example {example.key}"
         if not isinstance(judged, dict):
             raise ConfigError(f"{where} gave {judged!r:.200}; it has to give a dictionary of fields")

@@ -22,7 +22,7 @@ from tracekit.errors import ConfigError, TracekitError
 from tracekit.flags import Origins, located, settings_of
 from tracekit.format.layout import Layout
 from tracekit.ranks import this_rank
-from tracekit.task import Task, check_name_is_free, import_file, task_in
+from tracekit.task import Task, check_name_is_free, find_task, import_file, is_file_of, task_in
 
 __all__ = ["main", "run_main", "run_task"]
 
@@ -138,10 +138,21 @@ def run_task(task: Task[Any, Any], argv: list[str] | None = None) -> None:
 
 
 def _as_imported(task: Task[Any, Any]) -> Task[Any, Any]:
-    """A task of the file that is run, as every other process finds it: its module is called `__main__` here."""
+    """A task of the file that is run, as every other process finds it: its module is called `__main__` here.
+
+    `python -m package.module` says its name. A file that is run by its path may be the module of an installed task.
+    """
     if task.module != "__main__":
         return task
-    return task_in(import_file(Path(str(sys.modules["__main__"].__file__))), task.name)
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name != "__main__":
+        return task_in(import_module(spec.name), task.name)
+    file = Path(str(main.__file__))
+    installed = find_task(task.name)
+    if installed is not None and is_file_of(installed.module, file):
+        return installed
+    return task_in(import_file(file), task.name)
 
 
 def _about_configs(configs: Mapping[str, Any]) -> str:
@@ -180,7 +191,7 @@ def _execute_stages(task: Task[ConfigT, Any], config: ConfigT) -> int:
     folder = config.output.out or default_folder(task.name, config)
     config = msgspec.structs.replace(config, output=msgspec.structs.replace(config.output, out=folder))
     for name in names:
-        if name not in task.stages and config.output.dry_run and not task.call(task.can_estimate, config):
+        if name not in task.stages and config.output.dry_run and not task.call("can_estimate", config):
             out(f"not estimated   --stages {name}: an earlier stage has to write the examples first")
             continue
         code = task.stages[name](config) if name in task.stages else _execute(task, config)
@@ -194,7 +205,7 @@ def _execute(task: Task[ConfigT, Any], config: ConfigT) -> int:
 
     assert config.output.out is not None
     folder = Path(config.output.out)
-    all_parts = task.call(task.parts, config)
+    all_parts = task.call("parts", config)
     for part in all_parts[1:]:  # before hours go into the first
         preflight(task, part)
     with _opened_engine(config) as engine:

@@ -18,7 +18,7 @@ from tracekit.analysis.distances import COMPARED_SITES
 from tracekit.analysis.showing import show_config, show_samples, stats_lines, verification_lines
 from tracekit.analysis.stats import ConfigStats, reports, stats
 from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig
-from tracekit.console import out, printable_json
+from tracekit.console import out, printable_json, say
 from tracekit.errors import ConfigError
 from tracekit.format.journal import Sent
 from tracekit.format.layout import Layout, choose_config, config_names, write_atomic
@@ -29,7 +29,7 @@ from tracekit.read.store import TraceStore
 from tracekit.run.command import growth_note
 from tracekit.serve.settings import ServerSettings, check_installed
 from tracekit.sizes import filesize
-from tracekit.task import the_task
+from tracekit.task import claim_fault, the_task
 
 __all__ = ["Command", "Diff", "Export", "Merge", "Publish", "Serve", "Show", "Verify"]
 
@@ -91,6 +91,9 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
             return 1
         if report.sent and not self._sent(report.sent):
             return 1
+        names = [self.dataset_config] if self.dataset_config else config_names(root)
+        for fault in sorted(filter(None, {claim_fault(read_plan(Layout(root, name)).task) for name in names})):
+            say(f"warning: {fault}; until then, other commands refuse the dataset")
         out(f"ok: {report.num_samples} samples, {filesize(report.num_bytes)} in finished shards of {self.folder}")
         if self.replay and report.open_configs:
             out("not replayed: only finished configurations are")

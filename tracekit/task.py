@@ -23,15 +23,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from tracekit.config import AnswersConfig, RunConfig, ShotsConfig
+from tracekit.config import AnswersConfig, GenerationConfig, PromptedConfig, RunConfig, ShotsConfig
 from tracekit.console import say
+from tracekit.declared import attribute_fault
 from tracekit.errors import ConfigError, DatasetError, TracekitError
 from tracekit.flags import flag_of, settings_of
-from tracekit.format.manifest import Manifest, Plan, SourceInfo
+from tracekit.format.layout import is_no_space
+from tracekit.format.manifest import Manifest, Plan, SourceInfo, check_known
 from tracekit.format.shards import sha256_file
 from tracekit.records import About, Outcome, Record, RecordSchema, outcome_fault
 from tracekit.records.schema import Field, Node
@@ -58,8 +60,11 @@ __all__ = [
     "Tracer",
     "about_of",
     "check_name_is_free",
+    "check_settings",
+    "claim_fault",
     "find_task",
     "import_file",
+    "is_file_of",
     "known_tasks",
     "record_type_of",
     "task_in",
@@ -72,9 +77,8 @@ GROUP = "tracekit.tasks"
 ExampleT = TypeVar("ExampleT", bound="Example")
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
-ParamsT = ParamSpec("ParamsT")
 
+_MAX_SAID = 300
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
@@ -272,13 +276,10 @@ class Task(Generic[ConfigT, ExampleT]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", _defined_in())
-        for name in ("name", "title", "system"):
-            if not isinstance(value := getattr(self, name), str):
-                raise ConfigError(f"task {self.name!r}: {name}={value!r:.200} has to be a text")
-        needed = ("examples", "judge", "parts", "can_estimate")
-        for name in (*needed, "ask", "shots", "tracer", "report"):
-            if not callable(value := getattr(self, name)) and (value is not None or name in needed):
-                raise ConfigError(f"task {self.name!r}: {name}={value!r:.200} has to be a function")
+        if fault := attribute_fault(self):
+            raise ConfigError(f"task {self.name!r}: {fault}")
+        if not self.title.strip():
+            raise ConfigError(f"task {self.name!r}: title={self.title!r} has to say what a sample is")
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"task {self.name!r}: expected a name of letters, digits and '_'")
         if self.record.__struct_config__.tag != self.name:
@@ -295,49 +296,62 @@ class Task(Generic[ConfigT, ExampleT]):
                 f"task {self.name!r}: {self.record.__name__}.{taken[0]} has the name of a field that every record has; "
                 "give it another name"
             )
+        try:
+            msgspec.convert(msgspec.to_builtins(self.outcome), Outcome)
+        except (TypeError, msgspec.ValidationError) as error:
+            raise ConfigError(f"task {self.name!r}: its outcome has another type: {error}") from error
         if fault := outcome_fault(self.outcome, RecordSchema.of(self.record)):
             raise ConfigError(f"task {self.name!r}: its outcome {fault}")
 
     def _check_config(self) -> None:
         """Look at the settings, each of which is a flag."""
-        name = getattr(self.config, "__name__", repr(self.config))
-        if not (isinstance(self.config, type) and issubclass(self.config, RunConfig)):
-            raise ConfigError(f"task {self.name!r}: config={name} has to inherit from tracekit.AnswersConfig")
+        name = self.config.__name__
         try:
             default = self.config()
         except TypeError as error:
             raise ConfigError(f"task {self.name!r}: each setting of {name} needs a default: {error}") from error
-        flags = [flag_of(path) for path in settings_of(default)]
+        flags = ["--config", "--help", *(flag_of(path) for path in settings_of(default))]
         if twice := [flag for flag in flags if flags.count(flag) > 1]:
             raise ConfigError(f"task {self.name!r}: {name} has two settings for {twice[0]}; rename its own")
+        has_answers = isinstance(getattr(default, "generation", None), GenerationConfig)
+        if self.ask is not None and not (has_answers and isinstance(default, PromptedConfig)):
+            raise ConfigError(
+                f"task {self.name!r} has `ask`, and {name} no settings of prompts and answers; inherit from "
+                "tracekit.AnswersConfig"
+            )
         if self.shots is not None and not isinstance(getattr(default, "prompt", None), ShotsConfig):
             raise ConfigError(
                 f"task {self.name!r} has `shots`, and {name} no --num-shots; give it the field "
                 "`prompt: tracekit.ShotsConfig = tracekit.ShotsConfig()`"
             )
 
-    def call(self, function: Callable[ParamsT, ResultT], *given: ParamsT.args, **named: ParamsT.kwargs) -> ResultT:
-        """What one of its functions gives; what a generator yields is a list.
+    def call(self, role: str, *given: Any) -> Any:
+        """What one of its functions gives, `ask` for example; what a generator yields is a list.
 
         Raises:
             ConfigError: it raised; the message names the function, the example and the line.
-            TracekitError: it raised this on purpose.
-            ModuleNotFoundError: a package that it needs is not installed.
+            Exception: it raised what others deal with: a TracekitError, a package that is not installed, memory or a
+                disk that is full, a reader that left.
         """
         try:
-            result: Any = function(*given, **named)
-            return list(result) if isinstance(result, Iterator) else result  # pyright: ignore[reportReturnType]
-        except (TracekitError, ModuleNotFoundError):
+            result = getattr(self, role)(*given)
+            if isinstance(result, Examples):
+                return result._replace(examples=list(result.examples))
+            return list(result) if isinstance(result, Iterator) else result
+        except (TracekitError, ModuleNotFoundError, BrokenPipeError):
             raise
         except Exception as error:
-            name = next(name for name, value in vars(self).items() if value is function)
+            memory = sys.modules.get("tracekit.model.memory")  # where it is not loaded, no model is
+            is_full = isinstance(error, OSError) and is_no_space(error)
+            if is_full or isinstance(error, MemoryError) or (memory is not None and memory.is_out_of_memory(error)):
+                raise
             example = "".join(f" of the example {one.key}" for one in given if isinstance(one, Example))
             steps = traceback.extract_tb(error.__traceback__)[1:]
             own = [one for one in steps if one.filename == steps[0].filename]
             where = f"it is called with {', '.join(type(one).__name__ for one in given)}"
             where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else where
             raise ConfigError(
-                f"task {self.name!r}: `{name}`{example} raised {type(error).__name__}: {error} ({where})"
+                f"task {self.name!r}: `{role}`{example} raised {type(error).__name__}: {_said(error)} ({where})"
             ) from error
 
     @property
@@ -358,9 +372,25 @@ class Task(Generic[ConfigT, ExampleT]):
 
     @property
     def command(self) -> str:
-        """What runs it, without flags: `python -m builders.capitals`, `python capitals.py`."""
-        package = self.module.rpartition(".")[0]
-        return f"python -m {package}" if package else f"python {self.module}.py"
+        """What runs it, without flags: `python -m builders.capitals` of a package with a `__main__`,
+        `python -m my_package.capitals` of a module that is run itself, `python capitals.py`."""
+        package, _, name = self.module.rpartition(".")
+        if not package:
+            return f"python {self.module}.py"
+        main = getattr(sys.modules["__main__"], "__file__", None)
+        is_module = main is not None and is_file_of(self.module, Path(main))
+        if name != "__main__" and (is_module or importlib.util.find_spec(f"{package}.__main__") is None):
+            package = self.module
+        return f"python -m {package}"
+
+
+def _said(error: Exception) -> str:
+    """What an exception says, on one line."""
+    try:
+        said = " ".join(str(error).split())
+    except Exception as other:  # noqa: BLE001 - a stranger's exception may fail in any way
+        return f"(its message raised {type(other).__name__})"
+    return said[:_MAX_SAID] + " ..." * (len(said) > _MAX_SAID)
 
 
 def _defined_in() -> str:
@@ -373,9 +403,21 @@ def _defined_in() -> str:
 
 @cache
 def _entry_points(name: str) -> tuple[EntryPoint, ...]:
-    """Entry points of this name, one a package."""
-    found = {one.dist.name if one.dist else one.value: one for one in entry_points(group=GROUP, name=name)}
-    return tuple(found[package] for package in sorted(found))
+    """Entry points of this name, each of a package once."""
+    found = {(one.dist.name if one.dist else "?", one.value): one for one in entry_points(group=GROUP, name=name)}
+    return tuple(found[claim] for claim in sorted(found))
+
+
+def claim_fault(name: str) -> str | None:
+    """What is wrong where a name is registered for several tasks; None where it is not."""
+    points = _entry_points(name)
+    if len(points) < 2:
+        return None
+    claims = " and ".join(f"{one.dist.name if one.dist else '?'} ({one.value})" for one in points)
+    return (
+        f"the task {name!r} is registered more than once, by {claims}; uninstall the other package, or mend its entry "
+        "points"
+    )
 
 
 def known_tasks() -> list[str]:
@@ -388,12 +430,11 @@ def find_task(name: str) -> Task[Any, Any] | None:
     """The installed task of a name; None where there is none, or where its module cannot be imported, which is said.
 
     Raises:
-        ConfigError: two packages have a task of this name.
+        ConfigError: the name is registered more than once.
     """
+    if (fault := claim_fault(name)) is not None:
+        raise ConfigError(fault)
     points = _entry_points(name)
-    if len(points) > 1:
-        packages = " and ".join(f"{one.dist.name if one.dist else '?'} ({one.value})" for one in points)
-        raise ConfigError(f"the task {name!r} is in two packages, {packages}; uninstall one of them")
     if not points:
         return None
     try:
@@ -421,6 +462,17 @@ def the_task(name: str, *, where: object, to_do: str) -> Task[Any, Any]:
             f"defines it. Installed here: {', '.join(known_tasks())}"
         )
     return task
+
+
+def check_settings(plan: Plan, *, where: object) -> None:
+    """Refuse to continue a run with settings that the installed task does not know.
+
+    Raises:
+        DatasetError: it has one.
+    """
+    task = find_task(plan.task)
+    if task is not None:
+        check_known(msgspec.json.encode(plan.run), task.config(), where=f"{where} (`run`)")
 
 
 def record_type_of(name: str, schema: RecordSchema) -> type[Record]:
@@ -481,8 +533,8 @@ def check_name_is_free(task: Task[Any, Any]) -> None:
     Raises:
         ConfigError: one has.
     """
-    others = [one for one in _entry_points(task.name) if one.module != task.module]
-    if others:
+    others = [one for one in _entry_points(task.name) if one.value.partition(":")[0] != task.module]
+    if others and find_task(task.name) is not task:
         raise ConfigError(
             f"the task {task.name!r} of {task.file or task.module} has the name of a task that is installed "
             f"({others[0].value}); give it another name, and its record the same tag"
@@ -521,6 +573,12 @@ class TaskRef(NamedTuple):
                 "the same file there on every node, or install it as a package"
             )
         return task_in(import_file(path), self.name)
+
+
+def is_file_of(module: str, path: Path) -> bool:
+    """Whether a module that is imported is made of a file."""
+    file = sys.modules[module].__file__
+    return file is not None and Path(file).resolve() == path.resolve()
 
 
 def import_file(path: Path) -> Any:

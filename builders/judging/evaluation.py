@@ -44,6 +44,7 @@ from tracekit.read.store import TraceStore
 from tracekit.records import Record
 from tracekit.run.command import stage_line
 from tracekit.run.run_log import batch_times
+from tracekit.task import check_settings
 
 __all__ = ["Evaluation", "answers_layout", "evaluate", "export_generation", "output_folder"]
 
@@ -165,7 +166,7 @@ def _read_samples(layout: Layout, evaluation: Evaluation) -> tuple[dict[str, _Sa
             f"{str(layout.root)!r} holds no answers of the configuration {layout.config!r} to judge; make them first: "
             f"{again}"
         )
-    read_plan(layout, to_continue=True)
+    check_settings(read_plan(layout, to_continue=True), where=layout.plan)
     read_growth(layout, to_continue=True)
     with TraceStore(str(layout.root), config=layout.config) as store:
         samples = {sample.key: _sample_of(sample.record, evaluation) for sample in store}

@@ -247,7 +247,7 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
 def _report(store: TraceStore) -> TaskReport | None:
     """What the task says of a configuration, where it is installed and says anything."""
     task = find_task(store.info().task)
-    return None if task is None or task.report is None else task.call(task.report, store)
+    return None if task is None or task.report is None else task.call("report", store)
 
 
 def reports(path: str | PathLike[str], config: str) -> TaskReport | None:

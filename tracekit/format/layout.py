@@ -50,6 +50,7 @@ __all__ = [
     "is_ignored",
     "is_no_space",
     "is_same_file",
+    "key_fault",
     "locked",
     "may_become_dataset",
     "read_text",
@@ -70,6 +71,9 @@ _BEFORE_THE_PLAN = ("questions",)
 PARTIAL_SUFFIX = ".partial"
 MAX_WHOLE_BYTES = 1 << 30
 """Most bytes of a file that is read whole: a plan, a manifest, a sidecar, labels, a card. Real ones are far smaller."""
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+"""A sample's key is the stem of its two tar members. A tar header has room for 100 characters, and a key may end in the
+number of a sampled answer."""
 _BLOB = re.compile(r"[0-9a-f]{40,64}")
 _SWEPT = ("plans", "manifests", "schemas", "data", "sidecars", "records", "questions", "labels", *IGNORED_FOLDERS)
 
@@ -196,6 +200,13 @@ def read_text(path: Path) -> str:
         return read_whole(path).decode()
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 (byte {error.start}); mend it, or delete it") from error
+
+
+def key_fault(key: object) -> str | None:
+    """Why something is no key of a sample; None where it is one."""
+    if isinstance(key, str) and _KEY.fullmatch(key):
+        return None
+    return f"the key {key!r:.200}; a key has 1 to 80 characters, each a letter of ASCII, a digit, '_' or '-'"
 
 
 def shard_name(split: str, number: int) -> str:

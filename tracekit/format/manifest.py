@@ -20,7 +20,7 @@ import msgspec
 
 from tracekit.errors import UNREADABLE, DatasetError
 from tracekit.format.layout import Layout, files_inside, read_whole
-from tracekit.records import About, ModelInfo, RecordSchema, check_schema
+from tracekit.records import SCHEMA_VERSION, About, ModelInfo, RecordSchema, check_schema
 from tracekit.storage import StorageLoss
 from tracekit.tensors import TensorIndex
 
@@ -463,7 +463,7 @@ class ConfigEntry(_Stored, frozen=True, kw_only=True):
 def newest_schema(manifests: Iterable[Manifest]) -> str:
     """The highest schema version among manifests; empty where there is none."""
     versions = [manifest.schema_version for manifest in manifests]
-    return max(versions, key=lambda version: [int(part) for part in version.split(".")], default="")
+    return max(versions, key=_numbers, default="")
 
 
 def index_entry(manifest: Manifest, data: bytes) -> ConfigEntry:
@@ -519,13 +519,23 @@ def check_known(data: bytes, found: msgspec.Struct, *, where: object) -> None:
     """Refuse to continue what a later version began; `found` is what was decoded of `data`.
 
     Raises:
-        DatasetError: a field is stored that is not known here.
+        DatasetError: a field is stored that is not known here, or the schema is a later one; as `check_schema`.
     """
+    later, version = "", getattr(found, "schema_version", SCHEMA_VERSION)
+    check_schema(version, where=where)
+    if _numbers(version) > _numbers(SCHEMA_VERSION):
+        later = f"schema {version}, and this one has {SCHEMA_VERSION}"
     if unknown := _unknown(msgspec.json.decode(data), found, "$"):
+        later = f"the field `{unknown}`, which this one does not know"
+    if later:
         raise DatasetError(
-            f"{where}: a later tracekit wrote the field `{unknown}`, which this one does not know; the dataset "
-            "can be read, verified and published. To continue it: pip install -U tracekit-llm"
+            f"{where}: a later tracekit wrote {later}; the dataset can be read, verified and published. To continue "
+            "it: pip install -U tracekit-llm"
         )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 def _unknown(stored: Any, known: Any, path: str) -> str | None:
@@ -563,13 +573,14 @@ def read_plan(layout: Layout, *, to_continue: bool = False) -> Plan:
     return _of(layout, layout.plan, read_struct(layout.plan, Plan, to_continue=to_continue))
 
 
-def read_manifest(layout: Layout) -> Manifest:
+def read_manifest(layout: Layout, *, to_continue: bool = False) -> Manifest:
     """The manifest of a configuration.
 
     Raises:
-        DatasetError: it is missing, is no manifest, or is one of another configuration or major version.
+        DatasetError: it is missing, is no manifest, or is one of another configuration or major version; as
+            `read_struct`.
     """
-    return _of(layout, layout.manifest, read_struct(layout.manifest, Manifest))
+    return _of(layout, layout.manifest, read_struct(layout.manifest, Manifest, to_continue=to_continue))
 
 
 def _of(layout: Layout, path: Path, stored: NamedT) -> NamedT:

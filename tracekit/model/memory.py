@@ -31,7 +31,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    return should_reduce_batch_size(error) or any(part in str(error) for part in _OUT_OF_MEMORY)
+    said = " ".join(map(str, error.args))
+    return should_reduce_batch_size(RuntimeError(said)) or any(part in said for part in _OUT_OF_MEMORY)
 
 
 class MemoryReader(NamedTuple):

@@ -9,6 +9,7 @@ Readers ignore fields that they do not know and fill in those that are missing; 
 own record type; here is what all of them share, and msgspec. pyarrow is imported when a table's schema is asked for.
 """
 
+import json
 import re
 from functools import cache
 from typing import Any, TypeVar
@@ -81,14 +82,15 @@ def encode_record(record: Record) -> bytes:
     """
     try:
         data = msgspec.json.encode(record)
-    except (TypeError, UnicodeEncodeError) as error:
+    except (TypeError, ValueError) as error:  # of text without UTF-8, and of integers of 4300 digits
         field = next(name for name in record.__struct_fields__ if not _is_encoded(getattr(record, name)))
         raise DatasetError(f"record {record.key!r}: its field `{field}` cannot be stored: {error}") from error
     try:
         read = decode_record(data, type(record), where=f"record {record.key!r}")
     except CorruptShardError as error:
         said = str(error).replace(" - at `$.", " in its field `")  # a field's path is no setting's
-        raise DatasetError(f"{said}; a float that is not finite is stored as null") from error
+        is_null = "got `null`" in said and not _is_finite(record)
+        raise DatasetError(said + "; a float that is not finite is stored as null" * is_null) from error
     if read != record:
         values = ((name, getattr(record, name), getattr(read, name)) for name in record.__struct_fields__)
         field, value, other = next(one for one in values if one[1] != one[2])
@@ -103,7 +105,16 @@ def _is_encoded(value: Any) -> bool:
     """Whether JSON has a form of a value."""
     try:
         msgspec.json.encode(value)
-    except (TypeError, UnicodeEncodeError):
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_finite(record: Record) -> bool:
+    """Whether every float of a record is finite."""
+    try:
+        json.dumps(msgspec.to_builtins(record), allow_nan=False)
+    except ValueError:
         return False
     return True
 

@@ -14,7 +14,8 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import msgspec
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Field", "Node", "RecordSchema", "field_docs", "schema_differences", "too_large"]
 
 _SCALARS: Mapping[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
+_HELD = (*_SCALARS.values(), NoneType, ...)
+_HOLDERS = (list, tuple, Sequence, Union, UnionType)
 _KEYWORDS = {
     *("$defs", "$ref", "additionalProperties", "anyOf", "default", "description", "enum"),
     *("items", "properties", "required", "title", "type"),
@@ -94,8 +97,9 @@ class RecordSchema:
             ConfigError: a field has a type that a table cannot hold.
         """
         try:
+            structs = _structs_of(record_type)
             document = msgspec.json.schema(record_type)
-            for struct in _structs_of(record_type):
+            for struct in structs:
                 properties = document["$defs"][struct.__name__]["properties"]
                 for name, text in field_docs(struct).items():
                     if name in properties:
@@ -405,18 +409,46 @@ def _structs_of(annotation: Any) -> list[type[msgspec.Struct]]:
     """All Structs inside a type, itself included.
 
     Raises:
-        TypeError: a set, which has no order.
+        TypeError: a type that no table holds, or that is not read as it is written.
     """
     found: list[type[msgspec.Struct]] = []
     waiting: list[Any] = [annotation]
     while waiting:
         annotation = waiting.pop()
+        annotation = getattr(annotation, "__supertype__", annotation)  # of a NewType
+        origin = get_origin(annotation)
         if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
             if annotation not in found:
+                _check_struct(annotation, [one.__name__ for one in found])
                 found.append(annotation)
                 waiting += [field.type for field in msgspec.structs.fields(annotation)]
-        elif get_origin(annotation) in (set, frozenset) or annotation in (set, frozenset):
+        elif origin in (set, frozenset) or annotation in (set, frozenset):
             raise TypeError(f"{annotation} has no order; use a list")
-        else:
+        elif origin is Annotated:
+            waiting.append(annotation.__origin__)
+        elif origin in _HOLDERS:
             waiting += get_args(annotation)
+        elif origin is not Literal and annotation not in _HELD:
+            raise TypeError(f"type {annotation} is not supported")
     return found
+
+
+def _check_struct(struct: type[msgspec.Struct], names: Sequence[str]) -> None:
+    """See that a Struct is read as it is written; `names` are those of the other ones.
+
+    Raises:
+        TypeError: it is not.
+    """
+    settings, fields = struct.__struct_config__, msgspec.structs.fields(struct)
+    if wrong := [name for name in ("omit_defaults", "forbid_unknown_fields", "array_like") if getattr(settings, name)]:
+        raise TypeError(f"{struct.__name__} is defined with {wrong[0]}=True; leave it out")
+    if not settings.eq:
+        raise TypeError(f"{struct.__name__} is defined with eq=False; leave it out")
+    if not fields:
+        raise TypeError(f"{struct.__name__} has no field, and no table holds that")
+    if renamed := [field for field in fields if field.encode_name != field.name]:
+        raise TypeError(
+            f"{struct.__name__}.{renamed[0].name} is stored as {renamed[0].encode_name!r}; rename the field"
+        )
+    if struct.__name__ in names:
+        raise TypeError(f"there are two Structs {struct.__name__}; rename one")

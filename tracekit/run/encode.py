@@ -6,6 +6,8 @@ from typing import NamedTuple
 import msgspec
 
 from tracekit.config import CaptureConfig
+from tracekit.errors import DatasetError
+from tracekit.format.layout import key_fault
 from tracekit.format.manifest import LayerNorms
 from tracekit.records import encode_record
 from tracekit.run.metrics import hidden_norms
@@ -56,12 +58,17 @@ def note_of(stored: StorageForm, config: CaptureConfig) -> str | None:
 def batch_of(samples: Sequence[TracedSample], config: CaptureConfig) -> Batch:
     """Encode samples, in the storage forms that the configuration asks for.
 
-    Raises: as `tracekit.storage.for_storage`.
+    Raises:
+        DatasetError: a record has a key that no sample may have; as `encode_record`.
+        CaptureError: as `tracekit.storage.for_storage`.
     """
     encoded: list[tuple[str, bytes, Payload]] = []
     losses: list[StorageLoss] = []
     for sample in samples:
-        record, stored = sample.record, stored_form(sample, config)
+        record = sample.record
+        if (fault := key_fault(record.key)) is not None:
+            raise DatasetError(f"a record of {record.task_name()} has {fault}")
+        stored = stored_form(sample, config)
         if stored.losses:
             record = msgspec.structs.replace(record, tensors=stored.specs)
         encoded.append((record.key, encode_record(record), encode(stored.tensors)))

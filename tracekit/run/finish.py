@@ -101,11 +101,11 @@ def check_can_grow(layout: Layout) -> None:
     """See that a configuration can be finished again once it holds more.
 
     Raises:
-        DatasetError: sidecars are missing, as of a downloaded dataset.
+        DatasetError: sidecars are missing, as of a downloaded dataset; or a later version finished it.
     """
     if not layout.manifest.exists():
         return
-    shards = read_manifest(layout).shards
+    shards = read_manifest(layout, to_continue=True).shards
     missing = [shard.name for shard in shards if not layout.sidecar(shard.name).exists()]
     if missing:
         raise DatasetError(

@@ -37,7 +37,7 @@ from tracekit.records import (
 )
 from tracekit.run.command import joined_command
 from tracekit.run.finish import finish, is_finished
-from tracekit.task import Task, the_task
+from tracekit.task import Task, check_settings, the_task
 from tracekit.tensors import Payload
 
 __all__ = ["merge"]
@@ -98,6 +98,7 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     task = the_task(parts[0].plan.task, where=folders[0], to_do="merging")
     plan = _joined_plan(parts, task.about)
     for part in parts:
+        check_settings(part.plan, where=part.layout.plan)
         _check_records(part.layout, task)
     if not _is_begun(layout, plan):
         write_atomic(layout.plan, to_bytes(plan))

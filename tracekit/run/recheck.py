@@ -61,7 +61,7 @@ def replay_stored(
     """
     manifest = read_manifest(layout)
     task = the_task(manifest.task, where=layout.manifest, to_do="--replay")
-    again: Replay[Any] = Replay() if task.replay is None else task.call(task.replay)
+    again: Replay[Any] = Replay() if task.replay is None else task.call("replay")
     settings = msgspec.structs.replace(
         stored_part(manifest, "model", ModelConfig),
         device=device,

@@ -28,6 +28,7 @@ from tracekit.format.layout import (
     Layout,
     forget,
     is_no_space,
+    key_fault,
     may_become_dataset,
     sweep,
     write_atomic,
@@ -312,29 +313,32 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
     """The examples of a task; a plain list is cut here, and known by the SHA-256 of what is in it.
 
     Raises:
-        SourceError: `--offset` leaves none, one is no Example, or two have one key.
+        SourceError: `--offset` leaves none, one is no Example or has a key that no sample may have, or two have one.
     """
-    given = task.call(task.examples, config)
+    given = task.call("examples", config)
     listed = given.examples if isinstance(given, Examples) else given or ()
     found = list(listed) if isinstance(listed, Iterable) else [listed]
     keys: dict[str, int] = {}
     for number, one in enumerate(found):
-        if not isinstance(one, Example) or not isinstance(one.index, int):
+        if not isinstance(one, Example) or type(one.index) is not int:
             raise SourceError(
                 f"{task.name}: its example {number} is {one!r:.200}; each has to be a tracekit.Example, and "
                 "its `index` an int"
             )
+        if (fault := key_fault(one.key)) is not None:
+            raise SourceError(f"{task.name}: its example {number} has {fault}")
         if keys.setdefault(one.key, number) != number:
             raise SourceError(
                 f"{task.name}: its examples {keys[one.key]} and {number} have one key, {one.key!r}; give each its own "
                 f"`index` (now {one.index})"
             )
-    if isinstance(given, Examples):
-        return given
+    is_cut = isinstance(given, Examples)  # by the task
     offset, limit = config.source.offset, config.source.limit
-    chosen = found[offset:][:limit]
+    chosen = found if is_cut else found[offset:][:limit]
     if not chosen:
         raise SourceError(f"{task.name} has {len(found)} examples, so --offset {offset} leaves none")
+    if is_cut:
+        return given
     info = SourceInfo(
         id=task.name,
         revision=f"sha256:{hashlib.sha256(msgspec.json.encode(found)).hexdigest()}",
