@@ -25,7 +25,7 @@ __all__ = ["NextTokenReplay", "NextTokenTracer"]
 class NextTokenTracer(Tracer[Window]):
     """One configuration at work."""
 
-    def __init__(self, config: NextTokenConfig, tokenizer: Any) -> None:
+    def __init__(self, config: NextTokenConfig, tokenizer: Any, examples: Sequence[Window]) -> None:
         self._config, self._tokenizer = config, tokenizer
         self.variant = "chat" if getattr(tokenizer, "chat_template", None) else "base"
         if config.capture.topk > len(tokenizer):
