@@ -287,27 +287,12 @@ class _Publication:
             say(f"copying {len(part)} shards of {len(plan.missing)}")
             title = f"Gather shards for {self._version}, {part[0]} first"
             closed = {} if "README.md" in remote.files else {"README.md": _CLOSED_CARD}
-            parent = self._commit(parent, title, copies={path: sources[path] for path in part}, contents=closed)
+            copies = {path: sources[path] for path in part}
+            parent = self._repo.release(parent=parent, title=title, copies=copies, contents=closed, deleted=())
         say(f"releasing {self._version}")
         copies = {path: sources[path] for path in replaced + new}
-        return self._commit(parent, f"Release {self._version}", copies=copies, contents=changed, deleted=deleted)
-
-    def _commit(
-        self,
-        parent: str,
-        title: str,
-        *,
-        copies: dict[str, str],
-        contents: dict[str, bytes],
-        deleted: Sequence[str] = (),
-    ) -> str:
-        return self._repo.release(
-            parent=parent,
-            title=title,
-            copies=copies,
-            contents=contents,
-            deleted=deleted,
-        )
+        title = f"Release {self._version}"
+        return self._repo.release(parent=parent, title=title, copies=copies, contents=changed, deleted=deleted)
 
     def _check(self, commit: str) -> None:
         """See that the version holds every large file with its hash.
