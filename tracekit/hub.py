@@ -251,7 +251,8 @@ class HubRepo:
 
         def is_there() -> bool | None:
             there = self.files_at([upload.path for upload in uploads], branch)
-            return True if all(_is(there.get(upload.path), upload.sha256) for upload in uploads) else None
+            are_there = all(one.path in there and there[one.path].sha256 == one.sha256 for one in uploads)
+            return True if are_there else None
 
         first, last = uploads[0].path, uploads[-1].path
         title = f"Stage {first}" if len(uploads) == 1 else f"Stage {len(uploads)} files, {first} to {last}"
@@ -639,10 +640,6 @@ def _has_xet() -> bool:
     from huggingface_hub import constants
 
     return find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
-
-
-def _is(file: RemoteFile | None, sha256: str) -> bool:
-    return file is not None and file.sha256 == sha256
 
 
 def _remote_file(entry: Any) -> RemoteFile:

@@ -128,7 +128,7 @@ def render_card(
         raise ConfigError(
             f"card section: it holds {_BEGIN} or {_END}, which mark where it starts and ends; take it out"
         )
-    title = _title(manifests, settings)
+    title = settings.pretty_name or _MADE_TITLE + ", ".join(sorted({m.model.id for m in manifests}))
     try:
         text = (
             _environment()
@@ -275,10 +275,6 @@ def _environment() -> jinja2.Environment:
     }
     environment.filters["markdown"] = Markdown
     return environment
-
-
-def _title(manifests: Sequence[Manifest], settings: CardSettings) -> str:
-    return settings.pretty_name or _MADE_TITLE + ", ".join(sorted({m.model.id for m in manifests}))
 
 
 def _first_of_each_task(manifests: Sequence[Manifest]) -> dict[str, str]:

@@ -133,7 +133,7 @@ class _Publication:
             if str(self._version) in tags:
                 return self._already(tags)
             plan = self._plan(tags, exists)
-            total = _total(plan.to_send)
+            total = len(plan.to_send), sum(info.num_bytes for info in plan.to_send.values())
             if dry_run:
                 return Published(repo_id, self._version, None, False, plan.change, *total, plan.contents.notes)
             if not exists:
@@ -394,12 +394,8 @@ def _is_same(file: RemoteFile | None, data: bytes) -> bool:
     if file is None or file.size != len(data):
         return False
     if file.sha256 is not None:
-        return file.sha256 == _sha256(data)
+        return file.sha256 == hashlib.sha256(data).hexdigest()
     return file.git_sha1 == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def free_shards(root: Path, repo_id: str) -> int:
@@ -415,7 +411,3 @@ def free_shards(root: Path, repo_id: str) -> int:
                 num_bytes += path.stat().st_size
                 path.unlink()
     return num_bytes
-
-
-def _total(files: dict[str, Large]) -> tuple[int, int]:
-    return len(files), sum(info.num_bytes for info in files.values())
