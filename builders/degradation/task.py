@@ -104,7 +104,9 @@ def parse_row(row: SourceRow) -> _Numbered:
 def examples(config: DegradationConfig) -> Examples[DamagedPrompt]:
     """The grid over the prompts of the source: group by group, level by level, repeat by repeat."""
     check_grid(config)
-    _check(config)
+    if config.generation.num_beams > 1 and config.do_sample:
+        beams = config.generation.num_beams
+        raise ConfigError(f"--num-beams {beams} with --do-sample - at `$.generation.num_beams`; give 1")
     if config.source.source == "picture" and config.image is None:
         say("WARNING: the prompts ask for a picture, and none is shown; give --image FILE")
     if config.method == "uni_quant" and config.n_rep > 1 and not config.do_sample:
@@ -136,13 +138,6 @@ def examples(config: DegradationConfig) -> Examples[DamagedPrompt]:
 def _cell(group: str, level: float, repeat: int) -> int:
     """A number for a cell that is the same in every grid."""
     return int(sha256_text(f"{group} {level!r} {repeat}"), 16) % _NUM_CELLS
-
-
-def _check(config: DegradationConfig) -> None:
-    """Refuse settings that have no meaning here."""
-    generation = config.generation
-    if generation.num_beams > 1 and config.do_sample:
-        raise ConfigError(f"--num-beams {generation.num_beams} with --do-sample - at `$.generation.num_beams`; give 1")
 
 
 def _prompts(source: PromptSource) -> tuple[Sequence[_Numbered], SourceInfo]:
