@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
-import numpy as np
 
 from tracekit.config import CaptureConfig, RunConfig, SamplesConfig, ShotsConfig
 from tracekit.errors import ConfigError
@@ -25,7 +24,7 @@ from tracekit.model.vocabulary import token_strings
 from tracekit.records import NOTHING_GENERATED, SCHEMA_VERSION, AnsweredRecord, Record, SampledAnswer
 from tracekit.task import Example, Place, Task, TracedSample, Tracer
 
-__all__ = ["Answered", "AnsweringTracer", "answered_fields", "floats", "open_tracer", "read_fields"]
+__all__ = ["Answered", "AnsweringTracer", "answered_fields", "open_tracer", "read_fields"]
 
 ExampleT = TypeVar("ExampleT", bound=Example)
 
@@ -117,11 +116,6 @@ def read_fields(
         "generation": NOTHING_GENERATED,
         "num_layers": traced.num_layers,
     }
-
-
-def floats(values: np.ndarray) -> list[float]:
-    """An array as numbers that JSON knows."""
-    return [float(value) for value in values]
 
 
 class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
@@ -258,8 +252,8 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
             "generated_text": answered.parsed.whole_text,
             "generated_answer": answered.text,
             "generated_token_ids": answer.token_ids,
-            "token_logprobs": floats(trace.next_tokens.logprobs),
-            "token_entropies": floats(trace.next_tokens.entropies),
+            "token_logprobs": trace.next_tokens.logprobs.tolist(),
+            "token_entropies": trace.next_tokens.entropies.tolist(),
             "is_truncated": not answered.parsed.has_ended,
         }
         if issubclass(self._task.record, AnsweredRecord):
@@ -312,7 +306,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
             sample_index=sample_index,
             text=answered.text,
             token_ids=made.answer.token_ids,
-            token_logprobs=floats(made.trace.next_tokens.logprobs),
+            token_logprobs=made.trace.next_tokens.logprobs.tolist(),
             finish_reason=made.answer.finish_reason,
             is_correct=None if correct is None else judged.get(correct),
         )

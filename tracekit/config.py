@@ -343,7 +343,7 @@ def check(config: ConfigT) -> ConfigT:
         _check_capture(checked.capture)
         _check_placement(checked.model)
         name = checked.output.dataset_config
-        if name is not None and not _is_plain_name(name):
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
             raise ConfigError(
                 f"dataset name {name!r} - at `$.output.dataset_config`; letters, digits, '_' and '-' only"
             )
@@ -518,7 +518,3 @@ def _check_cluster(cluster: ClusterConfig, publish: PublishConfig) -> None:
             f"--worker-folder {cluster.worker_folder!r} - at `$.cluster.worker_folder`; shards made there go to the "
             "Hub: --publish owner/name --version v1.0.0 --free-local"
         )
-
-
-def _is_plain_name(name: str) -> bool:
-    return bool(name) and name.isascii() and name.replace("_", "").replace("-", "").isalnum() and name[0] not in "-_"

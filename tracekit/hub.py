@@ -251,7 +251,8 @@ class HubRepo:
 
         def is_there() -> bool | None:
             there = self.files_at([upload.path for upload in uploads], branch)
-            return True if all(_is(there.get(upload.path), upload.sha256) for upload in uploads) else None
+            are_there = all(one.path in there and there[one.path].sha256 == one.sha256 for one in uploads)
+            return True if are_there else None
 
         first, last = uploads[0].path, uploads[-1].path
         title = f"Stage {first}" if len(uploads) == 1 else f"Stage {len(uploads)} files, {first} to {last}"
@@ -535,7 +536,8 @@ def _call(what: str, function: Callable[[], ResultT], *, done: Callable[[], Resu
             if isinstance(error, HubError):
                 raise
             response = _response_of(error)
-            if response is None and isinstance(error, RuntimeError) and not _is_lost_connection(error):
+            is_lost = any(isinstance(one, httpx.HTTPError | ConnectionError) for one in _causes(error))
+            if response is None and isinstance(error, RuntimeError) and not is_lost:
                 raise
             if response is None and re.search(r"\b40[13]\b", str(error)):  # the Xet client wraps them in text
                 raise HubAccessError(
@@ -586,27 +588,17 @@ def _translated(what: str, error: Exception, response: Any) -> HubError:
     return HubError(f"{what}: the Hub answers {status}: {server}")
 
 
-def _is_lost_connection(error: BaseException) -> bool:
-    """Whether a connection was lost behind an error that the client wrapped."""
-    from huggingface_hub.utils import httpx
-
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, httpx.HTTPError | ConnectionError):
-            return True
-        seen = seen.__cause__
-    return False
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those behind it that the client wrapped."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _response_of(error: BaseException) -> Any:
     """The HTTP response behind an error, also behind one that the client wrapped; None for a lost connection."""
-    seen: BaseException | None = error
-    while seen is not None:
-        response = getattr(seen, "response", None)
-        if response is not None:
-            return response
-        seen = seen.__cause__
-    return None
+    found = (getattr(one, "response", None) for one in _causes(error))
+    return next((response for response in found if response is not None), None)
 
 
 def _wait_seconds(tries: int, response: Any) -> float:
@@ -639,10 +631,6 @@ def _has_xet() -> bool:
     from huggingface_hub import constants
 
     return find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
-
-
-def _is(file: RemoteFile | None, sha256: str) -> bool:
-    return file is not None and file.sha256 == sha256
 
 
 def _remote_file(entry: Any) -> RemoteFile:

@@ -66,6 +66,7 @@ __all__ = [
     "import_file",
     "is_file_of",
     "known_tasks",
+    "lazy",
     "record_type_of",
     "task_in",
     "the_task",
@@ -214,6 +215,12 @@ class TaskReport(NamedTuple):
     """Draws it: PNGs by file name, for `--plots`."""
 
 
+def lazy(where: str) -> Callable[..., Any]:
+    """The function or type `module:name` as a function that imports it when it is called."""
+    module, _, name = where.partition(":")
+    return lambda *given, **named: getattr(importlib.import_module(module), name)(*given, **named)
+
+
 def _one_part(config: ConfigT) -> Sequence[ConfigT]:
     return [config]
 
@@ -346,7 +353,7 @@ class Task(Generic[ConfigT, ExampleT]):
             if is_full or isinstance(error, MemoryError) or (memory is not None and memory.is_out_of_memory(error)):
                 raise
             example = "".join(f" of the example {one.key}" for one in given if isinstance(one, Example))
-            steps = traceback.extract_tb(error.__traceback__)[1:]
+            steps = [one for one in traceback.extract_tb(error.__traceback__) if one.filename != __file__]
             own = [one for one in steps if one.filename == steps[0].filename]
             where = f"it is called with {', '.join(type(one).__name__ for one in given)}"
             where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else where

@@ -16,8 +16,7 @@ text after the prompt, teacher-forced.
     python -m builders.csqa --model Qwen/Qwen3-4B-Instruct-2507 --split validation --limit 1000
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from builders.csqa.record import CsqaRecord
 from builders.kit.choices import CHOICE_OUTCOME
@@ -25,10 +24,7 @@ from builders.kit.columns import ChoiceSource
 from builders.kit.csqa_questions import CsqaQuestion, read_questions
 from tracekit.config import Positive, ReadingConfig, RunConfig, ShotsConfig
 from tracekit.records import Mean
-from tracekit.task import Examples, Task, Tracer
-
-if TYPE_CHECKING:
-    from tracekit.run.recheck import Replay
+from tracekit.task import Examples, Task, lazy
 
 __all__ = ["SYSTEM", "TASK", "CsqaConfig"]
 
@@ -54,18 +50,6 @@ def examples(config: CsqaConfig) -> Examples[CsqaQuestion]:
     return read_questions(config.source)
 
 
-def _tracer(config: CsqaConfig, tokenizer: Any, questions: Sequence[CsqaQuestion]) -> Tracer[CsqaQuestion]:
-    from builders.csqa.tracer import CsqaTracer
-
-    return CsqaTracer(config, tokenizer, questions)
-
-
-def _replay() -> "Replay[Any]":
-    from builders.csqa.tracer import CsqaReplay
-
-    return CsqaReplay()
-
-
 TASK = Task(
     name="csqa",
     title="Multiple-choice questions of everyday knowledge as prompts, and how likely the model finds each option.",
@@ -73,8 +57,8 @@ TASK = Task(
     config=CsqaConfig,
     record=CsqaRecord,
     examples=examples,
-    tracer=_tracer,
-    replay=_replay,
+    tracer=lazy("builders.csqa.tracer:CsqaTracer"),
+    replay=lazy("builders.csqa.tracer:CsqaReplay"),
     card="csqa.md.j2",
     outcome=CHOICE_OUTCOME.but(
         probs="letter_probs",

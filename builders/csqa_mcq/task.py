@@ -9,8 +9,7 @@ a random one, the same on every run; that is said in the output, in every record
 then mean nothing (the traces are the encoder's own all the same).
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from builders.csqa_mcq.record import CsqaMcqRecord
 from builders.kit.choices import CHOICE_OUTCOME
@@ -18,10 +17,7 @@ from builders.kit.columns import ChoiceSource
 from builders.kit.csqa_questions import CsqaQuestion, read_questions
 from tracekit.config import ModelConfig, Positive, RunConfig, SiteConfig
 from tracekit.records import Mean
-from tracekit.task import Examples, Task, Tracer
-
-if TYPE_CHECKING:
-    from tracekit.run.recheck import Replay
+from tracekit.task import Examples, Task, lazy
 
 __all__ = ["TASK", "CsqaMcqConfig"]
 
@@ -44,18 +40,6 @@ def examples(config: CsqaMcqConfig) -> Examples[CsqaQuestion]:
     return read_questions(config.source)
 
 
-def _tracer(config: CsqaMcqConfig, tokenizer: Any, questions: Sequence[CsqaQuestion]) -> Tracer[CsqaQuestion]:
-    from builders.csqa_mcq.tracer import CsqaMcqTracer
-
-    return CsqaMcqTracer(config, tokenizer, questions)
-
-
-def _replay() -> "Replay[Any]":
-    from builders.csqa_mcq.tracer import CsqaMcqReplay
-
-    return CsqaMcqReplay()
-
-
 TASK = Task(
     name="csqa_mcq",
     title="Multiple-choice questions of everyday knowledge, answered by an encoder that reads each option.",
@@ -63,8 +47,8 @@ TASK = Task(
     config=CsqaMcqConfig,
     record=CsqaMcqRecord,
     examples=examples,
-    tracer=_tracer,
-    replay=_replay,
+    tracer=lazy("builders.csqa_mcq.tracer:CsqaMcqTracer"),
+    replay=lazy("builders.csqa_mcq.tracer:CsqaMcqReplay"),
     card="csqa_mcq.md.j2",
     outcome=CHOICE_OUTCOME.but(
         probs="choice_probs",

@@ -28,7 +28,6 @@ ones. The draws are those of torch's generator: the same on every run on a kind 
 import hashlib
 import math
 from collections.abc import Iterator
-from types import TracebackType
 from typing import NamedTuple
 
 import torch
@@ -79,9 +78,7 @@ class Damaged:
         self._kept = [_copied(piece.weight) for piece in self._group.pieces]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *of: object) -> None:
         self.restore()
         self._kept = []
 

@@ -13,7 +13,7 @@ depend on the prompt and the repeat alone: at another level of the same repeat o
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from builders.degradation.configs import CONFIGS, DegradationConfig, check_grid
 from builders.degradation.prompts import DREAMS, IQ, PICTURE, DegradationPrompt
@@ -26,11 +26,10 @@ from tracekit.errors import ConfigError, SourceError
 from tracekit.format.manifest import SourceInfo
 from tracekit.model.prompts import sha256_text
 from tracekit.records import Number, answered
-from tracekit.task import Example, Examples, Task, TaskReport, Tracer
+from tracekit.task import Example, Examples, Task, TaskReport, lazy
 
 if TYPE_CHECKING:
     from tracekit.read.store import TraceStore
-    from tracekit.run.recheck import Replay
 
 __all__ = ["TASK", "DamagedPrompt", "gives", "parse_row"]
 
@@ -105,7 +104,9 @@ def parse_row(row: SourceRow) -> _Numbered:
 def examples(config: DegradationConfig) -> Examples[DamagedPrompt]:
     """The grid over the prompts of the source: group by group, level by level, repeat by repeat."""
     check_grid(config)
-    _check(config)
+    if config.generation.num_beams > 1 and config.do_sample:
+        beams = config.generation.num_beams
+        raise ConfigError(f"--num-beams {beams} with --do-sample - at `$.generation.num_beams`; give 1")
     if config.source.source == "picture" and config.image is None:
         say("WARNING: the prompts ask for a picture, and none is shown; give --image FILE")
     if config.method == "uni_quant" and config.n_rep > 1 and not config.do_sample:
@@ -137,13 +138,6 @@ def examples(config: DegradationConfig) -> Examples[DamagedPrompt]:
 def _cell(group: str, level: float, repeat: int) -> int:
     """A number for a cell that is the same in every grid."""
     return int(sha256_text(f"{group} {level!r} {repeat}"), 16) % _NUM_CELLS
-
-
-def _check(config: DegradationConfig) -> None:
-    """Refuse settings that have no meaning here."""
-    generation = config.generation
-    if generation.num_beams > 1 and config.do_sample:
-        raise ConfigError(f"--num-beams {generation.num_beams} with --do-sample - at `$.generation.num_beams`; give 1")
 
 
 def _prompts(source: PromptSource) -> tuple[Sequence[_Numbered], SourceInfo]:
@@ -185,29 +179,11 @@ def gives(answer: str, wanted: str) -> bool:
     return re.search(rf"(?<![\w.,]){re.escape(wanted)}(?![\w]|[.,]\d)", answer, re.IGNORECASE) is not None
 
 
-def _tracer(config: DegradationConfig, tokenizer: Any, prompts: Sequence[DamagedPrompt]) -> Tracer[DamagedPrompt]:
-    from builders.degradation.tracer import DegradationTracer
-
-    return DegradationTracer(config, tokenizer, prompts)
-
-
-def _replay() -> "Replay[Any]":
-    from builders.degradation.replaying import DegradationReplay
-
-    return DegradationReplay()
-
-
 def _report(store: "TraceStore") -> TaskReport:
     from builders.degradation.levels import draw_levels, level_lines, level_stats
 
     levels = level_stats(sample.record for sample in store)  # type: ignore[arg-type]
     return TaskReport(levels, level_lines(levels), lambda: draw_levels(levels))
-
-
-def _export(root: Path, *, config: str | None, num_samples: int | None) -> Path:
-    from builders.degradation.export import export_degradation
-
-    return export_degradation(root, config=config, num_samples=num_samples)
 
 
 TASK = Task(
@@ -218,10 +194,10 @@ TASK = Task(
     configs=CONFIGS,
     record=DegradationRecord,
     examples=examples,
-    tracer=_tracer,
-    replay=_replay,
+    tracer=lazy("builders.degradation.tracer:DegradationTracer"),
+    replay=lazy("builders.degradation.replaying:DegradationReplay"),
     report=_report,
-    exports={"degradation-json": _export},
+    exports={"degradation-json": lazy("builders.degradation.export:export_degradation")},
     are_values_finite=False,
     card="degradation.md.j2",
     outcome=answered(

@@ -12,9 +12,6 @@ whether the output named one or not. Stated confidence as a distribution over bi
 the expected percent from the probabilities of the bins' letters.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 import msgspec
 
 from builders.introspection.config import PASSES, IntrospectionConfig
@@ -23,10 +20,7 @@ from builders.introspection.questions import McqQuestion, read_questions, shuffl
 from builders.introspection.record import IntrospectionRecord
 from tracekit.errors import ConfigError
 from tracekit.records import LARGE_SHARE, Mean, Number, Outcome, accuracy
-from tracekit.task import Examples, Task, Tracer
-
-if TYPE_CHECKING:
-    from tracekit.run.recheck import Replay
+from tracekit.task import Examples, Task, lazy
 
 __all__ = ["TASK", "single_passes"]
 
@@ -75,18 +69,6 @@ def _check(config: IntrospectionConfig) -> None:
         )
 
 
-def _tracer(config: IntrospectionConfig, tokenizer: Any, questions: Sequence[McqQuestion]) -> Tracer[McqQuestion]:
-    from builders.introspection.tracer import IntrospectionTracer
-
-    return IntrospectionTracer(config, tokenizer)
-
-
-def _replay() -> "Replay[Any]":
-    from builders.introspection.tracer import IntrospectionReplay
-
-    return IntrospectionReplay()
-
-
 TASK = Task(
     name="introspection",
     title="Multiple-choice questions: the model's answer, and how sure it says it is, or another would be.",
@@ -94,8 +76,8 @@ TASK = Task(
     config=IntrospectionConfig,
     record=IntrospectionRecord,
     examples=examples,
-    tracer=_tracer,
-    replay=_replay,
+    tracer=lazy("builders.introspection.tracer:IntrospectionTracer"),
+    replay=lazy("builders.introspection.tracer:IntrospectionReplay"),
     parts=single_passes,
     card="introspection.md.j2",
     outcome=Outcome(

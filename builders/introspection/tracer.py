@@ -49,7 +49,7 @@ class IntrospectionReplay(Replay[IntrospectionRecord]):
 class IntrospectionTracer(Tracer[McqQuestion]):
     """One pass at work."""
 
-    def __init__(self, config: IntrospectionConfig, tokenizer: Any) -> None:
+    def __init__(self, config: IntrospectionConfig, tokenizer: Any, examples: Sequence[McqQuestion]) -> None:
         self._config, self._tokenizer = config, tokenizer
         self._prompt_type: Pass = config.passes[0]
         self._bins = [] if self._prompt_type == "mcq" else bins_of(config.bin_edges, config.bin_midpoints)

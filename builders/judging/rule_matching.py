@@ -137,7 +137,8 @@ def _is_one_of_several(text: str, start: int, stop: int, gold: tuple[str, ...]) 
     before, after = text[begun.end() if begun else 0 : start], text[stop:]
     found = _OR_AFTER.match(after)
     if found is not None and not _is_gold(found["other"], gold):
-        is_of_a_kind = all(_kind(item.strip()) == _kind(text[start:stop]) for item in _listed(found["items"]))
+        items = [item.strip() for item in found["items"].split(",") if item.strip()]
+        is_of_a_kind = all(_kind(item) == _kind(text[start:stop]) for item in items)
         has_either = re.search(r"\beither\b", before, re.IGNORECASE) is not None
         is_apposition = found["comma"] is not None and not found["items"].strip() and not has_either
         if is_of_a_kind and not is_apposition:
@@ -146,10 +147,6 @@ def _is_one_of_several(text: str, start: int, stop: int, gold: tuple[str, ...]) 
         return False
     head = _OR_BEFORE.sub("", before).rstrip(" ")
     return not head.endswith(",") or "," in head[:-1] or re.search(r"\beither\b", head, re.IGNORECASE) is not None
-
-
-def _listed(items: str) -> list[str]:
-    return [item for item in items.split(",") if item.strip()]
 
 
 def _kind(text: str) -> str:

@@ -9,7 +9,7 @@ import csv
 import json
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +82,22 @@ def _decode_row(
         return BadRow(where, str(error))
 
 
+def _open_parts(
+    path: Path,
+    parts: Callable[[Path], Iterator[tuple[int, Any]]],
+    decode: Callable[[Any], dict[str, Any]],
+    *,
+    is_untyped: bool = False,
+) -> Table:
+    """A text file as a table; `parts` are its rows before they are decoded, each with the number of its first line."""
+
+    def read(window: range) -> Iterator[SourceRow | BadRow]:
+        for index, (line, part) in zip(window, islice(parts(path), window.start, window.stop), strict=True):
+            yield _decode_row(index, f"{path.name} line {line}", partial(decode, part), is_untyped=is_untyped)
+
+    return _file_table(path, num_rows=sum(1 for _ in parts(path)), read=read)
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a text file with their numbers from 1."""
     with path.open("rb") as file:
@@ -117,17 +133,11 @@ def _check_columns(where: str, names: list[str]) -> None:
 
 
 def _open_jsonl(path: Path) -> Table:
-    return _file_table(path, num_rows=sum(1 for _ in _filled_lines(path)), read=partial(_read_jsonl, path))
+    return _open_parts(path, _filled_lines, _decode_object)
 
 
 def _filled_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in _lines(path) if line.strip())
-
-
-def _read_jsonl(path: Path, window: range) -> Iterator[SourceRow | BadRow]:
-    lines = islice(_filled_lines(path), window.start, window.stop)
-    for index, (number, line) in zip(window, lines, strict=True):
-        yield _decode_row(index, f"{path.name} line {number}", partial(_decode_object, line))
 
 
 def _decode_object(line: bytes) -> dict[str, Any]:
@@ -160,13 +170,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _open_csv(path: Path, delimiter: str = ",") -> Table:
-    records = _csv_records(path, delimiter)
-    line, header = next(records, (1, [""]))
+    line, header = next(_csv_records(path, delimiter), (1, [""]))
     if delimiter == "," and len(header) == 1 and (others := [one for one in _DELIMITERS if one in header[0]]):
         return _open_csv(path, others[0])
-    _check_columns(f"{path.name} line {line}", _named(header))
-    num_rows = sum(1 for _ in records)
-    return _file_table(path, num_rows=num_rows, read=partial(_read_csv, path, delimiter))
+    names = _named(header)
+    _check_columns(f"{path.name} line {line}", names)
+
+    def records(path: Path) -> Iterator[tuple[int, list[str]]]:
+        return islice(_csv_records(path, delimiter), 1, None)
+
+    return _open_parts(path, records, partial(_pair, names), is_untyped=True)
 
 
 def _named(header: list[str]) -> list[str]:
@@ -203,13 +216,6 @@ def _csv_lines(path: Path) -> Iterator[str]:
             raise SourceError(f"{path.name} line {number}: {error}; save it as UTF-8") from error
 
 
-def _read_csv(path: Path, delimiter: str, window: range) -> Iterator[SourceRow | BadRow]:
-    records = _csv_records(path, delimiter)
-    header = _named(next(records)[1])
-    for index, (line, cells) in zip(window, islice(records, window.start, window.stop), strict=True):
-        yield _decode_row(index, f"{path.name} line {line}", partial(_pair, header, cells), is_untyped=True)
-
-
 def _pair(header: list[str], cells: list[str]) -> dict[str, Any]:
     if len(cells) != len(header):
         raise ValueError(f"{len(cells)} cells; expected {len(header)}, one for each of {', '.join(header)}")
@@ -227,13 +233,7 @@ def _has_header(path: Path, names: Collection[str]) -> bool:
 
 
 def _open_tsv(path: Path) -> Table:
-    return _file_table(path, num_rows=sum(1 for _ in _filled_lines(path)), read=partial(_read_tsv, path))
-
-
-def _read_tsv(path: Path, window: range) -> Iterator[SourceRow | BadRow]:
-    lines = islice(_filled_lines(path), window.start, window.stop)
-    for index, (number, line) in zip(window, lines, strict=True):
-        yield _decode_row(index, f"{path.name} line {number}", partial(_decode_cells, line), is_untyped=True)
+    return _open_parts(path, _filled_lines, _decode_cells, is_untyped=True)
 
 
 def _decode_cells(line: bytes) -> dict[str, Any]:
@@ -247,35 +247,22 @@ _CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "depr
 
 
 def _open_conllu(path: Path) -> Table:
-    return _file_table(path, num_rows=sum(1 for _ in _sentences(path)), read=partial(_read_conllu, path))
+    return _open_parts(path, _sentences, _decode_sentence)
 
 
-def _sentences(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """The runs of lines between blank ones, each with the number of its first line."""
-    block: list[bytes] = []
-    first = 0
-    for number, line in _lines(path):
-        if line.strip():
-            first = first if block else number
-            block.append(line)
-        elif block:
-            yield first, block
-            block = []
-    if block:
-        yield first, block
+def _sentences(path: Path) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """The runs of lines between blank ones, each line with its number, each run with that of its first line."""
+    for is_blank, lines in groupby(_lines(path), lambda one: not one[1].strip()):
+        if not is_blank:
+            block = list(lines)
+            yield block[0][0], block
 
 
-def _read_conllu(path: Path, window: range) -> Iterator[SourceRow | BadRow]:
-    sentences = islice(_sentences(path), window.start, window.stop)
-    for index, (first, lines) in zip(window, sentences, strict=True):
-        yield _decode_row(index, f"{path.name} line {first}", partial(_decode_sentence, first, lines))
-
-
-def _decode_sentence(first: int, lines: list[bytes]) -> dict[str, Any]:
+def _decode_sentence(lines: list[tuple[int, bytes]]) -> dict[str, Any]:
     """Comments `# name = value` by name, the first of each name, and the columns as lists."""
     comments: dict[str, Any] = {}
     words: list[list[str]] = []
-    for number, line in enumerate(lines, start=first):
+    for number, line in lines:
         try:
             text = _decode_text(line).rstrip("\r\n")
         except ValueError as error:
@@ -297,13 +284,7 @@ def _decode_sentence(first: int, lines: list[bytes]) -> dict[str, Any]:
 
 
 def _open_text(path: Path) -> Table:
-    return _file_table(path, num_rows=sum(1 for _ in _lines(path)), read=partial(_read_text, path))
-
-
-def _read_text(path: Path, window: range) -> Iterator[SourceRow | BadRow]:
-    lines = islice(_lines(path), window.start, window.stop)
-    for index, (number, line) in zip(window, lines, strict=True):
-        yield _decode_row(index, f"{path.name} line {number}", partial(_decode_line, line))
+    return _open_parts(path, _lines, _decode_line)
 
 
 def _decode_line(line: bytes) -> dict[str, Any]:

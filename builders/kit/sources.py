@@ -125,10 +125,6 @@ def _named(config: FileSource, columns: Columns) -> Columns:
     return named
 
 
-def _flag(setting: str) -> str:
-    return f"--{setting.replace('_', '-')}"
-
-
 def _with_named(row: SourceRow, named: Columns, config: FileSource) -> SourceRow:
     """The row, with what the configuration says of its columns.
 
@@ -139,7 +135,8 @@ def _with_named(row: SourceRow, named: Columns, config: FileSource) -> SourceRow
         for name in names:
             if name not in row.data:
                 setting = ROLES[role] if getattr(config, ROLES[role], None) else ROLES["answer"]
-                raise SourceError(f"no column {name!r}, given by {_flag(setting)}; columns: {', '.join(row.data)}")
+                flag = f"--{setting.replace('_', '-')}"
+                raise SourceError(f"no column {name!r}, given by {flag}; columns: {', '.join(row.data)}")
     return row._replace(named=named, label_start=getattr(config, "label_start", None))
 
 

@@ -15,38 +15,12 @@ count, and the first token of a document (without overlap: of every window) is p
     python -m builders.next_token --model demo --source wikitext2 --split test --sites hidden_states
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
 from builders.next_token.config import NextTokenConfig
 from builders.next_token.record import NextTokenRecord
 from tracekit.records import Number, Outcome
-from tracekit.task import Examples, Task, Tracer
-
-if TYPE_CHECKING:
-    from builders.next_token.windows import Window
-    from tracekit.run.recheck import Replay
+from tracekit.task import Task, lazy
 
 __all__ = ["TASK"]
-
-
-def examples(config: NextTokenConfig) -> "Examples[Window]":
-    """The windows of the source's documents, in order."""
-    from builders.next_token.windows import windows
-
-    return windows(config)
-
-
-def _tracer(config: NextTokenConfig, tokenizer: Any, windows: "Sequence[Window]") -> "Tracer[Window]":
-    from builders.next_token.tracer import NextTokenTracer
-
-    return NextTokenTracer(config, tokenizer)
-
-
-def _replay() -> "Replay[Any]":
-    from builders.next_token.tracer import NextTokenReplay
-
-    return NextTokenReplay()
 
 
 TASK = Task(
@@ -54,9 +28,9 @@ TASK = Task(
     title="Texts as a language model reads them: what it expected next at every position, and what came.",
     config=NextTokenConfig,
     record=NextTokenRecord,
-    examples=examples,
-    tracer=_tracer,
-    replay=_replay,
+    examples=lazy("builders.next_token.windows:windows"),
+    tracer=lazy("builders.next_token.tracer:NextTokenTracer"),
+    replay=lazy("builders.next_token.tracer:NextTokenReplay"),
     card="next_token.md.j2",
     outcome=Outcome(
         asked="text",

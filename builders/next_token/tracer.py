@@ -25,7 +25,7 @@ __all__ = ["NextTokenReplay", "NextTokenTracer"]
 class NextTokenTracer(Tracer[Window]):
     """One configuration at work."""
 
-    def __init__(self, config: NextTokenConfig, tokenizer: Any) -> None:
+    def __init__(self, config: NextTokenConfig, tokenizer: Any, examples: Sequence[Window]) -> None:
         self._config, self._tokenizer = config, tokenizer
         self.variant = "chat" if getattr(tokenizer, "chat_template", None) else "base"
         if config.capture.topk > len(tokenizer):
@@ -85,7 +85,7 @@ class NextTokenTracer(Tracer[Window]):
         best = own.best_ids.tolist()
         true, predicted = token_ids[1:], [ids[0] for ids in best]
         topk = own.best_ids.shape[1]
-        strings = self._strings(own.best_ids.ravel().tolist())
+        strings = token_strings(self._tokenizer, own.best_ids.ravel().tolist())
         probs = np.exp(own.best_logprobs)
         scored = own.logprobs[max(num_context - 1, 0) :].astype(np.float64)
         loss = float(-scored.mean()) if len(scored) else None
@@ -105,10 +105,6 @@ class NextTokenTracer(Tracer[Window]):
             "loss": loss,
             "perplexity": None if loss is None else exp_or_none(loss),
         }
-
-    def _strings(self, ids: list[int]) -> list[str]:
-        """Tokens as the tokenizer writes them; empty for ids that a model has beyond its tokenizer's."""
-        return token_strings(self._tokenizer, ids)
 
 
 class NextTokenReplay(Replay[NextTokenRecord]):

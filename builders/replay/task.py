@@ -6,9 +6,7 @@ and records what the other builders record. Forms of the source are described in
     python -m builders.replay --source answers.jsonl --model Qwen/Qwen3-4B-Instruct-2507 --out traces/replayed
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -19,7 +17,7 @@ from builders.replay.record import ReplayRecord
 from tracekit.config import PromptedConfig
 from tracekit.errors import ConfigError
 from tracekit.records import answered
-from tracekit.task import Examples, Task, Tracer
+from tracekit.task import Examples, Task, lazy
 
 __all__ = ["TASK", "ReplayConfig"]
 
@@ -49,12 +47,6 @@ def examples(config: ReplayConfig) -> Examples[AnswerExample]:
     )
 
 
-def _tracer(config: ReplayConfig, tokenizer: Any, answers: Sequence[AnswerExample]) -> Tracer[AnswerExample]:
-    from builders.replay.tracer import ReplayTracer
-
-    return ReplayTracer(TASK, config, tokenizer)
-
-
 TASK = Task(
     name="replay",
     title="Prompts and answers that were produced elsewhere, as the model of this dataset reads them.",
@@ -62,7 +54,7 @@ TASK = Task(
     config=ReplayConfig,
     record=ReplayRecord,
     examples=examples,
-    tracer=_tracer,
+    tracer=lazy("builders.replay.tracer:ReplayTracer"),
     card="replay.md.j2",
     outcome=answered(
         asked="messages",

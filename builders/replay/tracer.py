@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from builders.replay.answers import AnswerExample
-from builders.replay.task import ReplayConfig
+from builders.replay.task import TASK, ReplayConfig
 from tracekit.answering import Answered, AnsweringTracer
 from tracekit.config import template_kwargs
 from tracekit.errors import SourceError
@@ -16,7 +16,6 @@ from tracekit.model.prompts import Prompt
 from tracekit.model.traced import TracedModel
 from tracekit.model.turns import turn_of
 from tracekit.records import NOTHING_GENERATED
-from tracekit.task import Task
 
 __all__ = ["ReplayTracer"]
 
@@ -26,8 +25,8 @@ class ReplayTracer(AnsweringTracer[AnswerExample]):
 
     is_one_line = False
 
-    def __init__(self, task: Task[Any, AnswerExample], config: ReplayConfig, tokenizer: Any) -> None:
-        super().__init__(task, config, tokenizer)
+    def __init__(self, config: ReplayConfig, tokenizer: Any, examples: Sequence[AnswerExample]) -> None:
+        super().__init__(TASK, config, tokenizer)
         self._ends = end_token_ids(config.model, tokenizer)
         self._turn = turn_of(self._prompter)
 

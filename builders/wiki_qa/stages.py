@@ -1,7 +1,6 @@
 """The stages of wiki_qa that run no tested model: questions are written, answers are judged."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,7 +22,6 @@ from builders.wiki_qa.questions import (
 )
 from builders.wiki_qa.record import WikiQARecord
 from tracekit.clients.by_name import ENDPOINT_PREFIX, open_client
-from tracekit.config import RunConfig
 from tracekit.console import out, say
 from tracekit.errors import ConfigError, PlanMismatchError
 from tracekit.format.layout import Layout, inside
@@ -37,10 +35,6 @@ __all__ = ["EVALUATION", "judge_answers", "questions"]
 NAME = "wiki_qa"
 
 
-def _layout(config: RunConfig) -> Layout:
-    return answers_layout(config, NAME)
-
-
 def questions(config: WikiQAConfig) -> int:
     """The first stage: have questions written, or say that they are there.
 
@@ -49,7 +43,7 @@ def questions(config: WikiQAConfig) -> int:
         PlanMismatchError: the folder holds questions made with other settings.
         ClientError: the question model cannot be asked.
     """
-    layout, spec = _layout(config), config.question_model or config.model.model
+    layout, spec = answers_layout(config, NAME), config.question_model or config.model.model
     if config.min_section_tokens > config.max_section_tokens:
         raise ConfigError(
             f"--min-section-tokens {config.min_section_tokens} is above --max-section-tokens "
@@ -70,7 +64,7 @@ def questions(config: WikiQAConfig) -> int:
     cache = inside(layout.root, f"output/{layout.config}/cache/questions.jsonl")
     desc = "questions and answers"
     with open_client(
-        spec, model=config.model, settings=config.client, cache=_unless_dry(config, cache), desc=desc
+        spec, model=config.model, settings=config.client, cache=None if config.output.dry_run else cache, desc=desc
     ) as client:
         fresh = _about(config, client.name, found.source, len(found.examples), sections)
         if config.output.dry_run:
@@ -95,10 +89,6 @@ def questions(config: WikiQAConfig) -> int:
     write_questions(layout, made, about)
     _print_questions(layout, about)
     return 0
-
-
-def _unless_dry(config: WikiQAConfig, path: Path) -> Path | None:
-    return None if config.output.dry_run else path
 
 
 def _token_counter(config: WikiQAConfig, spec: str) -> Any:

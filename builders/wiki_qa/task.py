@@ -22,7 +22,7 @@ from builders.wiki_qa.questions import WikiQuestion, read_questions
 from builders.wiki_qa.record import WikiQARecord
 from tracekit.errors import SourceError
 from tracekit.records import answered
-from tracekit.task import Example, Examples, Task
+from tracekit.task import Example, Examples, Task, lazy
 
 if TYPE_CHECKING:
     from tracekit.answering import Answered
@@ -98,18 +98,6 @@ def judge(example: WikiExample, answer: "Answered", config: WikiQAConfig) -> dic
     }
 
 
-def _questions(config: WikiQAConfig) -> int:
-    from builders.wiki_qa.stages import questions
-
-    return questions(config)
-
-
-def _evaluate(config: WikiQAConfig) -> int:
-    from builders.wiki_qa.stages import judge_answers
-
-    return judge_answers(config)
-
-
 def _can_estimate(config: WikiQAConfig) -> bool:
     """Not before the stage `questions`, which the same command runs."""
     return "questions" not in config.stages or read_questions(answers_layout(config, TASK.name)) is not None
@@ -124,7 +112,10 @@ TASK = Task(
     examples=examples,
     ask=lambda example, config: example.question.question,
     judge=judge,
-    stages={"questions": _questions, "evaluate": _evaluate},
+    stages={
+        "questions": lazy("builders.wiki_qa.stages:questions"),
+        "evaluate": lazy("builders.wiki_qa.stages:judge_answers"),
+    },
     can_estimate=_can_estimate,
     card="wiki_qa.md.j2",
     outcome=answered(

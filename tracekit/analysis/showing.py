@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tracekit.analysis.outcomes import number_label
-from tracekit.analysis.stats import Bar, ConfigStats, Lengths, NumberStats
+from tracekit.analysis.stats import Bar, ConfigStats, NumberStats
 from tracekit.console import out, printable, printable_json
 from tracekit.format.labels import rate_lines
 from tracekit.format.layout import Layout
@@ -212,7 +212,7 @@ def stats_lines(one: ConfigStats) -> list[str]:
         lines.append(_row(number_label("stated_confidence", one.confidence_name), "-  (none parsed)"))
     for name, lengths in (("prompt tokens", one.prompt_tokens), ("generated tokens", one.answer_tokens)):
         if lengths is not None and lengths.longest:
-            lines.append(_row(name, _length_text(lengths)))
+            lines.append(_row(name, f"{lengths.mean:.4g}  ({lengths.shortest} to {lengths.longest})"))
     if one.confidence:
         lines += ["", *_confidence_lines(one.confidence, one.confidence_name)]
     if one.letters and not _is_asked(one.confidence):  # else the bins' letters are counted there
@@ -234,10 +234,6 @@ def stats_lines(one: ConfigStats) -> list[str]:
 
 def _row(name: str, text: str) -> str:
     return f"  {name:{_LABEL - 2}s} {text}"
-
-
-def _length_text(lengths: Lengths) -> str:
-    return f"{lengths.mean:.4g}  ({lengths.shortest} to {lengths.longest})"
 
 
 def _mean_line(one: ConfigStats, mean: NumberStats) -> str:

@@ -128,7 +128,7 @@ def render_card(
         raise ConfigError(
             f"card section: it holds {_BEGIN} or {_END}, which mark where it starts and ends; take it out"
         )
-    title = _title(manifests, settings)
+    title = settings.pretty_name or _MADE_TITLE + ", ".join(sorted({m.model.id for m in manifests}))
     try:
         text = (
             _environment()
@@ -138,7 +138,7 @@ def render_card(
                 manifests=[_for_template(manifest, labels, has_figures=has_figures) for manifest in manifests],
                 writing=[manifest for manifest in manifests if _generates(manifest)],
                 int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
-                tasks=[_task(name, schemas[config]) for name, config in _first_of_each_task(manifests).items()],
+                tasks=_tasks(manifests, schemas),
                 load=_loading(manifests, here, version),
                 legend=LEGEND,
                 section=Markdown(section),
@@ -265,32 +265,20 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # noqa: S701 - Markdown, not HTML: `finalize` escapes it
         finalize=finalize,
     )
-    environment.filters |= {
-        "cell": cell,
-        "code": code,
-        "fence": fence,
-        "filesize": filesize,
-        "prose": prose,
-        "python": python,
-    }
+    environment.filters |= {one.__name__: one for one in (cell, code, fence, filesize, prose, python)}
     environment.filters["markdown"] = Markdown
     return environment
 
 
-def _title(manifests: Sequence[Manifest], settings: CardSettings) -> str:
-    return settings.pretty_name or _MADE_TITLE + ", ".join(sorted({m.model.id for m in manifests}))
-
-
-def _first_of_each_task(manifests: Sequence[Manifest]) -> dict[str, str]:
-    """The first configuration of each task, by the task's name."""
+def _tasks(manifests: Sequence[Manifest], schemas: Mapping[str, RecordSchema]) -> list[dict[str, Any]]:
+    """Each task, with the fields of the records of its first configuration."""
     first: dict[str, str] = {}
     for manifest in manifests:
         first.setdefault(manifest.task, manifest.config)
-    return first
-
-
-def _task(name: str, schema: RecordSchema) -> dict[str, Any]:
-    return {"name": name, "fields": {field: prose(doc) for field, doc in schema.docs.items()}}
+    return [
+        {"name": name, "fields": {field: prose(doc) for field, doc in schemas[config].docs.items()}}
+        for name, config in first.items()
+    ]
 
 
 def card_template(name: str) -> jinja2.Template:

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import msgspec
@@ -52,9 +51,7 @@ class RayEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *of: object) -> None:
         self._stack.close()
 
     def devices(self, config: ModelConfig, stored: Plan | None) -> Devices:
@@ -125,7 +122,8 @@ class RayEngine:
             self._slots.append(Slot(number, actor))
             self._stack.callback(ray.kill, actor)
         few = f", for no more shards than {num_workers} are to do" * (num_workers < (self._settings.num_workers or 0))
-        say(f"{num_workers} worker{'s' * (num_workers != 1)} on Ray{few}, each with {_words(bundle)}")
+        resources = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+        say(f"{num_workers} worker{'s' * (num_workers != 1)} on Ray{few}, each with {resources}")
 
 
 class RayWork:
@@ -190,7 +188,3 @@ def _marker(layout: Layout) -> Iterator[str]:
             yield path.name
         finally:
             path.unlink(missing_ok=True)
-
-
-def _words(bundle: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())

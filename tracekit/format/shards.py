@@ -23,7 +23,6 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, BinaryIO, NamedTuple, Self
 
 import msgspec
@@ -177,9 +176,7 @@ class ShardWriter:
             self._file.close()
             raise
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *of: object) -> None:
         self._hasher.shutdown(cancel_futures=True)
         self._indexer.shutdown(cancel_futures=True)
         self._journal.close()

@@ -133,7 +133,7 @@ class _Publication:
             if str(self._version) in tags:
                 return self._already(tags)
             plan = self._plan(tags, exists)
-            total = _total(plan.to_send)
+            total = len(plan.to_send), sum(info.num_bytes for info in plan.to_send.values())
             if dry_run:
                 return Published(repo_id, self._version, None, False, plan.change, *total, plan.contents.notes)
             if not exists:
@@ -287,27 +287,12 @@ class _Publication:
             say(f"copying {len(part)} shards of {len(plan.missing)}")
             title = f"Gather shards for {self._version}, {part[0]} first"
             closed = {} if "README.md" in remote.files else {"README.md": _CLOSED_CARD}
-            parent = self._commit(parent, title, copies={path: sources[path] for path in part}, contents=closed)
+            copies = {path: sources[path] for path in part}
+            parent = self._repo.release(parent=parent, title=title, copies=copies, contents=closed, deleted=())
         say(f"releasing {self._version}")
         copies = {path: sources[path] for path in replaced + new}
-        return self._commit(parent, f"Release {self._version}", copies=copies, contents=changed, deleted=deleted)
-
-    def _commit(
-        self,
-        parent: str,
-        title: str,
-        *,
-        copies: dict[str, str],
-        contents: dict[str, bytes],
-        deleted: Sequence[str] = (),
-    ) -> str:
-        return self._repo.release(
-            parent=parent,
-            title=title,
-            copies=copies,
-            contents=contents,
-            deleted=deleted,
-        )
+        title = f"Release {self._version}"
+        return self._repo.release(parent=parent, title=title, copies=copies, contents=changed, deleted=deleted)
 
     def _check(self, commit: str) -> None:
         """See that the version holds every large file with its hash.
@@ -409,12 +394,8 @@ def _is_same(file: RemoteFile | None, data: bytes) -> bool:
     if file is None or file.size != len(data):
         return False
     if file.sha256 is not None:
-        return file.sha256 == _sha256(data)
+        return file.sha256 == hashlib.sha256(data).hexdigest()
     return file.git_sha1 == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def free_shards(root: Path, repo_id: str) -> int:
@@ -430,7 +411,3 @@ def free_shards(root: Path, repo_id: str) -> int:
                 num_bytes += path.stat().st_size
                 path.unlink()
     return num_bytes
-
-
-def _total(files: dict[str, Large]) -> tuple[int, int]:
-    return len(files), sum(info.num_bytes for info in files.values())

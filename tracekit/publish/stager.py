@@ -8,7 +8,6 @@ What the release needs later (records, hashes, figures' data) is in the sidecars
 import queue
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from tracekit.config import PublishConfig
@@ -93,9 +92,7 @@ class Stager:
         self._repo.create_branch(branch_of(self._version), at="main")
         self._thread.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         while self._thread.is_alive():
             try:
                 self._waiting.put(None, timeout=0.2)

@@ -49,8 +49,8 @@ from tracekit.read.tables import (
     records_table,
     tensor_summaries,
 )
-from tracekit.records import About, ModelInfo, Record, RecordSchema, check_schema
-from tracekit.task import about_of, record_type_of, the_task
+from tracekit.records import Record, RecordSchema, check_schema
+from tracekit.task import record_type_of, the_task
 
 __all__ = [
     "Folder",
@@ -272,13 +272,10 @@ class Folder(NamedTuple):
     description: Manifest | Plan
     """Its manifest; of an open one its plan."""
     config: str
-    task: str
-    about: About
     schema: RecordSchema
     """Of its records as they are stored."""
     record_type: type[Record]
     """As what its records are read."""
-    model: ModelInfo
     splits: list[SplitInfo]
     shards: list[Shard]
     parts: list[TablePart]
@@ -318,11 +315,8 @@ def _open_finished(layout: Layout, *, check: bool = False) -> Folder:
     return Folder(
         description=manifest,
         config=layout.config,
-        task=manifest.task,
-        about=about_of(manifest),
         schema=schema,
         record_type=record_type_of(manifest.task, schema),
-        model=manifest.model,
         splits=manifest.splits,
         shards=shards,
         parts=[_open_part(layout.records_table(one.name), one.num_samples, columns) for one in manifest.splits],
@@ -360,11 +354,8 @@ def _open_unfinished(layout: Layout, *, check: bool = False) -> Folder:
     return Folder(
         description=plan,
         config=layout.config,
-        task=plan.task,
-        about=about_of(plan),
         schema=schema,
         record_type=record_type_of(plan.task, schema),
-        model=plan.model,
         splits=splits,
         shards=shards,
         parts=[TablePart(table if has_checksums else table.drop_columns(CHECKSUMS)) for table in tables],

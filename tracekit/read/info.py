@@ -51,11 +51,12 @@ def sum_up(folders: Sequence[Folder], paths: Sequence[Path | HubPath], num_sampl
         kind = (one.name, one.dtype, one.layout)
         num_bytes = one.num_bytes + (tensors[kind].num_bytes if kind in tensors else 0)
         tensors[kind] = msgspec.structs.replace(one, num_bytes=num_bytes)
+    models = [folder.description.model for folder in folders]
     return StoreInfo(
         paths=[str(path) for path in paths],
         configs=[folder.config for folder in folders],
-        task=folders[0].task,
-        models=[one.model for i, one in enumerate(folders) if one.model not in [f.model for f in folders[:i]]],
+        task=folders[0].description.task,
+        models=[model for i, model in enumerate(models) if model not in models[:i]],
         splits=list(splits.values()),
         num_samples=num_samples,
         num_bytes=sum(shard.num_bytes for folder in folders for shard in folder.shards),

@@ -20,7 +20,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +39,7 @@ from tracekit.read.rows import Rows, ranges_of
 from tracekit.read.sample import Sample
 from tracekit.read.stacking import Stacked, Tokens, check_choice_tokens, is_single, stack_choices, stack_samples
 from tracekit.records import About, outcome_fault
+from tracekit.task import about_of
 from tracekit.tensors import site_of
 
 __all__ = ["Sample", "Split", "StoreInfo", "TraceStore"]
@@ -84,7 +84,7 @@ class TraceStore(Accessors):
         self._paths, self._config = [HubPath.parse(str(one)) or Path(one) for one in paths], config
         self._check = check
         self._folders = [open_folder(root, config, check=check) for root in self._paths]
-        tasks = sorted({folder.task for folder in self._folders})
+        tasks = sorted({folder.description.task for folder in self._folders})
         if len(tasks) > 1:
             raise DatasetError(f"the folders hold different tasks ({', '.join(tasks)}); read them separately")
         super().__init__(
@@ -95,9 +95,7 @@ class TraceStore(Accessors):
     def __enter__(self) -> "TraceStore":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *of: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -251,9 +249,10 @@ class TraceStore(Accessors):
             DatasetError: it names a field that the records do not have, or one of another type.
         """
         first = self._folders[0]
-        if fault := outcome_fault(first.about.outcome, first.schema):
+        about = about_of(first.description)
+        if fault := outcome_fault(about.outcome, first.schema):
             raise DatasetError(f"{self!r}: its outcome {fault}")
-        return first.about
+        return about
 
     def info(self) -> StoreInfo:
         """Summary: configurations, models, splits, sizes, stored tensors, proven errors."""

@@ -45,12 +45,8 @@ def to_replay(batch: Sequence[Padded], count: int, *, is_outer: bool, so_far: in
         is_outer: Whether the batch is the first or the last of its shard.
         so_far: Most padding of a sample of the shard that was replayed.
     """
-    ordered = sorted(batch, key=_order)
+    ordered = sorted(batch, key=lambda one: (-one.padding, len(one.sample.text.token_ids), one.sample.record.key))
     if not is_outer:
         return ordered[:1] if count and ordered[0].padding > so_far else []
     count = min(count, len(ordered))
     return [ordered[i * (len(ordered) - 1) // max(count - 1, 1)] for i in range(count)]
-
-
-def _order(one: Padded) -> tuple[int, int, str]:
-    return -one.padding, len(one.sample.text.token_ids), one.sample.record.key

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tracekit.answering import answered_fields, floats
+from tracekit.answering import answered_fields
 from tracekit.model.answers import parse_answer
 from tracekit.model.capture import Text, Trace
 from tracekit.model.generation import Decoding, Generated
@@ -106,8 +106,8 @@ def make_sample(
         generated_text=parsed.whole_text,
         generated_answer=answer.text,
         generated_token_ids=generated.token_ids,
-        token_logprobs=floats(trace.next_tokens.logprobs),
-        token_entropies=floats(trace.next_tokens.entropies),
+        token_logprobs=trace.next_tokens.logprobs.tolist(),
+        token_entropies=trace.next_tokens.entropies.tolist(),
         stop_string=answer.stop_string,
         stop=asked.stop,
         request_seed=asked.seed,

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self, cast
 
 import msgspec
@@ -86,9 +86,7 @@ class LoggingServer:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *of: object) -> None:
         with _room(self._layout.root), self._stack:
             self._engine.__exit__()
             failure = self._engine.failure

@@ -6,7 +6,7 @@ from tracekit.config import PromptedConfig
 from tracekit.errors import ConfigError
 from tracekit.records import Number, answered
 from tracekit.serve.record import ServeRecord
-from tracekit.task import Example, Task, Tracer
+from tracekit.task import Task
 
 __all__ = ["TASK", "ServeConfig"]
 
@@ -15,11 +15,7 @@ class ServeConfig(PromptedConfig, frozen=True, kw_only=True):
     """What a server records."""
 
 
-def _no_examples(config: ServeConfig) -> list[Example]:
-    raise ConfigError("samples of a server come from its clients; run `tracekit serve`")
-
-
-def _no_tracer(config: ServeConfig, tokenizer: Any, examples: Any) -> Tracer[Example]:
+def _refuse(*given: Any) -> Any:
     raise ConfigError("samples of a server come from its clients; run `tracekit serve`")
 
 
@@ -29,8 +25,8 @@ TASK = Task(
     category="text-generation",
     config=ServeConfig,
     record=ServeRecord,
-    examples=_no_examples,
-    tracer=_no_tracer,
+    examples=_refuse,
+    tracer=_refuse,
     card="serve.md.j2",
     outcome=answered(
         asked="messages",
