@@ -173,7 +173,7 @@ def test_a_file_that_was_changed_is_refused_by_its_name(run: Path, workplace: Pa
     done = python(*words, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert "code: 'capitals.py@sha256:" in done.stderr
-    assert "was changed since" in done.stderr
+    assert "changed or renamed since" in done.stderr
     assert hashes(run) == before
 
 
