@@ -34,20 +34,11 @@ _PRELOADED = (
     "torch._dynamo torch.distributed.tensor scipy.optimize pandas pyarrow.dataset pyarrow.parquet httpx2 jinja2 "
     "msgspec tyro psutil fsspec dill multiprocess yaml tqdm.auto xxhash PIL.Image regex safetensors.torch"
 )
-_READING = ("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-"""Variables that are read by what these modules import."""
-_AT_START = (
-    "PYTHONHASHSEED",
-    "PYTHONIOENCODING",
-    "PYTHONUTF8",
-    "PYTHONWARNINGS",
-    "OMP_",
-    "MKL_",
-    "LANG",
-    "LC_",
-    "HOME",
-)
-_PRELOADED_WITH_THEM = "transformers.models.llama.modeling_llama transformers.generation transformers.models.auto"
+_TRANSFORMERS = "transformers.models.llama.modeling_llama transformers.generation transformers.models.auto"
+_READ_AT_IMPORT = ("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+"""Beginnings of variables that huggingface_hub, transformers and tokenizers read when they are imported."""
+_READ_AT_START = ("PYTHONHASHSEED", "PYTHONIO", "PYTHONUTF8", "PYTHONWARN", "OMP_", "MKL_", "LANG", "LC_", "HOME")
+"""Beginnings of variables that Python or a library of its own reads when the process starts."""
 _BECOME_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes our child, and can be waited for
 _START = """
 import sys
@@ -87,7 +78,7 @@ class _Template:
 @cache
 def _template(is_as_here: bool) -> _Template:
     """One of the two templates of this process of pytest, made when it is first needed."""
-    return _Template(f"{_PRELOADED} {_PRELOADED_WITH_THEM}" if is_as_here else _PRELOADED)
+    return _Template(f"{_PRELOADED} {_TRANSFORMERS}" if is_as_here else _PRELOADED)
 
 
 def _is_as_here(environment: Mapping[str, str], names: tuple[str, ...]) -> bool:
@@ -107,10 +98,10 @@ class Process(subprocess.Popen[str]):
         own = super()._execute_child
         asked = inspect.signature(own).bind(*given, **named).arguments
         env = dict(os.environ if asked["env"] is None else asked["env"])
-        if sys.platform != "linux" or asked["args"][0] != sys.executable or not _is_as_here(env, _AT_START):
+        if sys.platform != "linux" or asked["args"][0] != sys.executable or not _is_as_here(env, _READ_AT_START):
             own(*given, **named)
             return
-        template = _template(_is_as_here(env, _READING))
+        template = _template(_is_as_here(env, _READ_AT_IMPORT))
         request = {
             "words": asked["args"][1:],
             "cwd": str(asked["cwd"] or Path.cwd()),

@@ -42,11 +42,11 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     num_without_answer: int
     """Samples from whose output no answer could be read."""
     calibration: Calibration | None
-    """Confidence against the most probable letter being right, over the samples that both sides can calibrate, or this
-    one alone where the other cannot at all; null where it cannot be told. Ten bins of equal width."""
+    """Confidence against what `calibration_against` names being right, over the samples that both sides can calibrate,
+    or this one alone where the other cannot at all; null where it cannot be told. Ten bins of equal width."""
     calibration_against: str | None
-    """The same in words; null for a task without confidence. Confidence in others is held against the model's own
-    answers."""
+    """The most probable letter, or the answer; null for a task without confidence. Confidence in others is
+    held against the model's own answers."""
     calibration_note: str | None
     """Why calibration cannot be told, or what was left out of it; null where there is nothing to say."""
 

@@ -160,11 +160,11 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     confidence_name: str
     """What its confidence is, in words."""
     calibration: Calibration | None
-    """Confidence against the most probable letter being right, ten bins of equal width; null where it cannot be
-    told."""
+    """Confidence against what `calibration_against` names being right, ten bins of equal width; null where it cannot
+    be told."""
     calibration_against: str | None
-    """The same in words; null for a task without confidence. Confidence in others is held against the model's own
-    answers."""
+    """The most probable letter, or the answer; null for a task without confidence. Confidence in others is
+    held against the model's own answers."""
     calibration_note: str | None
     """Why it cannot, or what was left out; null where there is nothing to say."""
     confidence: list[Bar]
