@@ -20,6 +20,7 @@ from builders.degradation.export import export_degradation
 from builders.degradation.task import TASK as DEGRADATION
 from builders.degradation.task import gives
 from builders.kit.columns import PromptSource
+from tests import given_answers
 from tests.runs_for_tests import hashes, log_lines, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint, save_tiny_gpt2
 from tracekit import TraceStore, verify
@@ -170,13 +171,9 @@ def test_level_zero_is_the_model_itself_in_every_group(made: TraceStore, checkpo
 def test_an_expected_answer_is_judged_and_a_missing_one_is_not(
     checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from tracekit.model.generation import Generated
-
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     ids = tokenizer("It is Paris.", add_special_tokens=False).input_ids
-    monkeypatch.setattr(
-        degradation, "answer_once", lambda traced, p, config, seeds, **further: [Generated(ids, "length")] * len(p)
-    )
+    monkeypatch.setattr(degradation, "answer_traced", given_answers.saying(ids))
     run(tmp_path / "run", checkpoint, prompts, groups=("mlp",), n_rep=1, generation={"max_new_tokens": 30})
     store = TraceStore(str(tmp_path / "run"))
     assert [store.record(f"mlp_0_000_00000{i}").is_correct for i in range(3)] == [None, True, None]
@@ -196,7 +193,7 @@ def test_the_model_is_whole_again_after_a_run_and_after_an_error(
         return all(torch.equal(a, b) for a, b in pairs)
 
     assert same()
-    own, calls = degradation.capture, []
+    own, calls = degradation.answer_traced, []
 
     def fail_late(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -204,7 +201,7 @@ def test_the_model_is_whole_again_after_a_run_and_after_an_error(
             raise CaptureError("broken")
         return own(*args, **kwargs)
 
-    monkeypatch.setattr(degradation, "capture", fail_late)
+    monkeypatch.setattr(degradation, "answer_traced", fail_late)
     with pytest.raises(CaptureError, match="broken"):
         execute(DEGRADATION, config_for(checkpoint, prompts), tmp_path / "other", engine=engine)
     assert same()
@@ -267,14 +264,14 @@ def test_memory_that_runs_out_halves_the_batch_for_the_level(
     checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(degradation, "memory_reader", Memory(0.5).reader)
-    own = degradation.capture
+    own = degradation.answer_traced
 
     def small(traced: Any, texts: Any, *args: Any, **kwargs: Any) -> Any:
         if len(texts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return own(traced, texts, *args, **kwargs)
 
-    monkeypatch.setattr(degradation, "capture", small)
+    monkeypatch.setattr(degradation, "answer_traced", small)
     run(tmp_path / "run", checkpoint, prompts, groups=("mlp",))
     assert [line["parts"] for line in log_lines(tmp_path / "run", "degradation")] == [[1, 1, 1]] * 4
 
@@ -394,7 +391,7 @@ def test_a_dry_run_counts_perplexity_once_a_level_and_damage_once_a_repeat(
 ):
     seconds = {"now": 0.0}
     own_apply, own_perplexity = degradation.Damaged.apply, degradation.text_perplexity
-    own_capture = degradation.capture
+    own_capture = degradation.answer_traced
 
     def slow(call: Any, cost: float) -> Any:
         def slowed(*args: Any, **kwargs: Any) -> Any:
@@ -406,7 +403,7 @@ def test_a_dry_run_counts_perplexity_once_a_level_and_damage_once_a_repeat(
     monkeypatch.setattr("time.monotonic", lambda: seconds["now"])
     monkeypatch.setattr(degradation.Damaged, "apply", slow(own_apply, 10.0))
     monkeypatch.setattr(degradation, "text_perplexity", slow(own_perplexity, 1000.0))
-    monkeypatch.setattr(degradation, "capture", slow(own_capture, 4.0))
+    monkeypatch.setattr(degradation, "answer_traced", slow(own_capture, 4.0))
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 4)
     for given, num_damaged, num_levels in ((None, 8, 0), (str(text), 12, 4)):
@@ -501,12 +498,9 @@ def test_an_answer_gives_what_was_expected_in_its_own_words(answer: str, wanted:
 def test_free_text_goes_on_over_its_lines(
     checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from tracekit.model.generation import Generated
-
     plain = save_tiny_checkpoint(tmp_path / "plain")
     ids = AutoTokenizer.from_pretrained(plain)("One.\nTwo.\n\nThree", add_special_tokens=False).input_ids
-    outputs = lambda traced, p, config, seeds, **further: [Generated(ids, "length")] * len(p)  # noqa: E731
-    monkeypatch.setattr(degradation, "answer_once", outputs)
+    monkeypatch.setattr(degradation, "answer_traced", given_answers.saying(ids))
     run(tmp_path / "run", plain, prompts, groups=("mlp",), n_rep=1, generation={"max_new_tokens": 40})
     for sample in TraceStore(str(tmp_path / "run")):
         assert sample.record.generated_answer == "One.\nTwo.\n\nThree"

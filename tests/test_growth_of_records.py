@@ -395,7 +395,7 @@ def test_what_merging_would_lose_is_refused_by_name(finished: Path, grown: Path,
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda plan: plan | {"schema_version": "2.7"}, ": a later .* schema 2.7, and this one has 2.0"),
+        (lambda plan: plan | {"schema_version": "2.7"}, ": a later .* schema 2.7, and this one has 2.1"),
         (lambda plan: plan | {"run": plan["run"] | {"later": 1}}, r" \(`run`\): a later .*`\$\.later`"),
         (
             lambda plan: plan | {"run": plan["run"] | {"generation": plan["run"]["generation"] | {"later": 1}}},

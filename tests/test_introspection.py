@@ -19,6 +19,7 @@ from builders.introspection.config import PASSES, IntrospectionConfig
 from builders.introspection.task import TASK as INTROSPECTION
 from builders.introspection.task import single_passes
 from builders.kit.columns import ChoiceSource
+from tests import given_answers
 from tests.hub_for_tests import TestHub
 from tests.publishing_for_tests import REPO, publish
 from tests.runs_for_tests import hashes, log_lines
@@ -28,7 +29,6 @@ from tracekit.cli import run_task
 from tracekit.config import CaptureConfig, DrawConfig, ModelConfig, OutputConfig, ShotsConfig
 from tracekit.errors import CaptureError, ConfigError, SourceError
 from tracekit.format.layout import Layout
-from tracekit.model.generation import Generated
 from tracekit.run.engine import LocalEngine
 from tracekit.run.recheck import replay_stored
 from tracekit.run.runner import Ended, execute
@@ -259,12 +259,7 @@ def test_passes_share_questions_keys_and_the_beginning_of_the_prompt(made: Made)
 def saying(checkpoint: Path, *texts: str) -> Any:
     """In place of generation: outputs with these texts, in turn."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    turn = iter(texts * 9)
-
-    def answer(traced: Any, prompts: list[list[int]], config: Any, seeds: Any) -> list[Generated]:
-        return [Generated(tokenizer(next(turn), add_special_tokens=False).input_ids, "length") for _ in prompts]
-
-    return answer
+    return given_answers.saying(*(tokenizer(text, add_special_tokens=False).input_ids for text in texts))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -272,7 +267,7 @@ def test_what_an_output_names_is_judged_and_placed(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
     checkpoint = getattr(checkpoints, name)
-    monkeypatch.setattr(introspection, "answer_once", saying(checkpoint, " A", "(B) for sure", " hm, no"))
+    monkeypatch.setattr(introspection, "answer_traced", saying(checkpoint, " A", "(B) for sure", " hm, no"))
     run_passes(
         tmp_path / "run", checkpoint, checkpoints.questions, output={"batch_size": 1}, generation={"max_new_tokens": 30}
     )
@@ -301,7 +296,7 @@ def test_what_an_output_names_is_judged_and_placed(
 def test_reasoning_that_does_not_end_is_named_as_the_reason(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(introspection, "answer_once", saying(checkpoints.llama, "<think>A is"))
+    monkeypatch.setattr(introspection, "answer_traced", saying(checkpoints.llama, "<think>A is"))
     run_passes(
         tmp_path / "run", checkpoints.llama, checkpoints.questions, passes=("mcq",), generation={"max_new_tokens": 30}
     )

@@ -127,8 +127,8 @@ def test_ids_of_a_run_give_its_own_tensors_again(tmp_path: Path, is_chat: bool):
             assert (again.token_ids, again.prompt_length) == (one.token_ids, one.prompt_length)
             assert again.generated_token_ids == one.generated_token_ids
             assert again.example_id == one.key
-            np.testing.assert_allclose(sample.hidden_states(), old.hidden_states(one.key), rtol=1e-5, atol=1e-5)
-            np.testing.assert_allclose(sample.attention(layer=0), old.attention(one.key, layer=0), atol=1e-5)
+            np.testing.assert_allclose(sample.hidden_states(), old.hidden_states(one.key), rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(sample.attention(layer=0), old.attention(one.key, layer=0), atol=1e-4)
             np.testing.assert_allclose(again.token_logprobs, one.token_logprobs, atol=1e-4)
 
 

@@ -95,7 +95,8 @@ def read(config: ReplayConfig, made: Made, examples: Sequence[AnswerExample]) ->
     """Prompts and answers of examples, rendered and checked; no weights are loaded."""
     tracer: Any = open_tracer(REPLAY, config, made.tokenizer, examples)
     prompts = [tracer.prompt(one) for one in examples]
-    return Read(prompts, tracer.outputs(None, examples, [prompt.token_ids for prompt in prompts]))
+    answers = [tracer.given(one, prompt) for one, prompt in zip(examples, prompts, strict=True)]
+    return Read(prompts, answers)
 
 
 def opened(made: Made, *rows: dict[str, Any], template: str | None = None) -> Read:

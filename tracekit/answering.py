@@ -1,6 +1,6 @@
 """Answering: the flow of every task that asks one question an example. Prompts, answers, traces, records.
 
-    example --ask--> prompt --generate--> answer --capture--> trace --judge--> record
+    example --ask--> prompt --answer--> answer and trace --judge--> record
 
 The task says what is asked and what it thinks of an answer; templates, solved examples, sampled answers and the fields
 that all such records share are made here. Prompts are rendered when they are needed: a run over many examples keeps
@@ -12,12 +12,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from tracekit.config import CaptureConfig, RunConfig, SamplesConfig, ShotsConfig
+from tracekit.config import CaptureConfig, GenerationConfig, RunConfig, SamplesConfig, ShotsConfig
 from tracekit.errors import ConfigError
 from tracekit.model.answers import Answer, parse_answer
-from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.capture import Trace
 from tracekit.model.choices import ChoiceTrace
-from tracekit.model.generation import Generated, answer_deterministically, answer_sampled, settings_of
+from tracekit.model.decoding import AnswerTrace, ToAnswer, answer_traced
+from tracekit.model.generation import Generated, settings_of
 from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.model.vocabulary import token_strings
@@ -42,13 +43,6 @@ class Answered(NamedTuple):
     """0 is the deterministic answer."""
     place: Place
     """Where its sample goes; of a sampled answer that is not traced, its question's."""
-
-
-class _Made(NamedTuple):
-    """One answer to a question, captured."""
-
-    answer: Generated
-    trace: Trace
 
 
 def open_tracer(
@@ -83,6 +77,7 @@ def answered_fields(
         "last_answer_index": span.stop - 1 if span else None,
         "eos_included": output.eos_included,
         "tensors": trace.specs,
+        "captured_from": trace.captured_from,
         "finish_reason": output.finish_reason,
         "num_layers": traced.num_layers,
     }
@@ -121,6 +116,7 @@ def read_fields(
 class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
     """Questions in, answered and traced samples out."""
 
+    answers = True
     is_one_line = True
     """Whether a plain prompt's answer ends with its first line: a base model goes on with the next question."""
 
@@ -145,11 +141,17 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
             )
         return self._prompter.prompt(question, self._shots(example, question))
 
-    def outputs(
-        self, traced: TracedModel, examples: Sequence[ExampleT], prompts: Sequence[list[int]]
-    ) -> list[Generated]:
-        """The deterministic answers to a batch."""
-        return answer_deterministically(traced, prompts, self._config.generation)
+    def answer(
+        self,
+        traced: TracedModel,
+        examples: Sequence[ExampleT],
+        asked: Sequence[ToAnswer],
+        settings: CaptureConfig,
+        place: Place,
+    ) -> list[AnswerTrace]:
+        """An answer to each prompt of a batch, captured."""
+        generation: GenerationConfig = self._config.generation
+        return answer_traced(traced, asked, generation, settings, from_decoding=place.from_decoding)
 
     def fields(self, example: ExampleT, answer: Answered, shared: dict[str, Any]) -> dict[str, Any]:
         """The fields of a record: those that all records of answers share, and the task's own."""
@@ -166,21 +168,23 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         return self.length(example) + self._config.generation.max_new_tokens
 
     def trace(self, traced: TracedModel, examples: Sequence[ExampleT], place: Place) -> list[TracedSample]:
-        """Answer a batch, then capture it; sampled answers follow their question's own where they are traced."""
+        """Answer a batch and capture it; sampled answers follow their question's own where they are traced."""
         prompts = [self.prompt(example) for example in examples]
-        ids = [prompt.token_ids for prompt in prompts]
-        first = self.outputs(traced, examples, ids)
-        others = self._sampled(traced, examples, ids)
-        made = self._capture(traced, ids, first, self._config.capture)
+        asked = [ToAnswer(prompt.token_ids) for prompt in prompts]
         generation, settings = getattr(self._config, "generation", None), self._config.capture
+        made = self.answer(traced, examples, asked, settings, place)
         are_traced = isinstance(generation, SamplesConfig) and generation.trace_samples
         if not are_traced:
             settings = msgspec.structs.replace(settings, sites=("none",))
-        drawn = [self._capture(traced, ids, answers, settings) for answers in others]
+        drawn: list[list[AnswerTrace]] = []
+        for sample_index in range(1, generation.num_samples if isinstance(generation, SamplesConfig) else 1):
+            seeds = [f"{self._config.output.seed} {example.key} {sample_index}" for example in examples]
+            others = [one._replace(seed=seed) for one, seed in zip(asked, seeds, strict=True)]
+            drawn.append(self.answer(traced, examples, others, settings, place))
         samples: list[TracedSample] = []
         for i, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
             own = [column[i] for column in drawn]
-            whole: list[_Made] = [made[i], *(own if are_traced else [])]
+            whole: list[AnswerTrace] = [made[i], *(own if are_traced else [])]
             for sample_index, one in enumerate(whole):
                 here = place._replace(first_index=place.first_index + len(samples))
                 rest = [] if sample_index else own
@@ -199,26 +203,6 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
             asked=lambda other: other.question == question,
         )
 
-    def _sampled(
-        self, traced: TracedModel, examples: Sequence[ExampleT], prompts: Sequence[list[int]]
-    ) -> list[list[Generated]]:
-        """The sampled answers to a batch: a list for each of them, an answer for each question."""
-        generation = getattr(self._config, "generation", None)
-        found: list[list[Generated]] = []
-        if not isinstance(generation, SamplesConfig):
-            return found
-        for sample_index in range(1, generation.num_samples):
-            seeds = [f"{self._config.output.seed} {example.key} {sample_index}" for example in examples]
-            found.append(answer_sampled(traced, prompts, generation, seeds))
-        return found
-
-    def _capture(
-        self, traced: TracedModel, prompts: Sequence[list[int]], answers: Sequence[Generated], settings: CaptureConfig
-    ) -> list[_Made]:
-        texts = [Text(ids + answer.token_ids, len(ids)) for ids, answer in zip(prompts, answers, strict=True)]
-        traces = capture(traced, texts, settings)
-        return [_Made(*pair) for pair in zip(answers, traces, strict=True)]
-
     def _answered(self, prompt: Prompt, answer: Generated, sample_index: int, place: Place) -> Answered:
         parsed = parse_answer(
             self._tokenizer,
@@ -235,11 +219,11 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         example: ExampleT,
         prompt: Prompt,
         sample_index: int,
-        made: _Made,
-        others: Sequence[_Made],
+        made: AnswerTrace,
+        others: Sequence[AnswerTrace],
         place: Place,
     ) -> TracedSample:
-        answer, trace = made
+        answer, text, trace = made
         answered = self._answered(prompt, answer, sample_index, place)
         shared = answered_fields(traced, prompt, answered.parsed, answer, trace, place) | {
             "key": example.key + (f"_{sample_index:03d}" if sample_index else ""),
@@ -266,7 +250,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
                 self._summary(example, prompt, number, one, place, shared) for number, one in enumerate(others, start=1)
             ]
         record: Record = self._task.record(**self.fields(example, answered, shared))
-        return TracedSample(record, Text(prompt.token_ids + answer.token_ids, len(prompt.token_ids)), trace)
+        return TracedSample(record, text, trace)
 
     def _judged(self, example: ExampleT, answer: Answered, shared: dict[str, Any]) -> dict[str, Any]:
         """What the task says of an answer.
@@ -294,19 +278,19 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         example: ExampleT,
         prompt: Prompt,
         sample_index: int,
-        made: _Made,
+        made: AnswerTrace,
         place: Place,
         shared: dict[str, Any],
     ) -> SampledAnswer:
         """A sampled answer as the record of its question lists it."""
-        answered = self._answered(prompt, made.answer, sample_index, place)
+        answered = self._answered(prompt, made.generated, sample_index, place)
         correct = self._task.outcome.correct
         judged = {} if correct is None else self._judged(example, answered, shared)
         return SampledAnswer(
             sample_index=sample_index,
             text=answered.text,
-            token_ids=made.answer.token_ids,
+            token_ids=made.generated.token_ids,
             token_logprobs=made.trace.next_tokens.logprobs.tolist(),
-            finish_reason=made.answer.finish_reason,
+            finish_reason=made.generated.finish_reason,
             is_correct=None if correct is None else judged.get(correct),
         )

@@ -17,7 +17,7 @@ from tracekit.analysis.diff_table import difference_lines
 from tracekit.analysis.distances import COMPARED_SITES
 from tracekit.analysis.showing import show_config, show_samples, stats_lines, verification_lines
 from tracekit.analysis.stats import ConfigStats, reports, stats
-from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, PromptConfig
+from tracekit.config import AnswerCaptureConfig, DeviceMap, ModelConfig, PromptConfig
 from tracekit.console import out, printable_json, say
 from tracekit.errors import ConfigError
 from tracekit.format.journal import Sent
@@ -403,7 +403,9 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True):
     """Folder of the dataset; one that a server began goes on."""
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()
     """The model."""
-    capture: tyro.conf.OmitArgPrefixes[CaptureConfig] = CaptureConfig(sites=("hidden_states",), num_replays=1)
+    capture: tyro.conf.OmitArgPrefixes[AnswerCaptureConfig] = AnswerCaptureConfig(
+        sites=("hidden_states",), num_replays=1
+    )
     """What is recorded."""
     server: tyro.conf.OmitArgPrefixes[ServerSettings] = ServerSettings()
     """Where it listens, how much it takes, when it closes shards."""

@@ -19,6 +19,7 @@ from tracekit.sites import DEFAULT_SITES, resolve_sites
 from tracekit.sizes import parse_size
 
 __all__ = [
+    "AnswerCaptureConfig",
     "AnswersConfig",
     "CaptureConfig",
     "ClusterConfig",
@@ -205,6 +206,15 @@ class CaptureConfig(SiteConfig, frozen=True, kw_only=True):
     """k of the sites topk_ids and topk_logprobs."""
 
 
+class AnswerCaptureConfig(CaptureConfig, frozen=True, kw_only=True):
+    """What is recorded of answers."""
+
+    capture_from: Literal["auto", "decoding", "pass"] = "auto"
+    """`decoding`: as the model computed it while it wrote the answers, at little more than their price; `pass`: in a
+    pass over prompt and answer afterwards; `auto`: the first where the model proves on loading that both are equal.
+    Beams, and texts beyond what is proven, take the pass."""
+
+
 class ReadingConfig(CaptureConfig, frozen=True, kw_only=True):
     """What is recorded of texts to which nothing is added."""
 
@@ -315,6 +325,8 @@ class AnswersConfig(PromptedConfig, frozen=True, kw_only=True):
     grows: ClassVar[tuple[str, ...]] = ("source.limit",)
     generation: SamplesConfig = SamplesConfig()
     """How answers are generated."""
+    capture: AnswerCaptureConfig = AnswerCaptureConfig()
+    """What is recorded."""
 
 
 ConfigT = TypeVar("ConfigT", bound=msgspec.Struct)

@@ -135,6 +135,8 @@ class Place(NamedTuple):
     """Number of the shard."""
     first_index: int
     """Place of the first of them in its shard."""
+    from_decoding: bool = False
+    """Whether answers are captured while they are decoded, where that is proven of the model."""
 
 
 class Overhead(NamedTuple):
@@ -171,6 +173,8 @@ class Tracer(Generic[ExampleT]):
     """Most examples of a batch that run at once, where the task settles it; a shard begins with so many."""
     max_positions: int | None = None
     """Most positions of an example, where the task allows fewer than the model."""
+    answers: bool = False
+    """Whether it has the model write answers, and takes `Place.from_decoding` into account."""
 
     def length(self, example: ExampleT) -> int:
         """Tokens of an example before anything is generated: batches are made of examples of like length."""

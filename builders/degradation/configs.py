@@ -15,7 +15,7 @@ import msgspec
 
 from builders.degradation.methods import GROUPS, METHODS, Method, check_level
 from builders.kit.columns import PromptSource
-from tracekit.config import CaptureConfig, DrawConfig, ModelConfig, Positive, PromptedConfig
+from tracekit.config import AnswerCaptureConfig, DrawConfig, ModelConfig, Positive, PromptedConfig
 from tracekit.errors import ConfigError
 
 __all__ = ["CONFIGS", "LEVELS", "DegradationConfig", "get_config"]
@@ -31,7 +31,7 @@ LEVELS: Mapping[Method, tuple[float, ...]] = {
 _MAX_SEQ_LEN, _MAX_SEQ_LEN_WITH_PICTURE = 512, 1024
 
 
-class WholeCaptureConfig(CaptureConfig, frozen=True, kw_only=True):
+class WholeCaptureConfig(AnswerCaptureConfig, frozen=True, kw_only=True):
     """What is recorded. Forms with scales do not know values that are not finite, as damaged models have them."""
 
     store_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"

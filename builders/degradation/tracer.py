@@ -20,11 +20,12 @@ from tracekit.console import say
 from tracekit.errors import ConfigError
 from tracekit.format.shards import sha256_file
 from tracekit.model.answers import parse_answer
-from tracekit.model.capture import Text, Trace, capture
-from tracekit.model.generation import Generated, answer_once, settings_of
+from tracekit.model.capture import Trace
+from tracekit.model.decoding import ToAnswer, answer_traced
+from tracekit.model.generation import Generated, settings_of
 from tracekit.model.memory import memory_reader
 from tracekit.model.models import load_processor, max_positions
-from tracekit.model.pictures import Illustrated, illustrate, read_picture, with_picture
+from tracekit.model.pictures import Illustrated, illustrate, read_picture
 from tracekit.model.prompts import Prompter, sha256_text
 from tracekit.model.traced import TracedModel
 from tracekit.model.values import ValuePolicy
@@ -39,6 +40,8 @@ _PERPLEXITY_WINDOW = 512
 
 class DegradationTracer(Tracer[DamagedPrompt]):
     """One grid at work: damages the model when a batch is of another point, and restores it at the end."""
+
+    answers = True
 
     def __init__(self, config: DegradationConfig, tokenizer: Any, examples: Sequence[DamagedPrompt]) -> None:
         self._config, self._tokenizer = config, tokenizer
@@ -118,34 +121,29 @@ class DegradationTracer(Tracer[DamagedPrompt]):
     def trace(self, traced: TracedModel, examples: Sequence[DamagedPrompt], place: Place) -> list[TracedSample]:
         """Damage the model as these examples want it, generate, and capture."""
         self._bring(traced, examples[0])
-        ids = [self._prompts[example.row].token_ids for example in examples]
-        seeds = [f"{self._config.output.seed} {example.prompt.id} {example.repeat}" for example in examples]
-        shown = [self._illustrated[example.row] for example in examples] if self._illustrated else []
-        outputs = answer_once(
+        made = answer_traced(
             traced,
-            ids,
+            [self._asked(example) for example in examples],
             self._config.generation,
-            seeds if self._config.do_sample else None,
-            inputs=[one.inputs for one in shown],
-            segments=[one.token_type_ids for one in shown if one.token_type_ids is not None],
-        )
-        texts = [
-            with_picture(Text(prompt + output.token_ids, len(prompt)), shown[i] if shown else None)
-            for i, (prompt, output) in enumerate(zip(ids, outputs, strict=True))
-        ]
-        is_damaged = examples[0].level != 0
-        traces = capture(
-            traced, texts, self._config.capture, policy=ValuePolicy(may_be_nonfinite=True, may_overflow=is_damaged)
+            self._config.capture,
+            from_decoding=place.from_decoding,
+            policy=ValuePolicy(may_be_nonfinite=True, may_overflow=examples[0].level != 0),
         )
         return [
             TracedSample(self._record(traced, example, output, trace, place), text, trace)
-            for example, output, text, trace in zip(examples, outputs, texts, traces, strict=True)
+            for example, (output, text, trace) in zip(examples, made, strict=True)
         ]
 
     def close(self) -> None:
         """Restore the model."""
         self._open.close()
         self._group = self._damaged = self._cell = None
+
+    def _asked(self, example: DamagedPrompt) -> ToAnswer:
+        seed = f"{self._config.output.seed} {example.prompt.id} {example.repeat}"
+        asked = ToAnswer(self._prompts[example.row].token_ids, seed if self._config.do_sample else None)
+        shown = self._illustrated.get(example.row)
+        return asked if shown is None else asked._replace(inputs=shown.inputs, token_type_ids=shown.token_type_ids)
 
     def _bring(self, traced: TracedModel, example: DamagedPrompt) -> None:
         """Damage the model to a point of the grid, unless it is there; perplexity once a level."""

@@ -3,7 +3,7 @@
 from typing import Literal, get_args
 
 from builders.kit.columns import ChoiceSource
-from tracekit.config import CaptureConfig, DrawConfig, PromptedConfig, ShotsConfig
+from tracekit.config import AnswerCaptureConfig, DrawConfig, PromptedConfig, ShotsConfig
 
 __all__ = ["PASSES", "IntrospectionConfig", "Pass"]
 
@@ -21,7 +21,7 @@ class IntrospectionConfig(PromptedConfig, frozen=True, kw_only=True):
     """How a question becomes a prompt."""
     generation: DrawConfig = DrawConfig(num_beams=1, max_new_tokens=8)
     """How outputs are generated: one a question."""
-    capture: CaptureConfig = CaptureConfig(sites=("hidden_states", "resid_post_mlp"))
+    capture: AnswerCaptureConfig = AnswerCaptureConfig(sites=("hidden_states", "resid_post_mlp"))
     """What is recorded."""
     passes: tuple[Pass, ...] = PASSES
     """What is asked of every question, each pass a configuration of the dataset."""

@@ -15,9 +15,10 @@ from builders.kit.letter_parsing import name_letter
 from builders.kit.letters import LetterScores, asked_ids, score_letters, spellings_of
 from tracekit.answering import answered_fields
 from tracekit.model.answers import parse_answer
-from tracekit.model.capture import NextTokens, Text, Trace, capture
+from tracekit.model.capture import NextTokens, Trace
 from tracekit.model.continuations import softmax
-from tracekit.model.generation import Generated, answer_once, settings_of
+from tracekit.model.decoding import ToAnswer, answer_traced
+from tracekit.model.generation import Generated, settings_of
 from tracekit.model.prompts import Exchange, Prompt, Prompter, other_shots, sha256_text, tokens_of
 from tracekit.model.proof import Scored
 from tracekit.model.traced import TracedModel
@@ -49,6 +50,8 @@ class IntrospectionReplay(Replay[IntrospectionRecord]):
 class IntrospectionTracer(Tracer[McqQuestion]):
     """One pass at work."""
 
+    answers = True
+
     def __init__(self, config: IntrospectionConfig, tokenizer: Any, examples: Sequence[McqQuestion]) -> None:
         self._config, self._tokenizer = config, tokenizer
         self._prompt_type: Pass = config.passes[0]
@@ -72,25 +75,25 @@ class IntrospectionTracer(Tracer[McqQuestion]):
         return self._longest_prompt(example) + self._config.generation.max_new_tokens
 
     def trace(self, traced: TracedModel, examples: Sequence[McqQuestion], place: Place) -> list[TracedSample]:
-        """Generate the outputs of a batch, capture prompts with outputs, and score the letters."""
+        """Answer a batch and capture it, and score the letters."""
         prompts = [self._prompt(example) for example in examples]
         ids = [prompt.token_ids for prompt in prompts]
         seeds = [f"{self._config.output.seed} {example.key} {self._prompt_type}" for example in examples]
-        outputs = answer_once(traced, ids, self._config.generation, seeds if self._config.do_sample else None)
         spellings = [
             spellings_of(self._tokenizer, prompt.text, list(self._allowed(example)))
             for prompt, example in zip(prompts, examples, strict=True)
         ]
-        texts = [
-            Text(prompt + output.token_ids, len(prompt), asked_ids=asked_ids(some))
-            for prompt, output, some in zip(ids, outputs, spellings, strict=True)
+        asked = [
+            ToAnswer(prompt, seed if self._config.do_sample else None, asked_ids(some))
+            for prompt, seed, some in zip(ids, seeds, spellings, strict=True)
         ]
-        traces = capture(traced, texts, self._config.capture)
-        scores = score_letters(traced, ids, spellings, traces)
+        generation, settings = self._config.generation, self._config.capture
+        made = answer_traced(traced, asked, generation, settings, from_decoding=place.from_decoding)
+        scores = score_letters(traced, ids, spellings, [one.trace for one in made])
         samples: list[TracedSample] = []
-        for i, example in enumerate(examples):
-            record = self._record(traced, example, prompts[i], outputs[i], traces[i], scores[i], place)
-            samples.append(TracedSample(record, texts[i], traces[i], scored_of(record)))
+        for example, prompt, (output, text, trace), some in zip(examples, prompts, made, scores, strict=True):
+            record = self._record(traced, example, prompt, output, trace, some, place)
+            samples.append(TracedSample(record, text, trace, scored_of(record)))
         return samples
 
     def _message(self, example: McqQuestion) -> str:

@@ -7,15 +7,17 @@ from typing import Any
 from builders.replay.answers import AnswerExample
 from builders.replay.task import TASK, ReplayConfig
 from tracekit.answering import Answered, AnsweringTracer
-from tracekit.config import template_kwargs
+from tracekit.config import CaptureConfig, template_kwargs
 from tracekit.errors import SourceError
 from tracekit.model.answers import end_of_thinking, parse_answer, prompt_of_ids
+from tracekit.model.decoding import AnswerTrace, ToAnswer, captured_answers
 from tracekit.model.generation import Generated
 from tracekit.model.models import end_token_ids
 from tracekit.model.prompts import Prompt
 from tracekit.model.traced import TracedModel
 from tracekit.model.turns import turn_of
 from tracekit.records import NOTHING_GENERATED
+from tracekit.task import Place
 
 __all__ = ["ReplayTracer"]
 
@@ -23,6 +25,7 @@ __all__ = ["ReplayTracer"]
 class ReplayTracer(AnsweringTracer[AnswerExample]):
     """Answers from elsewhere at work."""
 
+    answers = False
     is_one_line = False
 
     def __init__(self, config: ReplayConfig, tokenizer: Any, examples: Sequence[AnswerExample]) -> None:
@@ -32,7 +35,7 @@ class ReplayTracer(AnsweringTracer[AnswerExample]):
 
     def num_positions(self, example: AnswerExample) -> int:
         """Prompt and answer."""
-        return self.length(example) + len(self._answer_of(example, self.prompt(example)).token_ids)
+        return self.length(example) + len(self.given(example, self.prompt(example)).token_ids)
 
     def prompt(self, example: AnswerExample) -> Prompt:
         """The prompt in the form that the source gives it in.
@@ -73,11 +76,16 @@ class ReplayTracer(AnsweringTracer[AnswerExample]):
             text = text.removeprefix(bos)
         return text
 
-    def outputs(
-        self, traced: TracedModel, examples: Sequence[AnswerExample], prompts: Sequence[list[int]]
-    ) -> list[Generated]:
-        """The answers as they are given."""
-        return [self._answer_of(example, self.prompt(example)) for example in examples]
+    def answer(
+        self,
+        traced: TracedModel,
+        examples: Sequence[AnswerExample],
+        asked: Sequence[ToAnswer],
+        settings: CaptureConfig,
+        place: Place,
+    ) -> list[AnswerTrace]:
+        """The answers as they are given, captured."""
+        return captured_answers(traced, asked, [self.given(one, self.prompt(one)) for one in examples], settings)
 
     def fields(self, example: AnswerExample, answer: Answered, shared: dict[str, Any]) -> dict[str, Any]:
         """The fields of a record."""
@@ -95,7 +103,7 @@ class ReplayTracer(AnsweringTracer[AnswerExample]):
             "source_model": example.model,
         }
 
-    def _answer_of(self, one: AnswerExample, prompt: Prompt) -> Generated:
+    def given(self, one: AnswerExample, prompt: Prompt) -> Generated:
         """The answer's ids: as they are given; else of its text, with the end of turn where the model ended it."""
         if one.token_ids is not None:
             ids = self._known(one, one.token_ids, "token_ids")

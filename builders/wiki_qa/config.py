@@ -8,7 +8,7 @@ import msgspec
 from builders.judging.config import JUDGED_BY, JudgeConfig, answers_layout
 from builders.kit.columns import ArticleSource
 from tracekit.clients.client import ClientConfig
-from tracekit.config import CaptureConfig, GenerationConfig, Positive, PromptedConfig
+from tracekit.config import AnswerCaptureConfig, GenerationConfig, Positive, PromptedConfig
 
 __all__ = ["MAX_NEW_TOKENS", "WikiQAConfig"]
 
@@ -54,7 +54,7 @@ class WikiQAConfig(PromptedConfig, frozen=True, kw_only=True):
     """How question model and judge are asked."""
     generation: GenerationConfig = GenerationConfig(num_beams=1)
     """How answers are generated."""
-    capture: CaptureConfig = CaptureConfig()
+    capture: AnswerCaptureConfig = AnswerCaptureConfig()
     """What is recorded."""
 
     def settled(self) -> Self:

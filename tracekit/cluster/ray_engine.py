@@ -156,6 +156,14 @@ class RayWork:
         indices = [example.index for example in examples]
         return called(self._ray, actor.batch_size.remote(self._job_ref, asked, indices, lengths))
 
+    def captured_from(self) -> Literal["decoding", "pass"]:
+        """How traces of answers are taken, as one worker finds.
+
+        Raises:
+            TracekitError: as in one process.
+        """
+        return called(self._ray, self._slots[0].actor.captured_from.remote(self._job_ref))
+
     def shards(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it.
 

@@ -174,6 +174,11 @@ class NodeWorker:
         self.open(job)
         return self._made_worker(Layout(Path(), "")).batch_size(asked, self._examples(indices), lengths)
 
+    def captured_from(self, job: NodeJob) -> str:
+        """How traces of answers are taken."""
+        self.open(job)
+        return self._made_worker(Layout(Path(), "")).captured_from()
+
     def begin(self, job: NodeJob, run: Begin) -> tuple[WorkerPlace, tuple[str, ...]]:
         """Take part in a run.
 
@@ -200,6 +205,7 @@ class NodeWorker:
         if not is_shared:
             self._stager = self._stack.enter_context(Stager(self._layout, config.publish, self._sent.put))
         self._worker = self._made_worker(self._layout)
+        self._worker.follow(run.plan)
         return WorkerPlace(_node_id(), host, is_shared), said
 
     def step(self, shard: ShardTask) -> WorkerReply:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
 
@@ -156,6 +156,9 @@ class Plan(_Stored, frozen=True, kw_only=True):
     """What reading needs to know of the task; null in plans of schema 1.x."""
     code: str | None = None
     """The file that defines the task, where it is one file: `capitals.py@sha256:...`; null for a task in a package."""
+    captured_from: Literal["decoding", "pass"] = "pass"
+    """How traces of answers are taken, resolved: while answers are decoded, or in a pass afterwards. Samples for which
+    the first is not proven take the second, and their records say so."""
     is_growing: bool = False
     """Whether samples come as they are asked for, as a server's do: its shards are then those that have a sidecar."""
 
@@ -443,6 +446,9 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     captured."""
     about: About | None = None
     """What reading needs to know of the task; null in manifests of schema 1.x."""
+    captured_from: dict[str, int] = {}
+    """Samples by where their tensors are from, `decoding` or `pass`, as their records say; empty before schema 2.1: all
+    of a pass."""
 
 
 class ConfigEntry(_Stored, frozen=True, kw_only=True):

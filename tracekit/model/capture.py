@@ -41,10 +41,14 @@ __all__ = [
     "Buffers",
     "CapturedBatch",
     "NextTokens",
+    "Stand",
     "Text",
     "Trace",
+    "WantedRows",
+    "asked_of",
     "capture",
     "head_logits",
+    "head_scores",
     "keep_inner_output",
     "resolve_layers",
     "run_rows",
@@ -115,6 +119,8 @@ class Trace(NamedTuple):
     """Which values there may be."""
     num_overflowed: int = 0
     """Values of the model that were finite and stand in the tensors as inf: their dtype does not reach so far."""
+    captured_from: str = "pass"
+    """`decoding`, the steps in which the answer was written, or `pass`, one over prompt and answer."""
 
 
 def capture(
@@ -277,6 +283,67 @@ def head_logits(traced: TracedModel, rows: Tensor, output_type: Callable[..., An
         yield logits.float()
 
 
+class WantedRows(NamedTuple):
+    """The rows of logits that the numbers of texts come from."""
+
+    positions: list[list[int]]
+    """Of each text, the positions whose next token is scored, kept or asked for, in order."""
+    kept: list[range]
+    """Of each text, those whose most likely tokens are stored."""
+    width: int
+    """How many of the most likely tokens are wanted."""
+
+    @classmethod
+    def of(cls, texts: Sequence[Text], config: CaptureConfig, num_best: int) -> "WantedRows":
+        """Those of texts."""
+        sites = resolve_sites(config.sites)
+        wants_topk = "topk_ids" in sites or "topk_logprobs" in sites
+        kept = [range(*_kept_positions(text, config)) if wants_topk else range(0) for text in texts]
+        after_prompt = [[text.prompt_length - 1] if text.asked_ids else [] for text in texts]
+        positions = [
+            sorted({*some, *text.scored, *last}) for some, text, last in zip(kept, texts, after_prompt, strict=True)
+        ]
+        return cls(positions, kept, max(1, num_best, config.topk if wants_topk else 0))
+
+    def following(self, texts: Sequence[Text]) -> Tensor:
+        """The token that follows each row (n,), -1 where none is scored."""
+        pairs = zip(texts, self.positions, strict=True)
+        rows = [text.token_ids[p + 1] if p in text.scored else -1 for text, some in pairs for p in some]
+        return torch.tensor(rows, dtype=torch.long)
+
+    def numbers(
+        self,
+        traced: TracedModel,
+        scores: Scores | None,
+        texts: Sequence[Text],
+        config: CaptureConfig,
+        num_best: int,
+        policy: ValuePolicy,
+    ) -> list[NextTokens]:
+        """Each text's share of the rows' scores; None stands for no row at all.
+
+        Raises:
+            CaptureError: a number is not finite, and the policy does not allow it.
+        """
+        is_finite = scores is None or all(bool(part.isfinite().all()) for part in scores if part.is_floating_point())
+        if not is_finite and not policy.may_be_nonfinite:
+            raise CaptureError(
+                f"log-probabilities of the next token: not finite in a {traced.info.dtype} model; use another --dtype"
+            )
+        stops = np.cumsum([len(some) for some in self.positions]).tolist()
+        return [
+            _numbers_of(
+                None if scores is None else Scores(*(column[stop - len(some) : stop] for column in scores)),
+                text,
+                some,
+                kept,
+                config,
+                num_best,
+            )
+            for text, some, kept, stop in zip(texts, self.positions, self.kept, stops, strict=True)
+        ]
+
+
 def _next_tokens(
     traced: TracedModel,
     output: Any,
@@ -289,46 +356,30 @@ def _next_tokens(
 
     The rows of all texts go through the head together, in chunks: texts may be short, and the head's weights large.
     """
-    sites = resolve_sites(config.sites)
-    wants_topk = "topk_ids" in sites or "topk_logprobs" in sites
-    kept = [range(*_kept_positions(text, config)) if wants_topk else range(0) for text in texts]
-    after_prompt = [[text.prompt_length - 1] if text.asked_ids else [] for text in texts]
-    positions = [
-        sorted({*some, *text.scored, *last}) for some, text, last in zip(kept, texts, after_prompt, strict=True)
-    ]
-    if not any(positions):
-        return [_numbers_of(None, text, [], range(0), config, num_best) for text in texts]
-    rows = torch.cat([output.last_hidden_state[i, some] for i, some in enumerate(positions)])
-    following = [
-        text.token_ids[p + 1] if p in text.scored else -1
-        for text, some in zip(texts, positions, strict=True)
-        for p in some
-    ]
-    asked = _asked(texts, positions)
-    width = max(1, num_best, config.topk if wants_topk else 0)
+    wanted = WantedRows.of(texts, config, num_best)
+    scores = None
+    if any(wanted.positions):
+        rows = torch.cat([output.last_hidden_state[i, some] for i, some in enumerate(wanted.positions)])
+        asked = asked_of(texts, wanted.positions)
+        scores = head_scores(traced, rows, type(output), wanted.following(texts), asked, wanted.width)
+    return wanted.numbers(traced, scores, texts, config, num_best, policy)
+
+
+def head_scores(
+    traced: TracedModel, rows: Tensor, output_type: Callable[..., Any], following: Tensor, asked: Tensor, width: int
+) -> Scores:
+    """Numbers, on the CPU, of rows (N, D) of the last hidden state: as `score` gives them of their logits."""
     parts: list[Scores] = []
     done = 0
-    for logits in head_logits(traced, rows, type(output)):
-        targets = torch.tensor(following[done : done + len(logits)], device=logits.device)
-        parts.append(score(logits, targets, asked[done : done + len(logits)].to(logits.device), width))
+    for logits in head_logits(traced, rows, output_type):
+        place = slice(done, done + len(logits))
+        parts.append(score(logits, following[place].to(logits.device), asked[place].to(logits.device), width))
         done += len(logits)
-    scores = Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
-    is_finite = all(bool(torch.isfinite(part).all()) for part in scores if part.is_floating_point())
-    if not is_finite and not policy.may_be_nonfinite:
-        raise CaptureError(
-            f"log-probabilities of the next token: not finite in a {traced.info.dtype} model; use another --dtype"
-        )
-    stops = np.cumsum([len(some) for some in positions]).tolist()
-    return [
-        _numbers_of(
-            Scores(*(column[stop - len(some) : stop] for column in scores)), text, some, some_kept, config, num_best
-        )
-        for text, some, some_kept, stop in zip(texts, positions, kept, stops, strict=True)
-    ]
+    return Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
-def _asked(texts: Sequence[Text], positions: Sequence[list[int]]) -> Tensor:
-    """Ids that each row's text asks for (n, A), filled up with 0."""
+def asked_of(texts: Sequence[Text], positions: Sequence[Sequence[int]]) -> Tensor:
+    """Ids that each row's text asks for (n, A), filled up with 0; `positions` are the rows of each text."""
     width = max(len(text.asked_ids) for text in texts)
     rows = [
         [*text.asked_ids, *[0] * (width - len(text.asked_ids))]
@@ -399,14 +450,27 @@ def _cannot_give(traced: TracedModel, missing: Sequence[str]) -> str:
     )
 
 
-@lru_cache(maxsize=16)
-def _pack_indices(start: int, stop: int, row_stride: int, device: torch.device) -> Tensor:
-    return torch.from_numpy(pack_indices(np.arange(start, stop), row_stride)).to(device)
+@lru_cache(maxsize=64)
+def _pack_indices(start: int, stop: int, row_stride: int, left: int, device: torch.device) -> Tensor:
+    """Places of the packed values of rows `[start, stop)` of a text that begins at `left`, in a flat (T, T)."""
+    packed = pack_indices(np.arange(start, stop), row_stride) + left * (row_stride + 1)
+    return torch.from_numpy(packed).to(device)
 
 
-def _sees_future(value_HTT: Tensor, length: int) -> bool:
-    """Whether anything above the diagonal of the first `length` rows is not exactly zero (padded rows may be)."""
-    return bool(value_HTT[:, :length, :length].triu(1).any())
+def _sees_others(value_HTT: Tensor, left: int, length: int) -> bool:
+    """Whether a text that begins at `left` attends to padding before it or to its future: whether anything there is not
+    exactly zero (padded rows may be)."""
+    rows = value_HTT[:, left : left + length]
+    return bool(rows[..., :left].any()) or bool(rows[..., left : left + length].triu(1).any())
+
+
+class Stand(NamedTuple):
+    """Where a text stands in the tensors of its batch."""
+
+    row: int
+    """Its row."""
+    left: int
+    """Position of its first token: padding before it."""
 
 
 class _Target(NamedTuple):
@@ -420,7 +484,8 @@ class _Target(NamedTuple):
 
 
 class Buffers:
-    """The sink of a capture pass: final tensors of every text, filled layer by layer.
+    """The sink of a capture pass: final tensors of every text, filled layer by layer. `stands` says where texts stand
+    in the tensors that come; by default each in the row of its number, from the first position on.
 
     `is_finite` says whether all that came, padding included, was finite; it is watched where it need not be.
     """
@@ -432,8 +497,10 @@ class Buffers:
         sites: tuple[str, ...],
         config: CaptureConfig,
         policy: ValuePolicy = FINITE,
+        stands: Sequence[Stand] | None = None,
     ) -> None:
         self._traced, self._texts, self._config, self._policy = traced, texts, config, policy
+        self._stands = [Stand(row, 0) for row in range(len(texts))] if stands is None else stands
         self._num_overflowed = [0] * len(texts)
         self._is_causal = traced.is_causal and not texts[0].inputs  # parts of a picture may see one another
         self.is_finite = True
@@ -486,21 +553,21 @@ class Buffers:
         elif value.device.type != "cpu":
             value = value.cpu()
         for i, (start, stop) in enumerate(self._ranges):
-            whole = target.values[i]
-            out = whole[row] if target.layers else whole
+            whole, (place, left) = target.values[i], self._stands[i]
+            out, own = whole[row] if target.layers else whole, value[place]
             if target.layout == "causal":
-                index = _pack_indices(start, stop, value.shape[-1], value.device)
-                flat = value[i].view(value.shape[1], -1)
+                index = _pack_indices(start, stop, value.shape[-1], left, value.device)
+                flat = own.view(value.shape[1], -1)
                 if out.dtype == flat.dtype and flat.device.type == "cpu":
                     torch.index_select(flat, 1, index, out=out)
                 else:
                     out.copy_(flat.index_select(1, index))
             elif target.layout == "full":
-                out.copy_(value[i, :, start:stop, : len(self._texts[i].token_ids)])
+                out.copy_(own[:, left + start : left + stop, left : left + len(self._texts[i].token_ids)])
             elif site in ATTENTION_SITES:
-                out.copy_(value[i, :, start:stop])
+                out.copy_(own[:, left + start : left + stop])
             else:
-                out.copy_(value[i, start:stop])
+                out.copy_(own[left + start : left + stop])
 
     def _check(self, site: str, layer: int, value: Tensor, target: _Target) -> None:
         """Finite, and within the dtype it is stored in; looked at closely only where the whole batch does not pass."""
@@ -508,16 +575,18 @@ class Buffers:
         largest = torch.finfo(stored).max if stored != value.dtype else float("inf")
         if not value.abs().amax().item() < largest:  # true for NaN, too
             self.is_finite &= bool(torch.isfinite(value).all())
-            for i in range(len(self._texts)):
-                self._check_closely(site, layer, value[i], i, target.values[i].dtype)
+            for i, stand in enumerate(self._stands):
+                self._check_closely(site, layer, value[stand.row], i, target.values[i].dtype)
         if site == "attentions":
             self._check_attention(layer, value)
 
     def _check_closely(self, site: str, layer: int, value: Tensor, i: int, stored: torch.dtype) -> None:
         """The same for what is kept of text `i`."""
         start, stop = self._ranges[i]
-        kept = value[start:stop] if site not in ATTENTION_SITES else value[:, start:stop]
-        kept = kept[..., : len(self._texts[i].token_ids)] if site == "attentions" else kept
+        left = self._stands[i].left
+        rows = slice(left + start, left + stop)
+        kept = value[rows] if site not in ATTENTION_SITES else value[:, rows]
+        kept = kept[..., left : left + len(self._texts[i].token_ids)] if site == "attentions" else kept
         is_finite = torch.isfinite(kept)
         if self._policy.may_be_nonfinite:
             kept = kept[is_finite]
@@ -534,17 +603,17 @@ class Buffers:
     def _check_attention(self, layer: int, value_BHTT: Tensor) -> None:
         sums_BHT = value_BHTT.sum(-1, dtype=torch.float32)
         slack = ROW_SUM_TOLERANCE[value_BHTT.dtype]
-        for i, text in enumerate(self._texts):
-            real, rows_HTT = sums_BHT[i, :, : len(text.token_ids)], value_BHTT[i]
+        for text, (row, left) in zip(self._texts, self._stands, strict=True):
+            real, rows_HTT = sums_BHT[row, :, left : left + len(text.token_ids)], value_BHTT[row]
             if self._policy.may_be_nonfinite and not self.is_finite:
-                rows_HTT = rows_HTT.masked_fill(~sums_BHT[i, ..., None].isfinite(), 0)
+                rows_HTT = rows_HTT.masked_fill(~sums_BHT[row, ..., None].isfinite(), 0)
                 real = real[real.isfinite()]
                 if not real.numel():
                     continue
             lowest, highest = real.min().item(), real.max().item()
             if highest > 1 + slack or (self._traced.rows_sum_to_one and lowest < 1 - slack):
                 raise CaptureError(f"attentions, layer {layer}: rows sum to {lowest:g}..{highest:g}, expected 1")
-            if self._is_causal and _sees_future(rows_HTT, len(text.token_ids)):
+            if self._is_causal and _sees_others(rows_HTT, left, len(text.token_ids)):
                 raise CaptureError(f"attentions, layer {layer}: a causal model attends to the future")
 
     def tensors(self, i: int) -> tuple[dict[str, np.ndarray], list[TensorSpec]]:

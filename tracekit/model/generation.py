@@ -9,8 +9,9 @@ a text does not depend on what else is in its batch. Prompts whose rows would in
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,13 +41,21 @@ __all__ = [
     "Generated",
     "Listener",
     "NewToken",
+    "StepScorer",
     "answer_deterministically",
     "answer_once",
     "answer_sampled",
     "answer_variously",
+    "draws",
     "find_padding_rule",
+    "generate",
+    "in_groups",
     "settings_of",
 ]
+
+AnswerT = TypeVar("AnswerT")
+_NO_TOKEN = 2**31 - 1
+"""In the place of end tokens where none is to end an answer: transformers would fill in the model's own for None."""
 
 
 class Generated(NamedTuple):
@@ -100,24 +109,52 @@ class Listener(NamedTuple):
     """Given the row once it has ended, with its answer."""
 
 
+class StepScorer(LogitsProcessor):
+    """Sees the raw logits of every step, and then the tokens that it has chosen."""
+
+    def take(self, tokens: Tensor) -> None:
+        """The tokens (B,) that a step has chosen."""
+        raise NotImplementedError
+
+
+Recording: TypeAlias = Callable[[list[int]], AbstractContextManager[StepScorer | None]]
+"""Given the numbers of rows that are about to run together: open while they do, with who sees their steps, or None."""
+
+
 def answer_variously(
-    traced: TracedModel, prompts: Sequence[list[int]], decodings: Sequence[Decoding], listener: Listener
+    traced: TracedModel,
+    prompts: Sequence[list[int]],
+    decodings: Sequence[Decoding],
+    listener: Listener,
+    *,
+    recording: Recording = lambda rows: nullcontext(),
 ) -> list[Generated]:
-    """One answer to each prompt, each decoded in its own way. Rows that `listener` ended finish by `length`."""
+    """One answer to each prompt, each decoded in its own way. Rows that `listener` ended finish by `length`.
+
+    `recording` is open while the rows that it is given run together.
+    """
 
     def answer(rows: list[int]) -> list[Generated]:
         step, end = listener
         own = Listener(lambda row, made: step(rows[row], made), lambda row, made: end(rows[row], made))
-        return _answer_variously(traced, [prompts[row] for row in rows], [decodings[row] for row in rows], own)
+        with recording(rows) as scorer:
+            return _answer_variously(
+                traced, [prompts[row] for row in rows], [decodings[row] for row in rows], own, scorer
+            )
 
-    return _in_groups(traced, prompts, max(decoding.max_new_tokens for decoding in decodings), answer)
+    lengths = [len(prompt) for prompt in prompts]
+    return in_groups(traced, lengths, max(decoding.max_new_tokens for decoding in decodings), answer)
 
 
 def _answer_variously(
-    traced: TracedModel, prompts: Sequence[list[int]], decodings: Sequence[Decoding], listener: Listener
+    traced: TracedModel,
+    prompts: Sequence[list[int]],
+    decodings: Sequence[Decoding],
+    listener: Listener,
+    scorer: StepScorer | None,
 ) -> list[Generated]:
     """The same of prompts that may run together."""
-    processors = LogitsProcessorList()
+    processors = LogitsProcessorList([] if scorer is None else [scorer])
     scores = None
     if any(decoding.num_best is not None for decoding in decodings):
         scores = _RawLogprobs()
@@ -126,7 +163,7 @@ def _answer_variously(
         processors.append(_EachRow(decodings))
     watch = _Watch(decodings, set(traced.model.generation_config.eos_token_id or []), listener, scores)
     longest = GenerationConfig(max_new_tokens=max(decoding.max_new_tokens for decoding in decodings))
-    _generate(traced, prompts, longest, num_beams=1, processors=processors, stopping=StoppingCriteriaList([watch]))
+    generate(traced, prompts, longest, num_beams=1, processors=processors, stopping=watch, late=scorer)
     return watch.answers()
 
 
@@ -162,8 +199,8 @@ def answer_once(
         processors = LogitsProcessorList()
         if seeds is not None:
             assert isinstance(config, DrawConfig), "what is drawn needs a temperature"
-            processors = _draws(config, [seeds[row] for row in rows])
-        return _generate(
+            processors = draws(config, [seeds[row] for row in rows])
+        return generate(
             traced,
             [prompts[row] for row in rows],
             config,
@@ -173,27 +210,30 @@ def answer_once(
             segments=[segments[row] for row in rows] if segments else (),
         )
 
-    return _in_groups(traced, prompts, config.max_new_tokens, answer)
+    return in_groups(traced, [len(prompt) for prompt in prompts], config.max_new_tokens, answer)
 
 
-def _in_groups(
+def in_groups(
     traced: TracedModel,
-    prompts: Sequence[list[int]],
+    lengths: Sequence[int],
     max_new_tokens: int,
-    answer: Callable[[list[int]], list[Generated]],
-) -> list[Generated]:
-    """Answers to all prompts, by calls of `answer` with the numbers of those that may run together.
+    answer: Callable[[list[int]], list[AnswerT]],
+    *,
+    by_length: bool = False,
+) -> list[AnswerT]:
+    """Answers to prompts of these lengths, by calls of `answer` with the numbers of those that may run together: of one
+    length each, where padding changes an answer, or with `by_length`.
 
     A finished row is padded for as long as others of its batch run, so each counts with the most tokens of any.
     """
-    answers: dict[int, Generated] = {}
-    for group in groups_within([len(prompt) + max_new_tokens for prompt in prompts], traced.length_limit):
-        by_length: dict[int, list[int]] = {}
+    answers: dict[int, AnswerT] = {}
+    for group in groups_within([length + max_new_tokens for length in lengths], traced.length_limit):
+        alike: dict[int, list[int]] = {}
         for row in group:
-            by_length.setdefault(len(prompts[row]) if traced.is_moved_by_padding else 0, []).append(row)
-        for rows in by_length.values():
+            alike.setdefault(lengths[row] if traced.is_moved_by_padding or by_length else 0, []).append(row)
+        for rows in alike.values():
             answers |= zip(rows, answer(rows), strict=True)
-    return [answers[row] for row in range(len(prompts))]
+    return [answers[row] for row in range(len(lengths))]
 
 
 def find_padding_rule(traced: TracedModel) -> None:
@@ -254,7 +294,7 @@ class _GumbelNoise(LogitsProcessor):
         return scores + gumbel.to(device=scores.device, dtype=torch.float32)
 
 
-def _draws(config: DrawConfig | Decoding, seeds: Sequence[str]) -> LogitsProcessorList:
+def draws(config: DrawConfig | Decoding, seeds: Sequence[str]) -> LogitsProcessorList:
     """What makes of scores noisy ones, so that their argmax is a draw."""
     processors = LogitsProcessorList([TemperatureLogitsWarper(config.temperature)])
     if config.top_k > 0:
@@ -269,11 +309,36 @@ class _EachRow(LogitsProcessor):
     """Draws rows that are sampled, each by its own settings, and leaves the others."""
 
     def __init__(self, decodings: Sequence[Decoding]) -> None:
-        self._rows = [_draws(one, [one.seed]) if one.temperature > 0 else None for one in decodings]
+        self._rows = [draws(one, [one.seed]) if one.temperature > 0 else None for one in decodings]
 
     def __call__(self, input_ids: Any, scores: Any) -> Tensor:
         rows = zip(self._rows, input_ids.split(1), scores.split(1), strict=True)
         return torch.cat([row if draw is None else draw(ids, row) for draw, ids, row in rows])
+
+
+class _Ends(StoppingCriteria):
+    """Ends each row at its end token."""
+
+    def __init__(self, eos_ids: Tensor) -> None:
+        self._eos_ids = eos_ids
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        return torch.isin(input_ids[:, -1], self._eos_ids)
+
+
+class _OneLater(StoppingCriteria):
+    """Ends each row a token after it ends, so that the model has read all of it."""
+
+    def __init__(self, ends: StoppingCriteria, taker: StepScorer) -> None:
+        self._ends, self._taker = ends, taker
+        self._has_ended: Any = None
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self._taker.take(input_ids[:, -1])
+        late = self._has_ended
+        now: Any = self._ends(input_ids, scores, **kwargs)
+        self._has_ended = now if late is None else late | now
+        return torch.zeros_like(now) if late is None else late
 
 
 class _RawLogprobs(LogitsProcessor):
@@ -327,17 +392,23 @@ class _Watch(StoppingCriteria):
         return NewToken(token, float(logprobs_V[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def _generate(
+def generate(
     traced: TracedModel,
     prompts: Sequence[list[int]],
     config: GenerationConfig,
     *,
     num_beams: int,
-    processors: LogitsProcessorList,
+    processors: Sequence[LogitsProcessor],
     inputs: Sequence[Mapping[str, Tensor]] = (),
     segments: Sequence[Sequence[int]] = (),
-    stopping: StoppingCriteriaList | None = None,
+    stopping: StoppingCriteria | None = None,
+    late: StepScorer | None = None,
 ) -> list[Generated]:
+    """Answers to prompts that run together.
+
+    With `late` the model reads the last token of every answer too, in a step more than the answers need; it is told of
+    the tokens of every step.
+    """
     for prompt in prompts:
         check_rows(traced.tokenizer, prompt)
     own = traced.model.generation_config
@@ -355,9 +426,21 @@ def _generate(
         pad_token_id=own.pad_token_id,
         bos_token_id=own.bos_token_id,
     )
-    output = _run(traced, prompts, settings, logits_processor=processors, stopping_criteria=stopping, **further)
     eos_ids = set(own.eos_token_id or [])
-    return [_cut(row, eos_ids, config.max_new_tokens) for row in output[:, longest:].tolist()]
+    if late is not None:
+        ends = _Ends(torch.tensor(sorted(eos_ids), device=traced.device)) if stopping is None else stopping
+        stopping = _OneLater(ends, late)
+        settings.max_new_tokens += 1
+        settings.eos_token_id = [_NO_TOKEN]
+    output = _run(
+        traced,
+        prompts,
+        settings,
+        logits_processor=LogitsProcessorList(processors),
+        stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
+        **further,
+    )
+    return [_cut(row[: config.max_new_tokens], eos_ids) for row in output[:, longest:].tolist()]
 
 
 def _run(traced: TracedModel, prompts: Sequence[list[int]], settings: HFGenerationConfig, **further: Any) -> Any:
@@ -371,9 +454,9 @@ def _run(traced: TracedModel, prompts: Sequence[list[int]], settings: HFGenerati
         return model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **further)
 
 
-def _cut(ids: list[int], eos_ids: set[int], max_new_tokens: int) -> Generated:
+def _cut(ids: list[int], eos_ids: set[int]) -> Generated:
     """An answer ends with its first end-of-sequence token; what follows is padding, whatever its id."""
     for length, token in enumerate(ids, start=1):
         if token in eos_ids:
             return Generated(ids[:length], "stop")
-    return Generated(ids[:max_new_tokens], "length")
+    return Generated(ids, "length")

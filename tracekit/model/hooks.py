@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
@@ -33,7 +33,17 @@ from tracekit.model.anatomy import Anatomy, ResidRule, block_input, block_output
 from tracekit.model.families import COMPARES_NAMES, QueryKeyValue
 from tracekit.sites import ATTENTION_SITES, QKV_SITES
 
-__all__ = ["EAGER", "SDPA", "Sink", "check_attention", "eager_attention", "record", "with_output"]
+__all__ = [
+    "EAGER",
+    "SDPA",
+    "AttentionCall",
+    "Sink",
+    "check_attention",
+    "eager_attention",
+    "record",
+    "runs_in_sdpa",
+    "with_output",
+]
 
 Sink = Callable[[str, int, Tensor], Tensor | None]
 """Receives (site, layer, tensor with the batch first); may return a tensor to take its place."""
@@ -43,6 +53,32 @@ SDPA = "tracekit_sdpa"
 
 _ACTIVE: ContextVar[Callable[..., QueryKeyValue] | None] = ContextVar("tracekit_sink", default=None)
 _PROBABILITIES: ContextVar[Callable[[nn.Module, Tensor], None] | None] = ContextVar("tracekit_probs", default=None)
+_CALLS: ContextVar[Callable[[nn.Module, "AttentionCall"], None] | None] = ContextVar("tracekit_calls", default=None)
+
+
+class AttentionCall(NamedTuple):
+    """What an attention function is called with."""
+
+    module: nn.Module
+    query: Tensor
+    """(B, H, q, E)"""
+    key: Tensor
+    """(B, K, k, E)"""
+    value: Tensor
+    """(B, K, k, E)"""
+    mask: Tensor | None
+    """(B, 1, q, k), bool, or float to be added; None where the queries, the last of the keys, see all before them."""
+    arguments: dict[str, Any]
+    """All others, such as `scaling`."""
+
+    def probabilities(self) -> Tensor:
+        """Attention probabilities (B, H, q, k), by the model's own eager function.
+
+        Raises: as `own_eager_attention`.
+        """
+        value = self.value[..., :1]  # the product with it is not wanted
+        call = own_eager_attention(self.module)
+        return call(self.module, self.query, self.key, value, self.mask, **self.arguments)[1]
 
 
 def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -68,6 +104,9 @@ def _eager(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
 
 def _sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     query, key, value = _hand_over(module, query, key, value)
+    sink = _CALLS.get()
+    if sink is not None:
+        sink(module, AttentionCall(module, query, key, value, attention_mask, kwargs))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -84,9 +123,17 @@ AttentionMaskInterface.register(SDPA, sdpa_mask)
 
 @contextmanager
 def record(
-    model: Any, anatomy: Anatomy, sites: tuple[str, ...], sink: Sink, *, resid_rule: ResidRule | None = None
+    model: Any,
+    anatomy: Anatomy,
+    sites: tuple[str, ...],
+    sink: Sink,
+    *,
+    resid_rule: ResidRule | None = None,
+    calls: Callable[[int, AttentionCall], None] | None = None,
 ) -> Iterator[None]:
     """While open, every forward pass of `model` hands the tensors of `sites` to `sink`, layer by layer.
+
+    `calls` is given what sdpa attention is called with, layer by layer, of a model that `runs_in_sdpa`.
 
     `hidden_states` and the top-k sites come from the model's output and are not handed over here.
 
@@ -94,27 +141,37 @@ def record(
         UnsupportedSiteError: the architecture cannot give a site.
     """
     with ExitStack() as stack:
-        if set(sites) & set(ATTENTION_SITES):
+        if set(sites) & set(ATTENTION_SITES) or calls is not None:
             if anatomy.family is None:
-                stack.enter_context(_attention_interface(model, anatomy, sites, sink))
+                stack.enter_context(_attention_interface(model, anatomy, sites, sink, calls))
             else:
                 _attach_attention_modules(stack, model, anatomy, sites, sink)
         _attach_blocks(stack, anatomy, sites, sink, resid_rule)
         yield
 
 
+def runs_in_sdpa(model: Any, anatomy: Anatomy) -> bool:
+    """Whether the attention of a model is transformers' sdpa, through the AttentionInterface."""
+    return anatomy.family is None and model.config._attn_implementation in ("sdpa", SDPA)
+
+
 @contextmanager
-def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], sink: Sink) -> Iterator[None]:
+def _attention_interface(
+    model: Any,
+    anatomy: Anatomy,
+    sites: tuple[str, ...],
+    sink: Sink,
+    calls: Callable[[int, AttentionCall], None] | None,
+) -> Iterator[None]:
     """Switch the model to a recording attention implementation, and back."""
     number_of = {block: number for number, block in enumerate(anatomy.blocks)}
     inside = {module for block in anatomy.blocks for module in block.modules()}
     running: list[int] = [0]
     wants_probabilities = "attentions" in sites
-    before = model.config._attn_implementation
-    sdpa_is_safe = before in ("sdpa", SDPA) and not wants_probabilities
+    sdpa_is_safe = runs_in_sdpa(model, anatomy) and not wants_probabilities
     wanted_qkv = set(sites) & set(QKV_SITES)
     own = inside  # a vision tower attends too, and another model may run meanwhile
-    outer, outer_probabilities = _ACTIVE.get(), _PROBABILITIES.get()
+    outer, outer_probabilities, outer_calls = _ACTIVE.get(), _PROBABILITIES.get(), _CALLS.get()
 
     def take(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> QueryKeyValue:
         qkv = QueryKeyValue(query, key, value) if outer is None else outer(module, query, key, value)
@@ -126,6 +183,12 @@ def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], s
         if wants_probabilities and module in own:
             sink("attentions", _layer_of(module, running[0]), probabilities)
 
+    def take_call(module: nn.Module, call: AttentionCall) -> None:
+        if outer_calls is not None:
+            outer_calls(module, call)
+        if calls is not None and module in own:
+            calls(_layer_of(module, running[0]), call)
+
     def enter(block: nn.Module, args: Any) -> None:
         running[0] = number_of[block]
 
@@ -134,6 +197,7 @@ def _attention_interface(model: Any, anatomy: Anatomy, sites: tuple[str, ...], s
             stack.callback(block.register_forward_pre_hook(enter).remove)
         stack.callback(_ACTIVE.reset, _ACTIVE.set(take))
         stack.callback(_PROBABILITIES.reset, _PROBABILITIES.set(take_probabilities))
+        stack.callback(_CALLS.reset, _CALLS.set(take_call))
         if anatomy.model_type in COMPARES_NAMES:
             name, function = ("sdpa", _sdpa) if sdpa_is_safe else ("eager", _eager)
             stack.enter_context(_under_its_name(name, function))

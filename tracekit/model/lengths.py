@@ -12,13 +12,16 @@ Dynamic scaling keeps the frequencies of a long pass until a short pass comes. `
 every pass begins as it does in a model that was just loaded.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RotaryState", "groups_within", "length_limit", "longest_text", "rope_parameters"]
+__all__ = ["RotaryState", "groups_within", "length_limit", "longest_text", "rope_parameters", "windows"]
+
+_WINDOW_NAMES = r"window|chunk|local|sliding|block_size|index_topk"
 
 
 def rope_parameters(config: Any) -> list[dict[str, Any]]:
@@ -53,6 +56,15 @@ def longest_text(config: Any) -> int | None:
     text = config.get_text_config()
     is_sparse = getattr(text, "attention_type", None) == "block_sparse"
     return (5 + 2 * text.num_random_blocks) * text.block_size if is_sparse else None
+
+
+def windows(config: Any) -> list[int]:
+    """Lengths, in tokens, at which a model begins to compute in another way: windows, chunks and the like of any part,
+    told by the names of its settings. Some numbers among them may be something else."""
+    settings: dict[str, Any] = config.get_text_config().to_dict()
+    named = [value for name, value in settings.items() if re.search(_WINDOW_NAMES, name)]
+    values: list[Any] = [one for value in named for one in (value if isinstance(value, list) else [value])]
+    return sorted({value for value in values if type(value) is int and value > 1})
 
 
 def groups_within(lengths: Sequence[int], limit: int | None) -> list[list[int]]:

@@ -8,7 +8,8 @@ logits untouched, sites whose change moves the logits, and a head that gives the
 from collections.abc import Sequence
 from functools import partial
 from inspect import signature
-from typing import Any, NamedTuple
+from itertools import product
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import msgspec
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracekit.config import CaptureConfig
+from tracekit.config import CaptureConfig, GenerationConfig
+from tracekit.console import say
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
 from tracekit.format.manifest import SiteError, Verification
 from tracekit.model.capture import (
@@ -29,15 +31,32 @@ from tracekit.model.capture import (
     to_numpy,
 )
 from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
+from tracekit.model.decoding import ToAnswer, answer_traced
 from tracekit.model.families import NOT_REPEATABLE
-from tracekit.model.hooks import check_attention, eager_attention, record
-from tracekit.model.lengths import rope_parameters
-from tracekit.model.traced import SiteLayout, Tolerance, TracedModel, is_quantized, rounding_of, tolerance_of
+from tracekit.model.hooks import check_attention, eager_attention, record, runs_in_sdpa
+from tracekit.model.lengths import rope_parameters, windows
+from tracekit.model.memory import is_out_of_memory
+from tracekit.model.references import LOAD_ERRORS
+from tracekit.model.traced import (
+    CaptureFrom,
+    DecodingRule,
+    SiteLayout,
+    Tolerance,
+    TracedModel,
+    is_quantized,
+    rounding_of,
+    tolerance_of,
+)
 from tracekit.sites import ATTENTION_SITES, QKV_SITES, RESID_SITES, SITES
 from tracekit.storage import unpacked
 from tracekit.tensors import TensorSpec, is_companion, positions_of, site_of, unpack_causal
 
-__all__ = ["Scored", "prove", "replay", "replay_scored"]
+__all__ = ["Scored", "choose_capture", "prove", "prove_decoding", "replay", "replay_scored"]
+
+_PROVEN_WINDOW = 256
+"""Longest window, in tokens, beyond which a model's decoding is run to prove it; longer texts would take too long."""
+_NUM_PROVEN = 6
+"""New tokens of the answers that prove decoding."""
 
 
 class Scored(NamedTuple):
@@ -89,6 +108,80 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
     after = _plain(traced, ids, attentions=False)
     if not torch.equal(before.logits, after.logits):
         raise _failed(traced, "the logits changed after the hooks were taken off")
+
+
+def prove_decoding(traced: TracedModel) -> DecodingRule:
+    """Measure whether the steps of decoding compute what a pass over the whole text does, at every proven site; once a
+    model, into `traced.decoding`.
+
+    Prompts of several lengths are answered together, or where that does not hold, prompts of one length; texts reach
+    beyond every window of the model up to `_PROVEN_WINDOW` tokens, and what is longer is the rule's limit.
+    """
+    if traced.decoding is not None:
+        return traced.decoding
+    known = windows(traced.model.config)
+    beyond = [window for window in known if window > _PROVEN_WINDOW]
+    limits = [*beyond, *([] if traced.length_limit is None else [traced.length_limit])]
+    short = len(traced.probe_ids()[0])
+    lengths = [short, *(w + more for w in known if w <= _PROVEN_WINDOW for more in (-2, 3))]
+    limit = min(limits, default=None)
+    lengths = sorted({n for n in lengths if n > 1 and (limit is None or n + _NUM_PROVEN <= limit)})
+    fault = "its texts are too short" if not lengths else None
+    if traced.is_row_coupled:
+        fault = "rows of a batch influence one another"
+    can_keep = "attentions" in traced.layouts and runs_in_sdpa(traced.model, traced.anatomy)
+    traced.decoding = rule = DecodingRule(fault=fault, limit=limit)
+    for by_length, keeps_queries in product((False, True), (True, False) if can_keep else (False,)):
+        if fault is not None:
+            break
+        traced.decoding = rule = rule._replace(fault=None, by_length=by_length, keeps_queries=keeps_queries)
+        faults = (_decoding_fault(traced, length, by_length=by_length) for length in lengths)
+        traced.decoding = rule = rule._replace(fault=next(filter(None, faults), None))
+        if rule.fault is None:
+            break
+    return rule
+
+
+def choose_capture(traced: TracedModel, asked: CaptureFrom) -> Literal["decoding", "pass"]:
+    """How traces of answers are taken from this model, as `--capture-from` asks.
+
+    Raises:
+        ModelError: `decoding` is asked for, and is not proven.
+    """
+    fault = None if asked == "pass" else prove_decoding(traced).fault
+    if fault is not None and asked == "decoding":
+        raise ModelError(
+            f"--capture-from decoding: {traced.info.id} does not compute in its steps what it does in a pass: {fault}. "
+            "Use --capture-from pass, in a folder of its own where this one was begun otherwise"
+        )
+    if fault is not None:
+        say(f"answers are captured in a pass of their own ({fault})")
+    return "pass" if asked == "pass" or fault is not None else "decoding"
+
+
+def _decoding_fault(traced: TracedModel, length: int, *, by_length: bool) -> str | None:
+    """What is not in the steps of decoding as it is in a pass, of prompts of up to `length` tokens; None if nothing."""
+    ids = traced.probe_ids()[0].tolist()
+    ids = (ids * (1 + length // len(ids)))[:length]
+    prompts = [ids, ids[::-1]] if by_length else [ids, ids[: max(1, length // 3)], ids[: max(1, 2 * length // 3)]]
+    config = GenerationConfig(num_beams=1, max_new_tokens=_NUM_PROVEN)
+    settings = CaptureConfig(sites=tuple(traced.layouts) or ("none",))
+    try:
+        made = answer_traced(traced, [ToAnswer(one) for one in prompts], config, settings, from_decoding=True)
+        lone = [capture(traced, [one.text], settings)[0] for one in made]
+    except LOAD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    allowed = rounding_of(traced.info)
+    for one, alone in zip(made, lone, strict=True):
+        pairs = [(name, one.trace.tensors[name], value) for name, value in alone.tensors.items()]
+        pairs.append(("token_logprobs", one.trace.next_tokens.logprobs, alone.next_tokens.logprobs))
+        for name, mine, reference in pairs:
+            error = _compare(name, mine, reference, allowed).max_rel_error
+            if not error <= allowed:
+                return f"{site_of(name)} is {error:.1g} off a pass over the whole text"
+    return None
 
 
 def _plain(traced: TracedModel, ids: Tensor, *, attentions: bool, **arguments: Tensor) -> _Reference:

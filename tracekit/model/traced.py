@@ -12,7 +12,19 @@ from tracekit.model.placement import devices_of, input_device, is_offloaded
 from tracekit.model.vocabulary import without_row
 from tracekit.records import ModelInfo
 
-__all__ = ["Head", "Loads", "SiteLayout", "Tolerance", "TracedModel", "is_quantized", "probe_tokens", "tolerance_of"]
+__all__ = [
+    "CaptureFrom",
+    "DecodingRule",
+    "Head",
+    "Loads",
+    "SiteLayout",
+    "Tolerance",
+    "TracedModel",
+    "is_quantized",
+    "probe_tokens",
+    "rounding_of",
+    "tolerance_of",
+]
 
 
 Head: TypeAlias = Literal["lm", "choices"]
@@ -81,6 +93,23 @@ class SiteLayout(NamedTuple):
         return len(set(self.tails)) <= 1
 
 
+CaptureFrom: TypeAlias = Literal["auto", "decoding", "pass"]
+"""How traces of answers are asked for: while they are decoded, in a pass afterwards, or as the model proves."""
+
+
+class DecodingRule(NamedTuple):
+    """Whether a model computes in the steps of decoding what it computes in a pass over the whole text."""
+
+    fault: str | None = None
+    """What differs; None where nothing does."""
+    by_length: bool = False
+    """Whether that holds of prompts of one length alone."""
+    limit: int | None = None
+    """Longest text, in tokens, that it holds for; None where there is no such limit."""
+    keeps_queries: bool = False
+    """Whether attention is computed once, of the queries of all steps, and not in every step."""
+
+
 class TracedModel:
     """A model, its tokenizer, and what its proof found.
 
@@ -91,7 +120,8 @@ class TracedModel:
     `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.model.proof.prove`, which every model goes through
     before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row, and
     `length_limit`, where it finds that the longest row changes others in a way that the configuration does not tell.
-    The loader sets `is_moved_by_padding` where padding before a prompt changes its answer.
+    The loader sets `is_moved_by_padding` where padding before a prompt changes its answer. `decoding` is None until
+    `tracekit.model.proof.prove_decoding` has measured it.
     """
 
     def __init__(
@@ -107,6 +137,7 @@ class TracedModel:
         self.rows_sum_to_one = True
         self.is_head_fresh = False
         self.is_moved_by_padding = False
+        self.decoding: DecodingRule | None = None
         self.length_limit = length_limit(model.config)
         self._longest = longest_text(model.config)
         self._rotary: RotaryState | None = None

@@ -19,9 +19,11 @@ __all__ = [
     "check_schema",
 ]
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
 """Version of the contract: major changes break readers, minor ones only add. What changed:
 
+    2.1    `captured_from`, of every record, plan and manifest: whether traces of answers are those of the steps in
+           which they were written
     2.0    checksums of every sample, in the record table and the sidecars (tracekit.format.checksums); what reading
            needs of a task, in plan and manifest; `generated_text` is prompt and answer in every task; columns of the
            record table that are no fields begin with `_`
@@ -168,6 +170,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task"):
     """How the answer was generated."""
     seed: int
     """Seed of the run."""
+    captured_from: str = "pass"
+    """`decoding`: the tensors are what the model computed while it wrote the answer; `pass`: what it computes in one
+    pass over prompt and answer. Equal up to rounding."""
 
     def task_name(self) -> str:
         """Name of the task, the record's tag."""

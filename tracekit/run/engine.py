@@ -59,6 +59,10 @@ class Work(Protocol):
         """Examples a batch."""
         ...
 
+    def captured_from(self) -> Literal["decoding", "pass"]:
+        """How traces of answers are taken."""
+        ...
+
     def shards(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it. `on_shard` is given every name."""
         ...
@@ -107,12 +111,13 @@ class LocalWork:
 
     def __init__(self, worker: Worker[Any], job: Job[Any]) -> None:
         self._worker, self._job, self._rank = worker, job, this_rank()
-        self.estimate, self.batch_size = worker.estimate, worker.batch_size
+        self.estimate, self.batch_size, self.captured_from = worker.estimate, worker.batch_size, worker.captured_from
 
     def shards(self, plan: Plan, on_shard: Callable[[str], object]) -> bool:
         """Do every shard that is not done; returns whether a signal stopped it."""
         layout = self._job.layout
         torch.set_num_threads(plan.num_threads)
+        self._worker.follow(plan)
         done = done_shards(layout, plan)
         todo = self._rank.own_first([shard for shard in plan.shards if shard.name not in done])
         for shard in plan.shards:

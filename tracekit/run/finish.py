@@ -4,6 +4,7 @@ Writes the records tables, the schema, the manifest, the card, and last the inde
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,13 +177,16 @@ def _manifest(
     verification = Verification.nothing()
     tally = Tally(about.outcome)
     losses: list[StorageLoss] = []
+    captured_from: Counter[str] = Counter()
     for sidecar in sidecars:
         losses = added_up([*losses, *sidecar.losses])
         shards.append(shard_info(sidecar, split))
         verification = verification.with_more(sidecar.verification)
         tally.add_norms(sidecar.hidden_norms)
         for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
-            tally.add(decode_record(bytes(raw), record_type, where=f"{sidecar.name}: {index.key}"))
+            record = decode_record(bytes(raw), record_type, where=f"{sidecar.name}: {index.key}")
+            captured_from[record.captured_from] += 1
+            tally.add(record)
     files = [layout.plan, layout.schema, layout.records_table(split), layout.records_tar(split)]
     num_bytes, num_samples = sum(shard.num_bytes for shard in shards), sum(shard.num_samples for shard in shards)
     source = plan.source
@@ -213,4 +217,5 @@ def _manifest(
         figures=tally.figures(),
         losses=losses,
         about=about,
+        captured_from=dict(sorted(captured_from.items())),
     )

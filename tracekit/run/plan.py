@@ -230,7 +230,16 @@ def _comparable(plan: Plan) -> Plan:
     if "device" in run.get("model", {}):  # `device_type` says what came of it, of `auto` and of a device map too
         run = run | {"model": {name: value for name, value in run["model"].items() if name != "device"}}
     return msgspec.structs.replace(
-        plan, run=run, shards=shards, source=source, batch_size=0, num_threads=0, command="", grown=[], about=None
+        plan,
+        run=run,
+        shards=shards,
+        source=source,
+        batch_size=0,
+        num_threads=0,
+        command="",
+        grown=[],
+        about=None,
+        captured_from="pass",
     )
 
 

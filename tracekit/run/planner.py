@@ -152,7 +152,9 @@ class Planner(Generic[ExampleT]):
             + with_out(stored.command, str(self._layout.root), margin="    ")
         )
 
-    def settle(self, begun: FolderState, stored: Plan | None, batch_size: int) -> Plan:
+    def settle(
+        self, begun: FolderState, stored: Plan | None, batch_size: int, captured_from: Literal["decoding", "pass"]
+    ) -> Plan:
         """Write the first plan, or a growth: the stored one with what is missing appended; the plan that holds.
 
         `begun` is what the folder held when this run looked. Where another process was first, its plan holds.
@@ -164,7 +166,7 @@ class Planner(Generic[ExampleT]):
         """
         if stored is None:
             command = command_line(self._task.command, self._typed, self._layout)
-            plan = msgspec.structs.replace(self._plan(batch_size), command=command)
+            plan = msgspec.structs.replace(self._plan(batch_size), command=command, captured_from=captured_from)
         else:
             plan = self._grown(stored, batch_size)
         if create_once(self._layout.plan, to_bytes(plan)) if stored is None else _replace(self._layout, begun, plan):

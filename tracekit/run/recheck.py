@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from tracekit.config import CaptureConfig, DeviceMap, ModelConfig, RunConfig, check
+from tracekit.config import AnswerCaptureConfig, CaptureConfig, DeviceMap, ModelConfig, RunConfig, check
 from tracekit.errors import DatasetError, ModelError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import Manifest, Verification, read_manifest
@@ -73,7 +73,7 @@ def replay_stored(
     settings = _with_names(manifest, settings, layout.root, model=model, model_path=model_path, adapter=adapter)
     check(RunConfig(model=settings))
     info = _identified(manifest, settings)
-    capture_config = stored_part(manifest, "capture", CaptureConfig)
+    capture_config = stored_part(manifest, "capture", AnswerCaptureConfig)
     tokenizer = load_tokenizer(settings)
     again.begin(Shown(manifest, settings, tokenizer, files))
     traced = load_model(settings, info, tokenizer, resolve_sites(capture_config.sites), loads=again.loads)

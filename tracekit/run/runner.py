@@ -207,7 +207,7 @@ class _Run(Generic[ConfigT, ExampleT]):
             return _Planned(None, estimate)
         _check_estimate(estimate, self._config, self._layout.root)
         batch_size = work.batch_size(self._output.batch_size, new, lengths)
-        return _Planned(planner.settle(self._begun, stored, batch_size), estimate)
+        return _Planned(planner.settle(self._begun, stored, batch_size, work.captured_from()), estimate)
 
     def _what_is_there(self, planner: Planner[Any], stored: Plan, standing: Standing) -> Ended | None:
         """The end of a run that has nothing to compute for a plan that is stored; None where it has.

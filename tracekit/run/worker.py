@@ -6,7 +6,7 @@ A shard is done batch by batch; between two batches whoever drives the worker ma
 import resource
 import time
 from collections.abc import Generator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -15,12 +15,12 @@ from tracekit.config import ModelConfig, RunConfig
 from tracekit.console import now, say
 from tracekit.errors import CaptureError
 from tracekit.format.layout import Layout
-from tracekit.format.manifest import ShardTask, Verification
+from tracekit.format.manifest import Plan, ShardTask, Verification
 from tracekit.format.shards import ShardWriter
 from tracekit.model.memory import is_out_of_memory, memory_reader, num_fitting
 from tracekit.model.models import load_model
-from tracekit.model.proof import replay, replay_scored
-from tracekit.model.traced import Loads, TracedModel
+from tracekit.model.proof import choose_capture, replay, replay_scored
+from tracekit.model.traced import CaptureFrom, Loads, TracedModel
 from tracekit.ranks import Rank
 from tracekit.records import ModelInfo
 from tracekit.run.encode import batch_of, note_of, stored_form
@@ -89,8 +89,29 @@ class Worker(Generic[ExampleT]):
         self._traced, self._tracer, self._layout, self._rank = traced, tracer, layout, rank
         self._by_index = {example.index: example for example in examples}
         self._config = layout.config
+        asked: Any = getattr(config.capture, "capture_from", "auto") if tracer.answers else "pass"
+        self._capture_from: CaptureFrom = asked
+        self._captured_from: Literal["decoding", "pass"] | None = None
         self._capture, self._batch_size = config.capture.whole, config.output.batch_size
         self._memory = memory_reader(*traced.devices)
+
+    def captured_from(self) -> Literal["decoding", "pass"]:
+        """How traces of answers are taken, as asked for or as the model proves.
+
+        Raises:
+            ModelError: what is asked for is not proven.
+        """
+        if self._captured_from is None:
+            self._captured_from = choose_capture(self._traced, self._capture_from)
+        return self._captured_from
+
+    def follow(self, plan: Plan) -> None:
+        """Take traces of answers as a plan says.
+
+        Raises:
+            ModelError: as it is loaded here, the model does not prove what it proved when the plan was made.
+        """
+        self._captured_from = choose_capture(self._traced, plan.captured_from if self._tracer.answers else "pass")
 
     def steps(self, shard: ShardTask) -> Generator[Progress]:
         """Do one shard from where it stands: a step when it is open, and one a batch. Closing stops between batches.
@@ -117,7 +138,7 @@ class Worker(Generic[ExampleT]):
         examples = self._examples(shard, number)
         asked = self._at_once(shard)
         self._tracer.check_memory(self._traced, examples)
-        place = Place(self._config, shard.number, writer.num_samples)
+        place = Place(self._config, shard.number, writer.num_samples, self.captured_from() == "decoding")
         parts = self._batch(writer, examples, place, asked)
         samples = [sample for part in parts for sample in part]
         chosen = to_replay(
@@ -217,8 +238,9 @@ class Worker(Generic[ExampleT]):
         cell = examples[order[middle]].cell
         near = [examples[i] for i in order[max(0, middle - NUM_MEASURED // 2) :] if examples[i].cell == cell]
         chosen = near[:NUM_MEASURED]
+        place = Place("", 0, 0, self.captured_from() == "decoding")
         started = time.monotonic()
-        samples = self._tracer.trace(self._traced, chosen, Place("", 0, 0))
+        samples = self._tracer.trace(self._traced, chosen, place)
         batch_of(samples, self._capture)  # for the time that it takes
         seconds = time.monotonic() - started
         stored = stored_form(samples[0], self._capture)
@@ -247,9 +269,10 @@ class Worker(Generic[ExampleT]):
         if isinstance(asked, int):
             return asked
         longest = examples[max(range(len(examples)), key=lambda i: lengths[i])]
+        place = Place("", 0, 0, self.captured_from() == "decoding")
         fitting = num_fitting(
             self._traced.devices,
-            lambda: self._tracer.trace(self._traced, [longest], Place("", 0, 0)),
+            lambda: self._tracer.trace(self._traced, [longest], place),
             share=_MEMORY_SHARE,
         )
         if fitting is None:

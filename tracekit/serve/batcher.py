@@ -14,15 +14,16 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tracekit.config import CaptureConfig
+from tracekit.config import AnswerCaptureConfig
 from tracekit.console import now, say
 from tracekit.errors import CaptureError, DatasetError, TracekitError
 from tracekit.format.layout import Layout, append_line, is_no_space
 from tracekit.format.manifest import Verification
 from tracekit.model.capture import Trace, capture
+from tracekit.model.decoding import DecodedTraces, ToAnswer
 from tracekit.model.generation import Generated, Listener, NewToken, answer_variously
 from tracekit.model.memory import is_out_of_memory
 from tracekit.model.proof import replay
@@ -60,7 +61,7 @@ class Batcher:
         traced: TracedModel,
         dataset: GrowingDataset,
         layout: Layout,
-        capture_config: CaptureConfig,
+        capture_config: AnswerCaptureConfig,
         settings: ServerSettings,
         *,
         split: str,
@@ -218,10 +219,18 @@ class Batcher:
         if not self._in_hand:
             return
         jobs = list(self._in_hand)
-        answers = self._answer(jobs)
-        logged = [(job, answer) for job, answer in zip(jobs, answers, strict=True) if job.key and answer]
+        decoded = DecodedTraces(
+            self._traced,
+            [ToAnswer(job.prompt.token_ids) for job in jobs],
+            [job.key is not None for job in jobs],
+            self._capture_config,
+            max_new_tokens=max(job.decoding.max_new_tokens for job in jobs),
+        )
+        answers = self._answer(jobs, decoded)
+        rows = {row: (job, one) for row, (job, one) in enumerate(zip(jobs, answers, strict=True)) if job.key and one}
+        logged = list(rows.values())
         try:
-            kept = self._keep(logged) if logged else set()
+            kept = self._keep(self._decoded(decoded, rows) or self._captured(logged)) if logged else set()
         except OSError as error:
             if not is_no_space(error):
                 raise
@@ -233,7 +242,7 @@ class Batcher:
         for job, answer in logged:
             self._send_end(job, answer._replace(is_kept=job.key in kept), len(jobs))
 
-    def _answer(self, jobs: Sequence[ServeJob]) -> list[WholeAnswer | None]:
+    def _answer(self, jobs: Sequence[ServeJob], decoded: DecodedTraces) -> list[WholeAnswer | None]:
         """Generate the answers of a batch and send each as it comes; None for one that memory did not suffice for."""
         rows = [AnswerStream(self._traced.tokenizer, job) for job in jobs]
         answers: list[WholeAnswer | None] = [None] * len(jobs)
@@ -249,7 +258,7 @@ class Batcher:
 
         ids, decodings = [job.prompt.token_ids for job in jobs], [job.decoding for job in jobs]
         try:
-            answer_variously(self._traced, ids, decodings, Listener(step, end))
+            answer_variously(self._traced, ids, decodings, Listener(step, end), recording=decoded.recording)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -266,9 +275,8 @@ class Batcher:
         job.send(answer)
         self._log_answered(job, answer, num_together)
 
-    def _keep(self, pairs: Sequence[tuple[ServeJob, WholeAnswer]]) -> set[str | None]:
-        """Capture and write what was answered; the keys of what is written now."""
-        kept = self._captured(pairs)
+    def _keep(self, kept: Sequence[tuple[ServeJob, WholeAnswer, Trace]]) -> set[str | None]:
+        """Write what was answered and captured; the keys of what is written now."""
         if not kept:
             return set()
         place, is_first = self._dataset.place(), self._dataset.is_shard_empty
@@ -289,6 +297,22 @@ class Batcher:
         verification = self._replayed(self._unreplayed, is_outer=True) if self._unreplayed else None
         if self._dataset.try_to_close(verification):
             self._unreplayed = []
+
+    def _decoded(
+        self, decoded: DecodedTraces, rows: Mapping[int, tuple[ServeJob, WholeAnswer]]
+    ) -> list[tuple[ServeJob, WholeAnswer, Trace]]:
+        """Texts with what was captured while they were decoded; those that were not are captured now. None of them,
+        where one cannot be captured or memory runs out."""
+        try:
+            traces = decoded.traces({row: text_of(*pair) for row, pair in rows.items()})
+        except (CaptureError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, CaptureError) and not is_out_of_memory(error):
+                raise
+            return []
+        rest = [pair for row, pair in rows.items() if row not in traces]
+        whole = [*((*rows[row], trace) for row, trace in traces.items()), *(self._captured(rest) if rest else [])]
+        order = [job.key for job, _ in rows.values()]
+        return sorted(whole, key=lambda one: order.index(one[0].key))
 
     def _captured(self, pairs: Sequence[tuple[ServeJob, WholeAnswer]]) -> list[tuple[ServeJob, WholeAnswer, Trace]]:
         """Capture texts together; in smaller parts where memory runs out, or to find the one that cannot be captured.

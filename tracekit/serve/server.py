@@ -19,7 +19,7 @@ import msgspec
 import torch
 import uvicorn
 
-from tracekit.config import CaptureConfig, ModelConfig, PromptConfig, check
+from tracekit.config import AnswerCaptureConfig, ModelConfig, PromptConfig, check
 from tracekit.console import logged, note, say
 from tracekit.errors import ConfigError, TracekitError
 from tracekit.format.layout import Layout
@@ -27,6 +27,7 @@ from tracekit.format.manifest import Manifest, Plan, SourceInfo
 from tracekit.model.models import load_model, load_tokenizer, max_positions, model_info
 from tracekit.model.placement import computing_device
 from tracekit.model.prompts import Prompter
+from tracekit.model.proof import choose_capture
 from tracekit.model.vocabulary import note_num_rows
 from tracekit.records import SCHEMA_VERSION, ModelInfo
 from tracekit.run.plan import public_run, versions
@@ -64,7 +65,7 @@ class LoggingServer:
         out: Path,
         *,
         model: ModelConfig,
-        capture: CaptureConfig,
+        capture: AnswerCaptureConfig,
         prompt: PromptConfig,
         settings: ServerSettings,
         seed: int = 41,
@@ -154,6 +155,7 @@ class LoggingServer:
         open_log(self._layout.text_log)
         say(f"loading {self._info.id}")
         traced = load_model(model, self._info, tokenizer, sites)
+        choose_capture(traced, capture.capture_from)
         self._dataset.begin()
         self._engine = Batcher(
             traced,

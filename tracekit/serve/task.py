@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tracekit.config import PromptedConfig
+from tracekit.config import AnswerCaptureConfig, PromptedConfig
 from tracekit.errors import ConfigError
 from tracekit.records import Number, answered
 from tracekit.serve.record import ServeRecord
@@ -13,6 +13,9 @@ __all__ = ["TASK", "ServeConfig"]
 
 class ServeConfig(PromptedConfig, frozen=True, kw_only=True):
     """What a server records."""
+
+    capture: AnswerCaptureConfig = AnswerCaptureConfig()
+    """What is recorded."""
 
 
 def _refuse(*given: Any) -> Any:
