@@ -34,15 +34,19 @@ class Row(NamedTuple):
     """Largest relative error of all that was compared."""
     reason: str
     """Why something was refused, or why the class cannot be built or run here."""
+    decoding: str = ""
+    """Of a decoder, whether answers are captured while they are decoded: `yes`; `length`, prompts of one length
+    together; `pass`, in a pass afterwards; `wrong`."""
 
 
-_COLUMNS = ("hidden states", "attention", "Q/K/V", "residual", "post-attention", "next token")
+_COLUMNS = ("hidden states", "attention", "Q/K/V", "residual", "post-attention", "next token", "decoding")
+_DECODING = {"": "", "yes": "✓", "length": "✓ one length", "pass": "pass", "wrong": "WRONG"}
 _MARKS = {"yes": "✓", "alone": "✓°", "no": "–", "wrong": "WRONG"}
 
 
 def status(row: Row) -> str:
     """`verified` with attention, Q/K/V and residual stream; `in part`; `refused`; `not run`; `wrong`."""
-    if "wrong" in row.sites.values():
+    if "wrong" in (*row.sites.values(), row.decoding):
         return "wrong"
     if not row.sites and row.reason.startswith(("not run here", "no text model")):
         return "not run"
@@ -55,7 +59,7 @@ def status(row: Row) -> str:
 def cells(row: Row) -> tuple[str, ...]:
     """A row of the table without its error, which differs in its last digits between machines."""
     marks = [_MARKS[row.sites[group]] if group in row.sites else "" for group in GROUPS]
-    return (f"`{row.name}`", status(row), *marks, row.reason)
+    return (f"`{row.name}`", status(row), *marks, _DECODING[row.decoding], row.reason)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -64,7 +68,11 @@ def table(rows: Sequence[Row]) -> str:
     for kind, title in (("decoder", "Decoders"), ("encoder", "Encoders")):
         of_kind = sorted((row for row in rows if row.kind == kind), key=lambda row: row.name.lower())
         page += [f"## {title}: {counts(rows, kind)}", ""]
-        page += ["| " + " | ".join(("class", "", *_COLUMNS, "max error", "refused, because")) + " |", "|---" * 10 + "|"]
+        if kind == "decoder":
+            ways = Counter(row.decoding for row in of_kind)
+            decoded = f"{ways['yes'] + ways['length']} of them, in {ways['length']} of these with prompts of one length"
+            page += [f"Answers are captured while they are decoded in {decoded}; in {ways['pass']} in a pass.", ""]
+        page += ["| " + " | ".join(("class", "", *_COLUMNS, "max error", "refused, because")) + " |", "|---" * 11 + "|"]
         for row in of_kind:
             *left, reason = cells(row)
             error = f"{row.max_error:.0e}" if "yes" in row.sites.values() else ""
@@ -101,6 +109,9 @@ text alone and unpadded. A relative error above {tolerance:g} counts as wrong.
   its attention function; elsewhere, attention rows must follow from Q and K, and the output from V. Residual: hooks on
   the blocks, and hidden_states[l]. Post-attention (`resid_post_attn`): each block runs again with submodules set to 0.
   Next token: log-probabilities of the logits.
+- decoding: greedy answers to three prompts of different lengths, one of which ends early, captured while they were
+  decoded in one left-padded batch and compared in the same way. "✓ one length": prompts of one length run together.
+  "pass": the class proves otherwise on loading, so that its answers are captured in a pass afterwards.
 - ✓ verified. ✓° equal to a lone capture, and found by the library's own proof; the independent check does not apply
   (relative position biases, gates, or a block that cannot run by itself). – refused.
 """

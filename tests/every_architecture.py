@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForMultipleChoice
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForMultipleChoice, GenerationConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -40,11 +40,14 @@ from tests.architecture_checks import (
 from tests.architecture_page import GROUPS, PAGE, TOLERANCE, Kind, Row, cells, counts, table
 from tests.tiny_configs import VOCAB_SIZE, tiny_config
 from tracekit.config import CaptureConfig
+from tracekit.config import GenerationConfig as AnswersSettings
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
 from tracekit.model.capture import Text, capture
 from tracekit.model.choices import Choices, capture_choices
+from tracekit.model.decoding import ToAnswer, answer_traced
 from tracekit.model.families import OFF_INTERFACE
-from tracekit.model.proof import prove
+from tracekit.model.generation import find_padding_rule
+from tracekit.model.proof import prove, prove_decoding
 from tracekit.model.traced import TracedModel
 from tracekit.records import ModelInfo
 from tracekit.tensors import unpack_causal
@@ -52,6 +55,7 @@ from tracekit.tensors import unpack_causal
 __all__ = ["CASES", "Case", "judge"]
 
 LENGTHS = (20, 7, 13)
+NUM_NEW = 8
 _BUILD_ERRORS = (
     StrictDataclassError,
     ValueError,
@@ -178,7 +182,37 @@ def _judge(case: Case, model: Any, plain: Any) -> Row:
                 verdicts[group] = "wrong"
             elif not is_known and verdicts[group] == "yes":
                 verdicts[group] = "alone"
-    return Row(case.name, case.kind, verdicts, worst, "; ".join(dict.fromkeys(reasons.values())))
+    decoding = ""
+    if case.kind == "decoder":
+        decoding, error, fault = _decoding(case, traced, plain, given, config)
+        worst = max(worst, error)
+        reasons |= {"decoding": f"decoding: {fault}"} if fault else {}
+    return Row(case.name, case.kind, verdicts, worst, "; ".join(dict.fromkeys(reasons.values())), decoding)
+
+
+def _decoding(
+    case: Case, traced: TracedModel, plain: Any, given: Sequence[str], config: CaptureConfig
+) -> tuple[str, float, str]:
+    """How answers are captured, the largest relative error of those captured while they were decoded, and why not."""
+    asked = [ToAnswer([3 + (7 * n + i * (i + 7)) % (VOCAB_SIZE - 3) for i in range(n)]) for n in LENGTHS]
+    traced.model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1)
+    find_padding_rule(traced)
+    rule = prove_decoding(traced)
+    if rule.fault is not None:
+        return "pass", 0.0, re.sub(r"is \S+ off", "is off", rule.fault.replace("|", "/"))
+    settings = AnswersSettings(num_beams=1, max_new_tokens=NUM_NEW)
+    first = answer_traced(traced, asked, settings, config, from_decoding=True)[0].generated.token_ids
+    traced.model.generation_config.eos_token_id = [first[NUM_NEW // 2]]
+    made = answer_traced(traced, asked, settings, config, from_decoding=True)
+    if {one.trace.captured_from for one in made} != {"decoding"}:
+        return "pass", 0.0, f"texts of more than {rule.limit} tokens"
+    worst = 0.0
+    for one in made:
+        mine = _by_site(one.text, one.trace)
+        alone = _captured(case, traced, [one.text], config)[0]
+        reference = _Reference(case, plain, traced, one.text)
+        worst = max([worst, *(reference.compare(group, mine, alone)[0] for group in given)])
+    return "wrong" if not worst <= TOLERANCE else "length" if rule.by_length else "yes", worst, ""
 
 
 def _traced(case: Case, model: Any) -> TracedModel:
@@ -220,20 +254,22 @@ def _captured(case: Case, traced: TracedModel, texts: Sequence[Text], config: Ca
         made: list[Any] = [*capture_choices(traced, items, config)]
     else:
         made = [*capture(traced, texts, config)]
-    found: list[dict[str, Any]] = []
-    for text, trace in zip(texts, made, strict=True):
-        tensors: dict[str, Any] = {}
-        for spec in trace.specs:
-            value, length = trace.tensors[spec.name], len(text.token_ids)
-            if spec.layout == "causal":
-                value = unpack_causal(value, np.arange(length), length)
-            elif spec.name.startswith("attentions"):
-                value = value.reshape(*value.shape[:2], length, length)
-            layers = zip(spec.layers, value, strict=True) if spec.layers else [(0, value)]
-            tensors.setdefault(spec.name.split(".")[0], {}).update(layers)
-        tensors["logits"] = getattr(trace, "logits", None)
-        found.append(tensors)
-    return found
+    return [_by_site(text, trace) for text, trace in zip(texts, made, strict=True)]
+
+
+def _by_site(text: Text, trace: Any) -> dict[str, Any]:
+    """The tensors of a text by site, layer by layer."""
+    tensors: dict[str, Any] = {}
+    for spec in trace.specs:
+        value, length = trace.tensors[spec.name], len(text.token_ids)
+        if spec.layout == "causal":
+            value = unpack_causal(value, np.arange(length), length)
+        elif spec.name.startswith("attentions"):
+            value = value.reshape(*value.shape[:2], length, length)
+        layers = zip(spec.layers, value, strict=True) if spec.layers else [(0, value)]
+        tensors.setdefault(spec.name.split(".")[0], {}).update(layers)
+    tensors["logits"] = getattr(trace, "logits", None)
+    return tensors
 
 
 def _inputs(case: Case, ids: Sequence[int]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from tracekit.errors import (
     TracekitError,
 )
 from tracekit.format import shards as shards_module
+from tracekit.model.decoding import DecodedTraces
 from tracekit.serve import batcher as engine_module
 from tracekit.serve.forms import RequestError, parse_chat, parse_completion
 from tracekit.serve.server import LoggingServer
