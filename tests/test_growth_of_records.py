@@ -167,7 +167,7 @@ def others(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     out = tmp_path_factory.mktemp("others")
     earlier = without(TriviaQARecord, "beam_score", "samples")
     return {
-        "later": Other(remade(finished, out / "later", GrownRecord, "2.1", is_later=True), "trivia_qa", "calm"),
+        "later": Other(remade(finished, out / "later", GrownRecord, "2.2", is_later=True), "trivia_qa", "calm"),
         "earlier": Other(remade(finished, out / "earlier", earlier), "trivia_qa", None),
         "elsewhere": Other(remade(finished, out / "elsewhere", ElsewhereRecord), "elsewhere", "calm"),
     }

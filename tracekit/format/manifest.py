@@ -446,9 +446,9 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     captured."""
     about: About | None = None
     """What reading needs to know of the task; null in manifests of schema 1.x."""
-    captured_from: dict[str, int] = {}
-    """Samples by where their tensors are from, `decoding` or `pass`, as their records say; empty before schema 2.1: all
-    of a pass."""
+    num_from_decoding: int = 0
+    """Samples whose tensors were captured while their answers were decoded; those of all others are of a pass over the
+    whole text. 0 before schema 2.1."""
 
 
 class ConfigEntry(_Stored, frozen=True, kw_only=True):

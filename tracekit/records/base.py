@@ -22,8 +22,8 @@ __all__ = [
 SCHEMA_VERSION = "2.1"
 """Version of the contract: major changes break readers, minor ones only add. What changed:
 
-    2.1    `captured_from`, of every record, plan and manifest: whether traces of answers are those of the steps in
-           which they were written
+    2.1    `captured_from` of records and plans, `num_from_decoding` of manifests: whether traces of answers are those
+           of the steps in which they were written
     2.0    checksums of every sample, in the record table and the sidecars (tracekit.format.checksums); what reading
            needs of a task, in plan and manifest; `generated_text` is prompt and answer in every task; columns of the
            record table that are no fields begin with `_`
