@@ -3,7 +3,8 @@
 Sequences run right-padded in one batch, so every real token sees exactly what it would see alone; padding is cut off
 while the tensors are copied into buffers of their final shape, layer by layer, while the model runs. Next-token
 numbers come from the raw logits at the positions that need them: the model runs once without its head, then the head
-alone runs over chunks of those rows, so (B, T, V) never exists.
+alone runs over chunks of those rows, so (B, T, V) never exists. Where no position needs them, the head is left out,
+and the pass ends after the last layer that is kept (tracekit.model.early_stop).
 
 Values that are not finite stop a capture, unless its policy allows them, as of damaged models. What a text gives would
 then depend on its batch (a masked value that is not finite still spoils the sum in which it has weight 0, and kernels
@@ -22,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracekit.config import CaptureConfig
+from tracekit.config import CaptureConfig, check_head_sites
 from tracekit.errors import (
     CaptureError,
     ConfigError,
     DtypeOverflowError,
     UnsupportedSiteError,
 )
+from tracekit.model.early_stop import early_stop
 from tracekit.model.hooks import eager_attention, record
 from tracekit.model.scores import Scores, score
 from tracekit.model.traced import SiteLayout, TracedModel
@@ -128,7 +130,7 @@ def capture(
     """Run texts through the model once and keep what the configuration asks for.
 
     `num_best` most likely tokens are kept in the place of each scored one. `policy` says which values may be, of
-    tensors and of next-token numbers.
+    tensors and of next-token numbers. With `numbers="none"` nothing is scored, and there are no next-token numbers.
 
     Texts that would influence one another (int8 with outliers, tracekit.model.lengths) run apart.
 
@@ -137,7 +139,9 @@ def capture(
             are finite), or a value that is not finite and not allowed to be.
         DtypeOverflowError: a value does not fit `store_dtype`, and overflow is not allowed.
         UnsupportedSiteError: the model cannot give a requested site.
+        ConfigError: a site comes from the head, which the configuration leaves out.
     """
+    check_head_sites(config)
     traces: dict[int, Trace] = {}
     for group in traced.groups([len(text.token_ids) for text in texts]):
         together = [texts[i] for i in group]
@@ -154,7 +158,8 @@ def _captured(
     policy: ValuePolicy,
 ) -> list[Trace]:
     """The same of texts that may run together."""
-    rows = run_rows(traced, texts, config, policy=policy)
+    needs_head = any(_head_positions(text, config) for text in texts)
+    rows = run_rows(traced, texts, config, policy=policy, needs_output=needs_head or policy.may_be_nonfinite)
     parts = [(rows, texts)]
     if policy.may_be_nonfinite and not (rows.buffers.is_finite and rows.output.last_hidden_state.isfinite().all()):
         with eager_attention(traced.model, traced.anatomy):
@@ -167,7 +172,8 @@ def _captured(
 
 
 class CapturedBatch(NamedTuple):
-    """What came of a batch: captured tensors, and the model's output (of an LM, its inner model's)."""
+    """What came of a batch: captured tensors, and the model's output (of an LM, its inner model's), None where the pass
+    ended early."""
 
     buffers: "Buffers"
     output: Any
@@ -179,10 +185,12 @@ def run_rows(
     config: CaptureConfig,
     *,
     policy: ValuePolicy = FINITE,
+    needs_output: bool = True,
 ) -> CapturedBatch:
     """Run texts as rows of one batch and capture what the configuration asks for, next-token numbers left out.
 
-    Values that are not finite, where there may be any, are stored as they are in this batch.
+    Where no output is needed, the pass ends as soon as all that is asked for is there, if the model allows it. Values
+    that are not finite, where there may be any, are stored as they are in this batch.
 
     Raises: as `capture`.
     """
@@ -193,18 +201,35 @@ def run_rows(
     buffers = Buffers(traced, texts, sites, config, policy)
     inputs = _right_pad(texts, traced.device)
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
-    wants_hidden = "hidden_states" in sites
+    awaited = buffers.wanted
+    may_stop = not needs_output and _may_stop(traced, texts, awaited)
+    wants_hidden = "hidden_states" in sites and not may_stop
+    whole: Any = None
+
+    def put(site: str, layer: int, value: Tensor) -> None:
+        buffers.put(site, layer, value)
+        awaited.discard((site, layer))
+
     with (
         torch.inference_mode(),
         keep_inner_output(traced.anatomy.inner) if traced.head == "lm" else nullcontext([]) as kept,
-        record(traced.model, traced.anatomy, hooked, buffers.put, resid_rule=traced.resid_rule),
+        record(traced.model, traced.anatomy, hooked, put, resid_rule=traced.resid_rule),
+        early_stop(traced.anatomy, put, lambda: not awaited) if may_stop else nullcontext(),
     ):
         whole = traced.run(**inputs, output_hidden_states=wants_hidden)
     output = kept[0] if kept else whole
     if wants_hidden:
         for layer, hidden in enumerate(output.hidden_states):
-            buffers.put("hidden_states", layer, hidden)
+            put("hidden_states", layer, hidden)
+    assert not awaited, awaited
     return CapturedBatch(buffers, output)
+
+
+def _may_stop(traced: TracedModel, texts: Sequence[Text], wanted: set[tuple[str, int]]) -> bool:
+    """Whether the pass may end once all that is wanted is there. Pictures may be added to the stream between blocks."""
+    hidden = [layer for site, layer in wanted if site == "hidden_states"]
+    from_blocks = not hidden or (traced.order.inputs_are_hidden and max(hidden) < traced.num_layers)
+    return traced.order.can_stop and from_blocks and not texts[0].inputs
 
 
 def resolve_layers(chosen: Sequence[str], available: Sequence[int], *, at: str = "$.capture.layers") -> list[int]:
@@ -289,13 +314,8 @@ def _next_tokens(
 
     The rows of all texts go through the head together, in chunks: texts may be short, and the head's weights large.
     """
-    sites = resolve_sites(config.sites)
-    wants_topk = "topk_ids" in sites or "topk_logprobs" in sites
-    kept = [range(*_kept_positions(text, config)) if wants_topk else range(0) for text in texts]
-    after_prompt = [[text.prompt_length - 1] if text.asked_ids else [] for text in texts]
-    positions = [
-        sorted({*some, *text.scored, *last}) for some, text, last in zip(kept, texts, after_prompt, strict=True)
-    ]
+    kept = [_topk_positions(text, config) for text in texts]
+    positions = [_head_positions(text, config) for text in texts]
     if not any(positions):
         return [_numbers_of(None, text, [], range(0), config, num_best) for text in texts]
     rows = torch.cat([output.last_hidden_state[i, some] for i, some in enumerate(positions)])
@@ -305,7 +325,7 @@ def _next_tokens(
         for p in some
     ]
     asked = _asked(texts, positions)
-    width = max(1, num_best, config.topk if wants_topk else 0)
+    width = max(1, num_best, config.topk if any(kept) else 0)
     parts: list[Scores] = []
     done = 0
     for logits in head_logits(traced, rows, type(output)):
@@ -325,6 +345,21 @@ def _next_tokens(
         )
         for text, some, some_kept, stop in zip(texts, positions, kept, stops, strict=True)
     ]
+
+
+def _topk_positions(text: Text, config: CaptureConfig) -> range:
+    """Positions of a text whose most likely next tokens are a site of their own."""
+    wants_topk = any(SITES[site].source == "head" for site in resolve_sites(config.sites))
+    return range(*_kept_positions(text, config)) if wants_topk else range(0)
+
+
+def _head_positions(text: Text, config: CaptureConfig) -> list[int]:
+    """Positions of a text that go through the head."""
+    if config.numbers == "none":
+        assert not text.asked_ids, text.asked_ids
+        return []
+    after_prompt = [text.prompt_length - 1] if text.asked_ids else []
+    return sorted({*_topk_positions(text, config), *text.scored, *after_prompt})
 
 
 def _asked(texts: Sequence[Text], positions: Sequence[list[int]]) -> Tensor:
@@ -473,6 +508,11 @@ class Buffers:
         if site in ATTENTION_SITES:
             return (tail[0], stop - start, tail[1])
         return (stop - start, tail[0])
+
+    @property
+    def wanted(self) -> set[tuple[str, int]]:
+        """Site and layer of all that is to be handed over."""
+        return set(self._targets)
 
     def put(self, site: str, layer: int, value: Tensor) -> None:
         """Copy what is kept of a batch tensor (B, ...) into the texts' own tensors."""
