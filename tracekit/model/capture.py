@@ -27,9 +27,9 @@ from tracekit.config import CaptureConfig, check_head_sites
 from tracekit.errors import (
     CaptureError,
     ConfigError,
-    DtypeOverflowError,
     UnsupportedSiteError,
 )
+from tracekit.model.checks import AttentionRules, PassChecks, check_fits, check_rows
 from tracekit.model.early_stop import early_stop
 from tracekit.model.hooks import eager_attention, record
 from tracekit.model.scores import Scores, score
@@ -39,7 +39,6 @@ from tracekit.sites import ATTENTION_SITES, SITES, resolve_sites
 from tracekit.tensors import TensorSpec, num_packed, pack_indices
 
 __all__ = [
-    "ROW_SUM_TOLERANCE",
     "Buffers",
     "CapturedBatch",
     "NextTokens",
@@ -54,8 +53,6 @@ __all__ = [
 ]
 
 _HEAD_ROWS = 256
-ROW_SUM_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-"""How far from 1 the sum of an attention row may lie, by dtype."""
 
 
 class Text(NamedTuple):
@@ -222,6 +219,7 @@ def run_rows(
         for layer, hidden in enumerate(output.hidden_states):
             put("hidden_states", layer, hidden)
     assert not awaited, awaited
+    buffers.settle()
     return CapturedBatch(buffers, output)
 
 
@@ -473,6 +471,8 @@ class Buffers:
         self._is_causal = traced.is_causal and not texts[0].inputs  # parts of a picture may see one another
         self.is_finite = True
         self._ranges = [_kept_positions(text, config) for text in texts]
+        self._rules = AttentionRules(self._is_causal, traced.rows_sum_to_one)
+        self._checks = PassChecks(self._ranges, [(0, len(text.token_ids)) for text in texts], self._rules)
         self._targets: dict[tuple[str, int], tuple[_Target, int]] = {}
         self._by_name: dict[str, _Target] = {}
         for site in sites:
@@ -542,9 +542,20 @@ class Buffers:
             else:
                 out.copy_(value[i, start:stop])
 
+    def settle(self) -> None:
+        """See that all that came is as it should be: once a pass, since it waits for the device.
+
+        Raises: as `capture`.
+        """
+        self._checks.settle()
+
     def _check(self, site: str, layer: int, value: Tensor, target: _Target) -> None:
-        """Finite, and within the dtype it is stored in; looked at closely only where the whole batch does not pass."""
+        """Finite, and within the dtype it is stored in. Where values may be anything, each layer is looked at as it
+        comes, and closely where the whole batch does not pass."""
         stored = target.values[0].dtype
+        if self._policy == FINITE:
+            self._checks.add(site, layer, value, stored)
+            return
         largest = torch.finfo(stored).max if stored != value.dtype else float("inf")
         if not value.abs().amax().item() < largest:  # true for NaN, too
             self.is_finite &= bool(torch.isfinite(value).all())
@@ -558,37 +569,28 @@ class Buffers:
         start, stop = self._ranges[i]
         kept = value[start:stop] if site not in ATTENTION_SITES else value[:, start:stop]
         kept = kept[..., : len(self._texts[i].token_ids)] if site == "attentions" else kept
-        is_finite = torch.isfinite(kept)
-        if self._policy.may_be_nonfinite:
-            kept = kept[is_finite]
-        elif not is_finite.all():
-            raise CaptureError(f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype")
+        kept = kept[torch.isfinite(kept)]
         if self._policy.may_overflow:
             self._num_overflowed[i] += int((~torch.isfinite(kept.to(stored))).sum())
-        elif kept.numel() and kept.abs().amax() > torch.finfo(stored).max:
-            raise DtypeOverflowError(
-                f"{site}, layer {layer}: {kept.abs().amax().item():g} does not fit {stored} "
-                f"(largest {torch.finfo(stored).max:g}); use another --store-dtype"
-            )
+        elif kept.numel():
+            check_fits(site, layer, kept.abs().amax().item(), stored)
 
     def _check_attention(self, layer: int, value_BHTT: Tensor) -> None:
         sums_BHT = value_BHTT.sum(-1, dtype=torch.float32)
-        slack = ROW_SUM_TOLERANCE[value_BHTT.dtype]
         for i, text in enumerate(self._texts):
             real, rows_HTT = sums_BHT[i, :, : len(text.token_ids)], value_BHTT[i]
-            if self._policy.may_be_nonfinite and not self.is_finite:
+            if not self.is_finite:
                 rows_HTT = rows_HTT.masked_fill(~sums_BHT[i, ..., None].isfinite(), 0)
                 real = real[real.isfinite()]
                 if not real.numel():
                     continue
             lowest, highest = real.min().item(), real.max().item()
-            if highest > 1 + slack or (self._traced.rows_sum_to_one and lowest < 1 - slack):
-                raise CaptureError(f"attentions, layer {layer}: rows sum to {lowest:g}..{highest:g}, expected 1")
-            if self._is_causal and _sees_future(rows_HTT, len(text.token_ids)):
-                raise CaptureError(f"attentions, layer {layer}: a causal model attends to the future")
+            future = float(self._is_causal and _sees_future(rows_HTT, len(text.token_ids)))
+            check_rows(layer, value_BHTT.dtype, lowest=lowest, highest=highest, future=future, rules=self._rules)
 
     def tensors(self, i: int) -> tuple[dict[str, np.ndarray], list[TensorSpec]]:
         """Captured tensors of text `i`, and what they are."""
+        self.settle()
         text = self._texts[i]
         start, stop = self._ranges[i]
         positions = [[start, stop]] if stop > start else []

@@ -20,7 +20,6 @@ from tracekit.config import CaptureConfig
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
 from tracekit.format.manifest import SiteError, Verification
 from tracekit.model.capture import (
-    ROW_SUM_TOLERANCE,
     Text,
     Trace,
     capture,
@@ -28,6 +27,7 @@ from tracekit.model.capture import (
     keep_inner_output,
     to_numpy,
 )
+from tracekit.model.checks import ROW_SUM_TOLERANCE
 from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
 from tracekit.model.early_stop import examine_passes
 from tracekit.model.families import NOT_REPEATABLE
