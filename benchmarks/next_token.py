@@ -76,7 +76,7 @@ def batches_of(config: NextTokenConfig) -> list[Batch]:
 def measure_setting(traced: TracedModel, name: str, config: NextTokenConfig) -> Ratio:
     """One kind of text: throughput of next_token divided by that of the bare pass."""
     say(f"\n{name}")
-    batches, tracer = batches_of(config), NextTokenTracer(config, traced.tokenizer)
+    batches, tracer = batches_of(config), NextTokenTracer(config, traced.tokenizer, [])
     variants = {
         "next_token": lambda number: run_next_token(traced, tracer, batches[number % len(batches)]),
         "bare": lambda number: run_bare(traced, batches[number % len(batches)]),
@@ -101,7 +101,7 @@ _STAGES = {
 
 def break_down(traced: TracedModel, config: NextTokenConfig) -> dict[str, float]:
     """Where the time of next_token goes, as shares, from a profile over all batches."""
-    tracer, profile = NextTokenTracer(config, traced.tokenizer), cProfile.Profile()
+    tracer, profile = NextTokenTracer(config, traced.tokenizer, []), cProfile.Profile()
     for batch in batches_of(config):
         profile.enable()
         run_next_token(traced, tracer, batch)

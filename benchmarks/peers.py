@@ -4,11 +4,12 @@
 
     layer 15, on disk     tracekit's next_token into a shard (records, log-probabilities, entropies and hashes with it);
                           SAELens' CacheActivationsRunner into a folder of `datasets`; by hand into files of torch.save
-    layer 29, on disk     the same of a late layer: SAELens stops the model after the layer that it keeps
+    layer 29, on disk     the same of a late layer: SAELens and `--numbers none` stop the model after that layer
     all layers            tracekit's capture; an nnsight trace; TransformerLens' run_with_cache; `output_hidden_states`
     all layers, on disk   tracekit's next_token into a shard; what nnsight and by hand gave, by torch.save
 
-All but SAELens run the whole model with its head over all tokens, in batches of 8; models are loaded before. Before
+tracekit is measured twice: as it is, with the head over all tokens, and with `--numbers none`, without the head. The
+others run the whole model with its head over all tokens, but SAELens, in batches of 8; models are loaded before. Before
 anything is timed, what each of them captured is held against tracekit's.
 """
 
@@ -24,7 +25,7 @@ from contextlib import redirect_stderr
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -69,17 +70,23 @@ _ROUNDS: Any = {"num_rounds": 4, "max_seconds": 50}
 _TOLERANCE = 1e-4
 """Largest difference to tracekit's values, divided by the largest of them: float32, another order of the same sums."""
 _SAE_LENS, _NNSIGHT, _TRANSFORMER_LENS, _BY_HAND = "SAELens", "nnsight", "TransformerLens", "by hand"
+Numbers: TypeAlias = Literal["all", "none"]
+_OURS: Mapping[str, Numbers] = {"tracekit": "all", "tracekit --numbers none": "none"}
+"""tracekit's own variants, and which numbers each keeps."""
 NOTES = {
     "SAELens": "CacheActivationsRunner with model_class_name AutoModelForCausalLM, not shuffled. TransformerLens 3.9.0 "
     "does not list SmolLM2, so HookedTransformer does not load it. It keeps one layer a run, so it is not among all "
     "layers; it stops the model after that layer: of 30 blocks 15 and no head for layer 15, 29 and no head for layer "
-    "29. tracekit needs the whole model, for the log-probabilities in its records.",
+    "29. tracekit needs the whole model, for the log-probabilities in its records; with --numbers none it stops where "
+    "SAELens does.",
     "nnsight": "TransformersModel from the local folder, everything saved in one trace, inference_mode.",
     "TransformerLens": "TransformerBridge 3.9.0 from the local folder, run_with_cache of the 31 places alone, weights "
     "as they are; 4.3.0 is not measured: sae-lens 6.54.12 takes none from 4 on.",
     "by hand": "AutoModelForCausalLM with output_hidden_states=True, inference_mode.",
     "tracekit": "also writes records with every token's log-probability and entropy, a SHA-256 and a byte index, "
     "syncs every batch to the disk, and checks that every value is finite.",
+    "tracekit --numbers none": "the same without log-probabilities and entropies: the head does not run, and the model "
+    "stops after the last layer that is kept.",
 }
 
 Hidden = Sequence[torch.Tensor]
@@ -103,10 +110,11 @@ class Peers(NamedTuple):
     """Their tokens (B, T)."""
 
 
-def keep(peers: Peers, layers: tuple[str, ...], folder: Path) -> Layout:
+def keep(peers: Peers, layers: tuple[str, ...], numbers: Numbers, folder: Path) -> Layout:
     """tracekit: hidden states of these layers, traced and written as next_token does it."""
-    config = msgspec.structs.replace(peers.config, capture=ReadingConfig(sites=("hidden_states",), layers=layers))
-    task, layout = NextTokenTracer(config, peers.traced.tokenizer), Layout(folder, "next_token")
+    capture_config = ReadingConfig(sites=("hidden_states",), layers=layers, numbers=numbers)
+    config = msgspec.structs.replace(peers.config, capture=capture_config)
+    task, layout = NextTokenTracer(config, peers.traced.tokenizer, []), Layout(folder, "next_token")
     layout.sidecar("-").parent.mkdir(parents=True, exist_ok=True)
     with ShardWriter(layout, "train-00000", 0) as writer:
         for batch in peers.batches:
@@ -116,10 +124,10 @@ def keep(peers: Peers, layers: tuple[str, ...], folder: Path) -> Layout:
     return layout
 
 
-def capture_all(peers: Peers, ids: torch.Tensor) -> list[np.ndarray]:
-    """tracekit: every hidden state (L+1, T, D) of each window, with next-token numbers, in memory."""
+def capture_all(peers: Peers, ids: torch.Tensor, numbers: Numbers = "all") -> list[np.ndarray]:
+    """tracekit: every hidden state (L+1, T, D) of each window, with or without next-token numbers, in memory."""
     texts = [Text(row, len(row), scored_from=1) for row in ids.tolist()]
-    traces = capture(peers.traced, texts, CaptureConfig(sites=("hidden_states",)))
+    traces = capture(peers.traced, texts, CaptureConfig(sites=("hidden_states",), numbers=numbers))
     return [trace.tensors["hidden_states"] for trace in traces]
 
 
@@ -237,9 +245,10 @@ def check_agreement(peers: Peers, root: Path) -> dict[str, float]:
     for layer in LAYERS:
         cached = by_sae_lens(peers, layer, root / f"sae-{layer}").with_format("torch")[:]
         found[f"{_SAE_LENS}, layer {layer}"] = _difference(cached[hook(layer)][:, None], whole[:, [layer]])
-        kept = _read_shard(keep(peers, (str(layer),), root / f"shards-{layer}"))
-        written = torch.stack([kept[window.key] for window in windows])
-        found[f"tracekit's shard, layer {layer}"] = _difference(written, whole[:, [layer]])
+        for name, numbers in _OURS.items():
+            kept = _read_shard(keep(peers, (str(layer),), numbers, root / f"shards-{layer}-{numbers}"))
+            written = torch.stack([kept[window.key] for window in windows])
+            found[f"{name}, shard, layer {layer}"] = _difference(written, whole[:, [layer]])
     for name, difference in found.items():
         assert difference <= _TOLERANCE, f"{name} captured other numbers: relative difference {difference:.3g}"
     return found
@@ -276,20 +285,20 @@ def measure(peers: Peers, root: Path, *, is_quick: bool) -> list[Ratio]:
 
     settings: dict[str, dict[str, Callable[[int], object]]] = {
         f"layer {layer}, on disk": {
-            "tracekit": on_disk(partial(keep, peers, (str(layer),))),
+            **{name: on_disk(partial(keep, peers, (str(layer),), numbers)) for name, numbers in _OURS.items()},
             _SAE_LENS: on_disk(partial(by_sae_lens, peers, layer)),
             _BY_HAND: on_disk(partial(save_each, peers, by_hand, layer)),
         }
         for layer in LAYERS
     } | {
         "all layers, in memory": {
-            "tracekit": each(capture_all),
+            **{name: each(partial(capture_all, numbers=numbers)) for name, numbers in _OURS.items()},
             _NNSIGHT: each(by_nnsight),
             _TRANSFORMER_LENS: each(by_transformer_lens),
             _BY_HAND: each(by_hand),
         },
         "all layers, on disk": {
-            "tracekit": on_disk(partial(keep, peers, ("all",))),
+            **{name: on_disk(partial(keep, peers, ("all",), numbers)) for name, numbers in _OURS.items()},
             _NNSIGHT: on_disk(partial(save_each, peers, by_nnsight, None)),
             _BY_HAND: on_disk(partial(save_each, peers, by_hand, None)),
         },
@@ -303,8 +312,8 @@ def measure(peers: Peers, root: Path, *, is_quick: bool) -> list[Ratio]:
 
 
 def _ratios(setting: str, rounds: Sequence[Round]) -> list[Ratio]:
-    others = [name for name in rounds[0] if name != "tracekit"]
-    return [compare(f"{setting}: {name} / tracekit", rounds, name, "tracekit") for name in others]
+    others = [name for name in rounds[0] if name not in _OURS]
+    return [compare(f"{setting}: {name} / {own}", rounds, name, own) for own in _OURS for name in others]
 
 
 def run(*, is_quick: bool = False) -> Mapping[str, Any] | None:

@@ -1,10 +1,14 @@
 """Configuration: bad values are refused with their path, whichever way they come."""
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from builders.csqa.task import CsqaConfig
 from builders.introspection.config import IntrospectionConfig
+from builders.next_token.config import NextTokenConfig
 from builders.trivia_qa.task import TriviaQAConfig
 from tracekit.config import (
     AnswersConfig,
@@ -21,6 +25,7 @@ from tracekit.config import (
     template_kwargs,
 )
 from tracekit.errors import ConfigError
+from tracekit.serve.task import ServeConfig
 from tracekit.sites import SITES, resolve_sites
 
 
@@ -56,6 +61,27 @@ from tracekit.sites import SITES, resolve_sites
 def test_a_bad_value_is_refused_with_its_path(config: RunConfig, message: str):
     with pytest.raises(ConfigError, match=message):
         check(config)
+
+
+@pytest.mark.parametrize("config_type", [TriviaQAConfig, IntrospectionConfig, CsqaConfig, ServeConfig])
+def test_records_that_need_the_numbers_of_the_head_cannot_do_without_them(config_type: type[RunConfig]):
+    with pytest.raises(
+        ConfigError, match=r"--numbers none - at `\$.capture.numbers`; .*records .*; leave --numbers out"
+    ):
+        check(with_capture(config_type(), numbers="none"))
+
+
+def test_the_numbers_of_the_head_are_left_out_where_records_can_do_without_them_and_no_site_needs_them():
+    assert check(with_capture(NextTokenConfig(), numbers="none")).capture.whole.numbers == "none"
+    for sites in (("all",), ("hidden", "topk"), ("topk_logprobs",)):
+        with pytest.raises(
+            ConfigError, match=r"--numbers none with --sites .* - at `\$.capture.numbers`; .*topk_logprobs"
+        ):
+            check(with_capture(NextTokenConfig(), numbers="none", sites=sites))
+
+
+def with_capture(config: RunConfig, **settings: Any) -> RunConfig:
+    return msgspec.structs.replace(config, capture=msgspec.structs.replace(config.capture, **settings))
 
 
 @pytest.mark.parametrize("split", ["train", "dev_1", "a.b", "all2"])

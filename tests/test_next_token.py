@@ -490,6 +490,49 @@ def test_the_command_line_takes_every_flag(model: Path, tmp_path: Path, capsys: 
     assert "| next_token_accuracy |" in card
 
 
+def test_without_numbers_tensors_are_the_same_and_records_say_that_nothing_was_predicted(
+    checkpoints: dict[str, Path], tmp_path: Path
+):
+    capture = {"sites": ("hidden", "attn", "resid"), "layers": ("0",)}
+    for family, checkpoint in checkpoints.items():
+        run(tmp_path / family / "whole", checkpoint, capture=capture, max_seq_len=24)
+        found = run(tmp_path / family / "none", checkpoint, capture=capture | {"numbers": "none"}, max_seq_len=24)
+        assert verify(tmp_path / family / "none").problems == []
+        whole, store = (TraceStore(str(tmp_path / family / name)) for name in ("whole", "none"))
+        assert store.keys == whole.keys
+        for sample, other in zip(store, whole, strict=True):
+            assert sample.record.token_ids == other.record.token_ids
+            assert sample.record.tensors == other.record.tensors
+            assert sample.record.loss is sample.record.perplexity is None
+            lists = {
+                name: getattr(sample.record, name)
+                for name in sample.record.__struct_fields__
+                if name.startswith("next_")
+            }
+            assert len(lists) == 11
+            assert not any(lists.values())
+            assert sample.record.num_scored == 0
+            for name, tensor in sample.tensors().items():
+                np.testing.assert_array_equal(tensor, other.tensors()[name])
+        assert {*metrics(found)} == {"mean_tokens"}
+        layout = Layout(tmp_path / family / "none", "next_token")
+        again = replay_stored(layout, 2, model=str(checkpoint), adapter=None, device="cpu")
+        assert (again.num_replayed, again.num_positions) == (2, 0)
+        assert {"hidden_states", "attentions"} <= {error.site for error in again.sites}
+
+
+def test_a_card_without_numbers_promises_none(model: Path, tmp_path: Path):
+    arguments = ["--model", str(model), "--device", "cpu", "--source", "sample:go_emotions", "--limit", "3"]
+    with pytest.raises(SystemExit) as ended:
+        run_task(TASK, [*arguments, "--numbers", "none", "--layers", "0", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 0
+    card = (tmp_path / "run/README.md").read_text(encoding="utf-8")
+    assert "head was left out (`--numbers none`)" in card
+    assert "next_token_accuracy |" not in card
+    assert "what it expected next" not in card.split("---", 2)[2]
+    assert "--numbers none" in card  # in the command
+
+
 def test_a_replay_holds_every_number_against_the_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run(tmp_path / "run", model)
     layout = Layout(tmp_path / "run", "next_token")

@@ -80,3 +80,11 @@ def test_a_folder_of_an_earlier_schema_is_not_added_to():
     found = differences(earlier, plan)
     assert found == {"schema_version": ("1.1", SCHEMA_VERSION)}
     assert "to add to it, use the tracekit that began it" in str(mismatch(Path("folder"), plan, found))
+
+
+def test_a_folder_from_before_a_setting_was_there_goes_on_with_what_was_done_then():
+    plan = planned([Example(index=0)], size=1, batch_size=1)
+    now, none = (msgspec.structs.replace(plan, run={"capture": {"topk": 5, "numbers": n}}) for n in ("all", "none"))
+    before = msgspec.structs.replace(plan, run={"capture": {"topk": 5}})
+    assert differences(before, now) == {}
+    assert differences(before, none) == {"run.capture.numbers": ("all", "none")}

@@ -15,7 +15,7 @@ import msgspec
 
 from tracekit.errors import ConfigError
 from tracekit.flags import Origins, located, settings_of
-from tracekit.sites import DEFAULT_SITES, resolve_sites
+from tracekit.sites import DEFAULT_SITES, SITES, resolve_sites
 from tracekit.sizes import parse_size
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "SiteConfig",
     "SourceConfig",
     "check",
+    "check_head_sites",
     "load_toml",
     "memory_limits",
     "read_toml",
@@ -204,6 +205,9 @@ class CaptureConfig(SiteConfig, frozen=True, kw_only=True):
     keeps all. A kept weight takes its own bytes and two more."""
     topk: Positive = 5
     """k of the sites topk_ids and topk_logprobs."""
+    numbers: Literal["all", "none"] = "all"
+    """`none` leaves the language-model head out. Records then hold no log-probabilities, and the model stops after the
+    last layer that is kept. Tasks whose records need them refuse it."""
 
 
 class AnswerCaptureConfig(CaptureConfig, frozen=True, kw_only=True):
@@ -283,7 +287,8 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     `not_recorded` names those that decide nothing of what is traced, as who judges it later: the dataset does not know
     them, and they may differ when a run goes on. `grows` names settings that may grow in a folder that is there, lists
     that get longer and numbers that get larger: the `index` of an example must not depend on them. `eases` names those
-    that may be smaller than the folder's: its batches stay, and are computed in parts.
+    that may be smaller than the folder's: its batches stay, and are computed in parts. `needs_numbers` says whether
+    its records need what comes from the language-model head: `--numbers none` is refused then.
     """
 
     local_files: ClassVar[tuple[str, ...]] = ()
@@ -292,6 +297,7 @@ class RunConfig(_Part, frozen=True, kw_only=True):
     not_recorded: ClassVar[tuple[str, ...]] = ()
     grows: ClassVar[tuple[str, ...]] = ()
     eases: ClassVar[tuple[str, ...]] = ("output.batch_size",)
+    needs_numbers: ClassVar[bool] = True
     model: ModelConfig = ModelConfig()
     """Which model."""
     source: SourceConfig = SourceConfig()
@@ -353,6 +359,7 @@ def check(config: ConfigT) -> ConfigT:
             template_kwargs(prompt)
         _check_adapter(checked.model)
         _check_capture(checked.capture)
+        _check_numbers(checked)
         _check_placement(checked.model)
         name = checked.output.dataset_config
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
@@ -502,6 +509,32 @@ def _check_capture(capture: SiteConfig) -> None:
         raise ConfigError(
             f"--store-dtype {capture.store_dtype} with --tokens last - at `$.capture.store_dtype`; of a single token "
             "every value has a scale of its own, which takes more room than float32; use --store-dtype bfloat16"
+        )
+
+
+def _check_numbers(config: RunConfig) -> None:
+    if not isinstance(config.capture, CaptureConfig) or config.capture.numbers == "all":
+        return
+    if config.needs_numbers:
+        raise ConfigError(
+            "--numbers none - at `$.capture.numbers`; the records of this task need the log-probabilities of the "
+            "language-model head, which cannot be null; leave --numbers out"
+        )
+    check_head_sites(config.capture)
+
+
+def check_head_sites(capture: CaptureConfig) -> None:
+    """See that no site comes from the language-model head where that is left out.
+
+    Raises:
+        ConfigError: one does.
+    """
+    from_head = [site for site in resolve_sites(capture.sites) if SITES[site].source == "head"]
+    if capture.numbers == "none" and from_head:
+        raise ConfigError(
+            f"--numbers none with --sites {' '.join(capture.sites)} - at `$.capture.numbers`; {', '.join(from_head)} "
+            "come from the language-model head, which it leaves out; name other sites (hidden attn qkv resid), or "
+            "leave --numbers out"
         )
 
 

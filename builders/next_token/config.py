@@ -1,6 +1,6 @@
 """Settings of next_token."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -28,6 +28,7 @@ class NextTokenConfig(RunConfig, frozen=True, kw_only=True):
     WikiText lines. Nothing is generated.
     """
 
+    needs_numbers: ClassVar[bool] = False
     source: TextSource = TextSource()
     """Which data."""
     prompt: TextPromptConfig = TextPromptConfig()

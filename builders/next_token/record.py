@@ -36,7 +36,7 @@ class NextTokenRecord(Record, frozen=True, kw_only=True, tag="next_token"):
     """A window of text, and how the model predicts each of its tokens.
 
     The lists `next_...` have one entry for each position that has a following token: T-1 of them. Probabilities are
-    the raw model's, in float32.
+    the raw model's, in float32. With `--numbers none` the lists are empty, and nothing is scored.
     """
 
     text: str

@@ -83,7 +83,8 @@ class NextTokenTracer(Tracer[Window]):
         """The fields of a record that say how its tokens were predicted."""
         own = trace.next_tokens
         best = own.best_ids.tolist()
-        true, predicted = token_ids[1:], [ids[0] for ids in best]
+        true = token_ids[1:] if self._config.capture.numbers == "all" else []
+        predicted = [ids[0] for ids in best]
         topk = own.best_ids.shape[1]
         strings = token_strings(self._tokenizer, own.best_ids.ravel().tolist())
         probs = np.exp(own.best_logprobs)

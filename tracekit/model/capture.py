@@ -3,7 +3,8 @@
 Sequences run right-padded in one batch, so every real token sees exactly what it would see alone; padding is cut off
 while the tensors are copied into buffers of their final shape, layer by layer, while the model runs. Next-token
 numbers come from the raw logits at the positions that need them: the model runs once without its head, then the head
-alone runs over chunks of those rows, so (B, T, V) never exists.
+alone runs over chunks of those rows, so (B, T, V) never exists. Where no position needs them, the head is left out,
+and the pass ends after the last layer that is kept (tracekit.model.early_stop).
 
 Values that are not finite stop a capture, unless its policy allows them, as of damaged models. What a text gives would
 then depend on its batch (a masked value that is not finite still spoils the sum in which it has weight 0, and kernels
@@ -22,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracekit.config import CaptureConfig
+from tracekit.config import CaptureConfig, check_head_sites
 from tracekit.errors import (
     CaptureError,
     ConfigError,
-    DtypeOverflowError,
     UnsupportedSiteError,
 )
+from tracekit.model.checks import AttentionRules, PassChecks, check_fits, check_rows
+from tracekit.model.early_stop import early_stop
 from tracekit.model.hooks import eager_attention, record
 from tracekit.model.scores import Scores, score
 from tracekit.model.traced import SiteLayout, TracedModel
@@ -37,7 +39,6 @@ from tracekit.sites import ATTENTION_SITES, SITES, resolve_sites
 from tracekit.tensors import TensorSpec, num_packed, pack_indices
 
 __all__ = [
-    "ROW_SUM_TOLERANCE",
     "Buffers",
     "CapturedBatch",
     "NextTokens",
@@ -56,8 +57,6 @@ __all__ = [
 ]
 
 _HEAD_ROWS = 256
-ROW_SUM_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-"""How far from 1 the sum of an attention row may lie, by dtype."""
 
 
 class Text(NamedTuple):
@@ -134,7 +133,7 @@ def capture(
     """Run texts through the model once and keep what the configuration asks for.
 
     `num_best` most likely tokens are kept in the place of each scored one. `policy` says which values may be, of
-    tensors and of next-token numbers.
+    tensors and of next-token numbers. With `numbers="none"` nothing is scored, and there are no next-token numbers.
 
     Texts that would influence one another (int8 with outliers, tracekit.model.lengths) run apart.
 
@@ -143,7 +142,9 @@ def capture(
             are finite), or a value that is not finite and not allowed to be.
         DtypeOverflowError: a value does not fit `store_dtype`, and overflow is not allowed.
         UnsupportedSiteError: the model cannot give a requested site.
+        ConfigError: a site comes from the head, which the configuration leaves out.
     """
+    check_head_sites(config)
     traces: dict[int, Trace] = {}
     for group in traced.groups([len(text.token_ids) for text in texts]):
         together = [texts[i] for i in group]
@@ -160,7 +161,8 @@ def _captured(
     policy: ValuePolicy,
 ) -> list[Trace]:
     """The same of texts that may run together."""
-    rows = run_rows(traced, texts, config, policy=policy)
+    needs_head = any(_head_positions(text, config) for text in texts)
+    rows = run_rows(traced, texts, config, policy=policy, needs_output=needs_head or policy.may_be_nonfinite)
     parts = [(rows, texts)]
     if policy.may_be_nonfinite and not (rows.buffers.is_finite and rows.output.last_hidden_state.isfinite().all()):
         with eager_attention(traced.model, traced.anatomy):
@@ -173,7 +175,8 @@ def _captured(
 
 
 class CapturedBatch(NamedTuple):
-    """What came of a batch: captured tensors, and the model's output (of an LM, its inner model's)."""
+    """What came of a batch: captured tensors, and the model's output (of an LM, its inner model's), None where the pass
+    ended early."""
 
     buffers: "Buffers"
     output: Any
@@ -185,10 +188,12 @@ def run_rows(
     config: CaptureConfig,
     *,
     policy: ValuePolicy = FINITE,
+    needs_output: bool = True,
 ) -> CapturedBatch:
     """Run texts as rows of one batch and capture what the configuration asks for, next-token numbers left out.
 
-    Values that are not finite, where there may be any, are stored as they are in this batch.
+    Where no output is needed, the pass ends as soon as all that is asked for is there, if the model allows it. Values
+    that are not finite, where there may be any, are stored as they are in this batch.
 
     Raises: as `capture`.
     """
@@ -199,18 +204,36 @@ def run_rows(
     buffers = Buffers(traced, texts, sites, config, policy)
     inputs = _right_pad(texts, traced.device)
     hooked = tuple(site for site in sites if SITES[site].source in ("attention", "block"))
-    wants_hidden = "hidden_states" in sites
+    awaited = buffers.wanted
+    may_stop = not needs_output and _may_stop(traced, texts, awaited)
+    wants_hidden = "hidden_states" in sites and not may_stop
+    whole: Any = None
+
+    def put(site: str, layer: int, value: Tensor) -> None:
+        buffers.put(site, layer, value)
+        awaited.discard((site, layer))
+
     with (
         torch.inference_mode(),
         keep_inner_output(traced.anatomy.inner) if traced.head == "lm" else nullcontext([]) as kept,
-        record(traced.model, traced.anatomy, hooked, buffers.put, resid_rule=traced.resid_rule),
+        record(traced.model, traced.anatomy, hooked, put, resid_rule=traced.resid_rule),
+        early_stop(traced.anatomy, put, lambda: not awaited) if may_stop else nullcontext(),
     ):
         whole = traced.run(**inputs, output_hidden_states=wants_hidden)
     output = kept[0] if kept else whole
     if wants_hidden:
         for layer, hidden in enumerate(output.hidden_states):
-            buffers.put("hidden_states", layer, hidden)
+            put("hidden_states", layer, hidden)
+    assert not awaited, awaited
+    buffers.settle()
     return CapturedBatch(buffers, output)
+
+
+def _may_stop(traced: TracedModel, texts: Sequence[Text], wanted: set[tuple[str, int]]) -> bool:
+    """Whether the pass may end once all that is wanted is there. Pictures may be added to the stream between blocks."""
+    hidden = [layer for site, layer in wanted if site == "hidden_states"]
+    from_blocks = not hidden or (traced.order.inputs_are_hidden and max(hidden) < traced.num_layers)
+    return traced.order.can_stop and from_blocks and not texts[0].inputs
 
 
 def resolve_layers(chosen: Sequence[str], available: Sequence[int], *, at: str = "$.capture.layers") -> list[int]:
@@ -296,14 +319,9 @@ class WantedRows(NamedTuple):
     @classmethod
     def of(cls, texts: Sequence[Text], config: CaptureConfig, num_best: int) -> "WantedRows":
         """Those of texts."""
-        sites = resolve_sites(config.sites)
-        wants_topk = "topk_ids" in sites or "topk_logprobs" in sites
-        kept = [range(*_kept_positions(text, config)) if wants_topk else range(0) for text in texts]
-        after_prompt = [[text.prompt_length - 1] if text.asked_ids else [] for text in texts]
-        positions = [
-            sorted({*some, *text.scored, *last}) for some, text, last in zip(kept, texts, after_prompt, strict=True)
-        ]
-        return cls(positions, kept, max(1, num_best, config.topk if wants_topk else 0))
+        kept = [_topk_positions(text, config) for text in texts]
+        positions = [_head_positions(text, config) for text in texts]
+        return cls(positions, kept, max(1, num_best, config.topk if any(kept) else 0))
 
     def following(self, texts: Sequence[Text]) -> Tensor:
         """The token that follows each row (n,), -1 where none is scored."""
@@ -376,6 +394,21 @@ def head_scores(
         parts.append(score(logits, following[place].to(logits.device), asked[place].to(logits.device), width))
         done += len(logits)
     return Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+def _topk_positions(text: Text, config: CaptureConfig) -> range:
+    """Positions of a text whose most likely next tokens are a site of their own."""
+    wants_topk = any(SITES[site].source == "head" for site in resolve_sites(config.sites))
+    return range(*_kept_positions(text, config)) if wants_topk else range(0)
+
+
+def _head_positions(text: Text, config: CaptureConfig) -> list[int]:
+    """Positions of a text that go through the head."""
+    if config.numbers == "none":
+        assert not text.asked_ids, text.asked_ids
+        return []
+    after_prompt = [text.prompt_length - 1] if text.asked_ids else []
+    return sorted({*_topk_positions(text, config), *text.scored, *after_prompt})
 
 
 def asked_of(texts: Sequence[Text], positions: Sequence[Sequence[int]]) -> Tensor:
@@ -505,6 +538,12 @@ class Buffers:
         self._is_causal = traced.is_causal and not texts[0].inputs  # parts of a picture may see one another
         self.is_finite = True
         self._ranges = [_kept_positions(text, config) for text in texts]
+        self._rules = AttentionRules(self._is_causal, traced.rows_sum_to_one)
+        self._rows = [stand.row for stand in self._stands]
+        lefts = [stand.left for stand in self._stands]
+        kept = [(left + start, left + stop) for left, (start, stop) in zip(lefts, self._ranges, strict=True)]
+        real = [(left, left + len(text.token_ids)) for left, text in zip(lefts, texts, strict=True)]
+        self._checks = PassChecks(kept, real, self._rules)
         self._targets: dict[tuple[str, int], tuple[_Target, int]] = {}
         self._by_name: dict[str, _Target] = {}
         for site in sites:
@@ -541,6 +580,11 @@ class Buffers:
             return (tail[0], stop - start, tail[1])
         return (stop - start, tail[0])
 
+    @property
+    def wanted(self) -> set[tuple[str, int]]:
+        """Site and layer of all that is to be handed over."""
+        return set(self._targets)
+
     def put(self, site: str, layer: int, value: Tensor) -> None:
         """Copy what is kept of a batch tensor (B, ...) into the texts' own tensors."""
         if (site, layer) not in self._targets:
@@ -569,9 +613,21 @@ class Buffers:
             else:
                 out.copy_(own[left + start : left + stop])
 
+    def settle(self) -> None:
+        """See that all that came is as it should be: once a pass, since it waits for the device.
+
+        Raises: as `capture`.
+        """
+        self._checks.settle()
+
     def _check(self, site: str, layer: int, value: Tensor, target: _Target) -> None:
-        """Finite, and within the dtype it is stored in; looked at closely only where the whole batch does not pass."""
+        """Finite, and within the dtype it is stored in. Where values may be anything, each layer is looked at as it
+        comes, and closely where the whole batch does not pass."""
         stored = target.values[0].dtype
+        if self._policy == FINITE:
+            is_whole = self._rows == list(range(len(value)))
+            self._checks.add(site, layer, value if is_whole else value[self._rows], stored)
+            return
         largest = torch.finfo(stored).max if stored != value.dtype else float("inf")
         if not value.abs().amax().item() < largest:  # true for NaN, too
             self.is_finite &= bool(torch.isfinite(value).all())
@@ -587,37 +643,28 @@ class Buffers:
         rows = slice(left + start, left + stop)
         kept = value[rows] if site not in ATTENTION_SITES else value[:, rows]
         kept = kept[..., left : left + len(self._texts[i].token_ids)] if site == "attentions" else kept
-        is_finite = torch.isfinite(kept)
-        if self._policy.may_be_nonfinite:
-            kept = kept[is_finite]
-        elif not is_finite.all():
-            raise CaptureError(f"{site}, layer {layer}: not finite in a {value.dtype} model; use another --dtype")
+        kept = kept[torch.isfinite(kept)]
         if self._policy.may_overflow:
             self._num_overflowed[i] += int((~torch.isfinite(kept.to(stored))).sum())
-        elif kept.numel() and kept.abs().amax() > torch.finfo(stored).max:
-            raise DtypeOverflowError(
-                f"{site}, layer {layer}: {kept.abs().amax().item():g} does not fit {stored} "
-                f"(largest {torch.finfo(stored).max:g}); use another --store-dtype"
-            )
+        elif kept.numel():
+            check_fits(site, layer, kept.abs().amax().item(), stored)
 
     def _check_attention(self, layer: int, value_BHTT: Tensor) -> None:
         sums_BHT = value_BHTT.sum(-1, dtype=torch.float32)
-        slack = ROW_SUM_TOLERANCE[value_BHTT.dtype]
         for text, (row, left) in zip(self._texts, self._stands, strict=True):
             real, rows_HTT = sums_BHT[row, :, left : left + len(text.token_ids)], value_BHTT[row]
-            if self._policy.may_be_nonfinite and not self.is_finite:
+            if not self.is_finite:
                 rows_HTT = rows_HTT.masked_fill(~sums_BHT[row, ..., None].isfinite(), 0)
                 real = real[real.isfinite()]
                 if not real.numel():
                     continue
             lowest, highest = real.min().item(), real.max().item()
-            if highest > 1 + slack or (self._traced.rows_sum_to_one and lowest < 1 - slack):
-                raise CaptureError(f"attentions, layer {layer}: rows sum to {lowest:g}..{highest:g}, expected 1")
-            if self._is_causal and _sees_others(rows_HTT, left, len(text.token_ids)):
-                raise CaptureError(f"attentions, layer {layer}: a causal model attends to the future")
+            future = float(self._is_causal and _sees_others(rows_HTT, left, len(text.token_ids)))
+            check_rows(layer, value_BHTT.dtype, lowest=lowest, highest=highest, future=future, rules=self._rules)
 
     def tensors(self, i: int) -> tuple[dict[str, np.ndarray], list[TensorSpec]]:
         """Captured tensors of text `i`, and what they are."""
+        self.settle()
         text = self._texts[i]
         start, stop = self._ranges[i]
         positions = [[start, stop]] if stop > start else []

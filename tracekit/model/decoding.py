@@ -405,6 +405,7 @@ class _Steps:
         for site, layers in self._layers.items():
             for layer in sorted(layers):
                 buffers.put(site, layer, self._whole(site, layer))
+        buffers.settle()
         if self._policy.may_be_nonfinite and not (buffers.is_finite and self._is_finite):
             return None
         wanted = WantedRows.of(texts, self._settings, 0)

@@ -22,7 +22,6 @@ from tracekit.console import say
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
 from tracekit.format.manifest import SiteError, Verification
 from tracekit.model.capture import (
-    ROW_SUM_TOLERANCE,
     Text,
     Trace,
     capture,
@@ -30,8 +29,10 @@ from tracekit.model.capture import (
     keep_inner_output,
     to_numpy,
 )
+from tracekit.model.checks import ROW_SUM_TOLERANCE
 from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
 from tracekit.model.decoding import ToAnswer, answer_traced
+from tracekit.model.early_stop import examine_passes
 from tracekit.model.families import NOT_REPEATABLE
 from tracekit.model.hooks import check_attention, eager_attention, record, runs_in_sdpa
 from tracekit.model.lengths import rope_parameters, windows
@@ -80,8 +81,8 @@ class _Reference(NamedTuple):
 
 
 def prove(traced: TracedModel, sites: Sequence[str]) -> None:
-    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal` and `rows_sum_to_one`, sets
-    `is_row_coupled` where padding changes a row, and `length_limit` to 0 where any longer row does.
+    """Measure what the model gives at `sites` and prove it; fills `layouts`, `is_causal`, `rows_sum_to_one` and
+    `order`, sets `is_row_coupled` where padding changes a row, and `length_limit` to 0 where any longer row does.
 
     Raises:
         UnsupportedSiteError: the architecture cannot give a site.
@@ -105,6 +106,8 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
             _prove_that_it_matters(traced, ids, site)
     if traced.head == "lm":
         _prove_head(traced, ids, before)
+        if not traced.is_offloaded:  # accelerate would not take the weights back that it brought for a pass
+            traced.order = examine_passes(traced.anatomy, partial(traced.run, ids))
     after = _plain(traced, ids, attentions=False)
     if not torch.equal(before.logits, after.logits):
         raise _failed(traced, "the logits changed after the hooks were taken off")
@@ -450,7 +453,8 @@ def replay(
         result = result.with_more(compared(site, mine, reference, tolerance, by_layer=bool(spec.layers)))
     for name, mine, reference in _answer_numbers(plain, text, trace):
         result = result.with_more(compared(name, mine, reference, tolerance_of(traced.info), by_layer=False))
-    predicted = plain.logits[0, text.scored.start : -1].argmax(-1).cpu().numpy()
+    scored = range(0) if config.numbers == "none" else text.scored
+    predicted = plain.logits[0, scored.start : scored.stop].argmax(-1).cpu().numpy()
     own = trace.next_tokens.predicted_ids
     return msgspec.structs.replace(
         result,

@@ -7,6 +7,7 @@ import torch
 
 from tracekit.errors import CaptureError, ModelError
 from tracekit.model.anatomy import Anatomy, ResidRule, examine, find_resid_rule
+from tracekit.model.early_stop import PassOrder
 from tracekit.model.lengths import RotaryState, groups_within, length_limit, longest_text
 from tracekit.model.placement import devices_of, input_device, is_offloaded
 from tracekit.model.vocabulary import without_row
@@ -117,9 +118,10 @@ class TracedModel:
     every sequence a logit of its own. `run` calls either with rows of token ids. `is_head_fresh` is set by the loader
     where the checkpoint had no weights for the head.
 
-    `layouts`, `is_causal` and `rows_sum_to_one` are set by `tracekit.model.proof.prove`, which every model goes through
-    before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a row, and
-    `length_limit`, where it finds that the longest row changes others in a way that the configuration does not tell.
+    `layouts`, `is_causal`, `rows_sum_to_one` and `order` are set by `tracekit.model.proof.prove`, which every model
+    goes through before anything of it is captured; it sets `is_row_coupled`, too, where it finds that padding changes a
+    row, and `length_limit`, where it finds that the longest row changes others in a way that the configuration does not
+    tell.
     The loader sets `is_moved_by_padding` where padding before a prompt changes its answer. `decoding` is None until
     `tracekit.model.proof.prove_decoding` has measured it.
     """
@@ -135,6 +137,7 @@ class TracedModel:
         self.layouts: dict[str, SiteLayout] = {}
         self.is_causal = False
         self.rows_sum_to_one = True
+        self.order = PassOrder()
         self.is_head_fresh = False
         self.is_moved_by_padding = False
         self.decoding: DecodingRule | None = None

@@ -43,6 +43,9 @@ _PLACEMENT = ("device_map", "max_memory", "offload_folder")
 """Settings of the model that are not written down: where weights lie decides how fast a dataset is made and not what is
 in it, so a folder that was begun on one device goes on shared out over several, and the other way round."""
 
+_LATER = {"capture": {"numbers": "all"}}
+"""Settings that plans of this schema version may lack, and what was done without them."""
+
 
 class Devices(NamedTuple):
     """Where a model runs, as a plan knows it."""
@@ -223,10 +226,10 @@ def check_space(folder: Path, estimate: Estimate, *, num_kept: int | None = None
 
 
 def _comparable(plan: Plan) -> Plan:
-    """A plan without what follows from the rest of it."""
+    """A plan without what follows from the rest of it, and with all settings."""
     shards: list[ShardTask] = []
     source = msgspec.structs.replace(plan.source, skipped=[])
-    run = plan.run
+    run = plan.run | {part: later | plan.run[part] for part, later in _LATER.items() if part in plan.run}
     if "device" in run.get("model", {}):  # `device_type` says what came of it, of `auto` and of a device map too
         run = run | {"model": {name: value for name, value in run["model"].items() if name != "device"}}
     return msgspec.structs.replace(
