@@ -111,7 +111,9 @@ def test_rows_of_attention_sum_to_one_or_to_one_at_most(place: Place) -> None:
 
 
 def test_no_token_of_a_causal_model_sees_a_later_one(place: Place) -> None:
-    with pytest.raises(CaptureError, match=r"^attentions, layer 7: a causal model attends to the future, or to padding$"):
+    with pytest.raises(
+        CaptureError, match=r"^attentions, layer 7: a causal model attends to the future, or to padding$"
+    ):
         settle("attentions", changed(attention(), (1, 0, 0, 2), 1e-30), place)
     settle("attentions", changed(attention(), (1, 0, 0, 2), 1e-30), place, is_causal=False)
 
