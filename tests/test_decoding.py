@@ -21,7 +21,7 @@ from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_manifest, read_plan
 from tracekit.model import decoding
 from tracekit.model.capture import capture
-from tracekit.model.decoding import AnswerTrace, ToAnswer, answer_traced
+from tracekit.model.decoding import AnswerTrace, ToAnswer, answer_several, answer_traced
 from tracekit.model.generation import answer_once
 from tracekit.model.proof import choose_capture, prove_decoding
 from tracekit.model.traced import TracedModel
@@ -47,10 +47,12 @@ def answered(
     return answer_traced(made, asked, config, settings, from_decoding=True)
 
 
-def assert_as_alone(made: TracedModel, answers: Sequence[AnswerTrace], settings: CaptureConfig) -> None:
+def assert_as_alone(
+    made: TracedModel, answers: Sequence[AnswerTrace], settings: CaptureConfig, *, captured_from: str = "decoding"
+) -> None:
     """Every tensor and number is that of a lone pass over prompt and answer."""
     for one in answers:
-        assert one.trace.captured_from == "decoding"
+        assert one.trace.captured_from == captured_from
         alone = capture(made, [one.text], settings)[0]
         assert one.trace.specs == alone.specs
         for name, expected in alone.tensors.items():
@@ -124,10 +126,44 @@ def test_tokens_that_are_asked_for_have_their_logits_in_the_place_of_the_first_a
     assert_as_alone(made, answers, settings)
 
 
-def test_beams_are_captured_in_a_pass():
+LONGER = PROMPTS[:3]
+"""Prompts of more than a token, which can be read without their last."""
+
+
+@pytest.mark.parametrize("name", few_first(("llama", "gpt2", "gemma2", "bloom", "mistral", "gpt_oss")))
+def test_beams_search_over_prompts_that_are_read_once(name: str, monkeypatch: pytest.MonkeyPatch):
+    made, settings = ready(name), CaptureConfig(sites=(*sites_of(name), "topk"))
+    config = GenerationConfig(num_beams=4, max_new_tokens=NUM_NEW)
+    plain = answer_once(made, list(LONGER), config, None)
+    monkeypatch.setattr(decoding, "_in_a_pass", None)
+    answers = answered(made, LONGER, settings, config)
+    assert [one.generated for one in answers] == plain
+    assert_as_alone(made, answers, settings, captured_from="pass")
+
+
+@pytest.mark.parametrize("are_traced", [True, False])
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("name", few_first(("llama", "gpt2", "mistral", "gpt_oss")))
+def test_several_answers_to_a_prompt_are_those_of_runs_of_their_own(name: str, num_beams: int, are_traced: bool):
+    made, settings = ready(name), CaptureConfig(sites=("hidden_states", "attentions", "keys", "topk"))
+    config = DrawConfig(num_beams=num_beams, max_new_tokens=NUM_NEW, temperature=1.2, top_k=30)
+    seeds = [[f"{row} {number}" for number in range(3)] for row in range(len(LONGER))]
+    asked = [ToAnswer(prompt) for prompt in LONGER]
+    together, apart = (
+        answer_several(made, asked, seeds, config, settings, are_traced=are_traced, from_decoding=from_decoding)
+        for from_decoding in (True, False)
+    )
+    for mine, others in zip(together, apart, strict=True):
+        assert [one.generated for one in mine] == [one.generated for one in others]
+        first, *drawn = mine
+        assert_as_alone(made, [first], settings, captured_from="decoding" if num_beams == 1 else "pass")
+        assert_as_alone(made, drawn, settings if are_traced else CaptureConfig(sites=("none",)))
+
+
+def test_a_prompt_of_one_token_is_not_read_without_its_last():
     made, settings = ready("llama"), CaptureConfig(sites=("hidden_states",))
     answers = answered(made, PROMPTS, settings, GenerationConfig(num_beams=3, max_new_tokens=NUM_NEW))
-    assert {one.trace.captured_from for one in answers} == {"pass"}
+    assert_as_alone(made, answers, settings, captured_from="pass")
 
 
 def test_a_batch_of_one_and_one_new_token():

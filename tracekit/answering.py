@@ -17,7 +17,7 @@ from tracekit.errors import ConfigError
 from tracekit.model.answers import Answer, parse_answer
 from tracekit.model.capture import Trace
 from tracekit.model.choices import ChoiceTrace
-from tracekit.model.decoding import AnswerTrace, ToAnswer, answer_traced
+from tracekit.model.decoding import AnswerTrace, ToAnswer, answer_several, answer_traced
 from tracekit.model.generation import Generated, settings_of
 from tracekit.model.prompts import Exchange, Prompt, Prompter, draw_shots, sha256_text
 from tracekit.model.traced import TracedModel
@@ -148,10 +148,22 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         asked: Sequence[ToAnswer],
         settings: CaptureConfig,
         place: Place,
-    ) -> list[AnswerTrace]:
-        """An answer to each prompt of a batch, captured."""
+    ) -> list[list[AnswerTrace]]:
+        """Answers to each prompt of a batch: the deterministic one captured, and after it those that are drawn."""
         generation: GenerationConfig = self._config.generation
-        return answer_traced(traced, asked, generation, settings, from_decoding=place.from_decoding)
+        if not isinstance(generation, SamplesConfig):
+            made = answer_traced(traced, asked, generation, settings, from_decoding=place.from_decoding)
+            return [[one] for one in made]
+        run_seed, numbers = self._config.output.seed, range(1, generation.num_samples)
+        return answer_several(
+            traced,
+            asked,
+            [[f"{run_seed} {example.key} {number}" for number in numbers] for example in examples],
+            generation,
+            settings,
+            are_traced=generation.trace_samples,
+            from_decoding=place.from_decoding,
+        )
 
     def fields(self, example: ExampleT, answer: Answered, shared: dict[str, Any]) -> dict[str, Any]:
         """The fields of a record: those that all records of answers share, and the task's own."""
@@ -172,19 +184,11 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         prompts = [self.prompt(example) for example in examples]
         asked = [ToAnswer(prompt.token_ids) for prompt in prompts]
         generation, settings = getattr(self._config, "generation", None), self._config.capture
-        made = self.answer(traced, examples, asked, settings, place)
         are_traced = isinstance(generation, SamplesConfig) and generation.trace_samples
-        if not are_traced:
-            settings = msgspec.structs.replace(settings, sites=("none",))
-        drawn: list[list[AnswerTrace]] = []
-        for sample_index in range(1, generation.num_samples if isinstance(generation, SamplesConfig) else 1):
-            seeds = [f"{self._config.output.seed} {example.key} {sample_index}" for example in examples]
-            others = [one._replace(seed=seed) for one, seed in zip(asked, seeds, strict=True)]
-            drawn.append(self.answer(traced, examples, others, settings, place))
+        made = self.answer(traced, examples, asked, settings, place)
         samples: list[TracedSample] = []
-        for i, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
-            own = [column[i] for column in drawn]
-            whole: list[AnswerTrace] = [made[i], *(own if are_traced else [])]
+        for example, prompt, (first, *own) in zip(examples, prompts, made, strict=True):
+            whole = [first, *(own if are_traced else [])]
             for sample_index, one in enumerate(whole):
                 here = place._replace(first_index=place.first_index + len(samples))
                 rest = [] if sample_index else own

@@ -83,9 +83,10 @@ class ReplayTracer(AnsweringTracer[AnswerExample]):
         asked: Sequence[ToAnswer],
         settings: CaptureConfig,
         place: Place,
-    ) -> list[AnswerTrace]:
+    ) -> list[list[AnswerTrace]]:
         """The answers as they are given, captured."""
-        return captured_answers(traced, asked, [self.given(one, self.prompt(one)) for one in examples], settings)
+        given = [self.given(one, self.prompt(one)) for one in examples]
+        return [[one] for one in captured_answers(traced, asked, given, settings)]
 
     def fields(self, example: AnswerExample, answer: Answered, shared: dict[str, Any]) -> dict[str, Any]:
         """The fields of a record."""

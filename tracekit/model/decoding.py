@@ -6,64 +6,39 @@ one step more, whose own token is thrown away. Log-probabilities and entropies c
 chosen by. So nothing runs twice.
 
 Whether a model computes in its steps what it computes in a pass is measured (`tracekit.model.proof.prove_decoding`).
-Beams, rows that influence one another, and texts beyond what was measured are captured in a pass afterwards.
+Beams search over prompts that are read once, and their answers are read over what is kept of the prompts. Rows that
+influence one another, and texts beyond what was measured, are captured in a pass afterwards.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from inspect import signature
+from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracekit.config import CaptureConfig, DrawConfig, GenerationConfig
-from tracekit.errors import CaptureError
-from tracekit.model.capture import (
-    Buffers,
-    Stand,
-    Text,
-    Trace,
-    WantedRows,
-    asked_of,
-    capture,
-    head_scores,
-    resolve_layers,
+from tracekit.model.capture import Text, Trace, capture
+from tracekit.model.generation import (
+    Generated,
+    SomeDrawn,
+    StepScorer,
+    answer_once,
+    draws,
+    generate,
+    in_groups,
+    left_padded,
 )
-from tracekit.model.generation import Generated, StepScorer, answer_once, draws, generate, in_groups
-from tracekit.model.hooks import AttentionCall, record
-from tracekit.model.scores import Scores, score
+from tracekit.model.steps import Steps, ToAnswer
 from tracekit.model.traced import TracedModel
 from tracekit.model.values import FINITE, ValuePolicy
-from tracekit.sites import ATTENTION_SITES, SITES, resolve_sites
 
-__all__ = ["AnswerTrace", "DecodedTraces", "ToAnswer", "answer_traced", "captured_answers"]
+__all__ = ["AnswerTrace", "DecodedTraces", "ToAnswer", "answer_several", "answer_traced", "captured_answers"]
 
-
-class ToAnswer(NamedTuple):
-    """A prompt that is to be answered."""
-
-    token_ids: list[int]
-    """The prompt."""
-    seed: str | None = None
-    """Decides the draw; None where the answer is deterministic."""
-    asked_ids: tuple[int, ...] = ()
-    """Tokens whose logits are wanted in the place of the answer's first one."""
-    inputs: Mapping[str, Tensor] = MappingProxyType({})
-    """What the model takes beside the tokens, such as `pixel_values` (1, C, H, W)."""
-    token_type_ids: list[int] | None = None
-    """Segment of each token, for models that have segments."""
-
-    def text(self, answer: Generated) -> Text:
-        """Prompt and answer as they are captured."""
-        kinds = self.token_type_ids
-        return Text(
-            self.token_ids + answer.token_ids,
-            len(self.token_ids),
-            token_type_ids=None if kinds is None else [*kinds, *[0] * len(answer.token_ids)],
-            inputs=self.inputs,
-            asked_ids=self.asked_ids,
-        )
+AnswerT = TypeVar("AnswerT")
 
 
 class AnswerTrace(NamedTuple):
@@ -92,17 +67,81 @@ def answer_traced(
     """
     is_drawn = asked[0].seed is not None
     assert all((one.seed is not None) == is_drawn for one in asked), "all are drawn, or none is"
-    if not from_decoding or (config.num_beams > 1 and not is_drawn):
+    uses_beams = config.num_beams > 1 and not is_drawn
+    if not from_decoding or (uses_beams and not _can_repeat(traced, asked)):
         return _in_a_pass(traced, asked, config, settings, policy)
 
     def answer(rows: list[int]) -> list[AnswerTrace]:
         some = [asked[row] for row in rows]
-        is_proven = _is_proven(traced, some, config.max_new_tokens, by_length=True)
-        return (_while_decoding if is_proven else _in_a_pass)(traced, some, config, settings, policy)
+        way = _with_beams if uses_beams else _while_decoding
+        if not _is_proven(traced, some, config.max_new_tokens, by_length=True):
+            way = _in_a_pass
+        return way(traced, some, config, settings, policy)
 
+    return _in_groups(traced, asked, config, answer)
+
+
+def answer_several(
+    traced: TracedModel,
+    asked: Sequence[ToAnswer],
+    seeds: Sequence[Sequence[str]],
+    config: DrawConfig,
+    settings: CaptureConfig,
+    *,
+    are_traced: bool,
+    from_decoding: bool,
+) -> list[list[AnswerTrace]]:
+    """For each prompt its deterministic answer, and after it those that its seeds draw; as many for each.
+
+    Drawn answers hold tensors where they `are_traced`, else their numbers alone. Where `from_decoding` allows it, the
+    prompts are read once for all of their answers, which are decoded together.
+
+    Raises: as `tracekit.model.capture.capture`.
+    """
+    of_drawn = settings if are_traced else msgspec.structs.replace(settings, sites=("none",))
+    num_drawn = len(seeds[0])
+    if num_drawn == 0 or not (from_decoding and _can_repeat(traced, asked)):
+        columns = [answer_traced(traced, asked, config, settings, from_decoding=from_decoding)]
+        for number in range(num_drawn):
+            drawn = [one._replace(seed=own[number]) for one, own in zip(asked, seeds, strict=True)]
+            columns.append(answer_traced(traced, drawn, config, of_drawn, from_decoding=from_decoding))
+        return [list(row) for row in zip(*columns, strict=True)]
+    uses_beams = config.num_beams > 1
+    plans: list[list[str | None]] = [[*([] if uses_beams else [None]), *own] for own in seeds]
+
+    def answer(rows: list[int]) -> list[list[AnswerTrace]]:
+        some, drawn = [asked[row] for row in rows], [plans[row] for row in rows]
+        if _is_proven(traced, some, config.max_new_tokens, by_length=True):
+            kept = of_drawn if uses_beams else settings
+            return _together(traced, some, drawn, config, kept, are_traced=are_traced)
+        lone = [seeds[row] for row in rows]
+        made = answer_several(traced, some, lone, config, settings, are_traced=are_traced, from_decoding=False)
+        return [one[1:] if uses_beams else one for one in made]
+
+    made = _in_groups(traced, asked, config, answer)
+    if not uses_beams:
+        return made
+    first = answer_traced(traced, asked, config, settings, from_decoding=True)
+    return [[one, *others] for one, others in zip(first, made, strict=True)]
+
+
+def _in_groups(
+    traced: TracedModel,
+    asked: Sequence[ToAnswer],
+    config: GenerationConfig,
+    answer: Callable[[list[int]], list[AnswerT]],
+) -> list[AnswerT]:
     lengths = [len(one.token_ids) for one in asked]
     by_length = traced.decoding is not None and traced.decoding.fault is None and traced.decoding.by_length
     return in_groups(traced, lengths, config.max_new_tokens, answer, by_length=by_length)
+
+
+def _can_repeat(traced: TracedModel, asked: Sequence[ToAnswer]) -> bool:
+    """Whether prompts may be read once for several answers to each."""
+    rule = traced.decoding
+    is_proven = rule is not None and rule.fault is None and rule.repeats
+    has_more = all(len(one.token_ids) > 1 for one in asked)
+    return is_proven and has_more and not any(one.inputs or one.token_type_ids for one in asked)
 
 
 def _in_a_pass(
@@ -149,7 +188,7 @@ def _while_decoding(
     policy: ValuePolicy,
 ) -> list[AnswerTrace]:
     """The same of prompts that run together, captured step by step."""
-    steps = _Steps(traced, asked, settings, policy)
+    steps = Steps(traced, asked, settings, policy)
     seeds = [one.seed for one in asked if one.seed is not None]
     drawing = draws(config, seeds) if seeds and isinstance(config, DrawConfig) else []
     with steps.recording():
@@ -168,6 +207,88 @@ def _while_decoding(
     if traces is None:  # where not everything is finite, texts run alone
         return captured_answers(traced, asked, answers, settings, policy)
     return [AnswerTrace(*parts) for parts in zip(answers, texts, traces, strict=True)]
+
+
+def _together(
+    traced: TracedModel,
+    asked: Sequence[ToAnswer],
+    seeds: Sequence[Sequence[str | None]],
+    config: DrawConfig,
+    settings: CaptureConfig,
+    *,
+    are_traced: bool,
+) -> list[list[AnswerTrace]]:
+    """Several answers to each prompt, which is read once: those without a seed greedy, the others drawn."""
+    repeat, flat = len(seeds[0]), [seed for own in seeds for seed in own]
+    chosen = [row for row, seed in enumerate(flat) if are_traced or seed is None]
+    steps = Steps(traced, asked, settings, FINITE, repeat=repeat, chosen=chosen)
+    with steps.recording():
+        cache = _read(traced, *_prompts(traced, asked))
+        cache.reorder_cache(torch.arange(len(asked), device=traced.device).repeat_interleave(repeat))
+        answers = generate(
+            traced,
+            [one.token_ids for one in asked for _ in range(repeat)],
+            config,
+            num_beams=1,
+            processors=[steps.scorer, SomeDrawn(config, flat)],
+            late=steps.scorer,
+            cache=cache,
+        )
+    texts = [asked[row // repeat].text(answer) for row, answer in enumerate(answers)]
+    others = [row for row in range(len(texts)) if row not in set(chosen)]
+    traces: dict[int, Trace] = {}
+    for rows, made in ((chosen, steps.traces), (others, steps.numbers)):
+        if rows:
+            traces |= zip(rows, made([texts[row] for row in rows], rows) or [], strict=True)
+    whole = [AnswerTrace(answers[row], texts[row], traces[row]) for row in range(len(texts))]
+    return [whole[start : start + repeat] for start in range(0, len(whole), repeat)]
+
+
+def _with_beams(
+    traced: TracedModel,
+    asked: Sequence[ToAnswer],
+    config: GenerationConfig,
+    settings: CaptureConfig,
+    policy: ValuePolicy,
+) -> list[AnswerTrace]:
+    """Answers by beam search over prompts that are read once, and then read over what is kept of the prompts."""
+    steps = Steps(traced, asked, settings, policy, is_decoding=False)
+    ids, mask = _prompts(traced, asked)
+    with steps.recording():
+        cache = _read(traced, ids, mask)
+    kept = copy.deepcopy(cache)
+    cache.reorder_cache(torch.arange(len(asked), device=traced.device).repeat_interleave(config.num_beams))
+    prompts = [one.token_ids for one in asked]
+    answers = generate(traced, prompts, config, num_beams=config.num_beams, processors=[], cache=cache)
+    longest = max(len(answer.token_ids) for answer in answers)
+    rows = [[prompt[-1], *answer.token_ids] for prompt, answer in zip(prompts, answers, strict=True)]
+    padded = torch.tensor([row + [0] * (1 + longest - len(row)) for row in rows], device=ids.device)
+    real = torch.tensor([[1] * len(row) + [0] * (1 + longest - len(row)) for row in rows], device=ids.device)
+    with steps.recording():
+        _read(traced, padded, torch.cat([mask, real], 1), kept)
+    texts = [one.text(answer) for one, answer in zip(asked, answers, strict=True)]
+    traces = steps.traces(texts, range(len(texts)))
+    if traces is None:
+        return captured_answers(traced, asked, answers, settings, policy)
+    return [AnswerTrace(*parts) for parts in zip(answers, texts, traces, strict=True)]
+
+
+def _prompts(traced: TracedModel, asked: Sequence[ToAnswer]) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompts without their last tokens, padded on the left."""
+    ids, mask = left_padded(traced, [one.token_ids for one in asked], traced.model.generation_config.pad_token_id)
+    return ids[:, :-1], mask[:, :-1]
+
+
+def _read(traced: TracedModel, ids: Tensor, mask: Tensor, cache: Any = None) -> Any:
+    """Have the model read tokens (B, T) over a cache, its mask over both; the cache with them."""
+    inner: Any = traced.anatomy.inner
+    takes_positions = "position_ids" in signature(inner.forward).parameters
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    further = {"position_ids": positions} if takes_positions else {}
+    traced.begin_pass()
+    with torch.inference_mode():
+        output = inner(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **further)
+    return output.past_key_values
 
 
 class DecodedTraces:
@@ -191,7 +312,7 @@ class DecodedTraces:
     ) -> None:
         self._traced, self._asked, self._wanted = traced, asked, wanted
         self._settings, self._max_new_tokens = settings, max_new_tokens
-        self._recorded: list[tuple[list[int], _Steps]] = []
+        self._recorded: list[tuple[list[int], Steps]] = []
 
     @contextmanager
     def recording(self, rows: list[int]) -> Iterator[StepScorer | None]:
@@ -201,7 +322,7 @@ class DecodedTraces:
         if not (is_wanted and _is_proven(self._traced, asked, self._max_new_tokens, by_length=False)):
             yield None
             return
-        steps = _Steps(self._traced, asked, self._settings, FINITE)
+        steps = Steps(self._traced, asked, self._settings, FINITE)
         with steps.recording():
             yield steps.scorer
         self._recorded.append((rows, steps))
@@ -227,208 +348,3 @@ def _is_proven(traced: TracedModel, asked: Sequence[ToAnswer], max_new_tokens: i
     if rule is None or rule.fault is not None or (rule.limit is not None and longest > rule.limit):
         return False
     return by_length or not rule.by_length or len({len(one.token_ids) for one in asked}) == 1
-
-
-class _Scorer(StepScorer):
-    """Numbers of the raw logits of each step, taken when its token is chosen."""
-
-    def __init__(self, asked: Tensor, width: int) -> None:
-        self._asked, self._width = asked, width
-        self._logits: Tensor | None = None
-        self._steps: list[Scores] = []
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        self._logits = scores
-        return scores
-
-    def take(self, tokens: Tensor) -> None:
-        """The tokens (B,) that the step has chosen."""
-        assert self._logits is not None, "the processors run before a token is chosen"
-        asked = self._asked.to(tokens.device)
-        self._steps.append(score(self._logits, tokens.to(self._logits.device), asked, self._width))
-        self._logits = None
-
-    def rows(self) -> Scores:
-        """Numbers of all steps and rows, (steps x B, ...), step by step, on the CPU."""
-        return Scores(*(torch.cat(column).cpu() for column in zip(*self._steps, strict=True)))
-
-
-class _Steps:
-    """What the steps of one decoded batch hand over, site by site and layer by layer."""
-
-    def __init__(
-        self, traced: TracedModel, asked: Sequence[ToAnswer], settings: CaptureConfig, policy: ValuePolicy
-    ) -> None:
-        self._traced, self._settings, self._policy = traced, settings, policy
-        sites = resolve_sites(settings.sites)
-        self._sites = tuple(site for site in sites if SITES[site].source != "head")
-        self._layers = {site: self._wanted_layers(site) for site in self._sites}
-        self._num_rows, self._longest = len(asked), max(len(one.token_ids) for one in asked)
-        self._spans: list[tuple[int, int]] = []
-        """Of each step, the positions that it reads."""
-        self._chunks: dict[tuple[str, int], list[Tensor]] = {}
-        self._calls: dict[int, list[AttentionCall]] = {}
-        self._masks: dict[tuple[int, ...], Tensor] = {}
-        self._held: list[list[AttentionCall]] = []
-        rule = traced.decoding
-        self._keeps_queries = rule is not None and rule.keeps_queries and "attentions" in self._sites
-        self._prompt_output: Any = None
-        self._is_finite = torch.ones((), dtype=torch.bool)
-        wants_topk = len(sites) > len(self._sites)
-        self._wants_prompt_rows = wants_topk and settings.tokens in ("all", "prompt")
-        ids = [Text(one.token_ids, len(one.token_ids), asked_ids=one.asked_ids) for one in asked]
-        self.scorer = _Scorer(asked_of(ids, [[0]] * len(ids)), settings.topk if wants_topk else 1)
-
-    def _wanted_layers(self, site: str) -> set[int]:
-        available = self._traced.layouts[site].layers
-        if "L" not in SITES[site].axes:
-            return {available[0]}
-        return {*resolve_layers(self._settings.layers, available)}
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """While open, what the model computes is kept."""
-        inner = self._traced.anatomy.inner
-        hooked = tuple(site for site in self._sites if SITES[site].source in ("attention", "block"))
-        calls = None
-        if self._keeps_queries:
-            hooked, calls = tuple(site for site in hooked if site != "attentions"), self._keep_call
-        handles = [
-            inner.register_forward_pre_hook(self._begin, with_kwargs=True),
-            inner.register_forward_hook(self._end),
-        ]
-        try:
-            rule = self._traced.resid_rule
-            with record(self._traced.model, self._traced.anatomy, hooked, self._put, resid_rule=rule, calls=calls):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """A step begins. Where its tokens stand is counted from the end: some models read the whole text anew."""
-        given = next(one for one in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if one is not None)
-        stop = self._spans[-1][1] + 1 if self._spans else self._longest
-        start = stop - given.shape[1]
-        if start == 0:
-            self._spans, self._chunks, self._calls = [], {}, {}
-        elif not self._spans or start != self._spans[-1][1]:
-            raise CaptureError(f"{given.shape[1]} tokens are read in the decoding step that ends at token {stop}")
-        self._spans.append((start, stop))
-        return args, kwargs | ({"output_hidden_states": True} if "hidden_states" in self._layers else {})
-
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        hidden = getattr(output, "hidden_states", None) if "hidden_states" in self._layers else None
-        for layer, value in enumerate(hidden or ()):
-            self._put("hidden_states", layer, value)
-        last = output.last_hidden_state
-        if self._policy.may_be_nonfinite:
-            self._is_finite = self._is_finite.to(last.device) & last.isfinite().all()
-        if self._wants_prompt_rows and self._spans[-1][0] == 0:
-            self._prompt_output = type(output)(last_hidden_state=last[:, : self._longest].clone())
-
-    def _put(self, site: str, layer: int, value: Tensor) -> None:
-        if layer not in self._layers[site]:
-            return
-        start, stop = self._spans[-1]
-        count = stop - start
-        if site in ("keys", "values"):  # of the whole text so far, where they come from a cache
-            value = value[:, :, -count:]
-        length = value.shape[2 if site in ATTENTION_SITES else 1]
-        if length != count:
-            raise CaptureError(f"{site}, layer {layer}: {length} rows in a decoding step of {count} tokens")
-        chunks = self._chunks.setdefault((site, layer), [])
-        chunks[len(self._spans) - 1 :] = [value.detach().clone()]  # some layers attend twice, and hand over the same
-
-    def _keep_call(self, layer: int, call: AttentionCall) -> None:
-        """Keep what attention is called with: of the keys those of this step, since a cache may drop them later."""
-        if layer not in self._layers["attentions"]:
-            return
-        count = call.query.shape[2]
-        key = call.key[:, :, -count:].clone()
-        calls = self._calls.setdefault(layer, [])
-        calls[len(self._spans) - 1 :] = [call._replace(query=call.query.detach().clone(), key=key, value=key)]
-
-    def _attention(self, layer: int) -> Tensor:
-        """Attention probabilities (B, H, T, T) of the kept queries."""
-        calls = self._calls.pop(layer, [])
-        if len(calls) != len(self._spans):
-            raise CaptureError(f"attentions, layer {layer}: {len(calls)} calls in {len(self._spans)} decoding steps")
-        query, key = (torch.cat([getattr(call, name) for call in calls], 2) for name in ("query", "key"))
-        total = self._spans[-1][1]
-        if query.shape[2] != total or key.shape[2] != total:
-            raise CaptureError(f"attentions, layer {layer}: {key.shape[2]} keys of {total} tokens")
-        known = tuple(id(call.mask) for call in calls)
-        if known not in self._masks:
-            self._masks[known] = self._mask([call.mask for call in calls], query)
-            self._held.append(calls)  # or another mask might get its number
-        call = calls[-1]._replace(query=query, key=key, value=key, mask=self._masks[known])
-        return call.probabilities()
-
-    def _mask(self, masks: Sequence[Tensor | None], query: Tensor) -> Tensor:
-        """The mask (B, 1, T, T) to be added, of those of the steps; a window's holds the last keys alone."""
-        total, least = self._spans[-1][1], torch.finfo(query.dtype).min
-        whole = query.new_full((query.shape[0], 1, total, total), least)
-        for (start, stop), mask in zip(self._spans, masks, strict=True):
-            if mask is None:
-                mask = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).tril(start)
-            if mask.dtype == torch.bool:
-                mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, least)
-            whole[:, :, start:stop, stop - mask.shape[-1] : stop] = mask
-        return whole
-
-    def _whole(self, site: str, layer: int) -> Tensor:
-        """All steps of a site side by side (B, ..., T, ...), as a pass over the padded texts would give them."""
-        if site == "attentions" and self._keeps_queries:
-            return self._attention(layer)
-        chunks = self._chunks.pop((site, layer), [])
-        if len(chunks) != len(self._spans):
-            raise CaptureError(f"{site}, layer {layer}: came in {len(chunks)} of {len(self._spans)} decoding steps")
-        if site != "attentions":
-            return torch.cat(chunks, 2 if site in ATTENTION_SITES else 1) if len(chunks) > 1 else chunks[0]
-        total = self._spans[-1][1]
-        whole = chunks[0].new_zeros((*chunks[0].shape[:2], total, total))
-        for (start, stop), chunk in zip(self._spans, chunks, strict=True):
-            num_keys = chunk.shape[3]  # a window keeps the last ones
-            if num_keys > stop:
-                raise CaptureError(f"attentions, layer {layer}: {num_keys} keys in a text of {stop} tokens")
-            whole[:, :, start:stop, stop - num_keys : stop] = chunk
-        return whole
-
-    def traces(self, texts: Sequence[Text], rows: Sequence[int]) -> list[Trace] | None:
-        """What was captured of the texts of these rows; None where not all is finite and the policy allows that.
-
-        Raises: as `tracekit.model.capture.capture`.
-        """
-        stands = [Stand(row, self._longest - text.prompt_length) for row, text in zip(rows, texts, strict=True)]
-        buffers = Buffers(self._traced, texts, self._sites, self._settings, self._policy, stands)
-        for site, layers in self._layers.items():
-            for layer in sorted(layers):
-                buffers.put(site, layer, self._whole(site, layer))
-        buffers.settle()
-        if self._policy.may_be_nonfinite and not (buffers.is_finite and self._is_finite):
-            return None
-        wanted = WantedRows.of(texts, self._settings, 0)
-        scores = self._scores(texts, stands, wanted)
-        numbers = wanted.numbers(self._traced, scores, texts, self._settings, 0, self._policy)
-        return [buffers.trace(i, own)._replace(captured_from="decoding") for i, own in enumerate(numbers)]
-
-    def _scores(self, texts: Sequence[Text], stands: Sequence[Stand], wanted: WantedRows) -> Scores:
-        """Numbers of the wanted rows: of the steps, and of the head over what stands before the last prompt token."""
-        rows = self.scorer.rows()
-        first = [text.prompt_length - 1 for text in texts]
-        before = [[p for p in some if p < start] for some, start in zip(wanted.positions, first, strict=True)]
-        if num_before := sum(map(len, before)):
-            kept, pairs = self._prompt_output, zip(stands, before, strict=True)
-            hidden = torch.cat([kept.last_hidden_state[row, [left + p for p in some]] for (row, left), some in pairs])
-            following = torch.full((num_before,), -1)
-            asked = asked_of(texts, before)
-            further = head_scores(self._traced, hidden, type(kept), following, asked, wanted.width)
-            rows = Scores(*(torch.cat(pair) for pair in zip(rows, further, strict=True)))
-        num_step_rows = len(rows.logprobs) - num_before
-        places: list[int] = []
-        for i, some in enumerate(wanted.positions):
-            places += range(num_step_rows, num_step_rows + len(before[i]))
-            num_step_rows += len(before[i])
-            places += [(p - first[i]) * self._num_rows + stands[i].row for p in some if p >= first[i]]
-        return Scores(*(column[places] for column in rows))

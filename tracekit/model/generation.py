@@ -41,6 +41,7 @@ __all__ = [
     "Generated",
     "Listener",
     "NewToken",
+    "SomeDrawn",
     "StepScorer",
     "answer_deterministically",
     "answer_once",
@@ -50,6 +51,7 @@ __all__ = [
     "find_padding_rule",
     "generate",
     "in_groups",
+    "left_padded",
     "settings_of",
 ]
 
@@ -305,6 +307,22 @@ def draws(config: DrawConfig | Decoding, seeds: Sequence[str]) -> LogitsProcesso
     return processors
 
 
+class SomeDrawn(LogitsProcessor):
+    """Draws the rows that have a seed, and leaves the others."""
+
+    def __init__(self, config: DrawConfig, seeds: Sequence[str | None]) -> None:
+        self._rows = [row for row, seed in enumerate(seeds) if seed is not None]
+        self._draws = draws(config, [seed for seed in seeds if seed is not None])
+        self._are_all = len(self._rows) == len(seeds)
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self._are_all:
+            return self._draws(input_ids, scores)
+        made = scores.clone()
+        made[self._rows] = self._draws(input_ids[self._rows], scores[self._rows])
+        return made
+
+
 class _EachRow(LogitsProcessor):
     """Draws rows that are sampled, each by its own settings, and leaves the others."""
 
@@ -403,18 +421,22 @@ def generate(
     segments: Sequence[Sequence[int]] = (),
     stopping: StoppingCriteria | None = None,
     late: StepScorer | None = None,
+    cache: Any = None,
 ) -> list[Generated]:
-    """Answers to prompts that run together.
+    """Answers to prompts that run together. `cache` is of all tokens of the prompts but the last, padded on the left; a
+    row for each beam.
 
     With `late` the model reads the last token of every answer too, in a step more than the answers need; it is told of
     the tokens of every step.
     """
     for prompt in prompts:
         check_rows(traced.tokenizer, prompt)
+    assert cache is None or not (inputs or segments), "what is read beside tokens is read with the prompts"
     own = traced.model.generation_config
     longest = max(len(prompt) for prompt in prompts)
     names = inputs[0] if inputs else ()
-    further = {name: torch.cat([one[name] for one in inputs]).to(traced.device) for name in names}
+    further: dict[str, Any] = {name: torch.cat([one[name] for one in inputs]).to(traced.device) for name in names}
+    further |= {} if cache is None else {"past_key_values": cache}
     if segments:
         rows = [[0] * (longest - len(row)) + list(row) for row in segments]
         further["token_type_ids"] = torch.tensor(rows, device=traced.device)
@@ -446,12 +468,18 @@ def generate(
 def _run(traced: TracedModel, prompts: Sequence[list[int]], settings: HFGenerationConfig, **further: Any) -> Any:
     """What transformers' `generate` gives for prompts, padded on the left to one length."""
     model: Any = traced.model
-    longest, pad = max(len(prompt) for prompt in prompts), settings.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=traced.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=traced.device)
+    ids, mask = left_padded(traced, prompts, settings.pad_token_id)
     traced.begin_pass()
     with torch.inference_mode():
         return model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **further)
+
+
+def left_padded(traced: TracedModel, prompts: Sequence[Sequence[int]], pad: int | None) -> tuple[Tensor, Tensor]:
+    """Prompts padded on the left to one length, and their mask, both (B, T)."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad or 0] * (longest - len(p)) + list(p) for p in prompts], device=traced.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=traced.device)
+    return ids, mask
 
 
 def _cut(ids: list[int], eos_ids: set[int]) -> Generated:

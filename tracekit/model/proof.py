@@ -5,7 +5,7 @@ rows that sum to one (sink models: at most one), no attention to the future in a
 logits untouched, sites whose change moves the logits, and a head that gives the same logits row by row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from itertools import product
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracekit.config import CaptureConfig, GenerationConfig
+from tracekit.config import CaptureConfig, DrawConfig
 from tracekit.console import say
 from tracekit.errors import CaptureError, ModelError, UnsupportedSiteError
 from tracekit.format.manifest import SiteError, Verification
@@ -31,7 +31,7 @@ from tracekit.model.capture import (
 )
 from tracekit.model.checks import ROW_SUM_TOLERANCE
 from tracekit.model.choices import Choices, ChoiceTrace, capture_choices
-from tracekit.model.decoding import ToAnswer, answer_traced
+from tracekit.model.decoding import AnswerTrace, ToAnswer, answer_several, answer_traced
 from tracekit.model.early_stop import examine_passes
 from tracekit.model.families import NOT_REPEATABLE
 from tracekit.model.hooks import check_attention, eager_attention, record, runs_in_sdpa
@@ -142,6 +142,10 @@ def prove_decoding(traced: TracedModel) -> DecodingRule:
         traced.decoding = rule = rule._replace(fault=next(filter(None, faults), None))
         if rule.fault is None:
             break
+    if rule.fault is None:
+        traced.decoding = rule = rule._replace(repeats=True)
+        faults = (_repeating_fault(traced, length, by_length=rule.by_length) for length in lengths)
+        traced.decoding = rule = rule._replace(repeats=not any(faults))
     return rule
 
 
@@ -163,14 +167,51 @@ def choose_capture(traced: TracedModel, asked: CaptureFrom) -> Literal["decoding
 
 
 def _decoding_fault(traced: TracedModel, length: int, *, by_length: bool) -> str | None:
-    """What is not in the steps of decoding as it is in a pass, of prompts of up to `length` tokens; None if nothing."""
+    """What is not in the steps of decoding as it is in a pass, of prompts of up to `length` tokens; None if nothing.
+
+    One is answered alone, and several together: without padding, masks and kernels are others.
+    """
+    asked, config = _probes(traced, length, by_length=by_length), DrawConfig(num_beams=1, max_new_tokens=_NUM_PROVEN)
+
+    def answer(settings: CaptureConfig) -> list[AnswerTrace]:
+        groups = (asked[:1], asked)
+        return [one for some in groups for one in answer_traced(traced, some, config, settings, from_decoding=True)]
+
+    return _fault(traced, answer)
+
+
+def _repeating_fault(traced: TracedModel, length: int, *, by_length: bool) -> str | None:
+    """The same of prompts that are read once: for beams, whose answers are read over them, and for several answers."""
+    asked = [one for one in _probes(traced, length, by_length=by_length) if len(one.token_ids) > 1]
+    beams = DrawConfig(num_beams=3, max_new_tokens=_NUM_PROVEN)
+    draws = msgspec.structs.replace(beams, num_beams=1)
+
+    def answer(settings: CaptureConfig) -> list[AnswerTrace]:
+        made: list[AnswerTrace] = []
+        for some in (asked[:1], asked):
+            made += answer_traced(traced, some, beams, settings, from_decoding=True)
+            seeds = [[f"proof {n}"] for n in range(len(some))]
+            several = answer_several(traced, some, seeds, draws, settings, are_traced=True, from_decoding=True)
+            made += [one for own in several for one in own]
+        return made
+
+    return _fault(traced, answer)
+
+
+def _probes(traced: TracedModel, length: int, *, by_length: bool) -> list[ToAnswer]:
+    """Prompts of up to `length` tokens, of one length or of several."""
     ids = traced.probe_ids()[0].tolist()
     ids = (ids * (1 + length // len(ids)))[:length]
-    prompts = [ids, ids[::-1]] if by_length else [ids, ids[: max(1, length // 3)], ids[: max(1, 2 * length // 3)]]
-    config = GenerationConfig(num_beams=1, max_new_tokens=_NUM_PROVEN)
+    if by_length:
+        return [ToAnswer(ids), ToAnswer(ids[::-1])]
+    return [ToAnswer(ids), ToAnswer(ids[: max(1, length // 3)]), ToAnswer(ids[: max(1, 2 * length // 3)])]
+
+
+def _fault(traced: TracedModel, answer: Callable[[CaptureConfig], list[AnswerTrace]]) -> str | None:
+    """What of answers is not as in a lone pass over their texts; None if nothing."""
     settings = CaptureConfig(sites=tuple(traced.layouts) or ("none",))
     try:
-        made = answer_traced(traced, [ToAnswer(one) for one in prompts], config, settings, from_decoding=True)
+        made = answer(settings)
         lone = [capture(traced, [one.text], settings)[0] for one in made]
     except LOAD_ERRORS as error:
         if is_out_of_memory(error):
