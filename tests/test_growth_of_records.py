@@ -144,7 +144,8 @@ def remade(
             edit(layout.sidecar(shard.name), lambda one: later(one | {"records": []}) | {"records": one["records"]})
     if is_later:
         edit(layout.plan, later)
-    finish(layout, plan, record_type)
+    write_atomic(layout.schema, RecordSchema.of(record_type).to_bytes())
+    finish(layout, plan, None)
     if is_later:
         edit(layout.manifest, later)
         entry = index_entry(read_struct(layout.manifest, Manifest), layout.manifest.read_bytes())
@@ -558,8 +559,7 @@ REFUSED = {
     "no identifier": (document(**{"a-b": {"type": "string"}}), "'a-b'"),
     "keyword": (document(**{"class": {"type": "string"}}), "'class'"),
     "not ascii": (document(**{"größe": {"type": "string"}}), "größe"),
-    "method": (document(tallied={"type": "string"}), "'tallied'"),
-    "property": (document(task_name={"type": "string"}), "'task_name'"),
+    "method": (document(task_name={"type": "string"}), "'task_name'"),
     "title": (document(inner={**struct(), "title": "os.system"}), "'os.system'"),
     "keyword of JSON Schema": (document(inner={"type": "string", "pattern": "(a+)+b"}), r"'pattern'.* at `\$\.inner`"),
     "two types": (document(inner={"anyOf": [{"type": "string"}, {"type": "integer"}]}), r"at `\$\.inner`"),

@@ -139,7 +139,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         """What the model reads of an example."""
         assert self._task.ask is not None, self._task.name
         question = self._task.call("ask", example, self._config)
-        if not isinstance(question, str):
+        if not isinstance(question, str) or not question.strip():
             raise ConfigError(
                 f"task {self._task.name!r}: `ask` of the example {example.key} gave {question!r:.200}; expected a text"
             )

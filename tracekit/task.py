@@ -17,7 +17,7 @@ import re
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,7 +33,7 @@ from tracekit.declared import attribute_fault
 from tracekit.errors import ConfigError, DatasetError, TracekitError
 from tracekit.flags import flag_of, settings_of
 from tracekit.format.layout import is_no_space
-from tracekit.format.manifest import Manifest, Plan, SourceInfo, check_known
+from tracekit.format.manifest import Manifest, Plan, SourceInfo, TaskReport, check_known
 from tracekit.format.shards import sha256_file
 from tracekit.records import About, Outcome, Record, RecordSchema, outcome_fault
 from tracekit.records.schema import Field, Node
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from tracekit.model.prompts import Exchange
     from tracekit.model.proof import Scored
     from tracekit.model.traced import Loads, TracedModel
-    from tracekit.read.store import TraceStore
     from tracekit.run.recheck import Replay
 
 __all__ = [
@@ -55,7 +54,6 @@ __all__ = [
     "Place",
     "Task",
     "TaskRef",
-    "TaskReport",
     "TracedSample",
     "Tracer",
     "about_of",
@@ -204,17 +202,6 @@ class Tracer(Generic[ExampleT]):
         """The run is over, or has failed: leave the model as it was."""
 
 
-class TaskReport(NamedTuple):
-    """What a task says of a configuration beyond what all tasks have, for `tracekit show --stats`."""
-
-    data: Any
-    """For `--json`: plain values or Structs."""
-    lines: list[str]
-    """A table for people."""
-    draw: Callable[[], dict[str, bytes]] = dict
-    """Draws it: PNGs by file name, for `--plots`."""
-
-
 def lazy(where: str) -> Callable[..., Any]:
     """The function or type `module:name` as a function that imports it when it is called."""
     module, _, name = where.partition(":")
@@ -272,10 +259,11 @@ class Task(Generic[ConfigT, ExampleT]):
     can_estimate: Callable[[ConfigT], bool] = lambda config: True
     """Whether a dry run can measure already; not where an earlier stage has to write the examples first."""
     card: Path | str | None = None
-    """Template of the card's part about a configuration, where the task is installed: a file, or the name of one in
-    cards/; by default the title stands there."""
-    report: "Callable[[TraceStore], TaskReport] | None" = None
-    """What `tracekit show --stats` says besides."""
+    """Template of the card's part about a configuration: a file, or the name of one in cards/; by default the title
+    stands there. The manifest keeps the text."""
+    report: "Callable[[Iterable[Any]], TaskReport] | None" = None
+    """What `tracekit show --stats` says besides: called with all records when a run is finished. The manifest keeps
+    it."""
     exports: "Mapping[str, Callable[..., Path]]" = field(default_factory=dict)
     """What `tracekit export --format` writes, by name: called with the folder, `config` and `num_samples`."""
     module: str = field(init=False)

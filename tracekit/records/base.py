@@ -1,7 +1,6 @@
 """What every record has. A contract: `SCHEMA_VERSION` says which."""
 
 import re
-from typing import NamedTuple
 
 import msgspec
 
@@ -15,7 +14,6 @@ __all__ = [
     "ModelInfo",
     "Record",
     "Span",
-    "Tallied",
     "check_schema",
 ]
 
@@ -101,21 +99,6 @@ NOTHING_GENERATED = GenerationSettings(
 """For tasks in which the model only reads."""
 
 
-class Tallied(NamedTuple):
-    """What one record adds to a mean over a configuration."""
-
-    total: float
-    """Sum of the values."""
-    num_values: int
-    """How many there are."""
-    definition: str = ""
-    """What the mean says, in a sentence."""
-    unit: str = ""
-    """Its unit."""
-    is_exp: bool = False
-    """True where exp of the mean is told in its place, as perplexity is of a loss."""
-
-
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task"):
     """Fields that every task's record has. A field that is added after 2.0 has a default, and readers ignore fields
     that they do not know: old readers read new records, and new readers old ones."""
@@ -172,11 +155,3 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task"):
     def task_name(self) -> str:
         """Name of the task, the record's tag."""
         return str(type(self).__struct_config__.tag)
-
-    def lines(self) -> list[str]:
-        """The sample as text for people, as its task likes it; empty where `tracekit show` shows it like any other."""
-        return []
-
-    def tallied(self) -> dict[str, Tallied]:
-        """What the record adds to means that are not over records but over something in them, by the mean's name."""
-        return {}

@@ -194,7 +194,7 @@ class _Run(Generic[ConfigT, ExampleT]):
 
     def _finished(self, plan: Plan, **how: Any) -> Ended:
         """The end of a run whose shards are all done; interrupted where another process has changed the plan."""
-        manifest = finish_planned(self._layout, plan, self._task.record)
+        manifest = finish_planned(self._layout, plan, self._task)
         return self._ended(manifest=manifest, interrupted=manifest is None, **how)
 
     def _planned(self, work: Work, planner: Planner[Any], stored: Plan | None) -> "_Planned":
@@ -299,7 +299,7 @@ class _Ready(NamedTuple, Generic[ExampleT]):
 
 def _prepare(task: Task[ConfigT, ExampleT], config: ConfigT, layout: Layout) -> _Ready[ExampleT]:
     """Read the examples, open the task, and leave out what does not fit."""
-    card_template(task.name)  # the card is made when all else is done
+    card_template(task)  # the card is made when all else is done
     examples, source = _examples(task, config)
     tokenizer = load_tokenizer(config.model)
     examples, source = _without_endless(examples, source, tokenizer, config)
