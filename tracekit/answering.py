@@ -242,7 +242,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         answer, trace = made
         answered = self._answered(prompt, answer, sample_index, place)
         shared = answered_fields(traced, prompt, answered.parsed, answer, trace, place) | {
-            "key": example.key + (f"_{sample_index:03d}" if sample_index else ""),
+            "key": example.answer_key(sample_index),
             "example_id": example.example_id or str(example.index),
             "question_id": example.question_id,
             "sample_index": sample_index,

@@ -94,6 +94,10 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
         """Key of its sample: unique in a configuration, also after a merge."""
         return f"{self.index:06d}"
 
+    def answer_key(self, sample_index: int) -> str:
+        """Key of one of its answers; the deterministic one, 0, has the example's own."""
+        return f"{self.key}_{sample_index:03d}" if sample_index else self.key
+
     @property
     def question_id(self) -> str:
         """Shared by the examples that belong together."""

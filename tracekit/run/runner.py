@@ -14,7 +14,7 @@ import msgspec
 
 from tracekit.answering import open_tracer
 from tracekit.card.readme import card_template
-from tracekit.config import RunConfig, check
+from tracekit.config import RunConfig, SamplesConfig, check
 from tracekit.console import logged, note, say
 from tracekit.errors import (
     ConfigError,
@@ -331,6 +331,15 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
             raise SourceError(
                 f"{task.name}: its examples {keys[one.key]} and {number} have one key, {one.key!r}; give each its own "
                 f"`index` (now {one.index})"
+            )
+    generation = getattr(config, "generation", None)
+    num_drawn = generation.num_samples if isinstance(generation, SamplesConfig) and generation.trace_samples else 1
+    for key, one, sample_index in ((one.answer_key(n), one, n) for one in found for n in range(1, num_drawn)):
+        fault = f"the key of the example {keys[key]}, {key!r}" if key in keys else key_fault(key)
+        if fault is not None:
+            raise SourceError(
+                f"{task.name}: answer {sample_index} of its example {one.key!r} would have {fault}; change one of the "
+                "keys, or leave --trace-samples out"
             )
     is_cut = isinstance(given, Examples)  # by the task
     offset, limit = config.source.offset, config.source.limit
