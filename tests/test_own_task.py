@@ -593,6 +593,7 @@ def test_a_card_of_no_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("return [Country(", "return 3 or [Country(", "its example 0 is 3; each has to be a tracekit.Example"),
         ("return [Country(", "return [dict(", r"example 0 is \{'index': 0.*tracekit.Example"),
         ("return [Country(", "return None and [Country(", "0 examples, so --offset 0 leaves none"),
+        ('return f"What', 'return " " or f"What', "`ask` of the example 000000 gave ' '; expected a text"),
         ('return f"What', 'return 3 and len(f"What', r"`ask` of the example 000000 gave \d+"),
     ],
 )

@@ -141,7 +141,8 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         question = self._task.call("ask", example, self._config)
         if not isinstance(question, str) or not question.strip():
             raise ConfigError(
-                f"task {self._task.name!r}: `ask` of the example {example.key} gave {question!r:.200}; expected a text"
+                f"task {self._task.name!r}: `ask` of the example {example.key} gave {question!r:.200}; expected a text "
+                "that is not empty"
             )
         return self._prompter.prompt(question, self._shots(example, question))
 

@@ -29,7 +29,7 @@ import msgspec
 
 from tracekit.config import AnswersConfig, GenerationConfig, PromptedConfig, RunConfig, ShotsConfig
 from tracekit.console import say
-from tracekit.declared import attribute_fault
+from tracekit.declared import attribute_fault, told_plainly
 from tracekit.errors import ConfigError, DatasetError, TracekitError
 from tracekit.flags import flag_of, settings_of
 from tracekit.format.layout import is_no_space
@@ -275,6 +275,13 @@ class Task(Generic[ConfigT, ExampleT]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", _defined_in())
+        try:
+            self._check()
+        except ConfigError as error:
+            told_plainly(error)
+            raise
+
+    def _check(self) -> None:
         if fault := attribute_fault(self):
             raise ConfigError(f"task {self.name!r}: {fault}")
         if not self.title.strip():

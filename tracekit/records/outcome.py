@@ -7,6 +7,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from tracekit.declared import told_plainly
 from tracekit.errors import ConfigError
 from tracekit.records.schema import Field, Node, RecordSchema
 
@@ -218,7 +219,8 @@ def answered(**others: Any) -> Outcome:
         ConfigError: `Outcome` has no such field.
     """
     if wrong := others.keys() - {*Outcome.__struct_fields__}:
-        raise ConfigError(f"answered({wrong.pop()}=...): an outcome says {', '.join(Outcome.__struct_fields__)}")
+        fault = f"answered({wrong.pop()}=...): an outcome says {', '.join(Outcome.__struct_fields__)}"
+        raise told_plainly(ConfigError(fault))
     outcome = Outcome(
         answer="generated_answer",
         numbers=[
