@@ -481,7 +481,9 @@ def test_a_task_that_is_not_installed_is_named_where_its_code_is_needed(
     with pytest.raises(DatasetError, match="merging needs the code of the task 'elsewhere', which is not installed"):
         merge([folder], tmp_path / "merged")
     assert main(["verify", str(folder), "--replay", "1", "--model", str(model)]) == 1
-    assert "--replay needs the code of the task 'elsewhere', which is not installed" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "--replay needs the code of the task 'elsewhere', which is not installed" in said.err
+    assert "ok:" not in said.out
 
 
 @pytest.mark.parametrize(

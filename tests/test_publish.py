@@ -155,6 +155,8 @@ def test_a_dry_run_sends_nothing(xet_hub: TestHub, folder: Path):
     assert "would send      4 files" in done.stdout
     assert changes(xet_hub) == []
     assert REPO not in xet_hub.hub.repos
+    nobody = publish(xet_hub, folder, "v1.0.0", "--dry-run", token=None)
+    assert "would send      4 files" in nobody.stdout
     publish(xet_hub, folder, "v1.0.0")
     xet_hub.log()
     next_one, same, foreign = tell(

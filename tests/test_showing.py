@@ -294,3 +294,11 @@ def test_outputs_without_a_letter_are_warned_about(tmp_path: Path, share: float,
     lines = warning_lines(manifest)
     assert len(lines) == is_said
     assert all("--max-new-tokens" in line and "50%" in line for line in lines)
+
+
+def test_a_run_without_a_finished_shard_says_that_it_has_no_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    layout = write_dataset(tmp_path / "run", {"train-00000": [make_sample("a")]}, is_finished=False)
+    layout.sidecar("train-00000").unlink()
+    layout.shard("train-00000").unlink()
+    assert main(["show", str(layout.root)]) == 0
+    assert re.search(r"^samples +none yet$", capsys.readouterr().out, re.MULTILINE)

@@ -73,6 +73,8 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
         from tracekit.read.verifier import verify
 
         root = Path(self.folder)
+        for name in ([self.dataset_config] if self.dataset_config else config_names(root)) if self.replay else ():
+            the_task(read_plan(Layout(root, name)).task, where=Layout(root, name).plan, to_do="--replay")
         total = sum(path.stat().st_size for path in root.glob("data/*/*.tar"))
         with tqdm(total=total, unit="B", unit_scale=True, desc="verify", disable=None) as bar:
             report = verify(root, config=self.dataset_config, progress=bar.update)

@@ -593,15 +593,15 @@ def import_file(path: Path) -> Any:
     Raises:
         ConfigError: its stem is no module's name, or is another module's.
     """
-    stem, path = path.stem, path.resolve()
+    given, stem, path = path.name, path.stem, path.resolve()
     if not stem.isidentifier():
-        raise ConfigError(f"{path.name}: rename the file; {stem!r} is no name that Python can import")
+        raise ConfigError(f"{given}: rename the file; {stem!r} is no name that Python can import")
     there = sys.modules.get(stem)
     if there is not None and Path(there.__file__ or "").resolve() == path:
         return there
     other = importlib.util.find_spec(stem) if there is None else there.__spec__
     if there is not None or (other is not None and Path(other.origin or "").resolve() != path):
-        raise ConfigError(f"{path.name}: rename the file; Python has another module {stem!r}")
+        raise ConfigError(f"{given}: rename the file; Python has another module {stem!r}")
     spec = importlib.util.spec_from_file_location(stem, path)
     assert spec is not None, path
     assert spec.loader is not None, path

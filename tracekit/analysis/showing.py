@@ -174,7 +174,7 @@ def show_config(store: TraceStore, num_examples: int) -> None:
         "folder": ", ".join(info["paths"]),
         "task": f"{info['task']} ({', '.join(sorted(set(info['configs'])))})" + " - not finished" * info["is_open"],
         "model": "; ".join(_model_text(model) for model in info["models"]),
-        "samples": "; ".join(f"{split['num_samples']} in {split['name']}" for split in info["splits"]),
+        "samples": "; ".join(f"{split['num_samples']} in {split['name']}" for split in info["splits"]) or "none yet",
         "size": filesize(info["num_bytes"]),
     }
     for name, text in facts.items():
