@@ -580,6 +580,15 @@ REFUSED = {
         r"past 64 bits.* at `\$\.inner\[1\]`",
     ),
     "enum": (document(inner={"enum": [1]}), r"at `\$\.inner`"),
+    "keyword at the root": (document() | {"allOf": []}, r"'allOf'.* at `\$`"),
+    "unused definition": (
+        document() | {"$defs": document()["$defs"] | {"A": {"type": "string", "pattern": "a"}}},
+        r"'pattern'.* at `\$defs\.A`",
+    ),
+    "unused definition that holds itself": (
+        document() | {"$defs": document()["$defs"] | {"A": struct(a={"$ref": "#/$defs/A"})}},
+        r"'A' holds itself.* at `\$defs\.A\.a`",
+    ),
 }
 
 
