@@ -81,7 +81,7 @@ class RecordSchema:
     def __init__(self, document: Mapping[str, Any], *, where: str = "record schema") -> None:
         self.document = document
         """The JSON Schema."""
-        root = _Reader(document, where).root()
+        root = _SchemaReader(document, where).root()
         self.name = root.name
         self.task = next(str(field.default) for field in root.fields if field.name == _TAG)
         """The task, as every record names it."""
@@ -201,7 +201,7 @@ def _kinds(path: str, fields: Sequence[Field]) -> Iterator[tuple[str, str]]:
             node, where = node.items, f"{where}[]"
 
 
-class _Reader:
+class _SchemaReader:
     """Reads one document."""
 
     def __init__(self, document: Mapping[str, Any], where: str) -> None:

@@ -68,7 +68,7 @@ class _Devices(msgspec.Struct):
     device: str
 
 
-class _Run(msgspec.Struct):
+class _RunSettings(msgspec.Struct):
     """The part of a plan's `run` that merging reads; a plan from a stranger may lack it."""
 
     source: _Slice
@@ -163,7 +163,7 @@ def _open(folder: Path, config: str | None) -> _Part:
             "joined by. Read several folders as one: TraceStore([one, other])"
         )
     try:
-        msgspec.convert(plan.run, _Run)
+        msgspec.convert(plan.run, _RunSettings)
         joined_command([plan.command])
     except (msgspec.ValidationError, DatasetError) as error:
         raise DatasetError(f"{layout.plan} is not what a run writes: {error} (in `run` or `command`)") from error
