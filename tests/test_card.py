@@ -292,7 +292,8 @@ def test_figures_are_shown_where_they_are(manifests: list[Manifest]):
 def test_labels_are_explained_in_numbers(manifests: list[Manifest]):
     data = manifests[0].figures
     assert f"Class balance: {data.num_right} right, {data.num_wrong} wrong" in published(manifests)
-    other = msgspec.structs.replace(manifests[0], run={**manifests[0].run, "correctness": "alias_in_answer"})
+    run = {**manifests[0].run, "correctness": "alias_in_answer"}
+    other = msgspec.structs.replace(manifests[0], run=run, card=msgspec.UNSET)
     assert "rule `alias_in_answer`" in published([other])
     assert "a negation" in published([other])
 
@@ -343,8 +344,8 @@ def test_what_a_person_wrote_into_the_head_comes_back(manifests: list[Manifest])
         extra={"extra_gated_prompt": "Say who you are.", "arxiv": ["2601.00001"]},
     )
     card = made(manifests, here="owner/name", version="v1.0.0", settings=settings)
-    assert settings_of(card) == settings_of(card.replace("\n", "\r\n")) == settings
-    assert settings_of(made(manifests)) == CardSettings()
+    assert settings_of(card, manifests) == settings_of(card.replace("\n", "\r\n"), manifests) == settings
+    assert settings_of(made(manifests), manifests) == CardSettings()
     assert settings_of("Words alone.") == CardSettings()
     one = settings_of("---\nlanguage: de\ntags: probing\nlicense:\n---\n")
     assert one == CardSettings(language=["de"], tags=["probing"])

@@ -158,7 +158,7 @@ def test_calibration_is_over_what_both_sides_can_calibrate(a: Path, tmp_path: Pa
     one = only(diff(a, tmp_path / "alone", sites=[]), "self_confidence")
     assert one.a.calibration is not None
     assert (one.a.calibration.num, one.b.calibration) == (5, None)
-    assert one.b.calibration_note == "the dataset has no configuration 'mcq' that says whether the model is right"
+    assert "no configuration 'mcq'" in str(one.b.calibration_note)
 
 
 def test_confidence_in_oneself_is_compared_with_confidence_in_others(tmp_path: Path):
@@ -170,7 +170,8 @@ def test_confidence_in_oneself_is_compared_with_confidence_in_others(tmp_path: P
     moved = shift(one, "confidence")
     assert (moved.mean_a, moved.mean_b) == (pytest.approx(0.66), pytest.approx(0.15))
     assert moved.shift == pytest.approx(-0.51)
-    assert one.notes == ["asked for self_confidence in a and other_confidence in b: their prompts differ by design"]
+    (note,) = one.notes
+    assert "self_confidence in a and other_confidence in b" in note
     layer = one.activations[0].layers[0]
     assert (layer.prompt.num_positions, layer.last_prompt.num_positions) == (0, 5)
     assert one.activations_note is not None
@@ -187,10 +188,10 @@ def test_confidence_in_oneself_is_compared_with_confidence_in_others(tmp_path: P
 
 
 def test_passes_that_do_not_ask_alike_are_refused_with_what_can_be_compared(a: Path, tmp_path: Path):
-    with pytest.raises(DatasetError, match=r'prompt_type is "mcq" in a .* Passes that ask for confidence can be comp'):
+    with pytest.raises(DatasetError, match=r'prompt_type is "mcq" in a'):
         diff(a, a, config=("mcq", "self_confidence"))
     write_passes(tmp_path, A, ["other_confidence"], bins=BINS[:4])
-    with pytest.raises(DatasetError, match=r"not asked the same: bins is .* where their bins are equal"):
+    with pytest.raises(DatasetError, match=r"bins is .*bins"):
         diff(a, tmp_path, config=("self_confidence", "other_confidence"))
 
 
@@ -361,7 +362,7 @@ def test_configurations_of_other_names_are_compared_when_named(a: Path, tmp_path
     made = [make_pass(number, one, config="tuned") for number, one in enumerate(B)]
     write_dataset(tmp_path, {"train-00000": made}, config="tuned")
     assert diff(a, tmp_path, config=("mcq", "tuned"), sites=[]).configs[0].config == "mcq, tuned"
-    with pytest.raises(DatasetError, match=r"no configuration in common: .* has mcq, .*; .* has tuned. Name one of"):
+    with pytest.raises(DatasetError, match=r"has mcq, .*has tuned\. "):
         diff(a, tmp_path)
     with pytest.raises(DatasetError, match="holds no configuration 'tuned'"):
         diff(a, tmp_path, config="tuned")
@@ -371,14 +372,14 @@ def test_configurations_of_other_names_are_compared_when_named(a: Path, tmp_path
 
 def test_different_tasks_are_refused(a: Path, tmp_path: Path):
     write_dataset(tmp_path, {"train-00000": [make_sample("000000")]})
-    with pytest.raises(DatasetError, match=r"is of task 'introspection', .* of 'trivia_qa'; only datasets of the same"):
+    with pytest.raises(DatasetError, match=r"'introspection'.*'trivia_qa'"):
         diff(a, tmp_path, config=("mcq", "trivia_qa"))
 
 
 def test_no_sample_in_common_is_refused(a: Path, tmp_path: Path):
     made = [make_pass(number, A[0]) for number in (7, 8)]
     write_dataset(tmp_path, {"train-00000": made}, config="mcq")
-    with pytest.raises(DatasetError, match=r"mcq: no sample in common. Aligned by question_id .* 'q0' and 'q7'"):
+    with pytest.raises(DatasetError, match=r"mcq: .*question_id .*'q0' and 'q7'"):
         diff(a, tmp_path)
 
 
@@ -386,14 +387,14 @@ def test_slices_that_repeat_questions_say_what_to_do(tmp_path: Path):
     made = [make_pass(number, one, subject=str(number // 2)) for number, one in enumerate(A[:4])]
     same = [one._replace(record=msgspec.structs.replace(one.record, question_id="q")) for one in made]
     write_dataset(tmp_path, {"train-00000": same}, config="mcq")
-    with pytest.raises(DatasetError, match=r"several samples have the same question_id .* --where-a and --where-b"):
+    with pytest.raises(DatasetError, match=r"question_id .*--where-a .*--where-b"):
         diff(tmp_path, tmp_path, where_a=['subject="0"'], where_b=['subject="1"'])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"question_text": "Another?"}, r'question_text is "Which of these is number 0\?" in a and "Another\?" in b'),
+        ({"question_text": "Another?"}, r'question_text .*number 0\?" in a .*"Another\?" in b'),
         ({"correct_answer_letter": "D"}, 'correct_answer_letter is "A" in a and "D" in b'),
         ({"input_sha256": "f" * 64}, r"input_sha256 is \w+\.\.\. in a and ffffffffffff\.\.\. in b"),
     ],
@@ -407,13 +408,13 @@ def test_the_same_question_asked_otherwise_is_refused_and_named(a: Path, tmp_pat
 def test_a_model_of_another_shape_still_has_its_records_compared(a: Path, tmp_path: Path):
     found = only(diff(a, write_passes(tmp_path, B, ["mcq"], d_model=4)))
     assert found.activations == []
-    assert found.activations_note == "activations cannot be compared: hidden_states is 8 wide in a and 4 in b"
+    assert "hidden_states is 8 wide in a and 4 in b" in str(found.activations_note)
     assert found.answers is not None
     assert found.answers.num_changed == 4
 
 
 def test_sites_that_are_no_vectors_are_refused(a: Path):
-    with pytest.raises(ConfigError, match="site 'attentions' cannot be compared; sites that can: hidden_states"):
+    with pytest.raises(ConfigError, match=r"'attentions'.*: hidden_states"):
         diff(a, a, sites=["attentions"])
 
 

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from builders.trivia_qa.record import TriviaQARecord
 from tests.runs_for_tests import hashes, run_trivia
 from tests.sample_records import serve_record, trivia_record
 from tests.tasks_for_tests import TASKS
@@ -199,7 +198,7 @@ def test_finishing_needs_no_shard(finished: Path, tmp_path: Path):
     for path in [*out.glob("data/*/*.tar"), out / "manifests/trivia_qa.json"]:
         path.unlink()
     layout = Layout(out, "trivia_qa")
-    finish(layout, read_plan(layout), TriviaQARecord)
+    finish(layout, read_plan(layout), TASKS["trivia_qa"])
     expected = {name: value for name, value in hashes(finished).items() if not name.startswith("data/")}
     assert hashes(out) == expected
 

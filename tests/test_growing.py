@@ -299,9 +299,9 @@ def test_a_run_whose_plan_grew_meanwhile_leaves_the_finishing_to_the_other(
     run(grown, checkpoint, prompts, n_rep=2)
     finish = run_module.finish_planned
 
-    def late(layout: Layout, plan: Plan, record_type: Any) -> Any:
+    def late(layout: Layout, plan: Plan, task: Any) -> Any:
         (layout.plan).write_bytes((grown / "plans/degradation.json").read_bytes())
-        return finish(layout, plan, record_type)
+        return finish(layout, plan, task)
 
     monkeypatch.setattr(run_module, "finish_planned", late)
     outcome = run(tmp_path / "run", checkpoint, prompts)

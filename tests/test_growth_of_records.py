@@ -144,7 +144,8 @@ def remade(
             edit(layout.sidecar(shard.name), lambda one: later(one | {"records": []}) | {"records": one["records"]})
     if is_later:
         edit(layout.plan, later)
-    finish(layout, plan, record_type)
+    write_atomic(layout.schema, RecordSchema.of(record_type).to_bytes())
+    finish(layout, plan, None)
     if is_later:
         edit(layout.manifest, later)
         entry = index_entry(read_struct(layout.manifest, Manifest), layout.manifest.read_bytes())
@@ -480,7 +481,9 @@ def test_a_task_that_is_not_installed_is_named_where_its_code_is_needed(
     with pytest.raises(DatasetError, match="merging needs the code of the task 'elsewhere', which is not installed"):
         merge([folder], tmp_path / "merged")
     assert main(["verify", str(folder), "--replay", "1", "--model", str(model)]) == 1
-    assert "--replay needs the code of the task 'elsewhere', which is not installed" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "--replay needs the code of the task 'elsewhere', which is not installed" in said.err
+    assert "ok:" not in said.out
 
 
 @pytest.mark.parametrize(
@@ -558,8 +561,7 @@ REFUSED = {
     "no identifier": (document(**{"a-b": {"type": "string"}}), "'a-b'"),
     "keyword": (document(**{"class": {"type": "string"}}), "'class'"),
     "not ascii": (document(**{"größe": {"type": "string"}}), "größe"),
-    "method": (document(tallied={"type": "string"}), "'tallied'"),
-    "property": (document(task_name={"type": "string"}), "'task_name'"),
+    "method": (document(task_name={"type": "string"}), "'task_name'"),
     "title": (document(inner={**struct(), "title": "os.system"}), "'os.system'"),
     "keyword of JSON Schema": (document(inner={"type": "string", "pattern": "(a+)+b"}), r"'pattern'.* at `\$\.inner`"),
     "two types": (document(inner={"anyOf": [{"type": "string"}, {"type": "integer"}]}), r"at `\$\.inner`"),
@@ -578,6 +580,15 @@ REFUSED = {
         r"past 64 bits.* at `\$\.inner\[1\]`",
     ),
     "enum": (document(inner={"enum": [1]}), r"at `\$\.inner`"),
+    "keyword at the root": (document() | {"allOf": []}, r"'allOf'.* at `\$`"),
+    "unused definition": (
+        document() | {"$defs": document()["$defs"] | {"A": {"type": "string", "pattern": "a"}}},
+        r"'pattern'.* at `\$defs\.A`",
+    ),
+    "unused definition that holds itself": (
+        document() | {"$defs": document()["$defs"] | {"A": struct(a={"$ref": "#/$defs/A"})}},
+        r"'A' holds itself.* at `\$defs\.A\.a`",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from builders.trivia_qa.record import TriviaQARecord
+from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.datasets_for_tests import make_sample, write_dataset
 from tracekit import TraceStore, load_dataset
 from tracekit.cli import main
@@ -71,7 +71,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     plan = msgspec.structs.replace(plan, run=RUN, shards=shards)
     write_atomic(layout.plan, to_bytes(plan))
-    finish(layout, plan, TriviaQARecord)
+    finish(layout, plan, TRIVIA_QA)
     label = Label(
         key="000000",
         judged_sha256="0" * 64,

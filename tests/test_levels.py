@@ -5,9 +5,10 @@ import statistics
 import msgspec
 import pytest
 
-from builders.degradation.levels import distinct, draw_levels, level_lines, level_stats
+from builders.degradation.levels import distinct, level_lines, level_pictures, level_stats
 from builders.degradation.record import DegradationRecord
 from tests.sample_records import degradation_record
+from tracekit.plots import draw_picture
 
 
 def answer(text: str, group: str = "mlp", level: float = 0.1, **changes: object) -> DegradationRecord:
@@ -101,7 +102,9 @@ def test_the_table_has_a_block_for_each_group_and_a_dash_for_what_is_missing():
 
 def test_a_picture_is_drawn_for_each_method_the_same_every_time():
     stats = level_stats([answer("a b c d e", group, level) for group in ("attn", "mlp", "q") for level in (0.0, 0.5)])
-    drawn = draw_levels(stats)
-    assert list(drawn) == ["levels-ablation.png"]
-    assert drawn["levels-ablation.png"].startswith(b"\x89PNG")
-    assert draw_levels(stats) == drawn
+    (picture,) = level_pictures(stats)
+    assert picture.file == "levels-ablation.png"
+    assert [curve.name for curve in picture.panels[0].curves] == ["attn", "mlp", "q"]
+    drawn = draw_picture(picture)
+    assert drawn.startswith(b"\x89PNG")
+    assert draw_picture(picture) == drawn

@@ -41,7 +41,7 @@ from tracekit import (
 from tracekit.answering import AnsweringTracer
 from tracekit.card.readme import card_template
 from tracekit.cluster.worker import NodeJob, NodeWorker
-from tracekit.config import CaptureConfig, ModelConfig
+from tracekit.config import CaptureConfig, ModelConfig, SamplesConfig
 from tracekit.errors import ConfigError, DatasetError, SourceError, TracekitError
 from tracekit.flags import flag_words, settings_of
 from tracekit.format.layout import Layout
@@ -580,9 +580,8 @@ def test_a_card_of_no_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     Path("open.md.j2").write_text("# Title\n{% if %}\n")
     Path("latin.md.j2").write_bytes("größe".encode("latin-1"))
-    monkeypatch.setattr("tracekit.card.readme.find_task", {"some": some_task(card=card)}.get)
     with pytest.raises(ConfigError, match=f"^task 'some': .*{said}"):
-        card_template("some")
+        card_template(some_task(card=card))
 
 
 @pytest.mark.parametrize(
@@ -594,6 +593,7 @@ def test_a_card_of_no_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("return [Country(", "return 3 or [Country(", "its example 0 is 3; each has to be a tracekit.Example"),
         ("return [Country(", "return [dict(", r"example 0 is \{'index': 0.*tracekit.Example"),
         ("return [Country(", "return None and [Country(", "0 examples, so --offset 0 leaves none"),
+        ('return f"What', 'return " " or f"What', "`ask` of the example 000000 gave ' '; expected a text"),
         ('return f"What', 'return 3 and len(f"What', r"`ask` of the example 000000 gave \d+"),
     ],
 )
@@ -706,3 +706,56 @@ def test_a_worker_with_another_file_refuses_it_by_name(
     job = NodeJob.of("1", task, AnswersConfig(), capitals.examples(None), read_plan(Layout(run, "capitals")).model)
     with pytest.raises(ConfigError, match=rf"'capitals' .*{re.escape(str(file))}, which is .*same file"):
         NodeWorker(Rank(0, 1, 0), str(tmp_path / "away")).open(job)
+
+
+@pytest.mark.parametrize(
+    ("changed", "into", "said"),
+    [
+        ('correct="is_correct")', 'correct="country")', "task 'capitals': its outcome names 'country' .correct."),
+        ('correct="is_correct")', 'right="is_correct")', r"answered\(right=...\)"),
+        ('country: str\n    """Name', 'country: set[str]\n    """Name', "CapitalsRecord.country: .*has no order"),
+    ],
+)
+def test_a_definition_of_no_use_ends_in_one_line_that_names_the_file(
+    tmp_path: Path, changed: str, into: str, said: str
+):
+    assert changed in BLOCK
+    (tmp_path / "capitals.py").write_text(BLOCK.replace(changed, into))
+    (tmp_path / "other.py").write_text("import capitals\n")
+    for file in ("capitals.py", "other.py"):
+        done = python(file, "--help", cwd=tmp_path, check=False)
+        assert done.returncode == 1
+        assert re.fullmatch(rf"error: \S*capitals.py, line \d+: .*{said}.*\n", done.stderr), done.stderr
+
+
+def test_a_file_with_the_name_of_a_module_of_python_is_named(tmp_path: Path):
+    (tmp_path / "capitals.py").write_text(BLOCK)
+    for name in ("queue.py", "json.py"):
+        (tmp_path / name).write_text("")
+        done = python("capitals.py", "--help", cwd=tmp_path, check=False)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"{name}: rename the file; it hides Python's own module {name[:-3]!r}\n")
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("keys", "other"), [(("q", "q_001"), "the key of the example 1, 'q_001'"), (("k" * 78, "b"), "80 characters")]
+)
+def test_keys_of_sampled_answers_that_others_have_are_refused_before_the_model_runs(
+    tmp_path: Path, keys: tuple[str, str], other: str
+):
+    class Keyed(Example):
+        key = property(lambda self: keys[self.index])  # type: ignore[assignment]
+
+    task = some_task(examples=lambda config: [Keyed(index=0), Keyed(index=1)])
+    config = AnswersConfig(generation=SamplesConfig(num_samples=2, trace_samples=True))
+    with pytest.raises(SourceError, match=f"^some: answer 1 of its example '{keys[0]}' .*{other}.*--trace-samples"):
+        execute(task, config, tmp_path / "run")
+
+
+def test_a_link_of_no_use_is_called_by_its_own_name(tmp_path: Path):
+    (tmp_path / "capitals.py").write_text(BLOCK)
+    (tmp_path / "my-capitals.py").symlink_to("capitals.py")
+    done = python("my-capitals.py", "--help", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: my-capitals.py: rename the file; 'my-capitals'")

@@ -1,6 +1,7 @@
 """show, diff and stats on the command line: text for people, JSON for scripts, errors in a line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tracekit.cli import main
 from tracekit.errors import DatasetError
 from tracekit.format.manifest import FigureData, Manifest, Metric, read_struct
 from tracekit.read.store import TraceStore
+from tracekit.records import Record
 from tracekit.sizes import bar
 
 
@@ -89,32 +91,36 @@ def test_a_record_is_a_line_unless_its_task_says_more():
     assert line() == "000000  right  Q?  ->  bc"
     assert line(is_correct=False) == "000000  wrong  Q?  ->  bc  (accepted: bc)"
     assert "x" * 67 + "...  ->" in line(question="x" * 100)
-    own = introspection_record()
-    assert record_lines(own, TASKS["introspection"].outcome) == own.lines() != []
+
+
+def letter_lines(record: Record) -> list[str]:
+    return record_lines(record, TASKS["introspection"].outcome)
 
 
 def test_a_question_shows_options_probabilities_and_what_was_read():
-    assert introspection_record().lines() == [
+    assert letter_lines(introspection_record()) == [
         "000000  mcq  wrong  (home)",
         "  Where is a bed?",
         "    A  in a room    #####...............  25.0 %  right",
         "    B  on the moon  ###############.....  75.0 %  answered",
-        "  output 'B.': read as B; entropy 0.562 nats, allowed mass 0.5",
+        "  output 'B.': read as B; entropy 0.5625 nats; allowed_mass 0.5; logit_margin -1",
     ]
-    nothing = introspection_record(
-        parsed_answer=None, is_correct=None, subject=None, parse_failure="no letter", output_text="I cannot\nsay"
-    ).lines()
+    nothing = letter_lines(
+        introspection_record(
+            parsed_answer=None, is_correct=None, subject=None, parse_failure="no letter", output_text="I cannot\nsay"
+        )
+    )
     assert nothing[0] == "000000  mcq"
-    assert nothing[-1] == r"  output 'I cannot\nsay': nothing parsed, no letter; entropy 0.562 nats, allowed mass 0.5"
+    assert "output 'I cannot\\nsay': nothing parsed, no letter; entropy" in nothing[-1]
 
 
 def test_a_confidence_pass_shows_bins_and_the_expected_percent():
-    assert confidence_record().lines() == [
+    assert letter_lines(confidence_record()) == [
         "000000  self_confidence  (home)",
         "  Where is a bed?",
         "    A  under 50 %  #####...............  25.0 %",
         "    B  over 50 %   ###############.....  75.0 %  answered",
-        "  output 'B.': read as B; expects 62.5 %; entropy 0.562 nats, allowed mass 0.5",
+        "  output 'B.': read as B; expects 62.5 %; entropy 0.5625 nats; allowed_mass 0.5",
     ]
 
 
@@ -288,3 +294,11 @@ def test_outputs_without_a_letter_are_warned_about(tmp_path: Path, share: float,
     lines = warning_lines(manifest)
     assert len(lines) == is_said
     assert all("--max-new-tokens" in line and "50%" in line for line in lines)
+
+
+def test_a_run_without_a_finished_shard_says_that_it_has_no_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    layout = write_dataset(tmp_path / "run", {"train-00000": [make_sample("a")]}, is_finished=False)
+    layout.sidecar("train-00000").unlink()
+    layout.shard("train-00000").unlink()
+    assert main(["show", str(layout.root)]) == 0
+    assert re.search(r"^samples +none yet$", capsys.readouterr().out, re.MULTILINE)

@@ -147,7 +147,7 @@ def test_some_fields_of_all_records_are_a_table(store: TraceStore, made: list[Ma
     table = store.columns(["question", "key"])
     assert table.column_names == ["question", "key"]
     assert table["question"].to_pylist() == [one.record.question for one in made]
-    with pytest.raises(ConfigError, match="records have no field '_shard'; fields: task, schema_version, key"):
+    with pytest.raises(ConfigError, match=r"'_shard'.*: task, schema_version, key"):
         store.columns(["key", "_shard"])
 
 
@@ -155,7 +155,7 @@ def test_prompts_are_found_by_text_and_by_hash(store: TraceStore, made: list[Mad
     record = made[2].record
     for what in (record.prompt, record.question, record.prompt_sha256, record.input_sha256.upper()):
         assert [sample.key for sample in store.by_prompt(what)] == ["000002"]
-    with pytest.raises(SampleNotFoundError, match=r"no sample with prompt 'What\?' .*give the prompt exactly"):
+    with pytest.raises(SampleNotFoundError, match=r"prompt 'What\?'"):
         store.by_prompt("What?")
     with pytest.raises(SampleNotFoundError, match="0" * 64):
         store.by_prompt("0" * 64)
@@ -202,7 +202,7 @@ def test_accessors_name_the_sites(store: TraceStore, made: list[Made]) -> None:
     np.testing.assert_array_equal(sample.resid("pre_attn", layer=1), expected["resid_pre_attn"][1])
     np.testing.assert_array_equal(sample.resid("embed"), expected["resid_embed"])
     np.testing.assert_array_equal(sample.tensor("topk_ids", tokens="answer"), expected["topk_ids"][4:6])
-    with pytest.raises(ConfigError, match="no stage 'mid' in the residual stream, expected embed, pre_attn"):
+    with pytest.raises(ConfigError, match=r"'mid'.*embed, pre_attn"):
         sample.resid("mid")
     with pytest.raises(ConfigError, match="no 'keys' in qkv, expected q, k, v"):
         sample.qkv("keys")
@@ -232,9 +232,7 @@ def test_layers_are_numbers_not_places(tmp_path: Path) -> None:
 
 def test_what_is_not_stored_is_named_with_what_is(tmp_path: Path) -> None:
     store = _only(tmp_path, make_sample("000000", sites=("hidden_states", "resid_embed")))
-    with pytest.raises(
-        SampleNotFoundError, match=r"stores no 'attentions'; stored: hidden_states \(layers 0-3\), resid_embed$"
-    ):
+    with pytest.raises(SampleNotFoundError, match=r"'attentions'.*hidden_states \(layers 0-3\), resid_embed$"):
         store.attention("000000")
     with pytest.raises(ConfigError, match="'resid_embed' has no layers; leave `layer` out"):
         store.resid("000000", "embed", layer=0)
@@ -263,7 +261,7 @@ def test_repeating_heads_needs_their_number(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"train-00000": [from_attention, unknown]})
     store = TraceStore(tmp_path)
     assert store.qkv("000000", "v", expand_heads=True).shape[1] == NUM_HEADS
-    with pytest.raises(DatasetError, match="stores neither queries nor attentions, so the number of query heads"):
+    with pytest.raises(DatasetError, match=r"queries.*attentions.*heads"):
         store.qkv("000001", "v", expand_heads=True)
 
 
@@ -328,9 +326,7 @@ def test_positions_are_those_of_the_sequence_when_few_were_kept(tmp_path: Path, 
     np.testing.assert_array_equal(store.attention("000000", tokens=[8, 2]), attention[:, :, [5, 1]])
     np.testing.assert_array_equal(store.qkv("000000", "k", tokens=-1), one.expected["keys"][:, :, 5])
     np.testing.assert_array_equal(store.hidden_states("000000", tokens="all"), hidden)
-    with pytest.raises(
-        SampleNotFoundError, match="hidden_states of sample '000000': position 4 was not kept; kept: 1 to 2, 5 to 8"
-    ):
+    with pytest.raises(SampleNotFoundError, match=r"hidden_states of sample '000000': position 4 .*1 to 2, 5 to 8"):
         store.hidden_states("000000", tokens="last_prompt")
     with pytest.raises(SampleNotFoundError, match="position 0 was not kept"):
         store.attention("000000", tokens=slice(0, 2))
@@ -354,9 +350,9 @@ def test_nothing_kept_reads_as_nothing(tmp_path: Path) -> None:
 
 
 def test_tokens_that_are_none_are_refused(store: TraceStore) -> None:
-    with pytest.raises(ConfigError, match="no tokens 'last'; expected last_prompt, first_answer, last_answer, prompt"):
+    with pytest.raises(ConfigError, match=r"'last'.*last_prompt, first_answer, last_answer, prompt"):
         store.hidden_states("000000", tokens="last")
-    with pytest.raises(SampleNotFoundError, match="hidden_states of sample '000000': no token 7; the sample has 7 tok"):
+    with pytest.raises(SampleNotFoundError, match=r"'000000': no token 7;.* 7 tok"):
         store.hidden_states("000000", tokens=[0, 7])
     with pytest.raises(SampleNotFoundError, match="no such token"):
         store.hidden_states("000000", tokens=7)
@@ -476,9 +472,7 @@ def test_only_tokens_may_differ_in_a_stack(tmp_path: Path) -> None:
 def test_a_site_stored_by_layer_is_stacked_by_layer(tmp_path: Path) -> None:
     store = _only(tmp_path, make_sample("000000", sites=("keys",), heads_by_layer={"keys": [2, 4, 1]}))
     assert store.stack("keys", layer=1).values.shape == (1, 4, 3)
-    with pytest.raises(
-        DatasetError, match="shapes of 'keys' differ by layer in sample '000000'; choose one with `layer`"
-    ):
+    with pytest.raises(DatasetError, match=r"'keys' .*'000000'.*`layer`"):
         store.stack("keys")
 
 
@@ -531,24 +525,22 @@ def test_a_question_of_both_classes_is_a_class_of_its_own(tmp_path: Path):
 
 
 def test_a_split_is_stratified_by_a_column_of_few_values_alone(store: TraceStore) -> None:
-    with pytest.raises(ConfigError, match="cannot stratify by 'topic', expected a column of plain values"):
+    with pytest.raises(ConfigError, match="stratify by 'topic'"):
         store.split(stratify="topic")
-    with pytest.raises(ConfigError, match="cannot stratify by 'seed': all 4 samples have the same value"):
+    with pytest.raises(ConfigError, match="stratify by 'seed': all 4"):
         store.split(stratify="seed")
-    with pytest.raises(ConfigError, match=r"cannot stratify by 'key': only question_id '.*' has the value '0000"):
+    with pytest.raises(ConfigError, match=r"stratify by 'key': .*question_id '.*'0000"):
         store.split(stratify="key")
 
 
 def test_a_split_by_nothing_is_refused(store: TraceStore) -> None:
-    with pytest.raises(
-        ConfigError, match="cannot split by 'topic', expected a column of plain values: task, schema_ver"
-    ):
+    with pytest.raises(ConfigError, match=r"split by 'topic'.*: task, schema_ver"):
         store.split(by="topic")
     with pytest.raises(ConfigError, match="cannot split by 'tokens'"):
         store.split(by="tokens")
-    with pytest.raises(ConfigError, match="cannot split by 'seed': all 4 samples have the same value"):
+    with pytest.raises(ConfigError, match="split by 'seed': all 4"):
         store.split(by="seed")
-    with pytest.raises(ConfigError, match=r"test_size is 20.0, expected more than 0 and less than 1"):
+    with pytest.raises(ConfigError, match=r"test_size is 20.0.*0 .*1"):
         store.split(test_size=20.0)
 
 
@@ -567,7 +559,7 @@ def test_a_graph_holds_the_attention_of_one_layer(store: TraceStore, made: list[
     one_head = store.graph("000000", 0, heads=1)
     np.testing.assert_array_equal(one_head.edge_weight, attention[0, 1][np.tril_indices(7)])
     assert [graph.layer for graph in store["000000"].graphs(top_k=1)] == list(range(NUM_LAYERS))
-    with pytest.raises(ConfigError, match="heads is 'all', expected 'mean' or the number of a head"):
+    with pytest.raises(ConfigError, match=r"heads is 'all'.*'mean'"):
         store.graph("000000", 0, heads="all")
 
 
@@ -662,7 +654,7 @@ def test_samples_with_and_without_choices_do_not_go_together(tmp_path: Path) -> 
     one = make_choices("000001", sites=("hidden_states",))
     plain = plain._replace(record=msgspec.structs.replace(one.record, key="000000", tensors=plain.record.tensors))
     write_dataset(tmp_path, {"train-00000": [plain, one]}, config="csqa_mcq")
-    with pytest.raises(DatasetError, match="cannot stack hidden_states of sample '000000', which has no choices, with"):
+    with pytest.raises(DatasetError, match=r"hidden_states of sample '000000'.*no choices"):
         TraceStore(tmp_path).stack("hidden_states", layer=0)
 
 
@@ -809,19 +801,17 @@ def test_splits_are_read_together(tmp_path: Path) -> None:
     for one in (train, test):
         np.testing.assert_array_equal(store.hidden_states(one.record.key), one.expected["hidden_states"])
     assert [sample.key for sample in store.shard(0, split="test")] == ["000000"]
-    with pytest.raises(ConfigError, match=r"shard 0 of which split\? Name one with `split`: test, train"):
+    with pytest.raises(ConfigError, match=r"shard 0 .*`split`: test, train"):
         store.shard(0)
 
 
 def test_several_configurations_need_a_name(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"train-00000": [make_sample("000000")]})
     write_dataset(tmp_path, {"train-00000": [make_sample("000001")]}, config="other")
-    with pytest.raises(
-        DatasetError, match=r"holds several configurations \(other, trivia_qa\); name one with `config`"
-    ):
+    with pytest.raises(DatasetError, match=r"\(other, trivia_qa\).*`config`"):
         TraceStore(tmp_path)
     assert TraceStore(tmp_path, config="other").keys == ["000001"]
-    with pytest.raises(DatasetError, match="holds no configuration 'third'; it holds: other, trivia_qa"):
+    with pytest.raises(DatasetError, match=r"'third'.*other, trivia_qa"):
         TraceStore(str(tmp_path), "third")
 
 
@@ -844,7 +834,7 @@ def test_folders_read_as_one(tmp_path: Path) -> None:
 def test_a_key_in_two_folders_is_named(tmp_path: Path) -> None:
     for name, keys in (("a", ["000000", "000001"]), ("b", ["000001", "000002"])):
         write_dataset(tmp_path / name, {"train-00000": [make_sample(key) for key in keys]})
-    with pytest.raises(DatasetError, match=r"key '000001' is there twice in .*a, .*b; read the folders separately"):
+    with pytest.raises(DatasetError, match=r"key '000001' .*a, .*b; "):
         TraceStore([tmp_path / "a", tmp_path / "b"])
 
 
@@ -863,11 +853,11 @@ def test_another_contract_is_refused(tmp_path: Path) -> None:
     for change, text in (
         (
             {"schema_version": "3.0"},
-            "written by tracekit schema 3.0; this one reads 1.0 to 2.x. Upgrade: pip install -U",
+            "written by tracekit schema 3.0; .*1.0 to 2.x.*pip install -U",
         ),
         ({"schema_version": "0.9"}, "written by tracekit schema 0.9; this one reads 1.0 to 2.x"),
         ({"schema_version": "two"}, "written by tracekit schema two; this one reads"),
-        ({"task": "chess"}, r"schemas/trivia_qa\.json is of the task 'trivia_qa', expected 'chess'"),
+        ({"task": "chess"}, r"schemas/trivia_qa\.json .*'trivia_qa'.*'chess'"),
     ):
         write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, **change)))
         with pytest.raises(DatasetError, match=text):
@@ -913,7 +903,7 @@ def _layout(root: Path) -> Layout:
 
 def test_a_missing_shard_is_named_with_the_next_step(store: TraceStore, tmp_path: Path) -> None:
     _layout(tmp_path).shard("train-00000").unlink()
-    message = r"train-00000.tar cannot be read \(.*No such file.*\): was it freed or not downloaded\? `tracekit verify`"
+    message = r"train-00000.tar cannot be read \(.*No such file.*\).*`tracekit verify`"
     with pytest.raises(DatasetError, match=message):
         store.hidden_states("000000")
     assert store.hidden_states("000002").shape[1] == 9
@@ -938,7 +928,7 @@ def test_offsets_past_the_end_never_give_a_short_array(tmp_path: Path) -> None:
     manifest = read_struct(layout.manifest, Manifest)
     lying = [msgspec.structs.replace(info, num_bytes=4096) for info in manifest.shards]
     write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, shards=lying)))
-    with pytest.raises(CorruptShardError, match=r"bytes \d+ to \d+ are asked for, the shard has 4096. Run `tracekit"):
+    with pytest.raises(CorruptShardError, match=r"bytes \d+ to \d+ .*4096.*`tracekit"):
         TraceStore(tmp_path).attention("000000")
 
 
@@ -946,7 +936,7 @@ def test_another_record_in_its_place_is_noticed(store: TraceStore, tmp_path: Pat
     shard = _layout(tmp_path).shard("train-00001")
     data = shard.read_bytes()
     shard.write_bytes(data.replace(b'"key":"000002"', b'"key":"000009"'))
-    with pytest.raises(CorruptShardError, match="found the record of '000009', the index says it is '000002'"):
+    with pytest.raises(CorruptShardError, match=r"'000009'.*'000002'"):
         store.record("000002")
     shard.write_bytes(data.replace(b'"key":"000003"', b'"kee":"000003"'))
     with pytest.raises(CorruptShardError, match=r"train-00001.tar: record '000003': .*`key`"):
@@ -958,16 +948,14 @@ def test_a_record_table_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     manifest = read_struct(layout.manifest, Manifest)
     wrong = [msgspec.structs.replace(split, num_samples=2) for split in manifest.splits]
     write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, splits=wrong)))
-    with pytest.raises(DatasetError, match=r"train.parquet has 1 rows, its manifest says 2. Run `tracekit verify`"):
+    with pytest.raises(DatasetError, match=r"train.parquet .*1 .*2.*`tracekit verify`"):
         TraceStore(tmp_path)
     write_atomic(layout.manifest, to_bytes(msgspec.structs.replace(manifest, shards=[])))
     with pytest.raises(DatasetError, match="names shards that the manifest does not: train-00000"):
         TraceStore(tmp_path)
     write_atomic(layout.manifest, to_bytes(manifest))
     pa.parquet.write_table(pa.table({"key": ["000000"]}), layout.records_table("train"))
-    with pytest.raises(
-        DatasetError, match="is not a record table of tracekit: it has no column _checksums, _data_offset"
-    ):
+    with pytest.raises(DatasetError, match="no column _checksums, _data_offset"):
         TraceStore(tmp_path)
     layout.records_table("train").write_bytes(b"not parquet at all")
     with pytest.raises(DatasetError, match=r"train.parquet cannot be read"):
@@ -1017,7 +1005,7 @@ def test_arrays_outlive_the_store(tmp_path: Path) -> None:
         sample = store[0]
     np.testing.assert_array_equal(values, one.expected["hidden_states"])
     for read in (sample.hidden_states, lambda: store.records, lambda: store.by_prompt("x"), lambda: sample.record):
-        with pytest.raises(DatasetError, match="the store is closed; open it again to read"):
+        with pytest.raises(DatasetError, match="closed; open"):
             read()
 
 

@@ -132,3 +132,12 @@ def test_a_task_has_the_name_of_its_entry_point_and_a_folder_of_its_own():
         if one.name in OTHERS:
             assert task.module == f"builders.{one.name}.task"
             assert (ROOT / "builders" / one.name / "__main__.py").is_file()
+
+
+def test_a_class_has_a_name_of_its_own():
+    places: dict[str, list[str]] = {}
+    for path in sorted([*ROOT.glob("tracekit/**/*.py"), *ROOT.glob("builders/**/*.py")]):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -3,6 +3,8 @@
 Public names are loaded when they are first used; importing tracekit, and reading a dataset with it, loads no torch.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +72,29 @@ _OTHER_NAMES = {"main": "run_task"}
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tracekit' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), _OTHER_NAMES.get(name, name))
+    try:
+        found = getattr(import_module(_HOMES[name]), _OTHER_NAMES.get(name, name))
+        fault = _hiding() if name == "main" else None  # what runs a task imports much more, later
+    except (ImportError, AttributeError) as error:
+        if (fault := _hiding()) is None:
+            raise
+        raise ImportError(fault) from error
+    if fault is not None:
+        raise ImportError(fault)
+    return found
+
+
+def _hiding() -> str | None:
+    """What to say of a file beside the program that is imported in the place of a module of Python's own."""
+    folder = sys.path[0] or "."
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - pathlib imports what may be hidden
+    except OSError:
+        return None
+    for name in names:
+        if name.endswith(".py") and name[:-3] in sys.stdlib_module_names:
+            return f"{folder}/{name}: rename the file; it hides Python's own module {name[:-3]!r}"
+    return None
 
 
 def __dir__() -> list[str]:

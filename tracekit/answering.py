@@ -135,9 +135,10 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         """What the model reads of an example."""
         assert self._task.ask is not None, self._task.name
         question = self._task.call("ask", example, self._config)
-        if not isinstance(question, str):
+        if not isinstance(question, str) or not question.strip():
             raise ConfigError(
-                f"task {self._task.name!r}: `ask` of the example {example.key} gave {question!r:.200}; expected a text"
+                f"task {self._task.name!r}: `ask` of the example {example.key} gave {question!r:.200}; expected a text "
+                "that is not empty"
             )
         return self._prompter.prompt(question, self._shots(example, question))
 
@@ -230,7 +231,7 @@ class AnsweringTracer(Tracer[ExampleT], Generic[ExampleT]):
         answer, text, trace = made
         answered = self._answered(prompt, answer, sample_index, place)
         shared = answered_fields(traced, prompt, answered.parsed, answer, trace, place) | {
-            "key": example.key + (f"_{sample_index:03d}" if sample_index else ""),
+            "key": example.answer_key(sample_index),
             "example_id": example.example_id or str(example.index),
             "question_id": example.question_id,
             "sample_index": sample_index,

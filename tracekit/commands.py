@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tracekit.analysis.diff_table import difference_lines
 from tracekit.analysis.distances import COMPARED_SITES
 from tracekit.analysis.showing import show_config, show_samples, stats_lines, verification_lines
-from tracekit.analysis.stats import ConfigStats, reports, stats
+from tracekit.analysis.stats import ConfigStats, stats
 from tracekit.config import AnswerCaptureConfig, DeviceMap, ModelConfig, PromptConfig
 from tracekit.console import out, printable_json, say
 from tracekit.errors import ConfigError
@@ -24,6 +24,7 @@ from tracekit.format.journal import Sent
 from tracekit.format.layout import Layout, choose_config, config_names, write_atomic
 from tracekit.format.manifest import read_plan
 from tracekit.hub import HubPath
+from tracekit.plots import draw_picture
 from tracekit.read.remote import list_configs
 from tracekit.read.store import TraceStore
 from tracekit.run.command import growth_note
@@ -72,6 +73,8 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
         from tracekit.read.verifier import verify
 
         root = Path(self.folder)
+        for name in ([self.dataset_config] if self.dataset_config else config_names(root)) if self.replay else ():
+            the_task(read_plan(Layout(root, name)).task, where=Layout(root, name).plan, to_do="--replay")
         total = sum(path.stat().st_size for path in root.glob("data/*/*.tar"))
         with tqdm(total=total, unit="B", unit_scale=True, desc="verify", disable=None) as bar:
             report = verify(root, config=self.dataset_config, progress=bar.update)
@@ -224,13 +227,12 @@ class Show(msgspec.Struct, frozen=True, kw_only=True):
     def _draw(self, found: Sequence[ConfigStats]) -> None:
         if self.plots is None:
             return
-        drawn = {one.config: reports(self.folder, one.config) for one in found}
-        pictures = {f"{name}-{file}": data for name, one in drawn.items() if one for file, data in one.draw().items()}
+        pictures = [(f"{one.config}-{picture.file}", picture) for one in found for picture in one.pictures]
         if not pictures:
             raise ConfigError("--plots draws what the task of a dataset has to draw; this one has nothing")
-        for name, data in pictures.items():
+        for name, picture in pictures:
             path = Path(self.plots) / name
-            write_atomic(path, data)
+            write_atomic(path, draw_picture(picture))
             out(f"wrote {path}", file=sys.stderr)
 
 

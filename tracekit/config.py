@@ -55,11 +55,11 @@ DeviceMap: TypeAlias = Literal["none", "auto", "balanced", "balanced_low_0", "se
 """How a model is shared out over devices, in accelerate's names."""
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every part of a configuration."""
 
 
-class ModelConfig(_Part, frozen=True, kw_only=True):
+class ModelConfig(_Settings, frozen=True, kw_only=True):
     """Which model, and how it is loaded."""
 
     model: str = "demo"
@@ -91,7 +91,7 @@ class ModelConfig(_Part, frozen=True, kw_only=True):
     """Run Python code from the model repository. Never on unless asked for."""
 
 
-class SourceConfig(_Part, frozen=True, kw_only=True):
+class SourceConfig(_Settings, frozen=True, kw_only=True):
     """Which examples. A task with a source of its own reads no file."""
 
     split: str = "validation"
@@ -112,7 +112,7 @@ class FileSource(SourceConfig, frozen=True, kw_only=True):
     """`default` (the task's own dataset on the Hub), another Hub id, a JSONL, Parquet, CSV or TSV file, or `sample`."""
 
 
-class PromptConfig(_Part, frozen=True, kw_only=True):
+class PromptConfig(_Settings, frozen=True, kw_only=True):
     """How a question becomes a prompt."""
 
     system: str | None = None
@@ -137,7 +137,7 @@ class ShotsConfig(PromptConfig, frozen=True, kw_only=True):
     """Solved examples before the question, drawn by seed from those that the task gives."""
 
 
-class GenerationConfig(_Part, frozen=True, kw_only=True):
+class GenerationConfig(_Settings, frozen=True, kw_only=True):
     """How deterministic answers are generated."""
 
     num_beams: Positive = 5
@@ -166,7 +166,7 @@ class SamplesConfig(DrawConfig, frozen=True, kw_only=True):
     """Trace the sampled answers too, each as a sample of its own."""
 
 
-class SiteConfig(_Part, frozen=True, kw_only=True):
+class SiteConfig(_Settings, frozen=True, kw_only=True):
     """What is recorded of whole texts."""
 
     sites: tuple[str, ...] = DEFAULT_SITES
@@ -226,7 +226,7 @@ class ReadingConfig(CaptureConfig, frozen=True, kw_only=True):
     """Positions to keep: all, the prompt's, which are the same, or the last. For attention: query rows."""
 
 
-class OutputConfig(_Part, frozen=True, kw_only=True):
+class OutputConfig(_Settings, frozen=True, kw_only=True):
     """Where it goes, in what pieces."""
 
     out: str | None = None
@@ -246,7 +246,7 @@ class OutputConfig(_Part, frozen=True, kw_only=True):
     """Delete what this run, begun with the same settings, has in the folder, and compute it anew."""
 
 
-class PublishConfig(_Part, frozen=True, kw_only=True):
+class PublishConfig(_Settings, frozen=True, kw_only=True):
     """Whether it goes to the Hub. Not part of the dataset: nothing of it is written down."""
 
     publish: str | None = None
@@ -261,7 +261,7 @@ class PublishConfig(_Part, frozen=True, kw_only=True):
     """Licence of the published dataset, as the Hub writes it (`apache-2.0`, `cc-by-4.0`, ...)."""
 
 
-class ClusterConfig(_Part, frozen=True, kw_only=True):
+class ClusterConfig(_Settings, frozen=True, kw_only=True):
     """Who does the work. Not part of the dataset: nothing of it is written down, and a run goes on with another."""
 
     engine: Literal["local", "ray"] = "local"
@@ -277,7 +277,7 @@ class ClusterConfig(_Part, frozen=True, kw_only=True):
     By default in the folder of the dataset, or in the same path on their own disk where they do not see it."""
 
 
-class RunConfig(_Part, frozen=True, kw_only=True):
+class RunConfig(_Settings, frozen=True, kw_only=True):
     """A whole run. Tasks inherit from it: they have the sections that they use, with defaults of their own, and no
     others.
 

@@ -1,13 +1,42 @@
-"""Declared types: whether the attributes of a dataclass are what its annotations say."""
+"""Declared types: whether the attributes of a dataclass are what its annotations say, and how a program ends where a
+declaration is wrong."""
 
 import builtins
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from functools import cache
-from types import NoneType, UnionType
+from pathlib import Path
+from types import NoneType, TracebackType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["attribute_fault"]
+__all__ = ["attribute_fault", "told_plainly"]
+
+_PLAIN = "_is_told_plainly"
+ErrorT = TypeVar("ErrorT", bound=Exception)
+
+
+def told_plainly(error: ErrorT) -> ErrorT:
+    """The same error. Where nobody catches it, the program ends with one line that names the file, without a
+    traceback."""
+    setattr(error, _PLAIN, True)
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _end
+    return error
+
+
+def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not getattr(error, _PLAIN, False):
+        sys.__excepthook__(kind, error, trace)
+        return
+    library = Path(__file__).parent
+    steps = [
+        one
+        for one in traceback.extract_tb(trace)
+        if Path(one.filename).is_file() and library not in Path(one.filename).parents
+    ]
+    where = f"{steps[-1].filename}, line {steps[-1].lineno}: " if steps else ""
+    sys.stderr.write(f"error: {where}{error}\n")
 
 
 def attribute_fault(one: Any) -> str | None:

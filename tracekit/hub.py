@@ -135,13 +135,18 @@ class HubRepo:
         self.repo_id = repo_id
         self._api = HfApi(library_name="tracekit")
 
-    def check_access(self, *, private: bool = False) -> bool:
-        """See that somebody is logged in who may publish here; returns whether the repository is there.
+    def check_access(self, *, private: bool = False, to_write: bool = True) -> bool:
+        """See that somebody is logged in who may publish here; returns whether the repository is there. Where nothing
+        is to be written nobody has to be.
 
         Raises:
             HubAccessError: nobody is logged in, or a new repository would be somebody else's.
             HubError: `private` is asked for and the repository is public.
         """
+        from huggingface_hub import get_token
+
+        if not to_write and get_token() is None:
+            return self.exists()
         who = _call(f"logging in for {self.repo_id}", self._api.whoami)
         found = _call(f"looking for {self.repo_id}", self._info)
         owner = self.repo_id.partition("/")[0]

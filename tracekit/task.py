@@ -17,7 +17,7 @@ import re
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,11 +29,11 @@ import msgspec
 
 from tracekit.config import AnswersConfig, GenerationConfig, PromptedConfig, RunConfig, ShotsConfig
 from tracekit.console import say
-from tracekit.declared import attribute_fault
+from tracekit.declared import attribute_fault, told_plainly
 from tracekit.errors import ConfigError, DatasetError, TracekitError
 from tracekit.flags import flag_of, settings_of
 from tracekit.format.layout import is_no_space
-from tracekit.format.manifest import Manifest, Plan, SourceInfo, check_known
+from tracekit.format.manifest import Manifest, Plan, SourceInfo, TaskReport, check_known
 from tracekit.format.shards import sha256_file
 from tracekit.records import About, Outcome, Record, RecordSchema, outcome_fault
 from tracekit.records.schema import Field, Node
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from tracekit.model.prompts import Exchange
     from tracekit.model.proof import Scored
     from tracekit.model.traced import Loads, TracedModel
-    from tracekit.read.store import TraceStore
     from tracekit.run.recheck import Replay
 
 __all__ = [
@@ -55,7 +54,6 @@ __all__ = [
     "Place",
     "Task",
     "TaskRef",
-    "TaskReport",
     "TracedSample",
     "Tracer",
     "about_of",
@@ -95,6 +93,10 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     def key(self) -> str:
         """Key of its sample: unique in a configuration, also after a merge."""
         return f"{self.index:06d}"
+
+    def answer_key(self, sample_index: int) -> str:
+        """Key of one of its answers; the deterministic one, 0, has the example's own."""
+        return f"{self.key}_{sample_index:03d}" if sample_index else self.key
 
     @property
     def question_id(self) -> str:
@@ -208,17 +210,6 @@ class Tracer(Generic[ExampleT]):
         """The run is over, or has failed: leave the model as it was."""
 
 
-class TaskReport(NamedTuple):
-    """What a task says of a configuration beyond what all tasks have, for `tracekit show --stats`."""
-
-    data: Any
-    """For `--json`: plain values or Structs."""
-    lines: list[str]
-    """A table for people."""
-    draw: Callable[[], dict[str, bytes]] = dict
-    """Draws it: PNGs by file name, for `--plots`."""
-
-
 def lazy(where: str) -> Callable[..., Any]:
     """The function or type `module:name` as a function that imports it when it is called."""
     module, _, name = where.partition(":")
@@ -276,10 +267,11 @@ class Task(Generic[ConfigT, ExampleT]):
     can_estimate: Callable[[ConfigT], bool] = lambda config: True
     """Whether a dry run can measure already; not where an earlier stage has to write the examples first."""
     card: Path | str | None = None
-    """Template of the card's part about a configuration, where the task is installed: a file, or the name of one in
-    cards/; by default the title stands there."""
-    report: "Callable[[TraceStore], TaskReport] | None" = None
-    """What `tracekit show --stats` says besides."""
+    """Template of the card's part about a configuration: a file, or the name of one in cards/; by default the title
+    stands there. The manifest keeps the text."""
+    report: "Callable[[Iterable[Any]], TaskReport] | None" = None
+    """What `tracekit show --stats` says besides: called with all records when a run is finished. The manifest keeps
+    it."""
     exports: "Mapping[str, Callable[..., Path]]" = field(default_factory=dict)
     """What `tracekit export --format` writes, by name: called with the folder, `config` and `num_samples`."""
     module: str = field(init=False)
@@ -287,6 +279,13 @@ class Task(Generic[ConfigT, ExampleT]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", _defined_in())
+        try:
+            self._check()
+        except ConfigError as error:
+            told_plainly(error)
+            raise
+
+    def _check(self) -> None:
         if fault := attribute_fault(self):
             raise ConfigError(f"task {self.name!r}: {fault}")
         if not self.title.strip():
@@ -598,15 +597,15 @@ def import_file(path: Path) -> Any:
     Raises:
         ConfigError: its stem is no module's name, or is another module's.
     """
-    stem, path = path.stem, path.resolve()
+    given, stem, path = path.name, path.stem, path.resolve()
     if not stem.isidentifier():
-        raise ConfigError(f"{path.name}: rename the file; {stem!r} is no name that Python can import")
+        raise ConfigError(f"{given}: rename the file; {stem!r} is no name that Python can import")
     there = sys.modules.get(stem)
     if there is not None and Path(there.__file__ or "").resolve() == path:
         return there
     other = importlib.util.find_spec(stem) if there is None else there.__spec__
     if there is not None or (other is not None and Path(other.origin or "").resolve() != path):
-        raise ConfigError(f"{path.name}: rename the file; Python has another module {stem!r}")
+        raise ConfigError(f"{given}: rename the file; Python has another module {stem!r}")
     spec = importlib.util.spec_from_file_location(stem, path)
     assert spec is not None, path
     assert spec.loader is not None, path

@@ -109,7 +109,7 @@ def _copied(weight: Tensor) -> Tensor:
     return kept.copy_(weight.detach())
 
 
-class _Sums(NamedTuple):
+class _ChunkSums(NamedTuple):
     """Of one chunk or piece: counts, and squared L2 norms of the change and of the weights before it."""
 
     num_changed: int
@@ -118,7 +118,7 @@ class _Sums(NamedTuple):
     whole: float
 
 
-def _damage(piece: WeightPiece, method: Method, level: float, seed: int) -> _Sums:
+def _damage(piece: WeightPiece, method: Method, level: float, seed: int) -> _ChunkSums:
     """Damage one piece, chunk by chunk."""
     generator = torch.Generator(device=piece.weight.device)
     name = f"{seed}\n{piece.path}\n{piece.part}"
@@ -129,7 +129,7 @@ def _damage(piece: WeightPiece, method: Method, level: float, seed: int) -> _Sum
             step = level * max(chunk.abs().amax().item() for chunk in _chunks(piece.weight))
         sums = [_damage_chunk(chunk, method, level, step, generator) for chunk in _chunks(piece.weight)]
     columns = list(zip(*sums, strict=True))
-    return _Sums(sum(columns[0]), sum(columns[1]), math.fsum(columns[2]), math.fsum(columns[3]))
+    return _ChunkSums(sum(columns[0]), sum(columns[1]), math.fsum(columns[2]), math.fsum(columns[3]))
 
 
 def _chunks(weight: Tensor) -> Iterator[Tensor]:
@@ -143,7 +143,7 @@ def _chunks(weight: Tensor) -> Iterator[Tensor]:
             yield from _chunks(part)
 
 
-def _damage_chunk(weight: Tensor, method: Method, level: float, step: float, generator: torch.Generator) -> _Sums:
+def _damage_chunk(weight: Tensor, method: Method, level: float, step: float, generator: torch.Generator) -> _ChunkSums:
     """Damage a few weights in place; `step` is that of uni_quant."""
     exact = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True).contiguous()
     if level > 0:  # at 0, not even the sign of a zero may change
@@ -151,7 +151,7 @@ def _damage_chunk(weight: Tensor, method: Method, level: float, step: float, gen
     now = weight.to(exact.dtype)
     difference = now - exact
     is_finite = now.isfinite()
-    return _Sums(
+    return _ChunkSums(
         int((now != exact).sum().item()),
         exact.numel() - int(is_finite.sum().item()),
         _square_sum(torch.where(is_finite, difference, 0)),

@@ -11,16 +11,15 @@ from repeat to repeat is their spread.
 import math
 import re
 from collections.abc import Iterable, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from statistics import stdev
-from typing import Any
 
 import msgspec
 
 from builders.degradation.record import DegradationRecord
-from tracekit.plots import BLUE, ORANGE, canvas, grid, png, style
+from tracekit.plots import Curve, Panel, Picture, Point
 
-__all__ = ["LevelStats", "Measures", "distinct", "draw_levels", "level_lines", "level_stats"]
+__all__ = ["LevelStats", "Measures", "distinct", "level_lines", "level_pictures", "level_stats"]
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]{2,}")
 _COLUMNS = (
@@ -43,8 +42,6 @@ _SHOWN = (
     ("mean_entropy", "entropy of a token, nats"),
     ("perplexity", "perplexity of the text"),
 )
-_APART = 0.04
-"""Distance of two groups' points of one level, in steps of the level."""
 
 
 class Measures(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +98,8 @@ def level_stats(records: Iterable[DegradationRecord]) -> list[LevelStats]:
     def place(record: DegradationRecord) -> tuple[str, str, float]:
         return record.damage.method, record.damage.group, record.damage.level
 
-    return [_summed(*key, list(some)) for key, some in groupby(sorted(records, key=place), key=place)]
+    small = [msgspec.structs.replace(one, token_ids=[], tokens=[], token_offsets=[], tensors=[]) for one in records]
+    return [_summed(*key, list(some)) for key, some in groupby(sorted(small, key=place), key=place)]
 
 
 def _summed(method: str, group: str, level: float, records: Sequence[DegradationRecord]) -> LevelStats:
@@ -185,47 +183,32 @@ def _cell(one: LevelStats, name: str, form: str) -> str:
     return format(value, form) + (f"±{shown}" if shown != format(0.0, form) else "")
 
 
-def draw_levels(stats: Sequence[LevelStats]) -> dict[str, bytes]:
-    """A PNG for each method, by file name: the curves of every group over the levels.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
-    """
-    drawn: dict[str, bytes] = {}
-    with style():
-        for method, some in groupby(stats, key=lambda one: one.method):
-            drawn[f"levels-{method}.png"] = _levels_png(method, list(some))
-    return drawn
+def level_pictures(stats: Sequence[LevelStats]) -> list[Picture]:
+    """A picture for each method: the curves of every group over the levels."""
+    return [_picture(method, list(some)) for method, some in groupby(stats, key=lambda one: one.method)]
 
 
-def _levels_png(method: str, stats: Sequence[LevelStats]) -> bytes:
-    shown = [(name, title) for name, title in _SHOWN if any(getattr(one, name) is not None for one in stats)]
-    figure = canvas(height=2.6 * len(shown))
-    panels: Any = figure.subplots(len(shown), 1, sharex=True, squeeze=False)
+def _picture(method: str, stats: Sequence[LevelStats]) -> Picture:
     groups = [group for group, _ in groupby(stats, key=lambda one: one.group)]
-    levels = sorted({one.level for one in stats})
-    # curves that coincide are drawn a little apart
-    step = min((after - before for before, after in pairwise(levels)), default=0.0) * _APART
-    for (name, title), axes in zip(shown, panels[:, 0], strict=True):
-        for number, group in enumerate(groups):
-            there = [one for one in stats if one.group == group and getattr(one, name) is not None]
-            axes.errorbar(
-                [one.level + (number - (len(groups) - 1) / 2) * step for one in there],
-                [getattr(one, name) for one in there],
-                yerr=[getattr(one.spread, name) or 0.0 for one in there],
-                label=group,
-                color=(BLUE, ORANGE)[number] if number < 2 else f"C{number}",
-                marker="osD^v"[number % 5],
-                capsize=2,
-                elinewidth=1,
-            )
-        if name == "perplexity":
-            axes.set_yscale("log")
-        axes.set_ylabel(title)
-        grid(axes)
     most = max(one.num_repeats for one in stats)
     bars = f"; bars: standard deviation over {most} repeats" if most > 1 else ""
-    panels[0, 0].set_title(f"Answers by level of damage\n{method}{bars}", loc="left", parse_math=False)
-    panels[0, 0].legend(title="group", frameon=False, ncols=min(4, len(groups)))
-    panels[-1, 0].set_xlabel(f"level of {method}")
-    return png(figure)
+    return Picture(
+        file=f"levels-{method}.png",
+        title=f"Answers by level of damage\n{method}{bars}",
+        x_label=f"level of {method}",
+        legend="group",
+        panels=[
+            Panel(title=title, curves=curves, is_log=name == "perplexity")
+            for name, title in _SHOWN
+            if (curves := [curve for group in groups if (curve := _curve(name, group, stats)).points])
+        ],
+    )
+
+
+def _curve(name: str, group: str, stats: Sequence[LevelStats]) -> Curve:
+    points = [
+        Point(x=one.level, y=value, spread=getattr(one.spread, name) or 0.0)
+        for one in stats
+        if one.group == group and (value := getattr(one, name)) is not None
+    ]
+    return Curve(name=group, points=points)

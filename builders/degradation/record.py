@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tracekit.records import ResponseRecord, Tallied
+from tracekit.records import ResponseRecord
 
 __all__ = ["DamageInfo", "DegradationRecord"]
 
@@ -82,11 +82,3 @@ class DegradationRecord(ResponseRecord, frozen=True, kw_only=True, tag="degradat
     def is_spoilt(self) -> bool:
         """Whether the model gave values that are not finite; what only the stored dtype cannot hold does not count."""
         return bool(self.num_nonfinite_values - self.num_overflowed_values or self.num_nonfinite_tokens)
-
-    def tallied(self) -> dict[str, Tallied]:
-        """The share of samples that hold values that are not finite."""
-        return {
-            "nonfinite_share": Tallied(
-                float(self.is_spoilt), 1, "Share of the samples in which the model gave values that are not finite."
-            )
-        }

@@ -11,9 +11,11 @@ depend on the prompt and the repeat alone: at another level of the same repeat o
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import msgspec
 
 from builders.degradation.configs import CONFIGS, DegradationConfig, check_grid
 from builders.degradation.prompts import DREAMS, IQ, PICTURE, DegradationPrompt
@@ -23,13 +25,10 @@ from builders.kit.columns import PromptSource
 from builders.kit.sources import HubSource, SourceRow, read_examples
 from tracekit.console import say
 from tracekit.errors import ConfigError, SourceError
-from tracekit.format.manifest import SourceInfo
+from tracekit.format.manifest import Metric, SourceInfo, TaskReport
 from tracekit.model.prompts import sha256_text
 from tracekit.records import Number, answered
-from tracekit.task import Example, Examples, Task, TaskReport, lazy
-
-if TYPE_CHECKING:
-    from tracekit.read.store import TraceStore
+from tracekit.task import Example, Examples, Task, lazy
 
 __all__ = ["TASK", "DamagedPrompt", "gives", "parse_row"]
 
@@ -179,11 +178,22 @@ def gives(answer: str, wanted: str) -> bool:
     return re.search(rf"(?<![\w.,]){re.escape(wanted)}(?![\w]|[.,]\d)", answer, re.IGNORECASE) is not None
 
 
-def _report(store: "TraceStore") -> TaskReport:
-    from builders.degradation.levels import draw_levels, level_lines, level_stats
+def _report(records: Iterable[DegradationRecord]) -> TaskReport:
+    from builders.degradation.levels import level_lines, level_pictures, level_stats
 
-    levels = level_stats(sample.record for sample in store)  # type: ignore[arg-type]
-    return TaskReport(levels, level_lines(levels), lambda: draw_levels(levels))
+    levels = level_stats(records)
+    num_samples = sum(one.num_samples for one in levels)
+    nonfinite = Metric(
+        name="nonfinite_share",
+        value=sum((one.nonfinite_share or 0.0) * one.num_samples for one in levels) / num_samples,
+        definition="Share of the samples in which the model gave values that are not finite.",
+    )
+    return TaskReport(
+        data=msgspec.to_builtins(levels),
+        lines=level_lines(levels),
+        pictures=level_pictures(levels),
+        metrics=[nonfinite],
+    )
 
 
 TASK = Task(

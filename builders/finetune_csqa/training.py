@@ -215,7 +215,7 @@ def _trainer(
     from transformers import Trainer, TrainingArguments  # here, because they take seconds and --help needs none of it
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    class Progress(ProgressCallback):
+    class _TrainingProgress(ProgressCallback):
         """Trainer's bars, and evaluations said on stderr: stdout is for results."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -257,7 +257,7 @@ def _trainer(
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(Progress())
+    trainer.add_callback(_TrainingProgress())
     return trainer
 
 

@@ -4,11 +4,8 @@ import msgspec
 
 from builders.kit.choices import Choice
 from tracekit.records import Record
-from tracekit.sizes import bar
 
 __all__ = ["ConfidenceBin", "IntrospectionRecord"]
-
-_MAX_TEXT = 48  # characters of an option or of an output in a line
 
 
 class ConfidenceBin(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,39 +131,3 @@ class IntrospectionRecord(Record, frozen=True, kw_only=True, tag="introspection"
     """`bpe_merge_rank`: merges before the token's own; `unigram_nll`: negative log-probability, nats; `vocab_rank`."""
     num_layers: int
     """Number of transformer blocks."""
-
-    def lines(self) -> list[str]:
-        """Question, every allowed answer with its probability, and what was read from the output."""
-        verdict = "" if self.is_correct is None else "  right" if self.is_correct else "  wrong"
-        subject = "" if self.subject is None else f"  ({self.subject})"
-        allowed = [(one.label, one.text()) for one in self.bins] or [(one.label, one.text) for one in self.options]
-        texts = [_short(" ".join(text.split())) for _, text in allowed]
-        width = max(map(len, texts), default=0)
-        answers = [
-            f"    {label}  {text:{width}s}  {bar(prob)} {100 * prob:5.1f} %  {self._marks(label)}".rstrip()
-            for (label, _), text, prob in zip(allowed, texts, self.probs, strict=True)
-        ]
-        return [
-            f"{self.key}  {self.prompt_type}{verdict}{subject}",
-            f"  {' '.join(self.question_text.split())}",
-            *answers,
-            f"  output {_short(repr(self.output_text))}: {self._reading()}",
-        ]
-
-    def _marks(self, label: str) -> str:
-        """What there is to say of one of the allowed answers."""
-        is_right = label == self.correct_answer_letter and not self.bins
-        return ", ".join(["answered"] * (label == self.parsed_answer) + ["right"] * is_right)
-
-    def _reading(self) -> str:
-        """What the output was read as, and how sure the distribution is."""
-        read = (
-            f"nothing parsed, {self.parse_failure}" if self.parsed_answer is None else f"read as {self.parsed_answer}"
-        )
-        confidence = self.self_confidence if self.self_confidence is not None else self.other_confidence
-        expected = "" if confidence is None else f"; expects {confidence:.1f} %"
-        return f"{read}{expected}; entropy {self.entropy:.3g} nats, allowed mass {self.allowed_mass:.3g}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."

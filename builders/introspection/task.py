@@ -83,6 +83,7 @@ TASK = Task(
     outcome=Outcome(
         asked="question_text",
         answer="parsed_answer",
+        output="output_text",
         gold="correct_answer_letter",
         correct="is_correct",
         has_letters=True,

@@ -44,7 +44,7 @@ _WORDS = {
 }
 
 
-class _Token(NamedTuple):
+class _LiteralToken(NamedTuple):
     kind: str
     text: str
     follows_space: bool
@@ -69,7 +69,7 @@ def read_structure(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except ValueError:  # no JSON, or a number of too many digits, which the grammar refuses again
-        value = _Reader(text).read()
+        value = _LiteralReader(text).read()
     if "\\u" in text:
         check_characters(value)
     return value
@@ -90,7 +90,7 @@ def check_characters(value: Any) -> None:
         raise ValueError(f"{half!r} is half a character; expected whole ones (surrogates in pairs)") from error
 
 
-class _Reader:
+class _LiteralReader:
     """Reads one cell from its first token to its last."""
 
     def __init__(self, text: str) -> None:
@@ -104,7 +104,7 @@ class _Reader:
             self._fail(self._tokens[self._place].text)
         return value
 
-    def _next(self) -> _Token:
+    def _next(self) -> _LiteralToken:
         if self._place == len(self._tokens):
             raise ValueError("the cell ends inside a list or an object; was it cut off?")
         self._place += 1
@@ -194,7 +194,7 @@ class _Reader:
             key = self._value(depth + 1)
 
 
-def _tokens(text: str) -> Iterator[_Token]:
+def _tokens(text: str) -> Iterator[_LiteralToken]:
     place, follows_space = 0, True
     while place < len(text):
         if text[place].isspace():
@@ -206,7 +206,7 @@ def _tokens(text: str) -> Iterator[_Token]:
                 f"{text[place : place + 20]!r} at character {place + 1} is no text in quotes and no number"
             )
         assert match.lastgroup is not None, match
-        yield _Token(match.lastgroup, match[0], follows_space)
+        yield _LiteralToken(match.lastgroup, match[0], follows_space)
         place, follows_space = match.end(), False
 
 

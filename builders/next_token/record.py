@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tracekit.records import Record, Tallied
+from tracekit.records import Record
 
 __all__ = ["NextTokenRecord", "Word"]
 
@@ -91,19 +91,3 @@ class NextTokenRecord(Record, frozen=True, kw_only=True, tag="next_token"):
     """Mean negative log-probability of the scored tokens, nats; null where none is scored."""
     perplexity: float | None
     """exp(loss); null where none is scored, or where it is beyond a float."""
-
-    def tallied(self) -> dict[str, Tallied]:
-        """Loss, perplexity and accuracy over scored tokens."""
-        if self.loss is None:
-            return {}
-        num_right = sum(self.next_correct[len(self.next_correct) - self.num_scored :])
-        loss = Tallied(
-            self.loss * self.num_scored, self.num_scored, "Mean negative log-probability of the scored tokens.", "nats"
-        )
-        return {
-            "loss": loss,
-            "perplexity": loss._replace(definition="exp of the mean loss.", unit="", is_exp=True),
-            "next_token_accuracy": Tallied(
-                num_right, self.num_scored, "Share of the scored tokens that were the most probable one."
-            ),
-        }

@@ -17,7 +17,7 @@ count, and the first token of a document (without overlap: of every window) is p
 
 from builders.next_token.config import NextTokenConfig
 from builders.next_token.record import NextTokenRecord
-from tracekit.records import Number, Outcome
+from tracekit.records import Mean, Number, Outcome
 from tracekit.task import Task, lazy
 
 __all__ = ["TASK"]
@@ -39,6 +39,22 @@ TASK = Task(
             Number(name="perplexity", field="perplexity"),
             Number(name="entropy", field="next_entropy", unit="nats"),
             Number(name="next_token_accuracy", field="next_correct"),
+        ],
+        means=[
+            Mean(
+                name="loss",
+                field="loss",
+                over="num_scored",
+                unit="nats",
+                definition="Mean negative log-probability of the scored tokens.",
+            ),
+            Mean(name="perplexity", field="loss", over="num_scored", is_exp=True, definition="exp of the mean loss."),
+            Mean(
+                name="next_token_accuracy",
+                field="next_correct",
+                over="num_scored",
+                definition="Share of the scored tokens that were the most probable one.",
+            ),
         ],
         same=["text"],
     ),

@@ -130,7 +130,7 @@ def read_documents(config: TextSource, kind: Kind | Literal["auto"] = "auto") ->
     source, own = _known(config.source, kind)
     if own is not None and kind not in ("auto", own):
         raise ConfigError(f"--kind {kind} - at `$.kind`; the source {config.source!r} is {own}; leave --kind out")
-    reader = _Reader(own or kind)
+    reader = _RowReader(own or kind)
     found = read_examples(
         msgspec.structs.replace(config, source=source),
         default=HUB[own or _DEFAULT] if source == "default" else HUB[_DEFAULT],
@@ -148,7 +148,7 @@ def read_documents(config: TextSource, kind: Kind | Literal["auto"] = "auto") ->
     return Examples([*documents, *_joined(lines, found.source.id)], found.source)
 
 
-class _Reader:
+class _RowReader:
     """Reads the rows of a source, all as the same kind: `auto` is what the first row is that has one."""
 
     def __init__(self, kind: Kind | Literal["auto"]) -> None:

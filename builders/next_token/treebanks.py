@@ -24,7 +24,7 @@ UPOS = (
 _NOTHING = ("_", "", "None", None)
 
 
-class _Entry(NamedTuple):
+class _ConlluLine(NamedTuple):
     """One line of a sentence, as CoNLL-U has it."""
 
     id: str
@@ -88,7 +88,7 @@ def words_of(data: dict[str, Any], text: str) -> list[Word]:
     return [_word(entry, places.get(entry.id)) for entry in entries]
 
 
-def _surface(entries: Sequence[_Entry]) -> Iterator[_Entry]:
+def _surface(entries: Sequence[_ConlluLine]) -> Iterator[_ConlluLine]:
     """What is written: multi-word tokens instead of their words, no empty nodes."""
     covered = 0
     for entry in entries:
@@ -101,7 +101,7 @@ def _surface(entries: Sequence[_Entry]) -> Iterator[_Entry]:
             yield entry
 
 
-def _inner_places(token: _Entry, entries: Sequence[_Entry], start: int) -> dict[str, tuple[int, int]]:
+def _inner_places(token: _ConlluLine, entries: Sequence[_ConlluLine], start: int) -> dict[str, tuple[int, int]]:
     """Characters of a multi-word token's words."""
     first, last = _range_of(token)
     inner = [e for e in entries if e.id.isdigit() and first <= int(e.id) <= last]
@@ -114,12 +114,12 @@ def _inner_places(token: _Entry, entries: Sequence[_Entry], start: int) -> dict[
     return places
 
 
-def _range_of(token: _Entry) -> tuple[int, int]:
+def _range_of(token: _ConlluLine) -> tuple[int, int]:
     first, _, last = token.id.partition("-")
     return int(first), int(last)
 
 
-def _word(entry: _Entry, place: tuple[int, int] | None) -> Word:
+def _word(entry: _ConlluLine, place: tuple[int, int] | None) -> Word:
     is_underscore = entry.form == "_"
     head = str(entry.head)
     return Word(
@@ -140,7 +140,7 @@ def _value(value: Any) -> str | None:
     return None if value in _NOTHING else str(value)
 
 
-def _entries(data: dict[str, Any]) -> list[_Entry]:
+def _entries(data: dict[str, Any]) -> list[_ConlluLine]:
     """The lines of a sentence, from either form.
 
     Raises:
@@ -155,14 +155,14 @@ def _entries(data: dict[str, Any]) -> list[_Entry]:
     rows = list(zip(*columns, strict=True))  # pyright: ignore[reportArgumentType] - they are lists, see above
     misc = data.get("misc") or [None] * len(rows)
     if is_file:
-        entries = [_Entry._make((i, *row, m)) for i, row, m in zip(data["id"], rows, misc, strict=True)]
+        entries = [_ConlluLine._make((i, *row, m)) for i, row, m in zip(data["id"], rows, misc, strict=True)]
     else:
         entries = _hub_entries(data, [(form, lemma, _upos(u), h, d) for form, lemma, u, h, d in rows], misc)
     _check_ids(entries)
     return entries
 
 
-def _check_ids(entries: Sequence[_Entry]) -> None:
+def _check_ids(entries: Sequence[_ConlluLine]) -> None:
     """Words are numbered 1, 2, ...; multi-word tokens and empty nodes stand at their words."""
     number = 0
     for entry in entries:
@@ -183,42 +183,42 @@ def _upos(value: Any) -> Any:
     return UPOS[value]
 
 
-def _hub_entries(data: dict[str, Any], rows: Sequence[tuple[Any, ...]], misc: Sequence[Any]) -> list[_Entry]:
+def _hub_entries(data: dict[str, Any], rows: Sequence[tuple[Any, ...]], misc: Sequence[Any]) -> list[_ConlluLine]:
     """The Hub's words numbered, and multi-word tokens and empty nodes put where they belong."""
     if "mwt" not in data:
         return _unmixed(rows, misc)
     before = {
-        str(t["id"]).partition("-")[0]: _Entry(t["id"], t["form"], None, None, None, None, t.get("misc"))
+        str(t["id"]).partition("-")[0]: _ConlluLine(t["id"], t["form"], None, None, None, None, t.get("misc"))
         for t in data["mwt"]
     }
-    nodes: dict[str, list[_Entry]] = {}
+    nodes: dict[str, list[_ConlluLine]] = {}
     for node in data.get("empty_nodes") or []:
-        entry = _Entry(node["id"], node["form"], node["lemma"], node["upos"], node["head"], node["deprel"], None)
+        entry = _ConlluLine(node["id"], node["form"], node["lemma"], node["upos"], node["head"], node["deprel"], None)
         nodes.setdefault(entry.id.partition(".")[0], []).append(entry)
     entries = nodes.get("0", [])
     for number, (row, note) in enumerate(zip(rows, misc, strict=True), start=1):
         entries += [before[str(number)]] if str(number) in before else []
-        entries += [_Entry._make((str(number), *row, note)), *nodes.get(str(number), [])]
+        entries += [_ConlluLine._make((str(number), *row, note)), *nodes.get(str(number), [])]
     return entries
 
 
-def _unmixed(rows: Sequence[tuple[Any, ...]], misc: Sequence[Any]) -> list[_Entry]:
+def _unmixed(rows: Sequence[tuple[Any, ...]], misc: Sequence[Any]) -> list[_ConlluLine]:
     """Older copies: what has no head is a multi-word token (without part of speech) or an empty node (with one)."""
-    entries: list[_Entry] = []
+    entries: list[_ConlluLine] = []
     number = nodes = 0
     for i, (row, note) in enumerate(zip(rows, misc, strict=True)):
         form, _, upos, head, _ = row
         if str(head).isdigit():
             number, nodes = number + 1, 0
-            entries.append(_Entry._make((str(number), *row, note)))
+            entries.append(_ConlluLine._make((str(number), *row, note)))
         elif upos in _NOTHING:
             inner, spelled = 0, 0
             for other in rows[i + 1 :]:  # its words are those that spell it, two at least
                 if spelled >= len(form) and inner >= 2:
                     break
                 inner, spelled = inner + 1, spelled + len(other[0])
-            entries.append(_Entry._make((f"{number + 1}-{number + inner}", *row, note)))
+            entries.append(_ConlluLine._make((f"{number + 1}-{number + inner}", *row, note)))
         else:
             nodes += 1
-            entries.append(_Entry._make((f"{number}.{nodes}", *row, note)))
+            entries.append(_ConlluLine._make((f"{number}.{nodes}", *row, note)))
     return entries

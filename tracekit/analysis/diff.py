@@ -26,9 +26,9 @@ from tracekit.analysis.difference import (
     ConfigDifference,
     Difference,
     Histogram,
-    Scores,
     Shift,
     Side,
+    SideScores,
 )
 from tracekit.analysis.distances import COMPARED_SITES, compare_activations
 from tracekit.analysis.outcomes import (
@@ -52,9 +52,9 @@ __all__ = [
     "ConfigDifference",
     "Difference",
     "Histogram",
-    "Scores",
     "Shift",
     "Side",
+    "SideScores",
     "diff",
 ]
 
@@ -240,12 +240,12 @@ def _judged_both(one: Sequence[bool | None], other: Sequence[bool | None]) -> li
     return [None not in pair for pair in zip(one, other, strict=True)]
 
 
-def _scores(side: _Opened, outcomes: Outcomes, others: Outcomes) -> Scores:
+def _scores(side: _Opened, outcomes: Outcomes, others: Outcomes) -> SideScores:
     """How a side did on what the other did, too."""
     num_judged = sum(verdict is not None for verdict in outcomes.verdicts)
     both = _judged_both(outcomes.verdicts, others.verdicts)
     calibration, note = _calibration(outcomes, others)
-    return Scores(
+    return SideScores(
         config=side.config,
         model=side.model,
         model_name=side.model_name,

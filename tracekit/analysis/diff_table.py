@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from tracekit.analysis.difference import AnswerChanges, ConfigDifference, Difference, Scores, Side
+from tracekit.analysis.difference import AnswerChanges, ConfigDifference, Difference, Side, SideScores
 from tracekit.analysis.distances import Distance, SiteDistance
 from tracekit.analysis.outcomes import number_label
 from tracekit.card.calibration import Calibration
@@ -71,7 +71,7 @@ def _shift_lines(one: ConfigDifference) -> list[str]:
     return lines
 
 
-def _calibration_lines(a: Scores, b: Scores) -> list[str]:
+def _calibration_lines(a: SideScores, b: SideScores) -> list[str]:
     """What confidence is held against, the numbers, and what was left out."""
     lines = []
     if a.calibration or b.calibration:

@@ -5,7 +5,16 @@ import msgspec
 from tracekit.analysis.distances import SiteDistance
 from tracekit.card.calibration import Calibration
 
-__all__ = ["AnswerChange", "AnswerChanges", "ConfigDifference", "Difference", "Histogram", "Scores", "Shift", "Side"]
+__all__ = [
+    "AnswerChange",
+    "AnswerChanges",
+    "ConfigDifference",
+    "Difference",
+    "Histogram",
+    "Shift",
+    "Side",
+    "SideScores",
+]
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,7 +26,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Filters `field=value` that its samples passed."""
 
 
-class Scores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SideScores(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one side did on the common samples."""
 
     config: str
@@ -130,9 +139,9 @@ class ConfigDifference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Samples that only b has."""
     num_judged_both: int
     """Those that were judged right or wrong on both sides."""
-    a: Scores
+    a: SideScores
     """How a did."""
-    b: Scores
+    b: SideScores
     """How b did."""
     shifts: list[Shift]
     """Every number of the task that both have."""

@@ -1,13 +1,14 @@
 """Showing: what `tracekit show` prints of a dataset, of its samples and of its stats."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tracekit.analysis.outcomes import number_label
-from tracekit.analysis.stats import Bar, ConfigStats, NumberStats
+from tracekit.analysis.stats import Bar, ConfigStats, NumberStats, range_text
 from tracekit.console import out, printable, printable_json
 from tracekit.format.labels import rate_lines
 from tracekit.format.layout import Layout
@@ -32,6 +33,7 @@ __all__ = [
 _WIDTH = 100
 _LABEL = 42
 _MAX_CHARS = 70  # of a text in a line
+_OPTION = 48  # of an option or of an output in a line
 
 
 def metric_lines(manifest: Manifest) -> list[str]:
@@ -68,28 +70,58 @@ def warning_lines(manifest: Manifest) -> list[str]:
 
 
 def record_lines(record: Record, outcome: Outcome) -> list[str]:
-    """A sample as text for people: as its task likes it, else in a line: key, verdict, what was asked, answer."""
-    own = record.lines()
-    if own:
-        return own
+    """A sample as text for people. Where the answer is a letter that was read from an output: every allowed letter with
+    its probability, and what was read. Else a line: key, verdict, what was asked, answer."""
+    if outcome.has_letters and outcome.failure is not None:
+        return _letter_record_lines(record, outcome)
     is_correct = _field(record, outcome.correct)
     verdict = "" if is_correct is None else "right" if is_correct else "wrong"
     occasions = ", ".join(f"{path.rpartition('.')[2]} {_field(record, path)}" for path in outcome.occasions)
-    asked = (f"[{occasions}] " if occasions else "") + (_text(_field(record, outcome.asked)) or record.prompt)
+    asked = (f"[{occasions}] " if occasions else "") + " ".join(_asked(record, outcome))
     gold = _text(_labelled(record, outcome, outcome.gold)) if is_correct is not True else ""
     accepted = f"  (accepted: {gold})" if gold else ""
     return [f"{record.key}  {verdict:5s}  {_short(asked)}  ->  {_short(_outcome_text(record, outcome))}{accepted}"]
+
+
+def _letter_record_lines(record: Record, outcome: Outcome) -> list[str]:
+    """Question, every allowed letter with its probability, and what was read from the output."""
+    is_correct, answer, gold = (_field(record, path) for path in (outcome.correct, outcome.answer, outcome.gold))
+    verdict = "" if is_correct is None else "  right" if is_correct else "  wrong"
+    kind, group = (_text(_field(record, path)) for path in (outcome.kind, outcome.group))
+    bins = _field(record, outcome.bins) or []
+    allowed = [(one.label, range_text(one.low, one.high)) for one in bins]
+    allowed = allowed or [(one.label, _short(str(one.text), _OPTION)) for one in _field(record, outcome.options) or []]
+    width = max((len(text) for _, text in allowed), default=0)
+    lines = [f"{record.key}  {kind}{verdict}" + f"  ({group})" * bool(group), f"  {' '.join(_asked(record, outcome))}"]
+    for (label, text), given in zip(allowed, _field(record, outcome.probs) or [], strict=False):
+        marks = ", ".join(["answered"] * (label == answer) + ["right"] * (label == gold and not bins))
+        prob = given or 0.0
+        lines.append(f"    {label}  {text:{width}s}  {bar(prob)} {100 * prob:5.1f} %  {marks}".rstrip())
+    read = f"nothing parsed, {_field(record, outcome.failure)}" if answer is None else f"read as {answer}"
+    stated = [value for path in outcome.confidences if (value := _field(record, path)) is not None]
+    said = [read, *(f"expects {value:.1f} %" for value in stated), *_number_texts(record, outcome)]
+    output = "" if not outcome.output else f" {_short(repr(_field(record, outcome.output)), _OPTION)}"
+    return [*lines, f"  output{output}: {'; '.join(said)}"]
+
+
+def _asked(record: Record, outcome: Outcome) -> list[str]:
+    """The words of what was asked."""
+    return (_text(_field(record, outcome.asked)) or record.prompt).split()
+
+
+def _number_texts(record: Record, outcome: Outcome) -> Iterator[str]:
+    """Its numbers, each with its name and unit."""
+    for number in outcome.numbers:
+        value = _field(record, number.field)
+        if isinstance(value, int | float):
+            yield f"{number.name} {value:.4g}{number.unit and ' ' + number.unit}"
 
 
 def _outcome_text(record: Record, outcome: Outcome) -> str:
     """The answer; of a task without, its first number."""
     if outcome.answer is not None:
         return _text(_labelled(record, outcome, outcome.answer)) or "(no answer)"
-    for number in outcome.numbers:
-        value = _field(record, number.field)
-        if isinstance(value, int | float):
-            return f"{number.name} {value:.4g}{number.unit and ' ' + number.unit}"
-    return ""
+    return next(_number_texts(record, outcome), "")
 
 
 def _labelled(record: Record, outcome: Outcome, path: str | None) -> Any:
@@ -116,9 +148,9 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _short(text: str) -> str:
+def _short(text: str, width: int = _MAX_CHARS) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 3] + "..."
+    return line if len(line) <= width else line[: width - 3] + "..."
 
 
 def verification_lines(verification: Any) -> list[str]:
@@ -142,7 +174,7 @@ def show_config(store: TraceStore, num_examples: int) -> None:
         "folder": ", ".join(info["paths"]),
         "task": f"{info['task']} ({', '.join(sorted(set(info['configs'])))})" + " - not finished" * info["is_open"],
         "model": "; ".join(_model_text(model) for model in info["models"]),
-        "samples": "; ".join(f"{split['num_samples']} in {split['name']}" for split in info["splits"]),
+        "samples": "; ".join(f"{split['num_samples']} in {split['name']}" for split in info["splits"]) or "none yet",
         "size": filesize(info["num_bytes"]),
     }
     for name, text in facts.items():

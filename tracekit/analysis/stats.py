@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from tracekit.analysis.outcomes import (
     Outcomes,
@@ -27,12 +28,13 @@ from tracekit.card.calibration import Calibration
 from tracekit.errors import DatasetError
 from tracekit.format.labels import LabelSummary, read_summaries
 from tracekit.format.layout import Layout, choose_config
-from tracekit.format.manifest import Manifest, Metric, read_struct
+from tracekit.format.manifest import Manifest, Metric, TaskReport, read_struct
 from tracekit.hub import HubPath
+from tracekit.plots import Picture
 from tracekit.read.remote import Listing, list_configs
 from tracekit.read.store import TraceStore
 from tracekit.records import Outcome
-from tracekit.task import TaskReport, find_task
+from tracekit.task import find_task
 
 __all__ = [
     "Bar",
@@ -42,7 +44,7 @@ __all__ = [
     "LetterCount",
     "NumberStats",
     "SubjectAccuracy",
-    "reports",
+    "range_text",
     "stats",
 ]
 
@@ -179,6 +181,8 @@ class ConfigStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What the task itself says of the configuration; null where it says nothing more, or is not installed."""
     report_lines: list[str]
     """The same for people."""
+    pictures: list[Picture]
+    """Pictures of it, for `--plots`."""
     metrics: list[Metric]
     """The manifest's numbers; empty where the run is not finished."""
     labels: list[LabelSummary]
@@ -203,11 +207,12 @@ def stats(path: str | PathLike[str], *, config: str | None = None) -> list[Confi
 
 
 def _stats_of(listing: Listing, config: str) -> ConfigStats:
-    manifest = Layout(listing.root, config).manifest
     with TraceStore(str(listing.path), config=config) as store:
         info = store.info()
         fields = store.about.outcome
-        report = _report(store)
+        path = Layout(listing.root, config).manifest
+        manifest = read_struct(path, Manifest) if path.exists() else None
+        report = _report(store, manifest)
         outcomes = read_outcomes(store, listing, config)
         calibration, note = calibration_of(outcomes, num_bins=_NUM_BINS)
         lengths = store.columns(["prompt_length", "token_ids"])
@@ -239,21 +244,19 @@ def _stats_of(listing: Listing, config: str) -> ConfigStats:
             subjects=_subjects(store, outcomes, fields),
             report=None if report is None else report.data,
             report_lines=[] if report is None else report.lines,
-            metrics=read_struct(manifest, Manifest).metrics if manifest.exists() else [],
+            pictures=[] if report is None else report.pictures,
+            metrics=[] if manifest is None else manifest.metrics,
             labels=read_summaries(Layout(listing.root, config)),
         )
 
 
-def _report(store: TraceStore) -> TaskReport | None:
-    """What the task says of a configuration, where it is installed and says anything."""
+def _report(store: TraceStore, manifest: Manifest | None) -> TaskReport | None:
+    """What the task says of a configuration: as its manifest says; of a run that is not finished, or was finished by an
+    older version, the installed task."""
+    if manifest is not None and manifest.card is not UNSET:
+        return manifest.report or None
     task = find_task(store.info().task)
-    return None if task is None or task.report is None else task.call("report", store)
-
-
-def reports(path: str | PathLike[str], config: str) -> TaskReport | None:
-    """What the task of a configuration says of it besides, with pictures; None where it says nothing."""
-    with TraceStore(path, config=config) as store:
-        return _report(store)
+    return None if task is None or task.report is None else task.call("report", (one.record for one in store))
 
 
 def _column(store: TraceStore, name: str | None) -> list[Any] | None:
@@ -296,7 +299,7 @@ def _confidence(store: TraceStore, outcomes: Outcomes, fields: Outcome) -> list[
     answered = Counter(outcomes.answers or [])
     return [
         Bar(
-            label=f"{one['label']}  {_range_text(one['low'], one['high'])}",
+            label=f"{one['label']}  {range_text(one['low'], one['high'])}",
             num_expected=counts[number],
             num_answered=answered[one["label"]],
             mean_probability=float(np.mean(there[number])) if there[number] else None,
@@ -305,7 +308,7 @@ def _confidence(store: TraceStore, outcomes: Outcomes, fields: Outcome) -> list[
     ]
 
 
-def _range_text(low: float, high: float) -> str:
+def range_text(low: float, high: float) -> str:
     """A range of percent in words: `under 5 %`, `5 to 10 %`, `over 90 %`."""
     if low <= 0:
         return f"under {high:.12g} %"

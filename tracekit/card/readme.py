@@ -18,7 +18,8 @@ match the manifest's shards and no other number, so that shards of a release tha
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +29,7 @@ import jinja2
 import msgspec
 import pyarrow as pa
 import yaml
+from msgspec import UNSET
 
 from tracekit.axes import LEGEND
 from tracekit.card.escaping import Markdown, cell, code, escaped, fence, finalize, prose, python
@@ -38,7 +40,7 @@ from tracekit.format.layout import records_tar_path, shard_name
 from tracekit.format.manifest import Manifest, ShardInfo
 from tracekit.records import RecordSchema
 from tracekit.sizes import filesize
-from tracekit.task import about_of, find_task, known_tasks
+from tracekit.task import Task, about_of, find_task
 
 __all__ = [
     "MADE_KEYS",
@@ -50,6 +52,7 @@ __all__ = [
     "settings_of",
     "shard_globs",
     "split_card",
+    "task_part",
 ]
 
 _BEGIN, _END = "<!-- yours: begin -->", "<!-- yours: end -->"
@@ -129,13 +132,20 @@ def render_card(
             f"card section: it holds {_BEGIN} or {_END}, which mark where it starts and ends; take it out"
         )
     title = settings.pretty_name or _MADE_TITLE + ", ".join(sorted({m.model.id for m in manifests}))
-    try:
+    parts = {m.config: task_part(m, find_task(m.task)) if m.card is UNSET else m.card for m in manifests}
+    if any(marker in part for part in parts.values() for marker in (_BEGIN, _END)):
+        raise DatasetError(f"a manifest's part of the card holds {_BEGIN} or {_END}; run `tracekit verify` on it")
+    with _telling(manifests):
         text = (
             _environment()
             .get_template("base.md.j2")
             .render(
                 title=title,
-                manifests=[_for_template(manifest, labels, has_figures=has_figures) for manifest in manifests],
+                manifests=[
+                    _for_template(manifest, labels, has_figures=has_figures)
+                    | {"part": Markdown(parts[manifest.config])}
+                    for manifest in manifests
+                ],
                 writing=[manifest for manifest in manifests if _generates(manifest)],
                 int8=[manifest for manifest in manifests if (manifest.model.quantization or "").startswith("int8")],
                 tasks=_tasks(manifests, schemas),
@@ -148,14 +158,6 @@ def render_card(
             )
         )
         metadata = _metadata(manifests, schemas, settings, title)
-    except TracekitError:
-        raise
-    except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:  # `run` has no types
-        names = ", ".join(repr(manifest.config) for manifest in manifests)
-        raise DatasetError(
-            f"no card can be made of the manifests of {names}; one lacks what a run writes, or the `card` of its task "
-            f"asks for more: {error}"
-        ) from error
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{head}---\n\n{text.rstrip()}\n"
 
@@ -183,7 +185,7 @@ def settings_of(card_text: str, manifests: Sequence[Manifest] = ()) -> CardSetti
     for key in _MADE_LISTS if made else ("tags",):
         entries, ours = head.get(key) or [], made.get(key, [])
         entries = [entries] if isinstance(entries, str) else entries
-        known = (*_TAGS, _HIDDEN_STATES, *(ours if made else known_tasks())) if key == "tags" else ours
+        known = (*_TAGS, _HIDDEN_STATES, *ours) if key == "tags" else ours
         is_list = isinstance(entries, list)
         added[key] = [one for one in entries if one not in known] if is_list else entries  # what is none is refused
         removed[key] = [one for one in ours if one not in entries]
@@ -281,14 +283,13 @@ def _tasks(manifests: Sequence[Manifest], schemas: Mapping[str, RecordSchema]) -
     ]
 
 
-def card_template(name: str) -> jinja2.Template:
-    """The card's part about a configuration: the installed task's, or one that names the task alone.
+def card_template(task: Task[Any, Any] | None) -> jinja2.Template:
+    """The card's part about a configuration: the task's, or one that names the task alone.
 
     Raises:
         ConfigError: the task's cannot be read.
     """
-    task = find_task(name)
-    card = None if task is None else task.card
+    name, card = (None, None) if task is None else (task.name, task.card)
     try:
         if isinstance(card, Path):
             return _environment().from_string(card.read_text(encoding="utf-8"))
@@ -302,6 +303,33 @@ def card_template(name: str) -> jinja2.Template:
         raise ConfigError(f"task {name!r}: its card {str(card)!r}{line} cannot be used: {error}; mend it") from error
 
 
+def task_part(manifest: Manifest, task: Task[Any, Any] | None) -> str:
+    """The card's part about a configuration as its task words it, for the manifest.
+
+    Raises:
+        ConfigError: the task's template cannot be read.
+        DatasetError: it asks for what the manifest does not have.
+    """
+    template = card_template(task)
+    with _telling([manifest]):
+        return template.render(m=_for_template(manifest, (), has_figures=False)).strip()
+
+
+@contextmanager
+def _telling(manifests: Sequence[Manifest]) -> Iterator[None]:
+    """Name the manifests that no card can be made of."""
+    try:
+        yield
+    except TracekitError:
+        raise
+    except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:  # `run` has no types
+        names = ", ".join(repr(manifest.config) for manifest in manifests)
+        raise DatasetError(
+            f"no card can be made of the manifests of {names}; one lacks what a run writes, or the `card` of its task "
+            f"asks for more: {error}"
+        ) from error
+
+
 def _for_template(manifest: Manifest, labels: Sequence[LabelSummary], *, has_figures: bool) -> dict[str, Any]:
     """A manifest and every text about it that has a condition in it."""
     figures, replayed = manifest.figures, manifest.verification
@@ -313,7 +341,6 @@ def _for_template(manifest: Manifest, labels: Sequence[LabelSummary], *, has_fig
         "num_samples": num_samples,
         "num_bytes": num_bytes,
         "bytes_per_sample": num_bytes / max(1, num_samples),
-        "template": card_template(manifest.task),
         "title": about_of(manifest).title,
         "model_link": _link(manifest.model.id, None, ""),
         "decoding": _decoding(manifest.run),

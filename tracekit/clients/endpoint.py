@@ -44,7 +44,7 @@ class _Message(msgspec.Struct):
     refusal: str | None = None
 
 
-class _Choice(msgspec.Struct):
+class _ReplyChoice(msgspec.Struct):
     message: _Message
     finish_reason: str | None = None
 
@@ -57,7 +57,7 @@ class _Tokens(msgspec.Struct):
 class _Completion(msgspec.Struct):
     """What is needed of a chat completion."""
 
-    choices: list[_Choice]
+    choices: list[_ReplyChoice]
     usage: _Tokens | None = None
 
 

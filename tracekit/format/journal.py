@@ -38,7 +38,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
         return self.branch.removeprefix("staging/")
 
 
-class _Made(msgspec.Struct):
+class _SidecarHash(msgspec.Struct):
     """The one field of a sidecar that is needed here; the records in it are skipped."""
 
     sha256: str
@@ -110,7 +110,7 @@ def sent_shards(layout: Layout) -> set[str]:
             continue
         path = layout.sidecar(name)
         try:
-            made = msgspec.json.decode(read_whole(path), type=_Made)
+            made = msgspec.json.decode(read_whole(path), type=_SidecarHash)
         except UNREADABLE as error:
             raise DatasetError(f"{path} is not a tracekit sidecar: {error}") from error
         if any(entry.sha256 == made.sha256 for entry in entries):

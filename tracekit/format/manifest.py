@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tracekit.errors import UNREADABLE, DatasetError
 from tracekit.format.layout import Layout, files_inside, read_whole
+from tracekit.plots import Picture
 from tracekit.records import SCHEMA_VERSION, About, ModelInfo, RecordSchema, check_schema
 from tracekit.storage import StorageLoss
 from tracekit.tensors import TensorIndex
@@ -42,6 +44,7 @@ __all__ = [
     "SiteError",
     "SourceInfo",
     "SplitInfo",
+    "TaskReport",
     "TensorSummary",
     "Verification",
     "check_known",
@@ -366,6 +369,19 @@ class Metric(_Stored, frozen=True, kw_only=True):
     """What they are told, after the share in percent."""
 
 
+class TaskReport(_Stored, frozen=True, kw_only=True):
+    """What a task says of a configuration beyond what all tasks have, for `tracekit show --stats`."""
+
+    data: Any
+    """For `--json`: plain values."""
+    lines: list[str] = []
+    """A table for people."""
+    pictures: list[Picture] = []
+    """Pictures of it, for `--plots`."""
+    metrics: list[Metric] = []
+    """Numbers besides the plain means; in a manifest they stand among its metrics."""
+
+
 class FigureData(_Stored, frozen=True, kw_only=True):
     """The numbers behind the card's figures; empty lists where a task or a run has none."""
 
@@ -449,6 +465,10 @@ class Manifest(_Stored, frozen=True, kw_only=True):
     num_from_decoding: int = 0
     """Samples whose tensors were captured while their answers were decoded; those of all others are of a pass over the
     whole text. 0 before schema 2.1."""
+    card: str | UnsetType = UNSET
+    """The card's part about the configuration as its task words it, Markdown; not there in older manifests."""
+    report: TaskReport | UnsetType = UNSET
+    """What the task says of the configuration besides; not there where it says nothing more, and in older manifests."""
 
 
 class ConfigEntry(_Stored, frozen=True, kw_only=True):

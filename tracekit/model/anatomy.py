@@ -100,7 +100,7 @@ def block_output(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-class _Seen(NamedTuple):
+class _Passed(NamedTuple):
     """A tensor that went into or came out of a submodule."""
 
     path: str
@@ -132,9 +132,9 @@ def is_carried(anatomy: Anatomy, rule: ResidRule, run: Callable[[], object]) -> 
     return True
 
 
-def _watch(anatomy: Anatomy, run: Callable[[], object]) -> list[list[_Seen]]:
+def _watch(anatomy: Anatomy, run: Callable[[], object]) -> list[list[_Passed]]:
     """Block by block, all that goes in or out of its submodules while `run` runs, in order."""
-    per_block: list[list[_Seen]] = [[] for _ in anatomy.blocks]
+    per_block: list[list[_Passed]] = [[] for _ in anatomy.blocks]
     with ExitStack() as stack, torch.no_grad():
         for block, seen in zip(anatomy.blocks, per_block, strict=True):
             for path, module in block.named_modules():
@@ -146,17 +146,17 @@ def _watch(anatomy: Anatomy, run: Callable[[], object]) -> list[list[_Seen]]:
     return per_block
 
 
-def _note(seen: list[_Seen], path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+def _note(seen: list[_Passed], path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
     """Keep what went in and came out; cloned, because blocks may add in place afterwards."""
     tensor_in = args[0] if args else kwargs.get("hidden_states")
     tensor_out = block_output(output)
     if isinstance(tensor_in, Tensor):
-        seen.append(_Seen(path, "input", tensor_in.detach().clone()))
+        seen.append(_Passed(path, "input", tensor_in.detach().clone()))
     if isinstance(tensor_out, Tensor):
-        seen.append(_Seen(path, "output", tensor_out.detach().clone()))
+        seen.append(_Passed(path, "output", tensor_out.detach().clone()))
 
 
-def _candidates(seen: list[_Seen]) -> list[ResidRule]:
+def _candidates(seen: list[_Passed]) -> list[ResidRule]:
     """Every place in a block that satisfies both sums, best first: plain reads before derived ones."""
     places = [ResidRule(s.path, s.side) for s in seen if s.path]
     reads = [rule for rule in places if _proves(seen, rule)]
@@ -164,7 +164,7 @@ def _candidates(seen: list[_Seen]) -> list[ResidRule]:
     return reads or [rule for rule in derived if _proves(seen, rule)]
 
 
-def _proves(seen: list[_Seen], rule: ResidRule) -> bool:
+def _proves(seen: list[_Passed], rule: ResidRule) -> bool:
     """Whether one block satisfies the sums at this place."""
     x = _input_of(seen)
     out = seen[-1].value
@@ -189,24 +189,24 @@ def _proves(seen: list[_Seen], rule: ResidRule) -> bool:
     return _adds_to(shaped, index, out)
 
 
-def _input_of(seen: list[_Seen]) -> Tensor:
+def _input_of(seen: list[_Passed]) -> Tensor:
     return next(s.value for s in seen if s.path == "" and s.side == "input")
 
 
-def _shaped(seen: list[_Seen]) -> list[_Seen]:
+def _shaped(seen: list[_Passed]) -> list[_Passed]:
     """What is as large as the block's input, in its shape: some blocks flatten (B, T, D) to (BT, D)."""
     x = _input_of(seen)
     inside = [s for s in seen if s.path and s.value.numel() == x.numel() and s.value.shape[-1] == x.shape[-1]]
     return [s._replace(value=s.value.reshape(x.shape)) for s in inside]
 
 
-def _adds_to(shaped: list[_Seen], index: int, out: Tensor) -> bool:
+def _adds_to(shaped: list[_Passed], index: int, out: Tensor) -> bool:
     """Whether the block's output is the tensor at `index` plus the output of a later submodule."""
     after = [s for s in shaped[index + 1 :] if s.side == "output"]
     return any(_is_sum(end, shaped[index].value, after) for end in [out, *_before_norm(shaped, out)])
 
 
-def _before_norm(shaped: list[_Seen], value: Tensor) -> list[Tensor]:
+def _before_norm(shaped: list[_Passed], value: Tensor) -> list[Tensor]:
     """Inputs of the LayerNorms whose output is this very tensor."""
     inputs: list[Tensor] = []
     for first, second in pairwise(shaped):
@@ -216,7 +216,7 @@ def _before_norm(shaped: list[_Seen], value: Tensor) -> list[Tensor]:
     return inputs
 
 
-def _is_sum(total: Tensor, base: Tensor, terms: list[_Seen], *, lost: Tensor | None = None) -> bool:
+def _is_sum(total: Tensor, base: Tensor, terms: list[_Passed], *, lost: Tensor | None = None) -> bool:
     """Whether total = base + scale * term for one of these terms, and not without it; `lost` is rounded away too."""
     difference = (total - base).double()
     scale_of_rounding = (total.abs() + base.abs() + (0 if lost is None else lost)).double()

@@ -246,7 +246,7 @@ def _align(model: nn.Module, folder: str) -> None:
                 hook.weights_map = _Aligned(hook.weights_map, folder)
 
 
-class _Watch(TorchDispatchMode):
+class _EmptyWeightsGuard(TorchDispatchMode):
     """Refuses operations that make values of a tensor which has none."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -272,7 +272,7 @@ def watch_offloaded(model: Any, name: str) -> Iterator[None]:
         return
     advice = "Give it memory enough for all weights (--max-memory), or one device (--device)"
     try:
-        with _Watch() if is_offloaded(model) else nullcontext():
+        with _EmptyWeightsGuard() if is_offloaded(model) else nullcontext():
             yield
     except RuntimeError as error:  # torch's own, for tensors on different devices or without values
         if is_out_of_memory(error):

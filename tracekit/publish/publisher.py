@@ -127,7 +127,7 @@ class _Publication:
         repo_id = self._repo.repo_id
         if self._has_journal and not dry_run:
             sweep(self._local.root)
-        exists = self._repo.check_access(private=self._private)
+        exists = self._repo.check_access(private=self._private, to_write=not dry_run)
         for _ in range(MAX_RACES):
             tags = self._repo.refs().tags if exists else {}
             if str(self._version) in tags:

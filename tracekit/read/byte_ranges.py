@@ -89,7 +89,7 @@ class SampleRow(NamedTuple):
         return one._replace(start=start, stop=stop)
 
 
-class _Entry(msgspec.Struct, kw_only=True):
+class _Indexed(msgspec.Struct, kw_only=True):
     """What a row of a record table must hold for its sample to be read."""
 
     tensors: list[TensorSpec]
@@ -110,7 +110,7 @@ def make_row(key: str, shard: Path, entry: dict[str, Any], offsets: Mapping[str,
     """
     where = f"{shard}: sample {key!r}"
     try:
-        found = msgspec.convert(entry, _Entry)
+        found = msgspec.convert(entry, _Indexed)
     except msgspec.ValidationError as error:
         raise DatasetError(f"{where}: its row cannot be read: {error}. Run `tracekit verify` on the dataset") from error
     specs, places = found.tensors, found.tensor_index

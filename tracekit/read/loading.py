@@ -63,7 +63,7 @@ class _Source(NamedTuple):
     """What it holds."""
 
 
-class _Choice(NamedTuple):
+class _Columns(NamedTuple):
     """What a row holds."""
 
     columns: tuple[str, ...]
@@ -269,7 +269,7 @@ def _choose(
     sites: Sequence[str] | None,
     layers: Sequence[int] | None,
     torch: bool,
-) -> _Choice:
+) -> _Columns:
     """Check what was asked for against what there is."""
     fields = read_schema(source.layout).names
     tensors = [one for one in source.manifest.tensors if not is_companion(one.name)]
@@ -299,7 +299,7 @@ def _choose(
         raise ConfigError(
             "`layers` of no site: `columns` leaves the tensors out; name sites in `columns` or `sites` too"
         )
-    return _Choice(
+    return _Columns(
         columns=tuple(wanted),
         fields=tuple(one for one in wanted if one in fields),
         sites=tuple(one for one in wanted if one in stored),
@@ -323,10 +323,10 @@ def _layer(number: int, layers: Sequence[int], site: str) -> int:
 # ---------------------------------------------------------------- rows
 
 
-class _Reader:
+class _TensorReader:
     """Reads the tensors of samples. Can be pickled; every process opens its own store when it first reads."""
 
-    def __init__(self, location: str, config: str, choice: _Choice, *, check: bool = False) -> None:
+    def __init__(self, location: str, config: str, choice: _Columns, *, check: bool = False) -> None:
         self._location, self._config, self._choice, self._check = location, config, choice, check
         self._opened: tuple[int, TraceStore] | None = None
 
@@ -434,7 +434,7 @@ def _unpacked(spec: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -
 # ---------------------------------------------------------------- as `datasets` has them
 
 
-def _mapped(source: _Source, split: str, choice: _Choice) -> "datasets.Dataset":
+def _mapped(source: _Source, split: str, choice: _Columns) -> "datasets.Dataset":
     """A split, map-style."""
     import datasets
 
@@ -462,7 +462,7 @@ def _mapped(source: _Source, split: str, choice: _Choice) -> "datasets.Dataset":
     return dataset.select_columns(list(choice.columns)).with_transform(reader)
 
 
-def _streamed(source: _Source, split: str, choice: _Choice) -> "datasets.IterableDataset":
+def _streamed(source: _Source, split: str, choice: _Columns) -> "datasets.IterableDataset":
     """A split, shard after shard."""
     import datasets
 
@@ -474,18 +474,18 @@ def _streamed(source: _Source, split: str, choice: _Choice) -> "datasets.Iterabl
     )
 
 
-def _rows(shards: list[ShardInfo], reader: _Reader) -> Iterator[dict[str, Any]]:
+def _rows(shards: list[ShardInfo], reader: _TensorReader) -> Iterator[dict[str, Any]]:
     """Rows of some shards: what `datasets` runs in each worker with its own share of them."""
     for shard in shards:
         yield from reader.rows(shard)
 
 
-def _reader(source: _Source, choice: _Choice, shards: Sequence[ShardInfo], *, check: bool = False) -> _Reader:
+def _reader(source: _Source, choice: _Columns, shards: Sequence[ShardInfo], *, check: bool = False) -> _TensorReader:
     """A reader of these shards; of a folder, they are there and of the right size, and the first sample can be read."""
     layout = source.layout
     if source.hub is not None:
-        return _Reader(str(source.hub), layout.config, choice)
-    reader = _Reader(str(layout.root), layout.config, choice, check=check)
+        return _TensorReader(str(source.hub), layout.config, choice)
+    reader = _TensorReader(str(layout.root), layout.config, choice, check=check)
     for shard in shards:
         path = layout.shard(shard.name)
         if not path.is_file():

@@ -24,7 +24,6 @@ from tracekit.records.base import (
     ModelInfo,
     Record,
     Span,
-    Tallied,
     check_schema,
 )
 from tracekit.records.message import Message
@@ -49,7 +48,6 @@ __all__ = [
     "ResponseRecord",
     "SampledAnswer",
     "Span",
-    "Tallied",
     "accuracy",
     "answered",
     "check_schema",

@@ -1,7 +1,6 @@
 """What every record has. A contract: `SCHEMA_VERSION` says which."""
 
 import re
-from typing import NamedTuple
 
 import msgspec
 
@@ -15,7 +14,6 @@ __all__ = [
     "ModelInfo",
     "Record",
     "Span",
-    "Tallied",
     "check_schema",
 ]
 
@@ -23,7 +21,7 @@ SCHEMA_VERSION = "2.1"
 """Version of the contract: major changes break readers, minor ones only add. What changed:
 
     2.1    `captured_from` of records and plans, `num_from_decoding` of manifests: whether traces of answers are those
-           of the steps in which they were written
+           of the steps in which they were written; what the card and `--stats` say of a task, in the manifest
     2.0    checksums of every sample, in the record table and the sidecars (tracekit.format.checksums); what reading
            needs of a task, in plan and manifest; `generated_text` is prompt and answer in every task; columns of the
            record table that are no fields begin with `_`
@@ -103,21 +101,6 @@ NOTHING_GENERATED = GenerationSettings(
 """For tasks in which the model only reads."""
 
 
-class Tallied(NamedTuple):
-    """What one record adds to a mean over a configuration."""
-
-    total: float
-    """Sum of the values."""
-    num_values: int
-    """How many there are."""
-    definition: str = ""
-    """What the mean says, in a sentence."""
-    unit: str = ""
-    """Its unit."""
-    is_exp: bool = False
-    """True where exp of the mean is told in its place, as perplexity is of a loss."""
-
-
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task"):
     """Fields that every task's record has. A field that is added after 2.0 has a default, and readers ignore fields
     that they do not know: old readers read new records, and new readers old ones."""
@@ -177,11 +160,3 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task"):
     def task_name(self) -> str:
         """Name of the task, the record's tag."""
         return str(type(self).__struct_config__.tag)
-
-    def lines(self) -> list[str]:
-        """The sample as text for people, as its task likes it; empty where `tracekit show` shows it like any other."""
-        return []
-
-    def tallied(self) -> dict[str, Tallied]:
-        """What the record adds to means that are not over records but over something in them, by the mean's name."""
-        return {}

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from tracekit.declared import told_plainly
 from tracekit.errors import ConfigError
 from tracekit.records.schema import Field, Node, RecordSchema
 
@@ -39,6 +41,11 @@ class Mean(msgspec.Struct, frozen=True, kw_only=True):
     """What it says, in a sentence."""
     of_null: bool = False
     """True for the share of records in which the field is null."""
+    over: str | UnsetType = UNSET
+    """Field with the number of things that a record's value is a mean over, as its scored tokens: the mean is then over
+    all of them. Of a list the last so many values count. Left out: each record counts once."""
+    is_exp: bool | UnsetType = UNSET
+    """True where exp of the mean is told in its place, as perplexity is of a loss."""
     warn_above: float | None = None
     """A person is warned where the mean is larger; null where it is never worrying."""
     warning: str = ""
@@ -52,6 +59,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What the model was asked, as text; the prompt by default."""
     answer: str | None = None
     """The answer."""
+    output: str | UnsetType = UNSET
+    """The text that the answer was read from, where that is more than the answer."""
     gold: str | None = None
     """The right answer, or a list of accepted ones."""
     correct: str | None = None
@@ -109,11 +118,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         """Every path to a field, after the name of what it says."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name in ("judged_in", "rule", "has_letters", "drawn_are_extra") or value is None:
+            if name in ("judged_in", "rule", "has_letters", "drawn_are_extra") or value is None or value is UNSET:
                 continue
             for one in [value] if isinstance(value, str) else value:
-                kind = "shares" if isinstance(one, Mean) and one.of_null else name
-                yield kind, one if isinstance(one, str) else one.field
+                if isinstance(one, Mean):
+                    yield "shares" if one.of_null else "numbers" if one.over else name, one.field
+                    yield from [("over", one.over)] if one.over else []
+                else:
+                    yield name, one if isinstance(one, str) else one.field
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +150,8 @@ _TYPES = {
     "options": ("list of {label, text}",),
     "numbers": (*_NUMBERS, *_LISTS),
     "means": _NUMBERS,
+    "output": ("string",),
+    "over": ("integer",),
     "entropies": _LISTS,
     "probs": _LISTS,
     "most_probable": _SCALARS,
@@ -205,7 +219,8 @@ def answered(**others: Any) -> Outcome:
         ConfigError: `Outcome` has no such field.
     """
     if wrong := others.keys() - {*Outcome.__struct_fields__}:
-        raise ConfigError(f"answered({wrong.pop()}=...): an outcome says {', '.join(Outcome.__struct_fields__)}")
+        fault = f"answered({wrong.pop()}=...): an outcome says {', '.join(Outcome.__struct_fields__)}"
+        raise told_plainly(ConfigError(fault))
     outcome = Outcome(
         answer="generated_answer",
         numbers=[

@@ -81,7 +81,7 @@ class RecordSchema:
     def __init__(self, document: Mapping[str, Any], *, where: str = "record schema") -> None:
         self.document = document
         """The JSON Schema."""
-        root = _Reader(document, where).root()
+        root = _SchemaReader(document, where).root()
         self.name = root.name
         self.task = next(str(field.default) for field in root.fields if field.name == _TAG)
         """The task, as every record names it."""
@@ -201,7 +201,7 @@ def _kinds(path: str, fields: Sequence[Field]) -> Iterator[tuple[str, str]]:
             node, where = node.items, f"{where}[]"
 
 
-class _Reader:
+class _SchemaReader:
     """Reads one document."""
 
     def __init__(self, document: Mapping[str, Any], where: str) -> None:
@@ -209,10 +209,14 @@ class _Reader:
         definitions = document.get("$defs", {})
         self._definitions: Mapping[str, Any] = definitions if isinstance(definitions, dict) else {}
         self._document = document
+        self._used: set[str] = set()
 
     def root(self) -> Node:
         """The record."""
+        self._check_keywords(self._document, "$")
         node = self._node({"$ref": self._document.get("$ref")}, "$", ())
+        for name in self._definitions.keys() - self._used:
+            self._node(self._definitions[name], f"$defs.{name}", (name,))
         names = [field.name for field in node.fields]
         if _TAG not in names or node.fields[names.index(_TAG)].default is None:
             raise self._error("$", "no task is named: it has to begin with `task`, an enum of one name")
@@ -235,8 +239,7 @@ class _Reader:
             raise self._error(path, f"more than {_MAX_DEPTH} types inside one another")
         if not isinstance(schema, dict):
             raise self._error(path, f"{schema!r} is no type")
-        if unknown := sorted(schema.keys() - _KEYWORDS):
-            raise self._error(path, f"unknown keyword {unknown[0]!r}")
+        self._check_keywords(schema, path)
         if "anyOf" in schema:
             return self._either(schema["anyOf"], path, inside)
         if "$ref" in schema:
@@ -253,6 +256,10 @@ class _Reader:
         others = sorted(schema.keys() - {"default", "description", "title", "type"})
         raise self._error(path, f"type {kind!r}{' with ' * bool(others)}{', '.join(others)}, which no table holds")
 
+    def _check_keywords(self, schema: Mapping[str, Any], path: str) -> None:
+        if unknown := sorted(schema.keys() - _KEYWORDS):
+            raise self._error(path, f"unknown keyword {unknown[0]!r}")
+
     def _either(self, kinds: Any, path: str, inside: tuple[str, ...]) -> Node:
         others = [one for one in kinds if one != {"type": "null"}] if isinstance(kinds, list) else []
         if len(others) != 1 or len(kinds) != 2:
@@ -265,6 +272,7 @@ class _Reader:
             raise self._error(path, f"{reference!r} refers to nothing")
         if name in inside:
             raise self._error(path, f"{name!r} holds itself")
+        self._used.add(name)
         return self._node(self._definitions[name], path, (*inside, name))
 
     def _enum(self, values: Any, path: str) -> Node:

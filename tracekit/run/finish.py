@@ -6,10 +6,11 @@ Writes the records tables, the schema, the manifest, the card, and last the inde
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from tracekit.card.readme import CardSettings, render_card, settings_of
+from tracekit.card.readme import CardSettings, render_card, settings_of, task_part
 from tracekit.card.script import render_script
 from tracekit.errors import DatasetError
 from tracekit.format.journal import sent_shards
@@ -22,6 +23,7 @@ from tracekit.format.manifest import (
     ShardInfo,
     Sidecar,
     SplitInfo,
+    TaskReport,
     TensorSummary,
     Verification,
     index_entry,
@@ -35,10 +37,10 @@ from tracekit.format.manifest import (
 )
 from tracekit.format.shards import sha256_file
 from tracekit.read.tables import tensor_summaries, write_records_table, write_records_tar
-from tracekit.records import Record, RecordSchema, decode_record
+from tracekit.records import About, Record, RecordSchema, decode_record
 from tracekit.run.metrics import Tally
 from tracekit.storage import StorageLoss, added_up
-from tracekit.task import about_of
+from tracekit.task import Task, about_of
 
 __all__ = ["check_can_grow", "done_shards", "finish", "is_finished", "ordered_names", "reopen", "write_index"]
 
@@ -54,11 +56,13 @@ _COUNTED = "every value is finite, or counted in its record"
 """What holds in its place where a model may give other values."""
 
 
-def finish(layout: Layout, plan: Plan, record_type: type[Record]) -> Manifest:
-    """Write everything that follows from a plan's sidecars; the manifest and the index last. `record_type` is the
-    task's.
+def finish(layout: Layout, plan: Plan, task: Task[Any, Any] | None, *, like: Manifest | None = None) -> Manifest:
+    """Write everything that follows from a plan's sidecars; the manifest and the index last.
+
+    Without the `task` its schema has to be there already, and what it says of the dataset is as in the manifest `like`.
 
     Raises:
+        ConfigError: the task's card or report cannot be made.
         DatasetError: a shard is not done, or a dataset that grows has none.
     """
     names = shard_names(layout, plan)
@@ -77,11 +81,28 @@ def finish(layout: Layout, plan: Plan, record_type: type[Record]) -> Manifest:
         for name in names:
             yield read_struct(layout.sidecar(name), Sidecar)
 
-    schema = RecordSchema.of(record_type)
+    schema = read_schema(layout) if task is None else RecordSchema.of(task.record)
+    record_type = schema.record_type if task is None else task.record
+
+    def records() -> Iterator[Record]:
+        for sidecar in sidecars():
+            for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
+                yield decode_record(bytes(raw), record_type, where=f"{sidecar.name}: {index.key}")
+
     write_records_table(layout.records_table(split), schema, sidecars())
     write_records_tar(layout.records_tar(split), sidecars())
     write_atomic(layout.schema, schema.to_bytes())
-    manifest = _manifest(layout, plan, record_type, sidecars(), tensor_summaries(sidecars()))
+    about = about_of(plan) if task is None else task.about
+    manifest = _manifest(layout, plan, about, sidecars(), records(), tensor_summaries(sidecars()))
+    if task is not None:
+        report: TaskReport | None = None if task.report is None else task.call("report", records())
+        manifest = msgspec.structs.replace(manifest, card=task_part(manifest, task))
+        if report is not None:
+            metrics = sorted([*manifest.metrics, *report.metrics], key=lambda one: one.name)
+            report = msgspec.structs.replace(report, metrics=[])
+            manifest = msgspec.structs.replace(manifest, metrics=metrics, report=report)
+    elif like is not None:
+        manifest = msgspec.structs.replace(manifest, card=like.card)
     write_atomic(layout.manifest, to_bytes(manifest))
     write_index(layout.root)
     sweep(layout.root)
@@ -169,10 +190,15 @@ def write_index(root: Path) -> None:
 
 
 def _manifest(
-    layout: Layout, plan: Plan, record_type: type[Record], sidecars: Iterator[Sidecar], tensors: list[TensorSummary]
+    layout: Layout,
+    plan: Plan,
+    about: About,
+    sidecars: Iterator[Sidecar],
+    records: Iterator[Record],
+    tensors: list[TensorSummary],
 ) -> Manifest:
     shards: list[ShardInfo] = []
-    split, about = plan.source.split, about_of(plan)
+    split = plan.source.split
     verification = Verification.nothing()
     tally = Tally(about.outcome)
     losses: list[StorageLoss] = []
@@ -182,10 +208,9 @@ def _manifest(
         shards.append(shard_info(sidecar, split))
         verification = verification.with_more(sidecar.verification)
         tally.add_norms(sidecar.hidden_norms)
-        for raw, index in zip(sidecar.records, sidecar.samples, strict=True):
-            record = decode_record(bytes(raw), record_type, where=f"{sidecar.name}: {index.key}")
-            num_from_decoding += record.captured_from == "decoding"
-            tally.add(record)
+    for record in records:
+        num_from_decoding += record.captured_from == "decoding"
+        tally.add(record)
     files = [layout.plan, layout.schema, layout.records_table(split), layout.records_tar(split)]
     num_bytes, num_samples = sum(shard.num_bytes for shard in shards), sum(shard.num_samples for shard in shards)
     source = plan.source

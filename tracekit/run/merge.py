@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from tracekit.errors import CorruptShardError, DatasetError, PlanMismatchError
 from tracekit.format.layout import PARTIAL_SUFFIX, Layout, config_names, shard_name, write_atomic
@@ -19,6 +20,7 @@ from tracekit.format.manifest import (
     SampleIndex,
     ShardTask,
     Sidecar,
+    read_manifest,
     read_plan,
     read_schema,
     read_struct,
@@ -33,6 +35,7 @@ from tracekit.records import (
     ResponseRecord,
     decode_record,
     encode_record,
+    outcome_fault,
     schema_differences,
 )
 from tracekit.run.command import joined_command
@@ -65,7 +68,7 @@ class _Devices(msgspec.Struct):
     device: str
 
 
-class _Run(msgspec.Struct):
+class _RunSettings(msgspec.Struct):
     """The part of a plan's `run` that merging reads; a plan from a stranger may lack it."""
 
     source: _Slice
@@ -95,20 +98,39 @@ def merge(folders: Sequence[Path], out: Path, *, config: str | None = None) -> M
     )
     _check(parts)
     layout = Layout(out, parts[0].layout.config)
-    task = the_task(parts[0].plan.task, where=folders[0], to_do="merging")
-    plan = _joined_plan(parts, task.about)
+    told = _told_alike(parts)
+    task = None if told else the_task(parts[0].plan.task, where=folders[0], to_do="merging")
+    about = task.about if task else told.about if told and told.about else About()
+    plan = _joined_plan(parts, about)
+    schema = read_schema(parts[0].layout) if task is None else RecordSchema.of(task.record)
+    if fault := outcome_fault(about.outcome, schema):
+        raise DatasetError(f"{parts[0].layout.manifest}: its outcome {fault}")
     for part in parts:
         check_settings(part.plan, where=part.layout.plan)
-        _check_records(part.layout, task)
+        if task is not None:
+            _check_records(part.layout, task)
     if not _is_begun(layout, plan):
         write_atomic(layout.plan, to_bytes(plan))
     elif is_finished(layout):
         return read_struct(layout.manifest, Manifest)
     numbers = iter(plan.shards)
+    record_type = schema.record_type if task is None else task.record
     for part in parts:
         for shard in part.plan.shards:
-            _copy(part.layout, shard.name, layout, next(numbers), task)
-    return finish(layout, plan, task.record)
+            _copy(part.layout, shard.name, layout, next(numbers), record_type, about)
+    write_atomic(layout.schema, schema.to_bytes())
+    return finish(layout, plan, task, like=told)
+
+
+def _told_alike(parts: Sequence[_Part]) -> Manifest | None:
+    """The manifest of the first run, where what the manifests say of their task holds for the whole too; None where
+    the task's code has to say it anew: of older versions, and where the task sums up what all records hold."""
+    manifests = [read_manifest(part.layout, to_continue=True) for part in parts]
+    schemas = [read_schema(part.layout).document for part in parts]
+    first = manifests[0]
+    is_alike = all(one.about == first.about and one.card == first.card and not one.report for one in manifests)
+    is_said = first.about is not None and first.card is not UNSET
+    return first if is_said and is_alike and all(one == schemas[0] for one in schemas) else None
 
 
 def _is_begun(layout: Layout, plan: Plan) -> bool:
@@ -141,7 +163,7 @@ def _open(folder: Path, config: str | None) -> _Part:
             "joined by. Read several folders as one: TraceStore([one, other])"
         )
     try:
-        msgspec.convert(plan.run, _Run)
+        msgspec.convert(plan.run, _RunSettings)
         joined_command([plan.command])
     except (msgspec.ValidationError, DatasetError) as error:
         raise DatasetError(f"{layout.plan} is not what a run writes: {error} (in `run` or `command`)") from error
@@ -231,7 +253,7 @@ def _slice_of(plan: Plan) -> tuple[int, int]:
     return offset, num_rows if limit is None else min(offset + limit, num_rows)
 
 
-def _copy(source: Layout, name: str, target: Layout, shard: ShardTask, task: Task[Any, Any]) -> None:
+def _copy(source: Layout, name: str, target: Layout, shard: ShardTask, record_type: type[Record], about: About) -> None:
     """Copy one shard, its records renumbered, or what is missing of it."""
     if target.shard(shard.name).exists() and target.sidecar(shard.name).exists():
         return
@@ -250,7 +272,8 @@ def _copy(source: Layout, name: str, target: Layout, shard: ShardTask, task: Tas
     with ShardWriter(target, shard.name, shard.number) as writer, source.shard(name).open("rb") as file:
         for start in range(writer.num_batches * _SAMPLES_AT_ONCE, len(pairs), _SAMPLES_AT_ONCE):
             samples = [
-                _renumbered(file, raw, index, shard.number, task) for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]
+                _renumbered(file, raw, index, shard.number, record_type, about)
+                for raw, index in pairs[start:][:_SAMPLES_AT_ONCE]
             ]
             if start == 0:  # what is said of the shard is said once
                 writer.append(samples, sidecar.verification, sidecar.hidden_norms, sidecar.losses)
@@ -261,14 +284,14 @@ def _copy(source: Layout, name: str, target: Layout, shard: ShardTask, task: Tas
 
 
 def _renumbered(
-    file: BinaryIO, raw: msgspec.Raw, index: SampleIndex, shard: int, task: Task[Any, Any]
+    file: BinaryIO, raw: msgspec.Raw, index: SampleIndex, shard: int, record_type: type[Record], about: About
 ) -> tuple[str, bytes, Payload]:
-    record: Record = decode_record(bytes(raw), task.record, where=index.key)
+    record: Record = decode_record(bytes(raw), record_type, where=index.key)
     record = msgspec.structs.replace(record, schema_version=SCHEMA_VERSION)
     if isinstance(record, ResponseRecord) and not record.generated_text.startswith(record.prompt):  # of schema 1.x
         record = msgspec.structs.replace(record, generated_text=record.prompt + record.generated_text)
-    if task.outcome.shard is not None:
-        record = msgspec.structs.replace(record, **{task.outcome.shard: shard})
+    if about.outcome.shard is not None:
+        record = msgspec.structs.replace(record, **{about.outcome.shard: shard})
     file.seek(index.tensors_offset)
     data = file.read(index.tensors_size)
     payload = Payload([data], index.data_offset - index.tensors_offset, index.tensors_size, index.tensors)

@@ -9,19 +9,18 @@ journal and the sidecar; everything else follows from the records when the datas
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from tracekit.format.manifest import FigureData, LayerNorms, Metric
-from tracekit.records import Mean, Outcome, Record, Tallied
+from tracekit.records import Mean, Outcome, Record
 from tracekit.tensors import TensorSpec
 
 __all__ = ["Tally", "exp_or_none", "hidden_norms"]
 
 _LENGTHS = {
-    "mean_tokens": "Mean length of a sample, prompt and answer.",
-    "mean_answer_tokens": "Mean length of an answer.",
+    "mean_tokens": ("tokens", "Mean length of a sample, prompt and answer."),
+    "mean_answer_tokens": ("tokens", "Mean length of an answer."),
 }
 _HIDDEN = "hidden_states"
 _NUM_BINS = 20
@@ -61,11 +60,9 @@ def exp_or_none(value: float) -> float | None:
     return None if value > _LARGEST_EXPONENT else math.exp(value)
 
 
-def _metric(name: str, value: float, mean: Mean | None) -> Metric:
-    if mean is None:
-        return Metric(name=name, value=value)
+def _metric(value: float, mean: Mean) -> Metric:
     return Metric(
-        name=name,
+        name=mean.name,
         value=value,
         unit=mean.unit,
         definition=mean.definition,
@@ -74,9 +71,17 @@ def _metric(name: str, value: float, mean: Mean | None) -> Metric:
     )
 
 
-def _value(record: Record, mean: Mean) -> Any:
+def _counted(record: Record, mean: Mean) -> tuple[float, int] | None:
+    """What a record adds to a mean: a sum, and how many values it is of; None where it has none."""
     value = getattr(record, mean.field)
-    return value is None if mean.of_null else value
+    if mean.of_null:
+        return value is None, 1
+    if value is None:
+        return None
+    if not mean.over:
+        return value, 1
+    count = getattr(record, mean.over)
+    return (sum(value[len(value) - count :]) if isinstance(value, list) else value * count), count
 
 
 class Tally:
@@ -84,10 +89,8 @@ class Tally:
 
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
-        self._texts = {name: ("tokens", text) for name, text in _LENGTHS.items()}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        self._exps: set[str] = set()
         self._judged = {True: 0, False: 0}
         self._entropies: dict[bool, list[float]] = {True: [], False: []}
         self._templates: set[str] = set()
@@ -102,16 +105,14 @@ class Tally:
         outcome = self._outcome
         if outcome.drawn_are_extra and record.sample_index > 0:
             return
-        values: dict[str, Any] = {mean.name: _value(record, mean) for mean in outcome.means}
-        values["mean_tokens"] = len(record.token_ids)
+        found = {mean.name: _counted(record, mean) for mean in outcome.means}
+        found["mean_tokens"] = len(record.token_ids), 1
         if record.generation.max_new_tokens:
-            values["mean_answer_tokens"] = len(record.token_ids) - record.prompt_length
-        sums = {name: Tallied(float(value), 1) for name, value in values.items() if value is not None}
-        for name, tallied in (sums | record.tallied()).items():
-            self._sums[name] = self._sums.get(name, 0.0) + tallied.total
-            self._counts[name] = self._counts.get(name, 0) + tallied.num_values
-            self._texts.setdefault(name, (tallied.unit, tallied.definition))
-            self._exps |= {name} if tallied.is_exp else set()
+            found["mean_answer_tokens"] = len(record.token_ids) - record.prompt_length, 1
+        for name, counted in found.items():
+            if counted is not None:
+                self._sums[name] = self._sums.get(name, 0.0) + counted[0]
+                self._counts[name] = self._counts.get(name, 0) + counted[1]
         for name in outcome.made_from:
             self._made_from.setdefault(name, set()).add(getattr(record, name))
         is_correct: bool | None = None if outcome.correct is None else getattr(record, outcome.correct)
@@ -129,13 +130,11 @@ class Tally:
     def metrics(self) -> list[Metric]:
         """The means, by name; one that is beyond a float is left out."""
         plain = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
-        told = {name: exp_or_none(mean) if name in self._exps else mean for name, mean in plain.items()}
-        means = {name: value for name, value in told.items() if value is not None}
-        known = {mean.name: mean for mean in self._outcome.means}
         known = {
-            name: Mean(name=name, field="", unit=one[0], definition=one[1]) for name, one in self._texts.items()
-        } | known
-        return [_metric(name, means[name], known.get(name)) for name in sorted(means)]
+            name: Mean(name=name, field="", unit=unit, definition=text) for name, (unit, text) in _LENGTHS.items()
+        } | {mean.name: mean for mean in self._outcome.means}
+        told = {name: exp_or_none(mean) if known[name].is_exp else mean for name, mean in plain.items()}
+        return [_metric(value, known[name]) for name, value in sorted(told.items()) if value is not None]
 
     def templates(self) -> list[str]:
         """SHA-256 of every chat template, sorted."""

@@ -26,7 +26,7 @@ from tracekit.errors import PlanMismatchError
 from tracekit.format.layout import Layout, create_once, locked, sync_folder, write_atomic
 from tracekit.format.manifest import Growth, Manifest, Plan, SourceInfo, read_growth, read_plan, read_schema, to_bytes
 from tracekit.format.shards import discard_shard
-from tracekit.records import ModelInfo, Record, RecordSchema, schema_differences
+from tracekit.records import ModelInfo, RecordSchema, schema_differences
 from tracekit.run.command import command_line, with_out
 from tracekit.run.finish import check_can_grow, done_shards, finish, reopen
 from tracekit.run.plan import (
@@ -241,7 +241,7 @@ def in_stored_order(config: ConfigT, run: dict[str, Any]) -> ConfigT:
     return changed
 
 
-def finish_planned(layout: Layout, plan: Plan, record_type: type[Record]) -> Manifest | None:
+def finish_planned(layout: Layout, plan: Plan, task: Task[Any, Any]) -> Manifest | None:
     """Finish a configuration, of a growth the whole; None where another process has changed what is planned.
 
     Raises: as `tracekit.run.finish.finish`.
@@ -253,7 +253,7 @@ def finish_planned(layout: Layout, plan: Plan, record_type: type[Record]) -> Man
             layout.growth.replace(layout.plan)
             sync_folder(layout.plan.parent)
     with locked(layout.plan):  # the lock of what is the plan by now
-        return finish(layout, plan, record_type) if read_plan(layout).shards == plan.shards else None
+        return finish(layout, plan, task) if read_plan(layout).shards == plan.shards else None
 
 
 def _replace(layout: Layout, begun: FolderState, plan: Plan) -> bool:

@@ -14,7 +14,7 @@ import msgspec
 
 from tracekit.answering import open_tracer
 from tracekit.card.readme import card_template
-from tracekit.config import RunConfig, check
+from tracekit.config import RunConfig, SamplesConfig, check
 from tracekit.console import logged, note, say
 from tracekit.errors import (
     ConfigError,
@@ -194,7 +194,7 @@ class _Run(Generic[ConfigT, ExampleT]):
 
     def _finished(self, plan: Plan, **how: Any) -> Ended:
         """The end of a run whose shards are all done; interrupted where another process has changed the plan."""
-        manifest = finish_planned(self._layout, plan, self._task.record)
+        manifest = finish_planned(self._layout, plan, self._task)
         return self._ended(manifest=manifest, interrupted=manifest is None, **how)
 
     def _planned(self, work: Work, planner: Planner[Any], stored: Plan | None) -> "_Planned":
@@ -299,7 +299,7 @@ class _Ready(NamedTuple, Generic[ExampleT]):
 
 def _prepare(task: Task[ConfigT, ExampleT], config: ConfigT, layout: Layout) -> _Ready[ExampleT]:
     """Read the examples, open the task, and leave out what does not fit."""
-    card_template(task.name)  # the card is made when all else is done
+    card_template(task)  # the card is made when all else is done
     examples, source = _examples(task, config)
     tokenizer = load_tokenizer(config.model)
     examples, source = _without_endless(examples, source, tokenizer, config)
@@ -331,6 +331,15 @@ def _examples(task: Task[ConfigT, ExampleT], config: ConfigT) -> Examples[Exampl
             raise SourceError(
                 f"{task.name}: its examples {keys[one.key]} and {number} have one key, {one.key!r}; give each its own "
                 f"`index` (now {one.index})"
+            )
+    generation = getattr(config, "generation", None)
+    num_drawn = generation.num_samples if isinstance(generation, SamplesConfig) and generation.trace_samples else 1
+    for key, one, sample_index in ((one.answer_key(n), one, n) for one in found for n in range(1, num_drawn)):
+        fault = f"the key of the example {keys[key]}, {key!r}" if key in keys else key_fault(key)
+        if fault is not None:
+            raise SourceError(
+                f"{task.name}: answer {sample_index} of its example {one.key!r} would have {fault}; change one of the "
+                "keys, or leave --trace-samples out"
             )
     is_cut = isinstance(given, Examples)  # by the task
     offset, limit = config.source.offset, config.source.limit

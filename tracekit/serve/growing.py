@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tracekit.config import CaptureConfig
 from tracekit.console import say
@@ -39,11 +39,11 @@ from tracekit.format.manifest import (
     to_bytes,
 )
 from tracekit.format.shards import ShardWriter, iter_samples
-from tracekit.records import Record, RecordSchema
+from tracekit.records import RecordSchema
 from tracekit.run.encode import batch_of
 from tracekit.run.finish import finish, reopen
 from tracekit.run.plan import differences, mismatch
-from tracekit.task import Place, TracedSample
+from tracekit.task import Place, Task, TracedSample
 
 __all__ = ["GrowingDataset", "full_for_now", "told_of_space"]
 
@@ -90,12 +90,12 @@ class GrowingDataset:
         layout: Layout,
         plan: Plan,
         capture: CaptureConfig,
-        record_type: type[Record],
+        task: Task[Any, Any],
         *,
         samples_per_shard: int,
         close_after: float,
     ) -> None:
-        self._layout, self._plan, self._capture, self._record_type = layout, plan, capture, record_type
+        self._layout, self._plan, self._capture, self._task = layout, plan, capture, task
         self._samples_per_shard, self._close_after = samples_per_shard, close_after
         self._stack = ExitStack()
         self._writer: ShardWriter | None = None
@@ -247,7 +247,7 @@ class GrowingDataset:
         self.close_shard()
         if not shard_names(self._layout, self._plan):
             return None
-        return finish(self._layout, self._plan, self._record_type)
+        return finish(self._layout, self._plan, self._task)
 
     def _open_shard(self) -> ShardWriter:
         if self._writer is None:
@@ -261,7 +261,7 @@ class GrowingDataset:
         """Write the plan, or go on with what is there; one without any sample gives way to new settings."""
         if not self._layout.plan.exists():
             write_atomic(self._layout.plan, to_bytes(self._plan))
-        write_atomic(self._layout.schema, RecordSchema.of(self._record_type).to_bytes())
+        write_atomic(self._layout.schema, RecordSchema.of(self._task.record).to_bytes())
         there = read_plan(self._layout, to_continue=True)
         begun = files_inside(self._layout.root, f"data/{self._layout.config}", "*.tar*")
         has_samples = bool(shard_names(self._layout, there)) or bool(begun)

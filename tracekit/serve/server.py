@@ -147,7 +147,7 @@ class LoggingServer:
                 self._layout,
                 self._plan,
                 capture,
-                TASK.record,
+                TASK,
                 samples_per_shard=self._settings.samples_per_shard,
                 close_after=self._settings.close_after,
             )
