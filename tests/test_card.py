@@ -32,7 +32,7 @@ from tracekit.card.readme import (
     shard_globs,
     split_card,
 )
-from tracekit.config import CaptureConfig, ModelConfig, OutputConfig, SamplesConfig, ShotsConfig
+from tracekit.config import AnswerCaptureConfig, ModelConfig, OutputConfig, SamplesConfig, ShotsConfig
 from tracekit.errors import ConfigError, DatasetError
 from tracekit.format.layout import shard_name
 from tracekit.format.manifest import Manifest, ShardInfo, read_struct
@@ -277,7 +277,7 @@ def test_the_code_for_a_folder_runs(folder: Path, manifests: list[Manifest], mon
 
 def test_common_parts_stand_once(manifests: list[Manifest]):
     text = published(manifests)
-    for part in ("## Load", "## Cite", "Axes: L", "record (45)", "## Known limits", "@misc{owner_name,"):
+    for part in ("## Load", "## Cite", "Axes: L", "record (46)", "## Known limits", "@misc{owner_name,"):
         assert text.count(part) == 1, part
     assert text.count("### How it was verified") == 2
     assert "`trivia_qa_two`" in text
@@ -428,7 +428,9 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> TriviaQAConfig:
                 system='--be brief: don\'t, "say" $HOME\nor `x`', template_kwargs=("a=1", "b=x y"), num_shots=2
             ),
             generation=SamplesConfig(num_beams=1, num_samples=10, temperature=0.7, top_p=0.9, trace_samples=True),
-            capture=CaptureConfig(sites=("hidden", "attn"), layers=("0", "-1", "4-8"), tokens="last", num_replays=0),
+            capture=AnswerCaptureConfig(
+                sites=("hidden", "attn"), layers=("0", "-1", "4-8"), tokens="last", num_replays=0
+            ),
             output=OutputConfig(dataset_config="mine", batch_size=3, seed=-5, out="elsewhere"),
             correctness="alias_in_answer",
         ),

@@ -374,7 +374,7 @@ def test_a_restart_begins_with_the_parts_that_memory_held(
     checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(degradation, "memory_reader", Memory(0.5).reader)
-    own, sizes = degradation.capture, []
+    own, sizes = degradation.answer_traced, []
     append = worker_module.ShardWriter.append
 
     def tight(traced: Any, texts: Any, *args: Any, **kwargs: Any) -> Any:
@@ -388,7 +388,7 @@ def test_a_restart_begins_with_the_parts_that_memory_held(
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(degradation, "capture", tight)
+        patch.setattr(degradation, "answer_traced", tight)
         patch.setattr(worker_module.Worker, "estimate", lambda *args: worker_module.Estimate(1, 1, 1, 1, 1, 1.0, 1))
         patch.setattr(worker_module.ShardWriter, "append", stop)
         assert run(tmp_path / "run", checkpoint, prompts).interrupted
