@@ -56,7 +56,7 @@ __all__ = ["Scored", "choose_capture", "prove", "prove_decoding", "replay", "rep
 
 _PROVEN_WINDOW = 256
 """Longest window, in tokens, beyond which a model's decoding is run to prove it; longer texts would take too long."""
-_NUM_PROVEN = 6
+_NUM_PROVEN = 4
 """New tokens of the answers that prove decoding."""
 
 
@@ -183,7 +183,7 @@ def _decoding_fault(traced: TracedModel, length: int, *, by_length: bool) -> str
 def _repeating_fault(traced: TracedModel, length: int, *, by_length: bool) -> str | None:
     """The same of prompts that are read once: for beams, whose answers are read over them, and for several answers."""
     asked = [one for one in _probes(traced, length, by_length=by_length) if len(one.token_ids) > 1]
-    beams = DrawConfig(num_beams=3, max_new_tokens=_NUM_PROVEN)
+    beams = DrawConfig(num_beams=2, max_new_tokens=_NUM_PROVEN)
     draws = msgspec.structs.replace(beams, num_beams=1)
 
     def answer(settings: CaptureConfig) -> list[AnswerTrace]:
@@ -212,7 +212,9 @@ def _fault(traced: TracedModel, answer: Callable[[CaptureConfig], list[AnswerTra
     settings = CaptureConfig(sites=tuple(traced.layouts) or ("none",))
     try:
         made = answer(settings)
-        lone = [capture(traced, [one.text], settings)[0] for one in made]
+        texts = {tuple(one.text.token_ids): one.text for one in made}
+        known = {ids: capture(traced, [text], settings)[0] for ids, text in texts.items()}
+        lone = [known[tuple(one.text.token_ids)] for one in made]
     except LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise

@@ -378,7 +378,8 @@ def schema_of(layout: Layout, task: str) -> RecordSchema:
         if schema.task != task:
             raise DatasetError(f"{layout.schema} is of the task {schema.task!r}, expected {task!r}")
         return schema
-    return RecordSchema.of(the_task(task, where=layout.root, to_do=f"a dataset without {layout.schema.name}").record)
+    found = the_task(task, where=layout.root, to_do=f"a dataset without {layout.schema.name}")
+    return RecordSchema.of(found.record).without_added()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ names, and it has an end: no type holds itself.
 """
 
 import ast
+import copy
 import inspect
 import keyword
 import re
@@ -123,6 +124,14 @@ class RecordSchema:
             return cls(msgspec.json.decode(data, type=dict[str, Any]), where=where)
         except UNREADABLE as error:
             raise DatasetError(f"{where} is not a JSON Schema: {error}") from error
+
+    def without_added(self) -> "RecordSchema":
+        """The same without the fields that have a default: those that were added after the first 2.0."""
+        added = {field.name for field in self.fields if not (field.is_required or field.name == _TAG)}
+        document = copy.deepcopy(self.document)
+        own = document["$defs"][self.name]
+        own["properties"] = {name: value for name, value in own["properties"].items() if name not in added}
+        return RecordSchema(document, where=self.name)
 
     @property
     def names(self) -> list[str]:
