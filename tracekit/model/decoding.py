@@ -139,7 +139,7 @@ def _in_groups(
 def _can_repeat(traced: TracedModel, asked: Sequence[ToAnswer]) -> bool:
     """Whether prompts may be read once for several answers to each."""
     rule = traced.decoding
-    is_proven = rule is not None and rule.fault is None and rule.repeats
+    is_proven = rule is not None and rule.fault is None and rule.repeats is True
     has_more = all(len(one.token_ids) > 1 for one in asked)
     return is_proven and has_more and not any(one.inputs or one.token_type_ids for one in asked)
 

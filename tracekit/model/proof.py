@@ -113,49 +113,52 @@ def prove(traced: TracedModel, sites: Sequence[str]) -> None:
         raise _failed(traced, "the logits changed after the hooks were taken off")
 
 
-def prove_decoding(traced: TracedModel) -> DecodingRule:
+def prove_decoding(traced: TracedModel, *, repeats: bool = True) -> DecodingRule:
     """Measure whether the steps of decoding compute what a pass over the whole text does, at every proven site; once a
-    model, into `traced.decoding`.
+    model, into `traced.decoding`. With `repeats` also whether prompts may be read once for several answers.
 
     Prompts of several lengths are answered together, or where that does not hold, prompts of one length; texts reach
     beyond every window of the model up to `_PROVEN_WINDOW` tokens, and what is longer is the rule's limit.
     """
-    if traced.decoding is not None:
-        return traced.decoding
     known = windows(traced.model.config)
     beyond = [window for window in known if window > _PROVEN_WINDOW]
-    limits = [*beyond, *([] if traced.length_limit is None else [traced.length_limit])]
-    short = len(traced.probe_ids()[0])
-    lengths = [short, *(w + more for w in known if w <= _PROVEN_WINDOW for more in (-2, 3))]
-    limit = min(limits, default=None)
+    limit = min([*beyond, *([] if traced.length_limit is None else [traced.length_limit])], default=None)
+    lengths = [len(traced.probe_ids()[0]), *(w + n for w in known if w <= _PROVEN_WINDOW for n in (-2, 3))]
     lengths = sorted({n for n in lengths if n > 1 and (limit is None or n + _NUM_PROVEN <= limit)})
-    fault = "its texts are too short" if not lengths else None
-    if traced.is_row_coupled:
-        fault = "rows of a batch influence one another"
-    can_keep = "attentions" in traced.layouts and runs_in_sdpa(traced.model, traced.anatomy)
-    traced.decoding = rule = DecodingRule(fault=fault, limit=limit)
-    for by_length, keeps_queries in product((False, True), (True, False) if can_keep else (False,)):
-        if fault is not None:
-            break
-        traced.decoding = rule = rule._replace(fault=None, by_length=by_length, keeps_queries=keeps_queries)
-        faults = (_decoding_fault(traced, length, by_length=by_length) for length in lengths)
-        traced.decoding = rule = rule._replace(fault=next(filter(None, faults), None))
-        if rule.fault is None:
-            break
-    if rule.fault is None:
-        traced.decoding = rule = rule._replace(repeats=True)
+    if traced.decoding is None:
+        traced.decoding = _decoding_rule(traced, lengths, limit)
+    rule = traced.decoding
+    if repeats and rule.fault is None and rule.repeats is None:
+        traced.decoding = rule._replace(repeats=True)
         faults = (_repeating_fault(traced, length, by_length=rule.by_length) for length in lengths)
         traced.decoding = rule = rule._replace(repeats=not any(faults))
     return rule
 
 
-def choose_capture(traced: TracedModel, asked: CaptureFrom) -> Literal["decoding", "pass"]:
-    """How traces of answers are taken from this model, as `--capture-from` asks.
+def _decoding_rule(traced: TracedModel, lengths: Sequence[int], limit: int | None) -> DecodingRule:
+    """What is found with texts of these lengths."""
+    rule = DecodingRule(limit=limit)
+    if traced.is_row_coupled or not lengths:
+        return rule._replace(
+            fault="rows of a batch influence one another" if lengths else "its texts are too short to show it"
+        )
+    can_keep = "attentions" in traced.layouts and runs_in_sdpa(traced.model, traced.anatomy)
+    for by_length, keeps_queries in product((False, True), (True, False) if can_keep else (False,)):
+        traced.decoding = rule = rule._replace(fault=None, by_length=by_length, keeps_queries=keeps_queries)
+        faults = (_decoding_fault(traced, length, by_length=by_length) for length in lengths)
+        rule = rule._replace(fault=next(filter(None, faults), None))
+        if rule.fault is None:
+            break
+    return rule
+
+
+def choose_capture(traced: TracedModel, asked: CaptureFrom, *, repeats: bool = True) -> Literal["decoding", "pass"]:
+    """How traces of answers are taken from this model, as `--capture-from` asks; `repeats` as in `prove_decoding`.
 
     Raises:
         ModelError: `decoding` is asked for, and is not proven.
     """
-    fault = None if asked == "pass" else prove_decoding(traced).fault
+    fault = None if asked == "pass" else prove_decoding(traced, repeats=repeats).fault
     if fault is not None and asked == "decoding":
         raise ModelError(
             f"--capture-from decoding: {traced.info.id} does not compute in its steps what it does in a pass: {fault}. "
@@ -187,13 +190,11 @@ def _repeating_fault(traced: TracedModel, length: int, *, by_length: bool) -> st
     draws = msgspec.structs.replace(beams, num_beams=1)
 
     def answer(settings: CaptureConfig) -> list[AnswerTrace]:
-        made: list[AnswerTrace] = []
-        for some in (asked[:1], asked):
-            made += answer_traced(traced, some, beams, settings, from_decoding=True)
-            seeds = [[f"proof {n}"] for n in range(len(some))]
-            several = answer_several(traced, some, seeds, draws, settings, are_traced=True, from_decoding=True)
-            made += [one for own in several for one in own]
-        return made
+        seeds = [[f"proof {n}"] for n in range(len(asked))]
+        several = answer_several(traced, asked, seeds, draws, settings, are_traced=True, from_decoding=True)
+        groups = (asked[:1], asked)
+        searched = [answer_traced(traced, some, beams, settings, from_decoding=True) for some in groups]
+        return [one for some in (*several, *searched) for one in some]
 
     return _fault(traced, answer)
 

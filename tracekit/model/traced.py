@@ -107,8 +107,9 @@ class DecodingRule(NamedTuple):
     """Whether that holds of prompts of one length alone."""
     limit: int | None = None
     """Longest text, in tokens, that it holds for; None where there is no such limit."""
-    repeats: bool = False
-    """Whether prompts may be read once for all beams or drawn answers: their cache repeated, answers read over it."""
+    repeats: bool | None = None
+    """Whether prompts may be read once for all beams or drawn answers: their cache repeated, answers read over it; None
+    where it was not measured."""
     keeps_queries: bool = False
     """Whether attention is computed once, of the queries of all steps, and not in every step."""
 

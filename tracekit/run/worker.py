@@ -91,6 +91,9 @@ class Worker(Generic[ExampleT]):
         self._config = layout.config
         asked: Any = getattr(config.capture, "capture_from", "auto") if tracer.answers else "pass"
         self._capture_from: CaptureFrom = asked
+        generation = getattr(config, "generation", None)
+        counts: list[int] = [getattr(generation, name, 1) for name in ("num_beams", "num_samples")]
+        self._repeats = max(counts) > 1
         self._captured_from: Literal["decoding", "pass"] | None = None
         self._capture, self._batch_size = config.capture.whole, config.output.batch_size
         self._memory = memory_reader(*traced.devices)
@@ -102,7 +105,7 @@ class Worker(Generic[ExampleT]):
             ModelError: what is asked for is not proven.
         """
         if self._captured_from is None:
-            self._captured_from = choose_capture(self._traced, self._capture_from)
+            self._captured_from = choose_capture(self._traced, self._capture_from, repeats=self._repeats)
         return self._captured_from
 
     def follow(self, plan: Plan) -> None:
@@ -111,7 +114,8 @@ class Worker(Generic[ExampleT]):
         Raises:
             ModelError: as it is loaded here, the model does not prove what it proved when the plan was made.
         """
-        self._captured_from = choose_capture(self._traced, plan.captured_from if self._tracer.answers else "pass")
+        asked = plan.captured_from if self._tracer.answers else "pass"
+        self._captured_from = choose_capture(self._traced, asked, repeats=self._repeats)
 
     def steps(self, shard: ShardTask) -> Generator[Progress]:
         """Do one shard from where it stands: a step when it is open, and one a batch. Closing stops between batches.

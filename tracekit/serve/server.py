@@ -155,7 +155,7 @@ class LoggingServer:
         open_log(self._layout.text_log)
         say(f"loading {self._info.id}")
         traced = load_model(model, self._info, tokenizer, sites)
-        choose_capture(traced, capture.capture_from)
+        choose_capture(traced, capture.capture_from, repeats=False)
         self._dataset.begin()
         self._engine = Batcher(
             traced,
