@@ -122,7 +122,8 @@ def prove_decoding(traced: TracedModel, *, repeats: bool = True) -> DecodingRule
     """
     known = windows(traced.model.config)
     beyond = [window for window in known if window > _PROVEN_WINDOW]
-    limit = min([*beyond, *([] if traced.length_limit is None else [traced.length_limit])], default=None)
+    limits: list[int] = [*beyond, *([] if traced.length_limit is None else [traced.length_limit])]
+    limit = min(limits, default=None)
     lengths = [len(traced.probe_ids()[0]), *(w + n for w in known if w <= _PROVEN_WINDOW for n in (-2, 3))]
     lengths = sorted({n for n in lengths if n > 1 and (limit is None or n + _NUM_PROVEN <= limit)})
     if traced.decoding is None:
