@@ -114,7 +114,8 @@ class PassChecks:
 
 
 def _numbers_of_attention(value_BHTT: Tensor, outside: _Outside) -> list[Tensor]:
-    rows_BTT, sums_BHT = value_BHTT.abs().amax(1), value_BHTT.sum(-1, dtype=torch.float32)
+    rows_BTT = torch.maximum(value_BHTT.amax(1), -value_BHTT.amin(1))  # without a copy of all absolute values
+    sums_BHT = value_BHTT.sum(-1, dtype=torch.float32)
     padding = None if outside.real is None else outside.real[:, None]
     dropped = None if outside.kept is None else outside.kept[..., None]
     rows_BTT = _filled(rows_BTT, None if outside.real is None else outside.real[..., None], 0)
