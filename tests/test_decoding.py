@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, Llama4TextConfig, LlamaConfig, MistralConfig
 
 from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.runs_for_tests import hashes, run_trivia
@@ -217,6 +217,23 @@ def test_a_text_beyond_a_window_that_is_not_proven_is_captured_in_a_pass():
     for length, captured_from in ((300 - NUM_NEW, "decoding"), (300 - NUM_NEW + 1, "pass")):
         answers = answered(made, [token_ids(length), token_ids(4)], settings)
         assert {one.trace.captured_from for one in answers} == {captured_from}
+
+
+def test_attention_that_sharpens_with_the_place_in_a_padded_row_is_decoded_by_length():
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=16, intermediate_size=32, intermediate_size_mlp=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_local_experts=2, no_rope_layers=[1, 0],
+        floor_scale=20, attn_scale=2.0, attention_chunk_size=1000, pad_token_id=0, eos_token_id=None, bos_token_id=1,
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    sites = ("hidden_states", "queries")
+    made, settings = proven(model, "llama", sites), CaptureConfig(sites=sites)
+    assert prove_decoding(made).by_length
+    assert_as_alone(made, answered(made, [token_ids(n) for n in (50, 4, 27, 4)], settings), settings)
 
 
 def test_a_model_whose_steps_differ_takes_the_pass_or_is_refused(
