@@ -16,14 +16,14 @@ from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_models import VOCAB_SIZE, few_first, proven, sites_of, token_ids, traced
 from tracekit import TraceStore
 from tracekit.config import AnswerCaptureConfig, CaptureConfig, DrawConfig, GenerationConfig
-from tracekit.errors import ModelError, PlanMismatchError
+from tracekit.errors import CaptureError, ModelError, PlanMismatchError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_manifest, read_plan
 from tracekit.model import decoding
 from tracekit.model.capture import capture
 from tracekit.model.decoding import AnswerTrace, ToAnswer, answer_several, answer_traced
 from tracekit.model.generation import answer_once
-from tracekit.model.proof import choose_capture, prove_decoding
+from tracekit.model.proof import choose_capture, prove_decoding, replay
 from tracekit.model.traced import TracedModel
 
 FAMILIES = ("gpt2", "opt", "llama", "bloom", "falcon", "mistral", "gemma2", "gpt_oss")
@@ -164,6 +164,14 @@ def test_a_prompt_of_one_token_is_not_read_without_its_last():
     made, settings = ready("llama"), CaptureConfig(sites=("hidden_states",))
     answers = answered(made, PROMPTS, settings, GenerationConfig(num_beams=3, max_new_tokens=NUM_NEW))
     assert_as_alone(made, answers, settings, captured_from="pass")
+
+
+def test_what_replays_otherwise_is_refused_and_the_pass_named():
+    made, settings = ready("llama"), CaptureConfig(sites=("hidden_states",))
+    one = answered(made, PROMPTS[:1], settings)[0]
+    one.trace.tensors["hidden_states"][1] += 1
+    with pytest.raises(CaptureError, match="Try --capture-from pass"):
+        replay(made, "key", one.text, one.trace, settings)
 
 
 def test_a_batch_of_one_and_one_new_token():
