@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, Llama4TextConfig, LlamaConfig, MistralConfig
 
 from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.runs_for_tests import hashes, run_trivia
@@ -16,14 +16,14 @@ from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_models import VOCAB_SIZE, few_first, proven, sites_of, token_ids, traced
 from tracekit import TraceStore
 from tracekit.config import AnswerCaptureConfig, CaptureConfig, DrawConfig, GenerationConfig
-from tracekit.errors import ModelError, PlanMismatchError
+from tracekit.errors import CaptureError, ModelError, PlanMismatchError
 from tracekit.format.layout import Layout
 from tracekit.format.manifest import read_manifest, read_plan
 from tracekit.model import decoding
 from tracekit.model.capture import capture
 from tracekit.model.decoding import AnswerTrace, ToAnswer, answer_several, answer_traced
 from tracekit.model.generation import answer_once
-from tracekit.model.proof import choose_capture, prove_decoding
+from tracekit.model.proof import choose_capture, prove_decoding, replay
 from tracekit.model.traced import TracedModel
 
 FAMILIES = ("gpt2", "opt", "llama", "bloom", "falcon", "mistral", "gemma2", "gpt_oss")
@@ -166,6 +166,14 @@ def test_a_prompt_of_one_token_is_not_read_without_its_last():
     assert_as_alone(made, answers, settings, captured_from="pass")
 
 
+def test_what_replays_otherwise_is_refused_and_the_pass_named():
+    made, settings = ready("llama"), CaptureConfig(sites=("hidden_states",))
+    one = answered(made, PROMPTS[:1], settings)[0]
+    one.trace.tensors["hidden_states"][1] += 1
+    with pytest.raises(CaptureError, match="Try --capture-from pass"):
+        replay(made, "key", one.text, one.trace, settings)
+
+
 def test_a_batch_of_one_and_one_new_token():
     made, settings = ready("llama"), CaptureConfig(sites=("hidden_states", "attentions", "values"))
     answers = answered(made, PROMPTS[:1], settings, GenerationConfig(num_beams=1, max_new_tokens=1))
@@ -217,6 +225,23 @@ def test_a_text_beyond_a_window_that_is_not_proven_is_captured_in_a_pass():
     for length, captured_from in ((300 - NUM_NEW, "decoding"), (300 - NUM_NEW + 1, "pass")):
         answers = answered(made, [token_ids(length), token_ids(4)], settings)
         assert {one.trace.captured_from for one in answers} == {captured_from}
+
+
+def test_attention_that_sharpens_with_the_place_in_a_padded_row_is_decoded_by_length():
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=16, intermediate_size=32, intermediate_size_mlp=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_local_experts=2, no_rope_layers=[1, 0],
+        floor_scale=20, attn_scale=2.0, attention_chunk_size=1000, pad_token_id=0, eos_token_id=None, bos_token_id=1,
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    sites = ("hidden_states", "queries")
+    made, settings = proven(model, "llama", sites), CaptureConfig(sites=sites)
+    assert prove_decoding(made).by_length
+    assert_as_alone(made, answered(made, [token_ids(n) for n in (50, 4, 27, 4)], settings), settings)
 
 
 def test_a_model_whose_steps_differ_takes_the_pass_or_is_refused(

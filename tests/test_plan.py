@@ -88,3 +88,8 @@ def test_a_folder_from_before_a_setting_was_there_goes_on_with_what_was_done_the
     before = msgspec.structs.replace(plan, run={"capture": {"topk": 5}})
     assert differences(before, now) == {}
     assert differences(before, none) == {"run.capture.numbers": ("all", "none")}
+    auto, forced = (
+        msgspec.structs.replace(plan, run={"capture": {"topk": 5, "capture_from": c}}) for c in ("auto", "decoding")
+    )
+    assert differences(before, auto) == {}
+    assert differences(before, forced) == {"run.capture.capture_from": ("auto", "decoding")}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 __all__ = ["RotaryState", "groups_within", "length_limit", "longest_text", "rope_parameters", "windows"]
 
-_WINDOW_NAMES = r"window|chunk|local|sliding|block_size|index_topk"
+_WINDOW_NAMES = r"window|chunk|local|sliding|block_size|index_topk|budget|compress|floor_scale"
 
 
 def rope_parameters(config: Any) -> list[dict[str, Any]]:
@@ -63,8 +63,16 @@ def windows(config: Any) -> list[int]:
     told by the names of its settings. Some numbers among them may be something else."""
     settings: dict[str, Any] = config.get_text_config().to_dict()
     named = [value for name, value in settings.items() if re.search(_WINDOW_NAMES, name)]
-    values: list[Any] = [one for value in named for one in (value if isinstance(value, list) else [value])]
-    return sorted({value for value in values if type(value) is int and value > 1})
+    return sorted({number for value in named for number in _numbers(value) if number > 1})
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """Whole numbers of a setting, of lists and dictionaries as well."""
+    if isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(one)
+    elif type(value) is int:
+        yield value
 
 
 def groups_within(lengths: Sequence[int], limit: int | None) -> list[list[int]]:

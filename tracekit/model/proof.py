@@ -480,7 +480,9 @@ def replay(
     if text.token_type_ids is not None:
         further["token_type_ids"] = _row(traced, text.token_type_ids)
     plain = _plain(traced, _row(traced, text.token_ids), attentions=_has_attentions(trace), **further)
-    compared = partial(_compared, key, allow_nonfinite=allow_nonfinite)
+    is_decoded = traced.decoding is not None and traced.decoding.fault is None
+    hint = "--capture-from pass (in a folder of its own), " if is_decoded else ""
+    compared = partial(_compared, key, allow_nonfinite=allow_nonfinite, hint=hint)
     result = Verification.nothing()
     for spec in trace.specs:
         site = site_of(spec.name)
@@ -614,8 +616,10 @@ def _compared(
     *,
     by_layer: bool,
     allow_nonfinite: bool = False,
+    hint: str = "",
 ) -> Verification:
     """The largest errors, layer by layer: a layer is held against its own values, not against the largest of all.
+    `hint` says what else may be tried.
 
     Raises:
         CaptureError: an error is past the tolerance.
@@ -623,17 +627,17 @@ def _compared(
     result = Verification.nothing()
     for a, b in zip(mine, reference, strict=True) if by_layer else [(mine, reference)]:
         error = _compare(site, a, b, tolerance.max_rel_error, allow_nonfinite=allow_nonfinite)
-        _check_error(key, error, tolerance)
+        _check_error(key, error, tolerance, hint)
         result = result.with_more(Verification(num_replayed=0, num_positions=0, num_agreeing=0, sites=[error]))
     return result
 
 
-def _check_error(key: str, error: SiteError, tolerance: Tolerance) -> None:
+def _check_error(key: str, error: SiteError, tolerance: Tolerance, hint: str) -> None:
     if not (error.max_rel_error <= tolerance.max_rel_error and error.min_cosine >= tolerance.min_cosine):
         raise CaptureError(
             f"sample {key}: {error.site} differs from a lone eager run by {error.max_abs_error:g} (relative "
             f"{error.max_rel_error:g}, cosine {error.min_cosine:.6f}); tolerance {tolerance.max_rel_error:g} and "
-            f"{tolerance.min_cosine}. Its batch was not written. Try --batch-size 1 or --dtype float32"
+            f"{tolerance.min_cosine}. Its batch was not written. Try {hint}--batch-size 1 or --dtype float32"
         )
 
 

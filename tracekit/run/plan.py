@@ -43,7 +43,7 @@ _PLACEMENT = ("device_map", "max_memory", "offload_folder")
 """Settings of the model that are not written down: where weights lie decides how fast a dataset is made and not what is
 in it, so a folder that was begun on one device goes on shared out over several, and the other way round."""
 
-_LATER = {"capture": {"numbers": "all"}}
+_LATER = {"capture": {"numbers": "all", "capture_from": "auto"}}
 """Settings that plans of this schema version may lack, and what was done without them."""
 
 
