@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from tracekit.model.capture import capture
 from tracekit.model.decoding import AnswerTrace, ToAnswer, answer_several, answer_traced
 from tracekit.model.generation import answer_once
 from tracekit.model.proof import choose_capture, prove_decoding, replay
-from tracekit.model.traced import TracedModel
+from tracekit.model.traced import TracedModel, tolerance_of
 
 FAMILIES = ("gpt2", "opt", "llama", "bloom", "falcon", "mistral", "gemma2", "gpt_oss")
 PROMPTS = (token_ids(12), token_ids(5, start=3), token_ids(20, start=9), token_ids(1, start=4))
@@ -309,3 +310,10 @@ def test_a_folder_goes_on_as_it_was_begun(checkpoint: Path, tmp_path: Path):
         run(tmp_path / "run", checkpoint, "auto")
     run(tmp_path / "other", checkpoint, "pass")
     assert hashes(tmp_path / "other") == hashes(tmp_path / "run")
+
+
+def test_half_precision_rounds_steps_and_passes_apart_and_full_precision_does_not():
+    info = traced("llama").info
+    assert tolerance_of(info, captured_from="decoding") == tolerance_of(info)
+    half = msgspec.structs.replace(info, dtype="bfloat16")
+    assert tolerance_of(half, captured_from="decoding").max_rel_error == 2 * tolerance_of(half).max_rel_error

@@ -161,7 +161,7 @@ class Plan(_Stored, frozen=True, kw_only=True):
     """The file that defines the task, where it is one file: `capitals.py@sha256:...`; null for a task in a package."""
     captured_from: Literal["decoding", "pass"] = "pass"
     """How traces of answers are taken, resolved: while answers are decoded, or in a pass afterwards. Samples for which
-    the first is not proven take the second, and their records say so."""
+    the first is not proven take the second, and their records say so; of a server, records alone say it."""
     is_growing: bool = False
     """Whether samples come as they are asked for, as a server's do: its shards are then those that have a sidecar."""
 

@@ -496,10 +496,11 @@ def replay(
         if spec.layout == "causal":
             mine = unpack_causal(mine, positions_of(spec.positions), spec.num_keys)
             reference = _without_future(reference, spec) if allow_nonfinite else reference
-        tolerance = tolerance_of(traced.info, spec.dtype)
+        tolerance = tolerance_of(traced.info, spec.dtype, captured_from=trace.captured_from)
         result = result.with_more(compared(site, mine, reference, tolerance, by_layer=bool(spec.layers)))
     for name, mine, reference in _answer_numbers(plain, text, trace):
-        result = result.with_more(compared(name, mine, reference, tolerance_of(traced.info), by_layer=False))
+        tolerance = tolerance_of(traced.info, captured_from=trace.captured_from)
+        result = result.with_more(compared(name, mine, reference, tolerance, by_layer=False))
     scored = range(0) if config.numbers == "none" else text.scored
     predicted = plain.logits[0, scored.start : scored.stop].argmax(-1).cpu().numpy()
     own = trace.next_tokens.predicted_ids

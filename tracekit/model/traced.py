@@ -58,9 +58,15 @@ def is_quantized(info: ModelInfo) -> bool:
     return info.quantization is not None and "dequantised" not in info.quantization
 
 
-def tolerance_of(info: ModelInfo, stored_dtype: str | None = None) -> Tolerance:
-    """The tolerance for a model's dtype and quantisation, and for the dtype its tensors are stored in."""
+def tolerance_of(info: ModelInfo, stored_dtype: str | None = None, *, captured_from: str = "pass") -> Tolerance:
+    """The tolerance for a model's dtype and quantisation, and for the dtype its tensors are stored in.
+
+    In half precision and in few bits, what was captured while decoding may lie twice as far from a pass: both are
+    rounded at every layer, each in its own way.
+    """
     model = _QUANTIZED if is_quantized(info) else _TOLERANCES[info.dtype]
+    if captured_from == "decoding" and (is_quantized(info) or info.dtype != "float32"):
+        model = Tolerance(2 * model.max_rel_error, 1 - 2 * (1 - model.min_cosine))
     stored = _TOLERANCES.get(stored_dtype or info.dtype, model)
     return Tolerance(max(model.max_rel_error, stored.max_rel_error), min(model.min_cosine, stored.min_cosine))
 

@@ -154,8 +154,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="task"):
     seed: int
     """Seed of the run."""
     captured_from: str = "pass"
-    """`decoding`: the tensors are what the model computed while it wrote the answer; `pass`: what it computes in one
-    pass over prompt and answer. Equal up to rounding."""
+    """`decoding`: the tensors are what the model computed while it wrote the answer; `pass`: what it computes in a pass
+    over prompt and answer (of beams: over the prompt, and then over the answer). Equal up to rounding."""
 
     def task_name(self) -> str:
         """Name of the task, the record's tag."""

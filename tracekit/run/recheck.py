@@ -216,5 +216,8 @@ def _replayed(traced: TracedModel, sample: Sample, capture: CaptureConfig, again
     result = Verification.nothing()
     if scored := again.scored(record):
         result = replay_scored(traced, record.key, record.token_ids[: record.prompt_length], scored)
+    trace = again.trace(sample, record)
+    if isinstance(trace, Trace):
+        trace = trace._replace(captured_from=record.captured_from)
     with again.as_it_was(traced, record):
-        return result.with_more(replay(traced, record.key, again.text(record), again.trace(sample, record), capture))
+        return result.with_more(replay(traced, record.key, again.text(record), trace, capture))
