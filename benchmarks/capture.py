@@ -272,9 +272,9 @@ def _ratios(setting: Setting, rounds: Sequence[Round]) -> list[Ratio]:
 
 
 _STAGES = {
-    "whole": ("decoding.py", "answer_traced"),
-    "generation": ("generation.py", "generate"),
-    "checks and copies": ("capture.py", "put"),
+    "whole": ("model/decoding.py", "answer_traced"),
+    "generation": ("model/generation.py", "generate"),
+    "checks and copies": ("model/capture.py", "put"),
     "payload encoding": ("tensors.py", "encode"),
 }
 """Functions of tracekit whose time is taken from a profile, by what they stand for."""
