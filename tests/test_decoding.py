@@ -1,5 +1,6 @@
 """Capture while decoding: what the steps of generation give is what a lone pass over the whole text gives."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.runs_for_tests import hashes, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_models import VOCAB_SIZE, few_first, proven, sites_of, token_ids, traced
-from tracekit import TraceStore
+from tracekit import TraceStore, diff
 from tracekit.config import AnswerCaptureConfig, CaptureConfig, DrawConfig, GenerationConfig
 from tracekit.errors import CaptureError, ModelError, PlanMismatchError
 from tracekit.format.layout import Layout
@@ -317,3 +318,12 @@ def test_half_precision_rounds_steps_and_passes_apart_and_full_precision_does_no
     assert tolerance_of(info, captured_from="decoding") == tolerance_of(info)
     half = msgspec.structs.replace(info, dtype="bfloat16")
     assert tolerance_of(half, captured_from="decoding").max_rel_error == 2 * tolerance_of(half).max_rel_error
+
+
+def test_a_difference_says_that_its_sides_were_captured_in_other_ways(checkpoint: Path, tmp_path: Path):
+    for name in ("decoding", "pass"):
+        run(tmp_path / name, checkpoint, name)
+    (found,) = diff(str(tmp_path / "decoding"), str(tmp_path / "pass")).configs
+    assert any(re.search("decoding in a .*pass in b.*rounding", note) for note in found.notes)
+    (same,) = diff(str(tmp_path / "pass"), str(tmp_path / "pass")).configs
+    assert not any("captured" in note for note in same.notes)

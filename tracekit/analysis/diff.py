@@ -183,6 +183,7 @@ def _compare(
             *_extra(every_a, every_b),
             *differing_conditions(common_a, common_b),
             *_storage(a, b),
+            *_captured(a, b),
         ],
         num_common=len(found.rows_a),
         num_only_a=found.num_only_a,
@@ -234,6 +235,22 @@ def _storage(a: _Opened, b: _Opened) -> list[str]:
         for name, form in forms_a.items()
         if name in forms_b and form != forms_b[name] and not is_companion(name)
     ]
+
+
+def _captured(a: _Opened, b: _Opened) -> list[str]:
+    """Tensors of steps on one side, and of a pass on the other."""
+    ways = [_ways(side.store) for side in (a, b)]
+    if ways[0] == ways[1] or not (a.store.info().tensors and b.store.info().tensors):
+        return []
+    said = [" and ".join(sorted(one)) for one in ways]
+    return [f"captured from {said[0]} in a and from {said[1]} in b: what differs holds the rounding"]
+
+
+def _ways(store: TraceStore) -> set[str]:
+    records = store.records
+    if "captured_from" not in records.column_names:  # before schema 2.1
+        return {"pass"}
+    return {*records.column("captured_from").unique().to_pylist()}
 
 
 def _judged_both(one: Sequence[bool | None], other: Sequence[bool | None]) -> list[bool]:
