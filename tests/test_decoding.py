@@ -16,7 +16,8 @@ from builders.trivia_qa.task import TASK as TRIVIA_QA
 from tests.runs_for_tests import hashes, run_trivia
 from tests.tiny_checkpoint import save_tiny_checkpoint
 from tests.tiny_models import VOCAB_SIZE, few_first, proven, sites_of, token_ids, traced
-from tracekit import TraceStore, diff
+from tracekit import TraceStore
+from tracekit.analysis.diff import diff
 from tracekit.config import AnswerCaptureConfig, CaptureConfig, DrawConfig, GenerationConfig
 from tracekit.errors import CaptureError, ModelError, PlanMismatchError
 from tracekit.format.layout import Layout
