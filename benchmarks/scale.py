@@ -81,7 +81,7 @@ def write(folder: Path, count: int) -> dict[str, float]:
             writer.finish()
     found |= {"write_seconds": time.perf_counter() - started, "mib_after_write": _peak_mib()}
     started = time.perf_counter()
-    finish(layout, plan, TASK.record)
+    finish(layout, plan, TASK)
     return found | {"finish_seconds": time.perf_counter() - started, "mib_after_finish": _peak_mib()}
 
 

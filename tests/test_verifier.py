@@ -75,7 +75,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link to nothing": (lambda d: (d / "figures").symlink_to(d / "nowhere"), "figures is a symbolic link to nothing"),
     "an altered table": (lambda d: flip(d / "records/trivia_qa/validation.parquet", 50), "SHA-256"),
     "a missing table": (lambda d: (d / "records/trivia_qa/validation.tar").unlink(), "missing"),
-    "an altered schema": (lambda d: flip(d / "schemas/trivia_qa.json", 5), "schemas/trivia_qa.json: None refers to"),
+    "an altered schema": (lambda d: flip(d / "schemas/trivia_qa.json", 5), "schemas/trivia_qa.json: "),
     "an altered description": (
         lambda d: rewrite_json(d / "schemas/trivia_qa.json", lambda s: s["$defs"]["Span"].update(description="x")),
         "schemas/trivia_qa.json: ",

@@ -63,12 +63,13 @@ def records_table(schema: RecordSchema, sidecars: Iterable[Sidecar]) -> pa.Table
         DatasetError: what a sidecar holds are no records of this schema.
     """
     rows: list[dict[str, Any]] = []
+    added = {field.name: field.default for field in schema.fields if not field.is_required}
     name = ""
     try:
         for sidecar in sidecars:
             name = sidecar.name
             for record, index in zip(sidecar.records, sidecar.samples, strict=True):
-                row = msgspec.json.decode(record, type=dict[str, Any])
+                row = added | msgspec.json.decode(record, type=dict[str, Any])
                 row[SHARD] = sidecar.name
                 row[TENSOR_INDEX] = msgspec.to_builtins(index.tensors)
                 row[CHECKSUMS] = index.checksums
