@@ -126,8 +126,8 @@ class RecordSchema:
             raise DatasetError(f"{where} is not a JSON Schema: {error}") from error
 
     def without_added(self) -> "RecordSchema":
-        """The same without the fields that have a default: those that were added after the first 2.0."""
-        added = {field.name for field in self.fields if not (field.is_required or field.name == _TAG)}
+        """The same without the fields of every record that have a default: those that were added after 2.0."""
+        added = {one.name for one in self.fields if not one.is_required and one.name in Record.__struct_fields__}
         document = copy.deepcopy(self.document)
         own = document["$defs"][self.name]
         own["properties"] = {name: value for name, value in own["properties"].items() if name not in added}
