@@ -152,15 +152,8 @@ def _in_a_pass(
     policy: ValuePolicy,
 ) -> list[AnswerTrace]:
     """Answer, then run prompts and answers through the model."""
-    seeds = [one.seed for one in asked if one.seed is not None]
-    answers = answer_once(
-        traced,
-        [one.token_ids for one in asked],
-        config,
-        seeds or None,
-        inputs=[one.inputs for one in asked],
-        segments=[one.token_type_ids for one in asked if one.token_type_ids is not None],
-    )
+    prompts, seeds, beside = _parts(asked)
+    answers = answer_once(traced, prompts, config, seeds or None, **beside)
     return captured_answers(traced, asked, answers, settings, policy)
 
 
@@ -189,22 +182,34 @@ def _while_decoding(
 ) -> list[AnswerTrace]:
     """The same of prompts that run together, captured step by step."""
     steps = Steps(traced, asked, settings, policy)
-    seeds = [one.seed for one in asked if one.seed is not None]
+    prompts, seeds, beside = _parts(asked)
     drawing = draws(config, seeds) if seeds and isinstance(config, DrawConfig) else []
+    processors = [steps.scorer, *drawing]
     with steps.recording():
-        answers = generate(
-            traced,
-            [one.token_ids for one in asked],
-            config,
-            num_beams=1,
-            processors=[steps.scorer, *drawing],
-            inputs=[one.inputs for one in asked],
-            segments=[one.token_type_ids for one in asked if one.token_type_ids is not None],
-            late=steps.scorer,
-        )
+        answers = generate(traced, prompts, config, num_beams=1, processors=processors, late=steps.scorer, **beside)
+    return _taken(traced, steps, asked, answers, settings, policy)
+
+
+def _parts(asked: Sequence[ToAnswer]) -> tuple[list[list[int]], list[str], dict[str, Any]]:
+    """Prompts, their seeds where they have any, and what the model reads beside them."""
+    inputs = [one.inputs for one in asked]
+    segments = [one.token_type_ids for one in asked if one.token_type_ids is not None]
+    seeds = [one.seed for one in asked if one.seed is not None]
+    return [one.token_ids for one in asked], seeds, {"inputs": inputs, "segments": segments}
+
+
+def _taken(
+    traced: TracedModel,
+    steps: Steps,
+    asked: Sequence[ToAnswer],
+    answers: Sequence[Generated],
+    settings: CaptureConfig,
+    policy: ValuePolicy,
+) -> list[AnswerTrace]:
+    """Answers with what their steps have handed over; in a pass, text by text, where not all of that is finite."""
     texts = [one.text(answer) for one, answer in zip(asked, answers, strict=True)]
     traces = steps.traces(texts, range(len(texts)))
-    if traces is None:  # where not everything is finite, texts run alone
+    if traces is None:
         return captured_answers(traced, asked, answers, settings, policy)
     return [AnswerTrace(*parts) for parts in zip(answers, texts, traces, strict=True)]
 
@@ -258,7 +263,7 @@ def _with_beams(
         cache = _read(traced, ids, mask)
     kept = copy.deepcopy(cache)
     cache.reorder_cache(torch.arange(len(asked), device=traced.device).repeat_interleave(config.num_beams))
-    prompts = [one.token_ids for one in asked]
+    prompts, _, _ = _parts(asked)
     answers = generate(traced, prompts, config, num_beams=config.num_beams, processors=[], cache=cache)
     longest = max(len(answer.token_ids) for answer in answers)
     rows = [[prompt[-1], *answer.token_ids] for prompt, answer in zip(prompts, answers, strict=True)]
@@ -266,11 +271,7 @@ def _with_beams(
     real = torch.tensor([[1] * len(row) + [0] * (1 + longest - len(row)) for row in rows], device=ids.device)
     with steps.recording():
         _read(traced, padded, torch.cat([mask, real], 1), kept)
-    texts = [one.text(answer) for one, answer in zip(asked, answers, strict=True)]
-    traces = steps.traces(texts, range(len(texts)))
-    if traces is None:
-        return captured_answers(traced, asked, answers, settings, policy)
-    return [AnswerTrace(*parts) for parts in zip(answers, texts, traces, strict=True)]
+    return _taken(traced, steps, asked, answers, settings, policy)
 
 
 def _prompts(traced: TracedModel, asked: Sequence[ToAnswer]) -> tuple[Tensor, Tensor]:
