@@ -216,7 +216,7 @@ class AnswerCaptureConfig(CaptureConfig, frozen=True, kw_only=True):
     capture_from: Literal["auto", "decoding", "pass"] = "auto"
     """`decoding`: as the model computed it while it wrote the answers, at little more than their price; `pass`: in a
     pass over prompt and answer afterwards; `auto`: the first where the model proves on loading that both are equal.
-    Beams, and texts beyond what is proven, take the pass."""
+    Answers of beam search, and texts longer than what was proven, are captured in a pass all the same."""
 
 
 class ReadingConfig(CaptureConfig, frozen=True, kw_only=True):

@@ -6,8 +6,9 @@ one step more, whose own token is thrown away. Log-probabilities and entropies c
 chosen by. So nothing runs twice.
 
 Whether a model computes in its steps what it computes in a pass is measured (`tracekit.model.proof.prove_decoding`).
-Beams search over prompts that are read once, and their answers are read over what is kept of the prompts. Rows that
-influence one another, and texts beyond what was measured, are captured in a pass afterwards.
+Beams and drawn answers share one reading of their prompt, each with a copy of its cache. What beam search found is
+then read once more, over the prompt's cache. Rows that influence one another, and texts longer than what was measured,
+are captured in a pass afterwards.
 """
 
 import copy
@@ -256,7 +257,8 @@ def _with_beams(
     settings: CaptureConfig,
     policy: ValuePolicy,
 ) -> list[AnswerTrace]:
-    """Answers by beam search over prompts that are read once, and then read over what is kept of the prompts."""
+    """Answers by beam search, whose beams share one reading of the prompt; then a pass over the answers alone, which
+    goes on from the prompt's cache."""
     steps = Steps(traced, asked, settings, policy, is_decoding=False)
     ids, mask = _prompts(traced, asked)
     with steps.recording():

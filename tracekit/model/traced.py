@@ -114,8 +114,8 @@ class DecodingRule(NamedTuple):
     limit: int | None = None
     """Longest text, in tokens, that it holds for; None where there is no such limit."""
     repeats: bool | None = None
-    """Whether prompts may be read once for all beams or drawn answers: their cache repeated, answers read over it; None
-    where it was not measured."""
+    """Whether one reading of a prompt may serve all of its beams or drawn answers, by copies of its cache; None where
+    it was not measured."""
     keeps_queries: bool = False
     """Whether attention is computed once, of the queries of all steps, and not in every step."""
 
