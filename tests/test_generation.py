@@ -19,8 +19,7 @@ from tracekit.model.generation import (
     Generated,
     Listener,
     _GumbelNoise,
-    answer_deterministically,
-    answer_sampled,
+    answer_once,
     answer_variously,
 )
 from tracekit.model.models import _clean_generation_config
@@ -60,11 +59,11 @@ def with_eos(made: Any, eos: Sequence[int], pad: int = 0) -> Any:
 def end_tokens(made: TracedModel, num_beams: int = 1) -> list[int]:
     """Tokens that end some of the answers early where they are end tokens, but not all of them at once."""
     config = settings(num_beams=num_beams)
-    answers = answer_deterministically(with_eos(made, []), PROMPTS, config)
+    answers = answer_once(with_eos(made, []), PROMPTS, config)
     common = Counter(token for answer in answers for token in {*answer.token_ids}).most_common()
     for number in range(1, len(common) + 1):
         tokens = [token for token, _ in common[:number]]
-        ended = answer_deterministically(with_eos(made, tokens), PROMPTS, config)
+        ended = answer_once(with_eos(made, tokens), PROMPTS, config)
         with_eos(made, [])
         if len({len(answer.token_ids) for answer in ended}) > 1:
             return tokens
@@ -78,7 +77,7 @@ def end_tokens(made: TracedModel, num_beams: int = 1) -> list[int]:
 @pytest.mark.parametrize("name", few_first(FAMILIES))
 def test_answers_of_a_padded_batch_are_those_of_lone_runs(name: str, num_beams: int) -> None:
     model = tiny_model(name)
-    answers = answer_deterministically(traced(name, sites=()), PROMPTS, settings(num_beams=num_beams))
+    answers = answer_once(traced(name, sites=()), PROMPTS, settings(num_beams=num_beams))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert answer.token_ids == lone_run(model, prompt, num_beams).sequences[0, len(prompt) :].tolist()
         assert answer.finish_reason == "length"
@@ -91,7 +90,7 @@ def test_answers_that_end_early_are_those_of_lone_runs(name: str, num_beams: int
     made = traced(name, sites=())
     eos = end_tokens(made, num_beams)
     model = with_eos(tiny_model(name), eos)
-    answers = answer_deterministically(with_eos(made, eos), PROMPTS, settings(num_beams=num_beams))
+    answers = answer_once(with_eos(made, eos), PROMPTS, settings(num_beams=num_beams))
     assert "stop" in {answer.finish_reason for answer in answers}
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert answer.token_ids == lone_run(model, prompt, num_beams).sequences[0, len(prompt) :].tolist()
@@ -107,7 +106,7 @@ def test_captured_logprobs_make_the_scores_of_the_beams(name: str, ends_early: b
         eos = end_tokens(made, 5)
         with_eos(made, eos)
         with_eos(model, eos)
-    answers = answer_deterministically(made, PROMPTS, settings(num_beams=5))
+    answers = answer_once(made, PROMPTS, settings(num_beams=5))
     texts = [Text(prompt + answer.token_ids, len(prompt)) for prompt, answer in zip(PROMPTS, answers, strict=True)]
     traces = capture(made, texts, CaptureConfig(sites=("none",)))
     scores = [lone_run(model, prompt, 5).sequences_scores.item() for prompt in PROMPTS]
@@ -118,7 +117,7 @@ def test_beams_find_what_greedy_search_does_not() -> None:
     made = traced("llama", sites=())
     scores = []
     for num_beams in (1, 5):
-        answers = answer_deterministically(made, PROMPTS, settings(num_beams=num_beams))
+        answers = answer_once(made, PROMPTS, settings(num_beams=num_beams))
         texts = [Text(prompt + answer.token_ids, len(prompt)) for prompt, answer in zip(PROMPTS, answers, strict=True)]
         scores.append(
             [trace.next_tokens.logprobs.mean() for trace in capture(made, texts, CaptureConfig(sites=("none",)))]
@@ -129,7 +128,7 @@ def test_beams_find_what_greedy_search_does_not() -> None:
 
 def test_greedy_answers_are_what_the_captured_pass_predicts() -> None:
     made = traced("gpt2", sites=())
-    answers = answer_deterministically(made, PROMPTS, settings())
+    answers = answer_once(made, PROMPTS, settings())
     texts = [Text(prompt + answer.token_ids, len(prompt)) for prompt, answer in zip(PROMPTS, answers, strict=True)]
     for answer, trace in zip(answers, capture(made, texts, CaptureConfig(sites=("none",))), strict=True):
         assert trace.next_tokens.predicted_ids.tolist() == answer.token_ids
@@ -138,8 +137,8 @@ def test_greedy_answers_are_what_the_captured_pass_predicts() -> None:
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_a_batch_of_one(num_beams: int) -> None:
     made = traced("opt", sites=())
-    together = answer_deterministically(made, PROMPTS, settings(num_beams=num_beams))
-    alone = [answer_deterministically(made, [prompt], settings(num_beams=num_beams))[0] for prompt in PROMPTS]
+    together = answer_once(made, PROMPTS, settings(num_beams=num_beams))
+    alone = [answer_once(made, [prompt], settings(num_beams=num_beams))[0] for prompt in PROMPTS]
     assert together == alone
 
 
@@ -150,38 +149,35 @@ def test_a_batch_of_one(num_beams: int) -> None:
 def test_padding_is_cut_off_though_it_is_the_end_token(num_beams: int) -> None:
     made = traced("llama", sites=())
     eos = end_tokens(made, num_beams)
-    answers = [
-        answer_deterministically(with_eos(made, eos, pad), PROMPTS, settings(num_beams=num_beams))
-        for pad in (0, eos[0])
-    ]
+    answers = [answer_once(with_eos(made, eos, pad), PROMPTS, settings(num_beams=num_beams)) for pad in (0, eos[0])]
     assert answers[0] == answers[1]
     assert len({len(answer.token_ids) for answer in answers[0]}) > 1
 
 
 def test_the_padding_token_may_stand_in_prompt_and_answer() -> None:
     made = traced("llama", sites=())
-    own = answer_deterministically(made, PROMPTS, settings())
+    own = answer_once(made, PROMPTS, settings())
     pad = own[0].token_ids[1]
-    assert answer_deterministically(with_eos(made, [], pad), PROMPTS, settings()) == own
+    assert answer_once(with_eos(made, [], pad), PROMPTS, settings()) == own
     pad = PROMPTS[2][0]
-    assert answer_deterministically(with_eos(made, [], pad), PROMPTS, settings()) == own
+    assert answer_once(with_eos(made, [], pad), PROMPTS, settings()) == own
 
 
 @pytest.mark.parametrize("num_new", [1, 2, 4])
 def test_an_end_token_at_the_limit_is_an_end(num_new: int) -> None:
     made = traced("llama", sites=())
-    tokens = answer_deterministically(made, PROMPTS[:1], settings(max_new_tokens=num_new))[0].token_ids
+    tokens = answer_once(made, PROMPTS[:1], settings(max_new_tokens=num_new))[0].token_ids
     assert len(tokens) == num_new
     first = tokens.index(tokens[-1]) + 1
-    answer = answer_deterministically(with_eos(made, [tokens[-1]]), PROMPTS[:1], settings(max_new_tokens=num_new))[0]
+    answer = answer_once(with_eos(made, [tokens[-1]]), PROMPTS[:1], settings(max_new_tokens=num_new))[0]
     assert answer == Generated(tokens[:first], "stop")
 
 
 def test_any_of_several_end_tokens_ends_an_answer() -> None:
     made = traced("llama", sites=())
-    whole = answer_deterministically(made, PROMPTS, settings())
+    whole = answer_once(made, PROMPTS, settings())
     ends = [answer.token_ids[3] for answer in whole[:2]]
-    for answer, uncut in zip(answer_deterministically(with_eos(made, ends), PROMPTS, settings()), whole, strict=True):
+    for answer, uncut in zip(answer_once(with_eos(made, ends), PROMPTS, settings()), whole, strict=True):
         stop = next((i + 1 for i, token in enumerate(uncut.token_ids) if token in ends), None)
         assert answer == Generated(uncut.token_ids[:stop], "length" if stop is None else "stop")
 
@@ -196,16 +192,16 @@ def seeds(*numbers: int) -> list[str]:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
 def test_sampled_answers_do_not_depend_on_the_batch(name: str) -> None:
     made = traced(name, sites=())
-    together = answer_sampled(made, PROMPTS, settings(), seeds(0, 1, 2, 3))
-    alone = [answer_sampled(made, [prompt], settings(), seeds(i))[0] for i, prompt in enumerate(PROMPTS)]
-    backwards = answer_sampled(made, PROMPTS[::-1], settings(), seeds(3, 2, 1, 0))[::-1]
+    together = answer_once(made, PROMPTS, settings(), seeds(0, 1, 2, 3))
+    alone = [answer_once(made, [prompt], settings(), seeds(i))[0] for i, prompt in enumerate(PROMPTS)]
+    backwards = answer_once(made, PROMPTS[::-1], settings(), seeds(3, 2, 1, 0))[::-1]
     assert together == alone == backwards
 
 
 def test_sampled_answers_do_not_depend_on_when_the_others_end() -> None:
     made = traced("llama", sites=())
-    whole = answer_sampled(made, PROMPTS, settings(), seeds(0, 1, 2, 3))
-    cut = answer_sampled(with_eos(made, [whole[1].token_ids[2]]), PROMPTS, settings(), seeds(0, 1, 2, 3))
+    whole = answer_once(made, PROMPTS, settings(), seeds(0, 1, 2, 3))
+    cut = answer_once(with_eos(made, [whole[1].token_ids[2]]), PROMPTS, settings(), seeds(0, 1, 2, 3))
     assert cut[1].finish_reason == "stop"
     for answer, uncut in zip(cut, whole, strict=True):
         assert answer.token_ids == uncut.token_ids[: len(answer.token_ids)]
@@ -214,8 +210,7 @@ def test_sampled_answers_do_not_depend_on_when_the_others_end() -> None:
 def test_sampled_answers_differ_by_seed_and_repeat_with_it() -> None:
     made = traced("llama", sites=())
     first, again, other = (
-        answer_sampled(made, [PROMPTS[0]] * 3, settings(), seeds(*numbers))
-        for numbers in ((0, 1, 2),) * 2 + ((3, 4, 5),)
+        answer_once(made, [PROMPTS[0]] * 3, settings(), seeds(*numbers)) for numbers in ((0, 1, 2),) * 2 + ((3, 4, 5),)
     )
     assert first == again
     assert len({tuple(answer.token_ids) for answer in (*first, *other)}) == 6
@@ -227,7 +222,7 @@ def test_global_randomness_is_neither_used_nor_moved() -> None:
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.random.get_rng_state()
-        answers.append(answer_sampled(made, PROMPTS, settings(), seeds(0, 1, 2, 3)))
+        answers.append(answer_once(made, PROMPTS, settings(), seeds(0, 1, 2, 3)))
         assert torch.equal(torch.random.get_rng_state(), before)
     assert answers[0] == answers[1]
 
@@ -235,13 +230,13 @@ def test_global_randomness_is_neither_used_nor_moved() -> None:
 @pytest.mark.parametrize("changes", [{"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}, {"top_k": 1, "top_p": 0.5}])
 def test_what_leaves_one_token_is_greedy_search(changes: dict[str, Any]) -> None:
     made = traced("llama", sites=())
-    greedy = answer_deterministically(made, PROMPTS, settings())
-    assert answer_sampled(made, PROMPTS, settings(**changes), seeds(0, 1, 2, 3)) == greedy
+    greedy = answer_once(made, PROMPTS, settings())
+    assert answer_once(made, PROMPTS, settings(**changes), seeds(0, 1, 2, 3)) == greedy
 
 
 def test_the_number_of_beams_is_for_the_deterministic_answer_only() -> None:
     made = traced("llama", sites=())
-    one, five = (answer_sampled(made, PROMPTS, settings(num_beams=n), seeds(0, 1, 2, 3)) for n in (1, 5))
+    one, five = (answer_once(made, PROMPTS, settings(num_beams=n), seeds(0, 1, 2, 3)) for n in (1, 5))
     assert one == five
 
 
@@ -276,7 +271,7 @@ def test_the_first_token_is_drawn_as_temperature_top_k_and_top_p_say(changes: di
     made, num_draws = traced("llama", sites=()), 3000
     config = settings(max_new_tokens=1, **changes)
     prompt = PROMPTS[1]
-    answers = answer_sampled(made, [prompt] * num_draws, config, seeds(*range(num_draws)))
+    answers = answer_once(made, [prompt] * num_draws, config, seeds(*range(num_draws)))
     counts = np.bincount([answer.token_ids[0] for answer in answers], minlength=VOCAB_SIZE)
     with torch.inference_mode():
         probs = wanted_distribution(tiny_model("llama")(torch.tensor([prompt])).logits[0, -1], config)
@@ -330,10 +325,8 @@ def test_generation_defaults_of_a_checkpoint_are_ignored(num_beams: int) -> None
         "pad_token_id",
     }
     config = settings(num_beams=num_beams)
-    assert answer_deterministically(other, PROMPTS, config) == answer_deterministically(
-        with_eos(plain, eos), PROMPTS, config
-    )
-    assert answer_sampled(other, PROMPTS, config, seeds(0, 1, 2, 3)) == answer_sampled(
+    assert answer_once(other, PROMPTS, config) == answer_once(with_eos(plain, eos), PROMPTS, config)
+    assert answer_once(other, PROMPTS, config, seeds(0, 1, 2, 3)) == answer_once(
         plain, PROMPTS, config, seeds(0, 1, 2, 3)
     )
 
@@ -365,7 +358,7 @@ def test_special_tokens_are_those_of_checkpoint_and_tokenizer(
 def test_a_model_without_end_token_runs_to_the_limit() -> None:
     made = traced("gpt2", sites=())
     assert made.model.generation_config.eos_token_id is None
-    answers = answer_deterministically(made, PROMPTS, settings(max_new_tokens=40))
+    answers = answer_once(made, PROMPTS, settings(max_new_tokens=40))
     assert [len(answer.token_ids) for answer in answers] == [40] * 4
     assert {answer.finish_reason for answer in answers} == {"length"}
 
@@ -397,9 +390,9 @@ def test_rows_of_one_batch_are_decoded_each_in_its_own_way() -> None:
         Decoding(NUM_NEW, temperature=1.5, seed="b"),
     ]
     answers, steps, ends = heard(made, decodings)
-    greedy = answer_deterministically(made, PROMPTS, settings())
-    drawn = answer_sampled(made, PROMPTS, settings(**hot), ["a"] * 4)
-    hotter = answer_sampled(made, PROMPTS, settings(temperature=1.5), ["b"] * 4)
+    greedy = answer_once(made, PROMPTS, settings())
+    drawn = answer_once(made, PROMPTS, settings(**hot), ["a"] * 4)
+    hotter = answer_once(made, PROMPTS, settings(temperature=1.5), ["b"] * 4)
     assert answers == [greedy[0], drawn[1], Generated(greedy[2].token_ids[:3], "length"), hotter[3]]
     assert ends == answers
     assert [[one.token_id for one in row] for row in steps] == [answer.token_ids for answer in answers]
@@ -409,7 +402,7 @@ def test_a_row_ends_with_its_own_end_of_sequence_which_is_no_step() -> None:
     made = traced("llama", sites=())
     eos = end_tokens(made)
     answers, steps, _ = heard(with_eos(made, eos), [Decoding(NUM_NEW)] * 4)
-    assert answers == answer_deterministically(made, PROMPTS, settings())
+    assert answers == answer_once(made, PROMPTS, settings())
     with_eos(made, [])
     assert {answer.finish_reason for answer in answers} == {"stop", "length"}
     for answer, row in zip(answers, steps, strict=True):
@@ -419,7 +412,7 @@ def test_a_row_ends_with_its_own_end_of_sequence_which_is_no_step() -> None:
 def test_a_listener_ends_rows() -> None:
     made = traced("llama", sites=())
     answers, _, _ = heard(made, [Decoding(NUM_NEW)] * 4, stop_after=2)
-    greedy = answer_deterministically(made, PROMPTS, settings())
+    greedy = answer_once(made, PROMPTS, settings())
     assert answers == [Generated(answer.token_ids[:2], "length") for answer in greedy]
 
 

@@ -27,8 +27,7 @@ from tracekit.model.continuations import score_continuations
 from tracekit.model.generation import (
     Decoding,
     Listener,
-    answer_deterministically,
-    answer_sampled,
+    answer_once,
     answer_variously,
     find_padding_rule,
 )
@@ -308,7 +307,7 @@ def test_answers_are_those_of_lone_plain_generation(name: str, num_beams: int):
     traced = proven(rule, ())
     prompts = [ids(length) for length in PROMPT_LENGTHS]
     config = GenerationConfig(num_beams=num_beams, max_new_tokens=NUM_NEW)
-    answers = answer_deterministically(traced, prompts, config)
+    answers = answer_once(traced, prompts, config)
     assert [a.token_ids for a in answers] == [lone_answer(rule, p, num_beams=num_beams) for p in prompts]
 
 
@@ -325,8 +324,8 @@ def test_drawn_answers_do_not_depend_on_their_batch(name: str):
     traced = proven(RULES[name], ())
     prompts, config = [ids(length) for length in PROMPT_LENGTHS], DrawConfig(num_beams=1, max_new_tokens=NUM_NEW)
     seeds = [f"seed {row}" for row in range(len(prompts))]
-    together = answer_sampled(traced, prompts, config, seeds)
-    alone = [answer_sampled(proven(RULES[name], ()), [p], config, [s])[0] for p, s in zip(prompts, seeds, strict=True)]
+    together = answer_once(traced, prompts, config, seeds)
+    alone = [answer_once(proven(RULES[name], ()), [p], config, [s])[0] for p, s in zip(prompts, seeds, strict=True)]
     assert together == alone
 
 
@@ -444,11 +443,11 @@ def test_an_answer_does_not_depend_on_the_length_of_the_prompts_beside_it(name: 
     assert traced.is_moved_by_padding == (name in MOVED)
     prompts = [ids(length) for length in (5, 23, 11, 5)]
     config = GenerationConfig(num_beams=1, max_new_tokens=NUM_NEW)
-    together = answer_deterministically(traced, prompts, config)
-    assert together == [answer_deterministically(traced, [prompt], config)[0] for prompt in prompts]
+    together = answer_once(traced, prompts, config)
+    assert together == [answer_once(traced, [prompt], config)[0] for prompt in prompts]
     if name in MOVED:
         traced.is_moved_by_padding = False
-        unfit = answer_deterministically(traced, prompts, config)
+        unfit = answer_once(traced, prompts, config)
         assert unfit != together, "the padding would not have been noticed here"
 
 

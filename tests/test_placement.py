@@ -24,7 +24,7 @@ from tracekit.config import CaptureConfig, DrawConfig, GenerationConfig, ModelCo
 from tracekit.errors import ConfigError, ModelError
 from tracekit.model.capture import Text, capture
 from tracekit.model.choices import Choices, capture_choices
-from tracekit.model.generation import answer_deterministically, answer_sampled
+from tracekit.model.generation import answer_once
 from tracekit.model.memory import memory_reader, num_fitting
 from tracekit.model.models import load_model, model_info
 from tracekit.model.patching import patch
@@ -68,9 +68,9 @@ def everything(made: TracedModel, sites: tuple[str, ...]) -> list[np.ndarray]:
         arrays += [*trace.tensors.values(), trace.next_tokens.logprobs, trace.next_tokens.entropies]
     prompts = [text.token_ids for text in TEXTS]
     for beams in (1, 3):
-        answers = answer_deterministically(made, prompts, GenerationConfig(num_beams=beams, max_new_tokens=4))
+        answers = answer_once(made, prompts, GenerationConfig(num_beams=beams, max_new_tokens=4))
         arrays += [np.array(answer.token_ids) for answer in answers]
-    drawn = answer_sampled(made, prompts, DrawConfig(max_new_tokens=4), ["a", "b", "c"])
+    drawn = answer_once(made, prompts, DrawConfig(max_new_tokens=4), ["a", "b", "c"])
     return arrays + [np.array(answer.token_ids) for answer in drawn]
 
 

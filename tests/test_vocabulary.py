@@ -18,7 +18,7 @@ from tracekit import TraceStore
 from tracekit.config import ModelConfig, OutputConfig, PromptConfig
 from tracekit.errors import ConfigError, ModelError
 from tracekit.model.answers import token_offsets
-from tracekit.model.generation import GenerationConfig, answer_deterministically
+from tracekit.model.generation import GenerationConfig, answer_once
 from tracekit.model.models import load_model, load_tokenizer, model_info
 from tracekit.model.prompts import Prompter
 from tracekit.model.vocabulary import check_rows, note_num_rows, say_missing_rows, token_strings
@@ -144,8 +144,8 @@ def test_ids_past_the_table_are_never_an_index_error(short: Path):
     with pytest.raises(ModelError, match=r"\[PAD\]"):
         traced.run(torch.tensor([[3, NUM_TOKENS]]))
     with pytest.raises(ConfigError, match=r"\[PAD\]"):
-        answer_deterministically(traced, [[3, NUM_TOKENS]], GenerationConfig(num_beams=1, max_new_tokens=2))
-    answer_deterministically(traced, [[3, 5], [3]], GenerationConfig(num_beams=1, max_new_tokens=2))
+        answer_once(traced, [[3, NUM_TOKENS]], GenerationConfig(num_beams=1, max_new_tokens=2))
+    answer_once(traced, [[3, 5], [3]], GenerationConfig(num_beams=1, max_new_tokens=2))
 
 
 def test_tokens_without_a_row_are_said_on_loading(short: Path, capsys: pytest.CaptureFixture[str]):

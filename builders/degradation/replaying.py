@@ -15,8 +15,9 @@ from tracekit.errors import ModelError
 from tracekit.format.manifest import Manifest
 from tracekit.format.shards import sha256_file
 from tracekit.model.capture import Text, Trace
+from tracekit.model.generation import Generated
 from tracekit.model.models import load_processor
-from tracekit.model.pictures import illustrate, read_picture, with_picture
+from tracekit.model.pictures import illustrate, read_picture
 from tracekit.model.prompts import Prompter
 from tracekit.model.traced import Loads, TracedModel
 from tracekit.model.values import ValuePolicy
@@ -56,14 +57,13 @@ class DegradationReplay(Replay[DegradationRecord]):
         Raises:
             ModelError: the processor makes other tokens than it did.
         """
-        text = Text(record.token_ids, record.prompt_length)
         if self._shown is None:
-            return text
+            return Text(record.token_ids, record.prompt_length)
         processor, prompter, picture = self._shown
         shown = illustrate(processor, prompter, record.prompt_text, picture)
         if shown.prompt.token_ids != record.token_ids[: record.prompt_length]:
             raise ModelError(f"sample {record.key}: the processor makes other tokens of prompt and picture than it did")
-        return with_picture(text, shown)
+        return shown.to_answer().text(Generated(record.token_ids[record.prompt_length :], record.finish_reason))
 
     def trace(self, sample: Sample, record: DegradationRecord) -> Trace:
         """What is stored of it."""

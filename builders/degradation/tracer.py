@@ -140,10 +140,9 @@ class DegradationTracer(Tracer[DamagedPrompt]):
         self._group = self._damaged = self._cell = None
 
     def _asked(self, example: DamagedPrompt) -> ToAnswer:
-        seed = f"{self._config.output.seed} {example.prompt.id} {example.repeat}"
-        asked = ToAnswer(self._prompts[example.row].token_ids, seed if self._config.do_sample else None)
+        seed = f"{self._config.output.seed} {example.prompt.id} {example.repeat}" if self._config.do_sample else None
         shown = self._illustrated.get(example.row)
-        return asked if shown is None else asked._replace(inputs=shown.inputs, token_type_ids=shown.token_type_ids)
+        return ToAnswer(self._prompts[example.row].token_ids, seed) if shown is None else shown.to_answer(seed)
 
     def _bring(self, traced: TracedModel, example: DamagedPrompt) -> None:
         """Damage the model to a point of the grid, unless it is there; perplexity once a level."""

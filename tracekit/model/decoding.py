@@ -241,7 +241,7 @@ def _together(
             cache=cache,
         )
     texts = [asked[row // repeat].text(answer) for row, answer in enumerate(answers)]
-    others = [row for row in range(len(texts)) if row not in set(chosen)]
+    others = sorted({*range(len(texts))} - {*chosen})
     traces: dict[int, Trace] = {}
     for rows, made in ((chosen, steps.traces), (others, steps.numbers)):
         if rows:

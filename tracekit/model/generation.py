@@ -43,9 +43,7 @@ __all__ = [
     "NewToken",
     "SomeDrawn",
     "StepScorer",
-    "answer_deterministically",
     "answer_once",
-    "answer_sampled",
     "answer_variously",
     "draws",
     "find_padding_rule",
@@ -169,25 +167,11 @@ def _answer_variously(
     return watch.answers()
 
 
-def answer_deterministically(
-    traced: TracedModel, prompts: Sequence[list[int]], config: GenerationConfig, **further: Any
-) -> list[Generated]:
-    """Greedy or beam-search answers to a batch of prompts. `further` as in `answer_once`."""
-    return answer_once(traced, prompts, config, None, **further)
-
-
-def answer_sampled(
-    traced: TracedModel, prompts: Sequence[list[int]], config: DrawConfig, seeds: Sequence[str], **further: Any
-) -> list[Generated]:
-    """One sampled answer to each prompt; `seeds` decide the draw, whatever the batch. `further` as in `answer_once`."""
-    return answer_once(traced, prompts, config, seeds, **further)
-
-
 def answer_once(
     traced: TracedModel,
     prompts: Sequence[list[int]],
     config: GenerationConfig,
-    seeds: Sequence[str] | None,
+    seeds: Sequence[str] | None = None,
     *,
     inputs: Sequence[Mapping[str, Tensor]] = (),
     segments: Sequence[Sequence[int]] = (),

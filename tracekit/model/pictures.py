@@ -8,10 +8,10 @@ from torch import Tensor
 
 from tracekit.errors import ConfigError
 from tracekit.model.answers import token_offsets
-from tracekit.model.capture import Text
 from tracekit.model.prompts import Prompt, Prompter
+from tracekit.model.steps import ToAnswer
 
-__all__ = ["Illustrated", "illustrate", "read_picture", "with_picture"]
+__all__ = ["Illustrated", "illustrate", "read_picture"]
 
 _NOT_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "num_crops")
 
@@ -25,6 +25,10 @@ class Illustrated(NamedTuple):
     """What the model takes beside the ids, such as `pixel_values` (1, C, H, W)."""
     token_type_ids: list[int] | None
     """Which tokens are the picture's, for models that want to know."""
+
+    def to_answer(self, seed: str | None = None) -> ToAnswer:
+        """The prompt as a model answers it, its draw decided by `seed`."""
+        return ToAnswer(self.prompt.token_ids, seed, inputs=self.inputs, token_type_ids=self.token_type_ids)
 
 
 def read_picture(path: str) -> Any:
@@ -58,12 +62,3 @@ def illustrate(processor: Any, prompter: Prompter, text: str, picture: Any) -> I
     if not inputs:
         raise ConfigError("the model's processor makes nothing of the picture; is it one for pictures?")
     return Illustrated(prompt, inputs, None if types is None else types[0].tolist())
-
-
-def with_picture(text: Text, shown: Illustrated | None) -> Text:
-    """A text whose prompt has a picture, with what the model takes beside its tokens; unchanged without one."""
-    if shown is None:
-        return text
-    kinds = shown.token_type_ids
-    answered = [0] * (len(text.token_ids) - text.prompt_length)
-    return text._replace(inputs=shown.inputs, token_type_ids=None if kinds is None else [*kinds, *answered])
